@@ -1,1 +1,135 @@
-fn main() {}
+//! `cargo xtask`: set-up, training, tests, benches and bundles of Tercet. Standard library only, so that it
+//! compiles in seconds on a machine where nothing else is there yet.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!(
+    "Tercet is set up on Linux: libtorch with CUDA, which requirements.txt pins, exists for it alone"
+);
+
+mod cargo;
+mod checkout;
+mod error;
+mod setup;
+mod sha256;
+
+use std::env;
+use std::process::ExitCode;
+
+use checkout::Checkout;
+use error::{Error, Result};
+
+const HELP: &str = "\
+Tercet's tasks
+
+Usage: cargo xtask COMMAND [ARGUMENTS]
+
+Commands:
+  setup         make .venv and the link .libtorch (libtorch, NVRTC and the CUDA headers); nothing the second time
+  train [ARGS]  set-up, then train the built-in example: `tercet train ARGS` in the release profile
+  test [ARGS]   set-up, then `cargo test --release --workspace ARGS`, documentation tests included
+  help          this text; also -h, --help
+
+Environment:
+  TERCET_VENV   one Python environment for several checkouts, in place of .venv; made there if missing.
+                A relative path counts from the checkout's root.
+  LIBTORCH      an existing libtorch 2.11, by its absolute path, in place of the one in the environment
+  CUDA_HOME     an existing CUDA 13 toolkit, for NVRTC and the CUDA headers
+  CXX           the C++ compiler, when it is not `c++`
+";
+
+fn main() -> ExitCode {
+    match run(&arguments()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Usage(text)) => {
+            eprintln!("error: {text}\n\n`cargo xtask --help` shows the commands.");
+            ExitCode::from(2)
+        }
+        Err(Error::Failed(text)) => {
+            eprintln!("error: {text}");
+            ExitCode::FAILURE
+        }
+        Err(Error::Exit(code)) => ExitCode::from(u8::try_from(code).unwrap_or(1)),
+    }
+}
+
+/// Arguments as text. A path that is not UTF-8 loses those bytes here and is then reported as not found.
+fn arguments() -> Vec<String> {
+    env::args_os()
+        .skip(1)
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect()
+}
+
+fn run(arguments: &[String]) -> Result<()> {
+    let Some((command, rest)) = arguments.split_first() else {
+        return Err(Error::Usage("no command given".into()));
+    };
+    let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+    let wants_help = rest
+        .iter()
+        .any(|argument| matches!(*argument, "-h" | "--help"));
+    match command.as_str() {
+        "help" | "-h" | "--help" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        "setup" if wants_help => {
+            print!("{HELP}");
+            Ok(())
+        }
+        "setup" => {
+            no_arguments("setup", &rest)?;
+            setup::ensure(&Checkout::find()?, setup::WhenReady::SaySo)
+        }
+        "train" => train(&rest, wants_help),
+        "test" => {
+            let checkout = ready()?;
+            let mut cargo = cargo::cargo(&checkout, &["test", "--release", "--workspace"]);
+            cargo::run(cargo.args(rest))
+        }
+        other => Err(Error::Usage(format!("unknown command `{other}`"))),
+    }
+}
+
+/// The checkout, set up.
+fn ready() -> Result<Checkout> {
+    let checkout = Checkout::find()?;
+    setup::ensure(&checkout, setup::WhenReady::Silent)?;
+    Ok(checkout)
+}
+
+fn no_arguments(command: &str, rest: &[&str]) -> Result<()> {
+    match rest.first() {
+        None => Ok(()),
+        Some(extra) => Err(Error::Usage(format!(
+            "unexpected argument `{extra}`: `{command}` takes none"
+        ))),
+    }
+}
+
+fn train(rest: &[&str], wants_help: bool) -> Result<()> {
+    let checkout = Checkout::find()?;
+    if wants_help && !setup::is_ready(&checkout) {
+        // A help text is not worth a download of gigabytes.
+        print!("{HELP}");
+        println!(
+            "\nAfter `cargo xtask setup`, `cargo xtask train --help` shows the options of training."
+        );
+        return Ok(());
+    }
+    setup::ensure(&checkout, setup::WhenReady::Silent)?;
+    let mut cargo = cargo::cargo(
+        &checkout,
+        &[
+            "run",
+            "--release",
+            "-p",
+            "tercet-trainer",
+            "--bin",
+            "tercet",
+            "--",
+            "train",
+        ],
+    );
+    cargo::run(cargo.args(rest))
+}

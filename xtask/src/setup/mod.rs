@@ -1,0 +1,335 @@
+//! Set-up: what the build needs and the machine lacks. Each step looks first, so a second run does nothing, and
+//! a run after an interrupted one picks up whatever it finds.
+
+mod compiler;
+mod disk;
+mod environment;
+mod lock;
+mod pip;
+mod python;
+pub mod toolkit;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use crate::checkout::{Checkout, user_libtorch, variable};
+use crate::error::{Doing, Error, Result};
+use environment::{Requirements, State};
+use lock::Lock;
+use pip::say;
+
+/// What to say when there is nothing to do.
+#[derive(PartialEq)]
+pub enum WhenReady {
+    SaySo,
+    Silent,
+}
+
+/// Where the parts of the build come from.
+struct Sources {
+    libtorch: Option<PathBuf>,
+    toolkit: Option<PathBuf>,
+    /// What the user should know: a variable that is of no use.
+    notes: Vec<String>,
+}
+
+impl Sources {
+    /// From `LIBTORCH` and `CUDA_HOME`.
+    fn from_variables(checkout: &Checkout) -> Result<Self> {
+        let mut notes = Vec::new();
+        let libtorch = user_libtorch(checkout);
+        if let Some(dir) = &libtorch {
+            toolkit::check_libtorch(dir).map_err(|why| {
+                Error::Failed(format!(
+                    "LIBTORCH is of no use: {why}.\nUnset it, and set-up gets the right libtorch by itself."
+                ))
+            })?;
+        }
+        let toolkit = match toolkit::from_cuda_home() {
+            Some(Ok(dir)) => Some(dir),
+            Some(Err(why)) => {
+                // Not an error: many images set CUDA_HOME to a toolkit of another release.
+                notes.push(format!(
+                    "CUDA_HOME is not used: {why}. The pinned NVRTC takes its place."
+                ));
+                None
+            }
+            None => None,
+        };
+        let toolkit = toolkit.or_else(|| toolkit::beside(libtorch.as_ref()?));
+        Ok(Self {
+            libtorch,
+            toolkit,
+            notes,
+        })
+    }
+
+    fn complete(&self) -> bool {
+        self.libtorch.is_some() && self.toolkit.is_some()
+    }
+}
+
+/// The environment's place and whose it is.
+struct Place {
+    dir: PathBuf,
+    /// The checkout's own `.venv`, which is set-up's to make and to delete.
+    own: bool,
+}
+
+impl Place {
+    fn choose(checkout: &Checkout, requirements: &Requirements, nvrtc: bool) -> Self {
+        if let Some(named) = variable("TERCET_VENV") {
+            return Self {
+                dir: checkout.root.join(named),
+                own: false,
+            }; // `join` keeps an absolute path as it is
+        }
+        let own = checkout.root.join(".venv");
+        // Without TERCET_VENV the link says which environment the checkout was set up with, so that one command with
+        // the variable and the next without do not make a second one.
+        if let Some(linked) = environment::around(&checkout.libtorch_link())
+            && linked != own
+            && matches!(
+                environment::inspect(&linked, requirements, nvrtc),
+                State::Ready(_)
+            )
+        {
+            return Self {
+                dir: linked,
+                own: false,
+            };
+        }
+        Self {
+            dir: own,
+            own: true,
+        }
+    }
+}
+
+/// Whether `ensure` would find nothing to do.
+pub fn is_ready(checkout: &Checkout) -> bool {
+    let look = || -> Result<bool> {
+        let sources = Sources::from_variables(checkout)?;
+        if sources.complete() {
+            return Ok(true);
+        }
+        let requirements = Requirements::read(checkout.requirements())?;
+        let nvrtc = sources.toolkit.is_none();
+        let place = Place::choose(checkout, &requirements, nvrtc);
+        Ok(
+            match environment::inspect(&place.dir, &requirements, nvrtc) {
+                State::Ready(torch) => is_linked(&checkout.libtorch_link(), &torch),
+                _ => false,
+            },
+        )
+    };
+    look().unwrap_or(false)
+}
+
+/// Makes what is missing.
+pub fn ensure(checkout: &Checkout, when_ready: WhenReady) -> Result<()> {
+    let start = Instant::now();
+    compiler::check()?;
+    let sources = Sources::from_variables(checkout)?;
+    for note in &sources.notes {
+        println!("set-up: {note}");
+    }
+    if sources.complete() {
+        if when_ready == WhenReady::SaySo {
+            let show = |path: &Option<PathBuf>| {
+                path.as_deref()
+                    .unwrap_or(Path::new(""))
+                    .display()
+                    .to_string()
+            };
+            println!(
+                "set-up: ready (libtorch from {}, NVRTC from {})",
+                show(&sources.libtorch),
+                show(&sources.toolkit)
+            );
+        }
+        return Ok(());
+    }
+    let requirements = Requirements::read(checkout.requirements())?;
+    let nvrtc = sources.toolkit.is_none();
+    let place = Place::choose(checkout, &requirements, nvrtc);
+    let (torch, made) = match environment::inspect(&place.dir, &requirements, nvrtc) {
+        State::Ready(torch) => (torch, false),
+        _ => (make(checkout, &place, &requirements, nvrtc, start)?, true),
+    };
+    let linked = link(checkout, &torch)?;
+    if made || linked || when_ready == WhenReady::SaySo {
+        let seconds = start.elapsed().as_secs_f64();
+        println!(
+            "set-up: ready ({}, torch {}) after {seconds:.1} s",
+            checkout.show(&place.dir),
+            requirements.torch
+        );
+    }
+    Ok(())
+}
+
+/// Makes the environment, or makes it anew.
+fn make(
+    checkout: &Checkout,
+    place: &Place,
+    requirements: &Requirements,
+    nvrtc: bool,
+    start: Instant,
+) -> Result<PathBuf> {
+    let shown = checkout.show(&place.dir);
+    let python = python::find()?; // before anything is deleted
+    let lock = Lock::take(&lock_path(&place.dir), &shown)?;
+    remove_old(&old_path(&place.dir))?;
+    // Another checkout may have made it while this one waited for the lock.
+    match environment::inspect(&place.dir, requirements, nvrtc) {
+        State::Ready(torch) => return Ok(torch),
+        State::Missing => {}
+        State::Broken(why) => {
+            println!("set-up: {shown} is made anew: {why}");
+            remove(&place.dir)?;
+        }
+        State::Foreign { why, venv: true } if place.own => {
+            println!("set-up: {shown} is made anew: {why}");
+            remove(&place.dir)?;
+        }
+        State::Foreign { why, .. } => {
+            return Err(not_ours(place, &shown, &why, requirements)); // neither deleted nor installed into
+        }
+    }
+    disk::check(&place.dir)?;
+    println!(
+        "set-up: making {shown} with Python {} and torch {}: libtorch, NVRTC and the CUDA headers, some gigabytes",
+        python.version, requirements.torch
+    );
+    fill(place, requirements, &python, &lock, start).inspect_err(|_| {
+        // Gigabytes of no use, on a disk that may be full because of them. What cannot be removed now is marked as
+        // unfinished and goes the next time.
+        if remove(&place.dir).is_ok() {
+            eprintln!("set-up: removed the unfinished {shown}");
+        }
+    })?;
+    match environment::inspect(&place.dir, requirements, nvrtc) {
+        State::Ready(torch) => Ok(torch),
+        State::Broken(why) | State::Foreign { why, .. } => Err(Error::Failed(format!(
+            "pip has filled {shown}, but it is not fit: {why}"
+        ))),
+        State::Missing => Err(Error::Failed(format!(
+            "{shown} has vanished while it was made"
+        ))),
+    }
+}
+
+fn not_ours(place: &Place, shown: &str, why: &str, requirements: &Requirements) -> Error {
+    let (named, dir) = (
+        if place.own { "" } else { "TERCET_VENV names " },
+        place.dir.display(),
+    );
+    let mut text = format!(
+        "{named}{shown}, which set-up did not make and which is not fit: {why}.\n\
+         Remove it or name another place with TERCET_VENV, and run the same command again."
+    );
+    if !place.own {
+        let file = requirements.file.display();
+        text += &format!(
+            "\nOr, if it is a Python environment: {dir}/bin/python -m pip install -r {file}"
+        );
+    }
+    Error::Failed(text)
+}
+
+fn fill(
+    place: &Place,
+    requirements: &Requirements,
+    python: &python::Python,
+    lock: &Lock,
+    start: Instant,
+) -> Result<()> {
+    environment::mark_as_making(&place.dir)?;
+    let mut venv = Command::new(python.program);
+    let output = python::clean(&mut venv)
+        .args(["-m", "venv"])
+        .arg(&place.dir)
+        .stdin(lock.as_stdin()?)
+        .output()
+        .doing(format_args!("start {}", python.program))?;
+    if !output.status.success() {
+        let said = [output.stdout, output.stderr]
+            .map(|bytes| String::from_utf8_lossy(&bytes).trim().to_string());
+        return Err(Error::Failed(format!(
+            "`{} -m venv` failed ({}):\n{}\nOnce the cause is mended, run the same command again.",
+            python.program,
+            output.status,
+            said.join("\n").trim()
+        )));
+    }
+    say(start, "environment made, asking pip for the packages");
+    pip::install(&place.dir, &requirements.file, lock, start)?;
+    say(start, "packages installed");
+    environment::mark_as_ready(&place.dir, requirements)
+}
+
+/// Beside the environment, not in it: making it anew deletes the folder while the lock is held.
+fn lock_path(environment: &Path) -> PathBuf {
+    beside(environment, ".lock")
+}
+
+/// Where an unfit environment goes to be deleted.
+fn old_path(environment: &Path) -> PathBuf {
+    beside(environment, ".old")
+}
+
+fn beside(environment: &Path, suffix: &str) -> PathBuf {
+    let mut path = environment.as_os_str().to_os_string();
+    path.push(suffix);
+    path.into()
+}
+
+/// Deletes an environment, by another name: a deletion that is interrupted must not leave at its place something
+/// without the mark, which would look like somebody else's. The rest is deleted the next time.
+fn remove(dir: &Path) -> Result<()> {
+    let old = old_path(dir);
+    remove_old(&old)?;
+    fs::rename(dir, &old).doing(format_args!("remove {}", dir.display()))?;
+    remove_old(&old)
+}
+
+fn remove_old(old: &Path) -> Result<()> {
+    match fs::remove_dir_all(old) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).doing(format_args!("remove {}", old.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_linked(link: &Path, torch: &Path) -> bool {
+    match (link.canonicalize(), torch.canonicalize()) {
+        (Ok(now), Ok(wanted)) => now == wanted,
+        _ => false,
+    }
+}
+
+/// Points `.libtorch` at `torch`; true where it did not point there before.
+fn link(checkout: &Checkout, torch: &Path) -> Result<bool> {
+    let link = checkout.libtorch_link();
+    if is_linked(&link, torch) {
+        return Ok(false);
+    }
+    if link.symlink_metadata().is_ok_and(|meta| !meta.is_symlink()) {
+        return Err(Error::failed(
+            ".libtorch is a folder or a file, and set-up needs the name for its link.\n\
+             Move it elsewhere; a libtorch of your own is named by LIBTORCH.",
+        ));
+    }
+    // Relative inside the checkout, so that a checkout can be moved; by renaming, so that it is never missing.
+    let target = torch.strip_prefix(&checkout.root).unwrap_or(torch);
+    let new = checkout.root.join(".libtorch.new");
+    fs::remove_file(&new).ok();
+    std::os::unix::fs::symlink(target, &new)
+        .and_then(|()| fs::rename(&new, &link))
+        .doing("make the link .libtorch")?;
+    Ok(true)
+}
