@@ -6,9 +6,11 @@ compile_error!(
     "Tercet is set up on Linux: libtorch with CUDA, which requirements.txt pins, exists for it alone"
 );
 
+mod bench_table;
 mod cargo;
 mod checkout;
 mod error;
+mod json;
 mod setup;
 mod sha256;
 
@@ -27,6 +29,8 @@ Commands:
   setup         make .venv and the link .libtorch (libtorch, NVRTC and the CUDA headers); nothing the second time
   train [ARGS]  set-up, then train the built-in example: `tercet train ARGS` in the release profile
   test [ARGS]   set-up, then `cargo test --release --workspace ARGS`, documentation tests included
+  bench [ARGS]  set-up, then `cargo bench -p tercet ARGS`, then a table of target/bench.json
+                (`--table` alone only prints the table of the last run)
   help          this text; also -h, --help
 
 Environment:
@@ -87,6 +91,7 @@ fn run(arguments: &[String]) -> Result<()> {
             let mut cargo = cargo::cargo(&checkout, &["test", "--release", "--workspace"]);
             cargo::run(cargo.args(rest))
         }
+        "bench" => bench(&rest),
         other => Err(Error::Usage(format!("unknown command `{other}`"))),
     }
 }
@@ -132,4 +137,17 @@ fn train(rest: &[&str], wants_help: bool) -> Result<()> {
         ],
     );
     cargo::run(cargo.args(rest))
+}
+
+fn bench(rest: &[&str]) -> Result<()> {
+    if let Some(at) = rest.iter().position(|argument| *argument == "--table") {
+        let others: Vec<&str> = [&rest[..at], &rest[at + 1..]].concat();
+        no_arguments("bench --table", &others)?;
+        return bench_table::print(&Checkout::find()?);
+    }
+    let checkout = ready()?;
+    bench_table::forget(&checkout)?;
+    let mut cargo = cargo::cargo(&checkout, &["bench", "-p", "tercet"]);
+    cargo::run(cargo.args(rest))?;
+    bench_table::print(&checkout)
 }
