@@ -10,6 +10,7 @@ mod bench_table;
 mod cargo;
 mod checkout;
 mod error;
+mod gpu_status;
 mod json;
 mod setup;
 mod sha256;
@@ -31,6 +32,7 @@ Commands:
   test [ARGS]   set-up, then `cargo test --release --workspace ARGS`, documentation tests included
   bench [ARGS]  set-up, then `cargo bench -p tercet ARGS`, then a table of target/bench.json
                 (`--table` alone only prints the table of the last run)
+  gpu-status    whether the kernels as they are were verified on a GPU (docs/gpu-verification.md)
   help          this text; also -h, --help
 
 Environment:
@@ -77,7 +79,7 @@ fn run(arguments: &[String]) -> Result<()> {
             print!("{HELP}");
             Ok(())
         }
-        "setup" if wants_help => {
+        "setup" | "gpu-status" if wants_help => {
             print!("{HELP}");
             Ok(())
         }
@@ -92,6 +94,10 @@ fn run(arguments: &[String]) -> Result<()> {
             cargo::run(cargo.args(rest))
         }
         "bench" => bench(&rest),
+        "gpu-status" => {
+            no_arguments("gpu-status", &rest)?;
+            gpu_status::print(&Checkout::find()?)
+        }
         other => Err(Error::Usage(format!("unknown command `{other}`"))),
     }
 }
