@@ -7,6 +7,7 @@ compile_error!(
 );
 
 mod bench_table;
+mod bundle;
 mod cargo;
 mod checkout;
 mod error;
@@ -32,6 +33,7 @@ Commands:
   test [ARGS]   set-up, then `cargo test --release --workspace ARGS`, documentation tests included
   bench [ARGS]  set-up, then `cargo bench -p tercet ARGS`, then a table of target/bench.json
                 (`--table` alone only prints the table of the last run)
+  bundle        executables and a run.sh in .bundle, for a GPU machine that has no Rust
   gpu-status    whether the kernels as they are were verified on a GPU (docs/gpu-verification.md)
   help          this text; also -h, --help
 
@@ -79,7 +81,7 @@ fn run(arguments: &[String]) -> Result<()> {
             print!("{HELP}");
             Ok(())
         }
-        "setup" | "gpu-status" if wants_help => {
+        "setup" | "bundle" | "gpu-status" if wants_help => {
             print!("{HELP}");
             Ok(())
         }
@@ -94,6 +96,10 @@ fn run(arguments: &[String]) -> Result<()> {
             cargo::run(cargo.args(rest))
         }
         "bench" => bench(&rest),
+        "bundle" => {
+            no_arguments("bundle", &rest)?;
+            bundle::make(&ready()?)
+        }
         "gpu-status" => {
             no_arguments("gpu-status", &rest)?;
             gpu_status::print(&Checkout::find()?)

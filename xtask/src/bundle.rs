@@ -1,0 +1,306 @@
+//! `cargo xtask bundle`: executables for a GPU machine that has Python's torch and no Rust.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::cargo::{cargo, check, run};
+use crate::checkout::{Checkout, variable};
+use crate::error::{Doing, Error, Result};
+use crate::gpu_status::Hashes;
+use crate::json;
+
+/// The script that runs the bundle there.
+const RUN: &str = include_str!("bundle_run.sh");
+/// What may be copied to such a machine in one go, with room for the checkout itself.
+const LARGEST: u64 = 60 << 20;
+/// The architecture of the machines that bundles are made for. Only `tercet` is built again for it: the variable
+/// is none of the bindings' business, so libtorch's bindings stay as they are.
+const ARCHITECTURES: (&str, &str) = ("TERCET_CUDA_ARCHS", "90a");
+
+/// One executable of the bundle.
+#[derive(Debug, PartialEq)]
+struct Program {
+    kind: &'static str,
+    name: String,
+    /// The package's folder: tests find their data files from there.
+    package: PathBuf,
+    built: PathBuf,
+}
+
+pub fn make(checkout: &Checkout) -> Result<()> {
+    let test = [
+        "test",
+        "--release",
+        "--workspace",
+        "--exclude",
+        "xtask",
+        "--no-run",
+    ];
+    let mut programs = build(checkout, &test)?;
+    programs.extend(build(checkout, &["bench", "-p", "tercet", "--no-run"])?);
+    programs.extend(build(
+        checkout,
+        &[
+            "build",
+            "--release",
+            "-p",
+            "tercet-trainer",
+            "--bin",
+            "tercet",
+        ],
+    )?);
+
+    let dir = checkout.root.join(".bundle");
+    let bin = dir.join("bin");
+    fs::remove_dir_all(&bin).ok();
+    fs::create_dir_all(&bin).doing("make .bundle/bin")?;
+    let mut list = String::new();
+    for Program {
+        kind,
+        name,
+        package,
+        built,
+    } in &programs
+    {
+        strip(built, &bin.join(name))?;
+        let package = package
+            .strip_prefix(&checkout.root)
+            .unwrap_or(package)
+            .display()
+            .to_string();
+        list += &format!(
+            "{kind}\t{name}\t{}\n",
+            if package.is_empty() { "." } else { &package }
+        );
+    }
+    let own = std::env::current_exe().doing("find this program")?;
+    strip(&own, &bin.join("xtask"))?; // it prints the table of the benches there
+    fs::write(dir.join("list.tsv"), list).doing("write .bundle/list.tsv")?;
+    let Hashes { kernels, cuda } = Hashes::of(checkout)?;
+    let about = format!(
+        "commit={}\nkernels={kernels}\ncuda={cuda}\n",
+        commit(checkout)
+    );
+    fs::write(dir.join("about"), about).doing("write .bundle/about")?;
+    let script = dir.join("run.sh");
+    fs::write(&script, RUN).doing("write .bundle/run.sh")?;
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
+        .doing("make .bundle/run.sh executable")?;
+    report(&bin)
+}
+
+/// Prints what lies in `bin`, and refuses a bundle that is too large.
+fn report(bin: &Path) -> Result<()> {
+    let mut sizes = Vec::new();
+    for entry in fs::read_dir(bin).doing("read .bundle/bin")? {
+        let entry = entry.doing("read .bundle/bin")?;
+        sizes.push((
+            entry.file_name().display().to_string(),
+            entry.metadata().doing("read .bundle/bin")?.len(),
+        ));
+    }
+    sizes.sort();
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    for (name, size) in &sizes {
+        println!("{:8.1} MiB  {name}", mib(*size));
+    }
+    let total = sizes.iter().map(|(_, size)| size).sum();
+    println!(
+        "{:8.1} MiB  in .bundle; run it there with .bundle/run.sh (`.bundle/run.sh help`)",
+        mib(total)
+    );
+    if total > LARGEST {
+        return Err(Error::Failed(format!(
+            "the bundle is larger than {:.0} MiB",
+            mib(LARGEST)
+        )));
+    }
+    Ok(())
+}
+
+/// Builds and collects the executables that cargo reports.
+fn build(checkout: &Checkout, arguments: &[&str]) -> Result<Vec<Program>> {
+    println!("bundle: cargo {}", arguments.join(" "));
+    let mut command = cargo(checkout, arguments);
+    command
+        .arg("--message-format=json-render-diagnostics")
+        .current_dir(&checkout.root)
+        .stdout(Stdio::piped());
+    if variable(ARCHITECTURES.0).is_none() {
+        command.env(ARCHITECTURES.0, ARCHITECTURES.1);
+    }
+    let mut child = command.spawn().doing("start cargo")?;
+    let mut messages = String::new();
+    if let Some(mut out) = child.stdout.take() {
+        out.read_to_string(&mut messages)
+            .doing("read cargo's messages")?;
+    }
+    check(child.wait().doing("wait for cargo")?)?;
+    collect(&messages, arguments[0], &checkout.root)
+        .map_err(|error| Error::Failed(format!("cargo's messages: {error}")))
+}
+
+/// The executables among cargo's messages, one JSON object per line.
+fn collect(messages: &str, subcommand: &str, root: &Path) -> Result<Vec<Program>, String> {
+    let mut programs: Vec<Program> = Vec::new();
+    for line in messages.lines().filter(|line| line.starts_with('{')) {
+        let message = json::parse(line)?;
+        let Some(built) = message.get("executable").text() else {
+            continue;
+        };
+        let target = message.get("target");
+        let json::Value::List(kinds) = target.get("kind") else {
+            continue;
+        };
+        let kind = kinds
+            .first()
+            .and_then(json::Value::text)
+            .unwrap_or_default();
+        let name = target.get("name").text().ok_or("a target without a name")?;
+        let manifest = Path::new(
+            message
+                .get("manifest_path")
+                .text()
+                .ok_or("a target without a manifest")?,
+        );
+        let package = manifest.parent().ok_or("a manifest without a folder")?;
+        let harness = message.get("profile").get("test") == &json::Value::Bool(true);
+        // Stable names. Unit tests carry their package's name; so do tests of the crates that are not the root.
+        let folder = package
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let owner = if package == root {
+            String::new()
+        } else {
+            format!("{folder}-")
+        };
+        let (kind, name) = match (subcommand, kind, harness) {
+            ("test", "test", _) => ("test", format!("test-{owner}{name}")),
+            ("test", "lib" | "rlib" | "bin", true) => ("test", format!("test-{owner}unit-{name}")),
+            ("bench", "bench", _) => ("bench", format!("bench-{owner}{name}")),
+            ("build", "bin", false) => ("bin", name.to_string()),
+            _ => continue, // examples, and a library's empty bench
+        };
+        if programs.iter().any(|program| program.name == name) {
+            return Err(format!("two executables of the name {name}"));
+        }
+        programs.push(Program {
+            kind,
+            name,
+            package: package.into(),
+            built: built.into(),
+        });
+    }
+    Ok(programs)
+}
+
+/// Copies without symbols. The profile does not strip, for a profile of its own would build everything twice.
+fn strip(from: &Path, to: &Path) -> Result<()> {
+    run(Command::new("strip").arg("-o").arg(to).arg(from)).map_err(|error| match error {
+        Error::Failed(text) => Error::Failed(format!("{text}\n`strip` is part of binutils.")),
+        other => other,
+    })
+}
+
+/// What the bundle was made from, for the records. A checkout that is not git's has no commit to name.
+fn commit(checkout: &Checkout) -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git")
+            .args(arguments)
+            .current_dir(&checkout.root)
+            .output()
+            .ok()?;
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
+    };
+    match git(&["rev-parse", "--short=10", "HEAD"]) {
+        None => "unknown".into(),
+        Some(commit) => match git(&["status", "--porcelain"]) {
+            Some(changes) if changes.is_empty() => commit,
+            _ => format!("{commit}+changes"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: &str, name: &str, package: &str, harness: bool, executable: &str) -> String {
+        format!(
+            r#"{{"reason":"compiler-artifact","manifest_path":"{package}/Cargo.toml","target":{{"kind":["{kind}"],"name":"{name}"}},"profile":{{"opt_level":"3","test":{harness}}},"executable":{executable}}}"#
+        )
+    }
+
+    #[test]
+    fn executables_get_stable_names() {
+        let here = "/checkout".to_string();
+        let trainer = format!("{here}/trainer");
+        let messages = [
+            message("lib", "tercet", &here, false, "null"),
+            message("lib", "tercet", &here, true, "\"/t/deps/tercet-0a\""),
+            message(
+                "test",
+                "triplet_margin",
+                &here,
+                true,
+                "\"/t/deps/triplet_margin-1b\"",
+            ),
+            message(
+                "example",
+                "triplet",
+                &here,
+                false,
+                "\"/t/examples/triplet\"",
+            ),
+            message("bin", "tercet", &trainer, false, "\"/t/tercet\""),
+            message("bin", "tercet", &trainer, true, "\"/t/deps/tercet-2c\""),
+            message("test", "loop", &trainer, true, "\"/t/deps/loop-3d\""),
+            r#"{"reason":"build-finished","success":true}"#.into(),
+        ]
+        .join("\n");
+        let names = |subcommand: &str, messages: &str| -> Vec<(String, String)> {
+            let programs = collect(messages, subcommand, Path::new(&here)).unwrap();
+            programs
+                .into_iter()
+                .map(|p| (p.name, p.built.display().to_string()))
+                .collect()
+        };
+        let pair = |name: &str, built: &str| (name.to_string(), built.to_string());
+        assert_eq!(
+            names("test", &messages),
+            [
+                pair("test-unit-tercet", "/t/deps/tercet-0a"),
+                pair("test-triplet_margin", "/t/deps/triplet_margin-1b"),
+                pair("test-trainer-unit-tercet", "/t/deps/tercet-2c"),
+                pair("test-trainer-loop", "/t/deps/loop-3d"),
+            ]
+        );
+        assert_eq!(names("build", &messages), [pair("tercet", "/t/tercet")]);
+        let bench = message(
+            "bench",
+            "triplet_margin",
+            &here,
+            false,
+            "\"/t/deps/triplet_margin-4e\"",
+        );
+        assert_eq!(
+            names("bench", &bench),
+            [pair("bench-triplet_margin", "/t/deps/triplet_margin-4e")]
+        );
+        // Two of a name would overwrite each other.
+        let twice = format!("{bench}\n{bench}");
+        assert!(
+            collect(&twice, "bench", Path::new(&here))
+                .unwrap_err()
+                .contains("two executables")
+        );
+        assert!(collect("{nonsense", "bench", Path::new(&here)).is_err());
+    }
+}
