@@ -349,6 +349,22 @@ fn new_requirements_make_a_new_environment_and_new_comments_do_not() {
 }
 
 #[test]
+fn a_shared_environment_of_another_checkouts_requirements_is_not_deleted() {
+    let sandbox = Sandbox::new();
+    let shared = sandbox.path("env");
+    run(sandbox.setup().env("TERCET_VENV", &shared)).succeeds();
+    let before = fingerprint(&shared);
+    sandbox.checkout("second");
+    sandbox.write("second/requirements.txt", "torch==2.11.0\nnumpy==2.3.0\n");
+    let second = run(sandbox
+        .xtask_in("second", &["setup"])
+        .env("TERCET_VENV", &shared))
+    .fails(1);
+    second.says(&["TERCET_VENV names", "another requirements.txt"]);
+    assert_eq!(fingerprint(&shared), before);
+}
+
+#[test]
 fn another_python_in_the_environment_makes_it_anew() {
     let sandbox = set_up();
     sandbox.write("checkout/.venv/pyvenv.cfg", "version = 3.12.1\n");

@@ -48,6 +48,8 @@ pub enum State {
     Ready(PathBuf),
     /// Made by set-up and not fit, and why. Set-up may delete it.
     Broken(String),
+    /// Made by set-up, and whole, for another `requirements.txt`.
+    Outdated,
     /// Not made by set-up and not fit, and why. `venv` where it is a Python environment.
     Foreign { why: String, venv: bool },
 }
@@ -65,9 +67,9 @@ pub fn inspect(dir: &Path, requirements: &Requirements, nvrtc: bool) -> State {
     let venv = dir.join("pyvenv.cfg").is_file();
     let mark = fs::read_to_string(dir.join(MARK)).ok();
     if let Some(mark) = &mark
-        && let Err(why) = check_mark(mark, dir, requirements)
+        && let Some(state) = unfit_by_mark(mark, dir, requirements)
     {
-        return State::Broken(why);
+        return state;
     }
     match check_content(dir, requirements, nvrtc) {
         Ok(torch) => State::Ready(torch),
@@ -76,18 +78,18 @@ pub fn inspect(dir: &Path, requirements: &Requirements, nvrtc: bool) -> State {
     }
 }
 
-fn check_mark(mark: &str, dir: &Path, requirements: &Requirements) -> Result<(), String> {
+fn unfit_by_mark(mark: &str, dir: &Path, requirements: &Requirements) -> Option<State> {
     let mut lines = mark.lines();
     if lines.next() != Some("ready") {
-        return Err("the set-up of it did not finish".into());
+        return Some(State::Broken("the set-up of it did not finish".into()));
     }
     if lines.next() != Some(&requirements.hash) {
-        return Err("requirements.txt has changed since".into());
+        return Some(State::Outdated);
     }
     if lines.next() != python_version(dir).as_deref() {
-        return Err("its Python has changed since".into());
+        return Some(State::Broken("its Python has changed since".into()));
     }
-    Ok(())
+    None
 }
 
 /// From the environment's own description.

@@ -191,6 +191,17 @@ fn make(
             println!("set-up: {shown} is made anew: {why}");
             remove(&place.dir)?;
         }
+        State::Outdated if place.own => {
+            println!("set-up: {shown} is made anew: requirements.txt has changed since");
+            remove(&place.dir)?;
+        }
+        State::Outdated => {
+            // Not repaired: two checkouts with different pins would delete it from under each other.
+            return Err(Error::Failed(format!(
+                "TERCET_VENV names {shown}, which was made for another requirements.txt than this checkout's.\n\
+                 Name another place, or remove it if no other checkout uses it, and run the same command again."
+            )));
+        }
         State::Foreign { why, venv: true } if place.own => {
             println!("set-up: {shown} is made anew: {why}");
             remove(&place.dir)?;
@@ -216,8 +227,8 @@ fn make(
         State::Broken(why) | State::Foreign { why, .. } => Err(Error::Failed(format!(
             "pip has filled {shown}, but it is not fit: {why}"
         ))),
-        State::Missing => Err(Error::Failed(format!(
-            "{shown} has vanished while it was made"
+        State::Missing | State::Outdated => Err(Error::Failed(format!(
+            "{shown} was changed while it was made"
         ))),
     }
 }
