@@ -205,6 +205,15 @@ fn killed_in_the_middle_it_is_made_anew() {
 }
 
 #[test]
+fn what_an_interrupted_deletion_left_is_deleted() {
+    let sandbox = Sandbox::new();
+    sandbox.write("checkout/.venv.old/lib/gigabytes", "x");
+    run(&mut sandbox.setup()).succeeds();
+    assert!(!sandbox.exists("checkout/.venv.old"));
+    assert_whole(&sandbox);
+}
+
+#[test]
 fn a_pip_that_outlives_its_set_up_is_waited_for() {
     let sandbox = Sandbox::new();
     let first = start(sandbox.setup().env("FAKE_PIP", "slow"));
