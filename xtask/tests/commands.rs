@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Sandbox, run};
+use common::{Outcome, Sandbox, run};
 
 const ROW: &str = r#"[{"op": "triplet_margin", "size": "8x4", "dtype": "f32", "backend": "cpu", "pass": "both",
     "ms": 1.0, "peer": "tch", "peer_ms": 4.0, "ratio": 4.0, "floor_ms": 0.5, "peak_bytes": 8}]"#;
@@ -188,4 +188,61 @@ fn the_page_in_this_repository_is_readable() {
     run(command.arg("gpu-status").current_dir(checkout))
         .succeeds()
         .says(&["kernels hash"]);
+}
+
+/// A cargo that reports two executables, whose files are `size` bytes long.
+fn bundle(sandbox: &Sandbox, size: &str) -> Outcome {
+    let root = sandbox.path("checkout").display().to_string();
+    let message = |kind: &str, name: &str, test: bool, file: &str| {
+        format!(
+            r#"{{"manifest_path":"{root}/Cargo.toml","target":{{"kind":["{kind}"],"name":"{name}"}},"profile":{{"test":{test}}},"executable":"{root}/{file}"}}"#
+        )
+    };
+    let messages = [
+        message("test", "triplet_margin", true, "one"),
+        message("bin", "tercet", false, "two"),
+    ];
+    sandbox.write("messages", &messages.join("\n"));
+    sandbox.program("strip", "#!/bin/sh\nexec /bin/cp \"$3\" \"$2\"\n");
+    let script = format!("truncate -s {size} {root}/one {root}/two; cat {root}/../messages");
+    run(sandbox.xtask(&["bundle"]).env("FAKE_CARGO", script))
+}
+
+#[test]
+fn bundle_collects_programs_and_says_what_it_was_made_from() {
+    let sandbox = Sandbox::new();
+    bundle(&sandbox, "1K")
+        .succeeds()
+        .says(&["test-triplet_margin", "MiB  in .bundle"]);
+    let list = sandbox.read("checkout/.bundle/list.tsv");
+    assert_eq!(list, "test\ttest-triplet_margin\t.\nbin\ttercet\t.\n");
+    assert!(
+        sandbox
+            .read("checkout/.bundle/about")
+            .starts_with("commit=unknown\nkernels=e3b0c44298fc1c14\n")
+    );
+    for program in ["test-triplet_margin", "tercet", "xtask"] {
+        assert!(
+            sandbox.exists(&format!("checkout/.bundle/bin/{program}")),
+            "{program}"
+        );
+    }
+    assert!(
+        sandbox
+            .read("checkout/.bundle/run.sh")
+            .starts_with("#!/usr/bin/env bash")
+    );
+    assert!(
+        sandbox
+            .read("cargo-environment")
+            .contains("TERCET_CUDA_ARCHS=90a\n")
+    );
+}
+
+#[test]
+fn a_bundle_that_is_too_large_fails() {
+    let sandbox = Sandbox::new();
+    bundle(&sandbox, "40M")
+        .fails(1)
+        .says(&["larger than 60 MiB"]);
 }

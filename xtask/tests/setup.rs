@@ -268,10 +268,10 @@ fn tercet_venv_may_be_relative_and_is_remembered() {
     let inside = sandbox.path("checkout/xtask");
     run(sandbox
         .setup()
-        .env("TERCET_VENV", "../env")
+        .env("TERCET_VENV", "../env/")
         .current_dir(inside))
     .succeeds();
-    assert!(sandbox.exists("env/tercet-setup"));
+    assert!(sandbox.exists("env/tercet-setup") && sandbox.exists("env.lock"));
     // Without the variable the next command uses what the link says and makes no second environment.
     run(&mut sandbox.setup()).succeeds();
     assert!(!sandbox.exists("checkout/.venv"));

@@ -81,10 +81,10 @@ struct Place {
 impl Place {
     fn choose(checkout: &Checkout, requirements: &Requirements, nvrtc: bool) -> Self {
         if let Some(named) = variable("TERCET_VENV") {
-            return Self {
-                dir: checkout.root.join(named),
-                own: false,
-            }; // `join` keeps an absolute path as it is
+            // `join` keeps an absolute path as it is; `components` drops a slash at the end, which would put what
+            // belongs beside the environment into it.
+            let dir = checkout.root.join(named).components().collect();
+            return Self { dir, own: false };
         }
         let own = checkout.root.join(".venv");
         // Without TERCET_VENV the link says which environment the checkout was set up with, so that one command with
