@@ -1,0 +1,57 @@
+// Sums in a fixed order: the same bits in every run.
+#pragma once
+#include "platform.cuh"
+
+// The lanes of this thread's group: an aligned run of LANES lanes of its warp. Groups of one warp may diverge.
+template <int LANES> DEVICE u32 group_mask() {
+    return (0xffffffffu >> (32 - LANES)) << (threadIdx.x % 32 / LANES * LANES);
+}
+
+// Sum over a group; every lane of it must call and gets it.
+template <int LANES, class A> DEVICE A group_sum(A x) {
+    const u32 mask = group_mask<LANES>();
+#pragma unroll
+    for (int offset = LANES / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(mask, x, offset);
+    return x;
+}
+
+// Maximum over a group, likewise. NaN wins: fmax would drop it.
+template <int LANES, class A> DEVICE A group_max(A x) {
+    const u32 mask = group_mask<LANES>();
+#pragma unroll
+    for (int offset = LANES / 2; offset > 0; offset /= 2) {
+        const A y = __shfl_xor_sync(mask, x, offset);
+        x = y > x || y != y ? y : x;
+    }
+    return x;
+}
+
+// Sum over a block of THREADS threads; thread 0 gets it. All threads must call.
+template <int THREADS> DEVICE double block_sum(double x) {
+    SHARED(double, warp_sums, THREADS / 32);
+    x = group_sum<32>(x);
+    __syncthreads();  // a previous call may still be reading
+    if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = x;
+    __syncthreads();
+    double sum = 0;
+    if (threadIdx.x == 0)
+        for (int w = 0; w < THREADS / 32; ++w) sum += warp_sums[w];
+    return sum;
+}
+
+// Sum of `x` over all threads of the grid. True for thread 0 of the block that finishes last: `sum` is then the result.
+// partials: one number a block. ticket: 0 at launch.
+template <int THREADS> DEVICE bool grid_sum(double x, double* partials, u32* ticket, double& sum) {
+    SHARED(u32, order, 1);
+    const double block = block_sum<THREADS>(x);
+    if (threadIdx.x == 0) {
+        partials[blockIdx.x] = block;
+        order[0] = add_release_acquire(ticket, 1);
+    }
+    __syncthreads();
+    if (order[0] != gridDim.x - 1) return false;
+    double mine = 0;
+    for (u32 i = threadIdx.x; i < gridDim.x; i += THREADS) mine += partials[i];
+    sum = block_sum<THREADS>(mine);
+    return threadIdx.x == 0;
+}

@@ -1,0 +1,8 @@
+//! The constants that host and kernels share. `build/kernels.rs` reads this file too.
+#![allow(dead_code, reason = "each build reads its share")]
+
+/// Below this L2 norm a row is divided by it instead of by its norm, as `torch.nn.functional.normalize` does.
+pub const MIN_NORM: f64 = 1e-12;
+
+/// Threads in a block of a paired loss.
+pub const PAIRED_THREADS: u32 = 256;

@@ -1,0 +1,298 @@
+//! NVIDIA devices through cudarc: contexts, loaded kernels, launches on a stream.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, result};
+use cudarc::nvrtc::Ptx;
+
+use super::images::image_for;
+use super::launcher::{Address, DeviceProperties, Grid, Launcher, Memory};
+use crate::Error;
+
+/// How many CUDA devices this process can use; 0 without a driver.
+pub fn device_count() -> usize {
+    // SAFETY: only looks for the driver's library; cudarc's other calls panic without it.
+    if !unsafe { sys::is_culib_present() } {
+        return 0;
+    }
+    CudaContext::device_count().map_or(0, |n| usize::try_from(n).unwrap_or(0))
+}
+
+/// A device with the kernels that have been loaded onto it. One per context and process.
+pub struct Device {
+    context: Arc<CudaContext>,
+    properties: DeviceProperties,
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<String, Arc<CudaModule>>,
+    functions: HashMap<String, CudaFunction>,
+}
+
+impl Device {
+    /// The device's primary context, the one that PyTorch and the CUDA runtime use.
+    ///
+    /// # Errors
+    /// If there is no driver or no such device.
+    pub fn primary(ordinal: usize) -> Result<Arc<Self>, Error> {
+        static DEVICES: OnceLock<Mutex<HashMap<usize, Arc<Device>>>> = OnceLock::new();
+        let mut devices = DEVICES.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(device) = devices.get(&ordinal) {
+            return Ok(device.clone());
+        }
+        if ordinal >= device_count() {
+            return Err(Error::argument(
+                "device",
+                format!("one of {} CUDA devices", device_count()),
+                ordinal.to_string(),
+            ));
+        }
+        let previous = Current::remember();
+        let context = CudaContext::new(ordinal).map_err(|e| error("making a context", e))?;
+        // SAFETY: this context object is ours alone, and its streams are ordered by whoever gives them to us. Event
+        // tracking would record events during graph capture, which breaks it.
+        unsafe { context.disable_event_tracking() };
+        let device = Arc::new(Self::new(context)?);
+        drop(previous);
+        devices.insert(ordinal, device.clone());
+        Ok(device)
+    }
+
+    /// The device of a context that the caller made.
+    ///
+    /// # Errors
+    /// If the driver does not answer.
+    pub fn of(context: &Arc<CudaContext>) -> Result<Arc<Self>, Error> {
+        // Keyed by the driver's handle; the context stays alive in the map, so the handle is not used again.
+        static DEVICES: OnceLock<Mutex<HashMap<usize, Arc<Device>>>> = OnceLock::new();
+        let mut devices = DEVICES.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+        let key = context.cu_ctx().addr();
+        if let Some(device) = devices.get(&key) {
+            return Ok(device.clone());
+        }
+        let device = Arc::new(Self::new(context.clone())?);
+        devices.insert(key, device.clone());
+        Ok(device)
+    }
+
+    fn new(context: Arc<CudaContext>) -> Result<Self, Error> {
+        let attribute = |what| {
+            let value = context.attribute(what).map_err(|e| error("reading the device's properties", e))?;
+            Ok::<u32, Error>(u32::try_from(value).unwrap_or(0))
+        };
+        let properties = DeviceProperties {
+            name: context.name().map_err(|e| error("reading the device's name", e))?,
+            major: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            minor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            threads_per_multiprocessor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_MULTIPROCESSOR)?,
+            shared_bytes_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        };
+        Ok(Self { context, properties, loaded: Mutex::default() })
+    }
+
+    /// What it is.
+    pub fn properties(&self) -> &DeviceProperties {
+        &self.properties
+    }
+
+    /// The context, ours or the caller's.
+    pub fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    /// Launches on `stream`, a stream of this device's context.
+    ///
+    /// # Safety
+    /// As [`Launcher::launch`].
+    ///
+    /// # Errors
+    /// As [`Launcher::launch`].
+    pub unsafe fn launch(
+        &self,
+        stream: sys::CUstream,
+        stem: &str,
+        kernel: &str,
+        grid: Grid,
+        arguments: &[u8],
+    ) -> Result<(), Error> {
+        let _current = Current::set(&self.context)?;
+        let function = self.function(stem, kernel)?;
+        // The driver reads the struct through this pointer before it returns, so it need not outlive the call.
+        let mut parameters = [arguments.as_ptr().cast_mut().cast()];
+        // SAFETY: the caller's contract; the function belongs to the current context.
+        unsafe {
+            result::launch_kernel(
+                function.cu_function(),
+                (grid.blocks, 1, 1),
+                (grid.threads, 1, 1),
+                grid.shared_bytes,
+                stream,
+                &mut parameters,
+            )
+        }
+        .map_err(|e| error(format!("launching {kernel} with {grid:?}"), e))
+    }
+
+    /// Fills memory with zero bytes, in the order of `stream`.
+    ///
+    /// # Safety
+    /// As [`Launcher::clear`].
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub unsafe fn clear(&self, stream: sys::CUstream, to: Address, bytes: usize) -> Result<(), Error> {
+        let _current = Current::set(&self.context)?;
+        // SAFETY: the caller's contract.
+        unsafe { result::memset_d8_async(to, 0, bytes, stream) }.map_err(|e| error("clearing memory", e))
+    }
+
+    fn function(&self, stem: &str, kernel: &str) -> Result<CudaFunction, Error> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = loaded.functions.get(kernel) {
+            return Ok(function.clone());
+        }
+        let module = match loaded.modules.get(stem) {
+            Some(module) => module.clone(),
+            None => {
+                let module = self.load(stem)?;
+                loaded.modules.insert(stem.into(), module.clone());
+                module
+            }
+        };
+        let function = module.load_function(kernel).map_err(|e| error(format!("finding {kernel} in {stem}"), e))?;
+        loaded.functions.insert(kernel.into(), function.clone());
+        Ok(function)
+    }
+
+    fn load(&self, stem: &str) -> Result<Arc<CudaModule>, Error> {
+        let (major, minor) = (self.properties.major, self.properties.minor);
+        let Some(image) = image_for(stem, major, minor) else {
+            return Err(Error::Cuda {
+                action: format!("choosing a kernel image of {stem} for {}", self.properties.name),
+                reason: format!("nothing in this build runs on compute capability {major}.{minor}; 8.0 is the least"),
+            });
+        };
+        let bytes = image.inflate();
+        let ptx = if image.target.starts_with("sm_") {
+            Ptx::from_binary(bytes)
+        } else {
+            let text = String::from_utf8(bytes).expect("PTX is text");
+            Ptx::from_src(text.trim_end_matches('\0'))
+        };
+        // Loading may be refused while any stream of the process is being captured into a graph.
+        let _relaxed = RelaxedCapture::enter();
+        self.context.load_module(ptx).map_err(|e| error(format!("loading {stem} for {}", image.target), e))
+    }
+}
+
+pub(crate) fn error(action: impl Into<String>, driver: DriverError) -> Error {
+    let reason = driver.error_string().map_or_else(|_| format!("{driver:?}"), |s| s.to_string_lossy().into_owned());
+    Error::Cuda { action: action.into(), reason }
+}
+
+/// Makes a context current and brings back the previous one at the end: cudarc leaves its own, and PyTorch would then
+/// go on with another device.
+struct Current {
+    previous: Option<Option<sys::CUcontext>>,
+}
+
+impl Current {
+    fn remember() -> Self {
+        Self { previous: result::ctx::get_current().ok() }
+    }
+
+    fn set(context: &CudaContext) -> Result<Self, Error> {
+        let current = Self::remember();
+        context.bind_to_thread().map_err(|e| error("entering the device's context", e))?;
+        Ok(current)
+    }
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        if let Some(previous) = self.previous {
+            // SAFETY: it was current a moment ago on this thread; null means none.
+            let _ = unsafe { result::ctx::set_current(previous.unwrap_or(std::ptr::null_mut())) };
+        }
+    }
+}
+
+/// Allows calls that a capture on another stream would forbid.
+struct RelaxedCapture {
+    previous: sys::CUstreamCaptureMode,
+}
+
+impl RelaxedCapture {
+    fn enter() -> Self {
+        let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: swaps a thread-local setting with `mode`.
+        unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) };
+        Self { previous: mode }
+    }
+}
+
+impl Drop for RelaxedCapture {
+    fn drop(&mut self) {
+        // SAFETY: as above; puts back what was there.
+        unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut self.previous) };
+    }
+}
+
+/// Launches on a cudarc stream, with memory from that stream.
+pub struct CudaLauncher {
+    device: Arc<Device>,
+    stream: Arc<CudaStream>,
+}
+
+impl CudaLauncher {
+    /// On the caller's stream and context.
+    ///
+    /// # Errors
+    /// If the driver does not answer.
+    pub fn new(stream: &Arc<CudaStream>) -> Result<Self, Error> {
+        Ok(Self { device: Device::of(stream.context())?, stream: stream.clone() })
+    }
+}
+
+impl Launcher for CudaLauncher {
+    type Memory = Allocation;
+
+    fn properties(&self) -> &DeviceProperties {
+        self.device.properties()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Allocation, Error> {
+        // SAFETY: uninitialised, as `Launcher::allocate` says; kernels write before they read.
+        let slice =
+            unsafe { self.stream.alloc::<u8>(bytes) }.map_err(|e| error(format!("allocating {bytes} bytes"), e))?;
+        let address = slice.device_ptr(&self.stream).0;
+        Ok(Allocation { address, _slice: slice })
+    }
+
+    unsafe fn clear(&self, to: Address, bytes: usize) -> Result<(), Error> {
+        // SAFETY: the caller's contract.
+        unsafe { self.device.clear(self.stream.cu_stream(), to, bytes) }
+    }
+
+    unsafe fn launch(&self, stem: &str, kernel: &str, grid: Grid, arguments: &[u8]) -> Result<(), Error> {
+        // SAFETY: the caller's contract.
+        unsafe { self.device.launch(self.stream.cu_stream(), stem, kernel, grid, arguments) }
+    }
+}
+
+/// Memory that its stream frees in its own order.
+pub struct Allocation {
+    address: Address,
+    _slice: CudaSlice<u8>,
+}
+
+impl Memory for Allocation {
+    fn address(&self) -> Address {
+        self.address
+    }
+}

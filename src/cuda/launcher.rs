@@ -1,0 +1,75 @@
+//! What host code needs of a device: properties, memory, and named kernels to launch. Implemented by cudarc's driver
+//! (`device.rs`, and over PyTorch's allocator in `torch/launcher.rs`) and by whatever else can run the kernels.
+
+use crate::Error;
+
+/// An address in device memory; 0 is null.
+pub type Address = u64;
+
+/// What launch plans depend on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceProperties {
+    /// The device's name.
+    pub name: String,
+    /// Compute capability.
+    pub major: u32,
+    /// Compute capability.
+    pub minor: u32,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Threads that one multiprocessor holds at a time.
+    pub threads_per_multiprocessor: u32,
+    /// Shared memory that one block may ask for.
+    pub shared_bytes_per_block: u32,
+}
+
+/// The shape of a launch, in one dimension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Blocks.
+    pub blocks: u32,
+    /// Threads in each block.
+    pub threads: u32,
+    /// Dynamic shared memory in each block.
+    pub shared_bytes: u32,
+}
+
+/// Device memory that is freed when dropped, not before the launches that use it have run.
+pub trait Memory {
+    /// Where it starts.
+    fn address(&self) -> Address;
+}
+
+/// A device to launch on, in the order of the calls.
+pub trait Launcher {
+    /// Its memory.
+    type Memory: Memory;
+
+    /// What it is.
+    fn properties(&self) -> &DeviceProperties;
+
+    /// Uninitialised memory.
+    ///
+    /// # Errors
+    /// If there is not enough; nothing is leaked, and smaller requests may succeed.
+    fn allocate(&self, bytes: usize) -> Result<Self::Memory, Error>;
+
+    /// Fills memory with zero bytes.
+    ///
+    /// # Safety
+    /// `bytes` bytes from `to` are device memory that nothing else uses meanwhile.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    unsafe fn clear(&self, to: Address, bytes: usize) -> Result<(), Error>;
+
+    /// Launches `kernel` of the file `stem`, whose only argument is a struct with these bytes.
+    ///
+    /// # Safety
+    /// `arguments` has the layout of the kernel's argument; each address in it is device memory of the size and
+    /// alignment that the kernel expects, and lives until the kernel has run.
+    ///
+    /// # Errors
+    /// If there is no such kernel or the device refuses.
+    unsafe fn launch(&self, stem: &str, kernel: &str, grid: Grid, arguments: &[u8]) -> Result<(), Error>;
+}

@@ -1,0 +1,9 @@
+//! The shared GPU engine: compiled images, the launcher, device properties.
+
+pub mod device;
+pub mod images;
+pub mod launcher;
+
+pub use device::{CudaLauncher, Device, device_count};
+pub use images::{IMAGES, Image, KernelReport};
+pub use launcher::{Address, DeviceProperties, Grid, Launcher, Memory};

@@ -1,0 +1,149 @@
+//! The number types of embeddings, and the types they are computed in.
+
+use std::fmt::Debug;
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+
+/// A number type of embeddings: `f32`, `f64`, `f16` or `bf16`.
+pub trait Element: Pod + Debug + Default + PartialEq + Send + Sync + sealed::Sealed {
+    /// The type of arithmetic and of losses: `f64` for `f64`, `f32` for all others.
+    type Scalar: Scalar;
+    /// `"f32"` and so on, as in kernel names.
+    const NAME: &'static str;
+    /// Nearest to `x`, ties to even.
+    fn from_f64(x: f64) -> Self;
+    /// Exact.
+    fn to_f64(self) -> f64;
+    #[doc(hidden)]
+    fn widen(from: &[Self], to: &mut [Self::Scalar]);
+    #[doc(hidden)]
+    fn narrow(from: &[Self::Scalar], to: &mut [Self]);
+    /// The slice itself where it needs no widening.
+    #[doc(hidden)]
+    fn as_scalars(slice: &[Self]) -> Option<&[Self::Scalar]>;
+    #[doc(hidden)]
+    fn as_scalars_mut(slice: &mut [Self]) -> Option<&mut [Self::Scalar]>;
+}
+
+/// A type of arithmetic: `f32` or `f64`.
+pub trait Scalar:
+    Element<Scalar = Self>
+    + PartialOrd
+    + Add<Output = Self>
+    + AddAssign
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + std::fmt::Display
+{
+    #[doc(hidden)]
+    const ZERO: Self;
+    #[doc(hidden)]
+    const ONE: Self;
+    #[doc(hidden)]
+    const NAN: Self;
+    #[doc(hidden)]
+    fn sqrt(self) -> Self;
+    #[doc(hidden)]
+    fn abs(self) -> Self;
+    #[doc(hidden)]
+    fn powf(self, p: Self) -> Self;
+    #[doc(hidden)]
+    fn is_finite(self) -> bool;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+}
+
+macro_rules! scalar {
+    ($t:ident, $name:literal) => {
+        impl Element for $t {
+            type Scalar = $t;
+            const NAME: &'static str = $name;
+            fn from_f64(x: f64) -> Self {
+                x as $t
+            }
+            fn to_f64(self) -> f64 {
+                f64::from(self)
+            }
+            #[inline(always)]
+            fn widen(from: &[Self], to: &mut [Self]) {
+                to.copy_from_slice(from);
+            }
+            #[inline(always)]
+            fn narrow(from: &[Self], to: &mut [Self]) {
+                to.copy_from_slice(from);
+            }
+            #[inline(always)]
+            fn as_scalars(slice: &[Self]) -> Option<&[Self]> {
+                Some(slice)
+            }
+            #[inline(always)]
+            fn as_scalars_mut(slice: &mut [Self]) -> Option<&mut [Self]> {
+                Some(slice)
+            }
+        }
+        impl Scalar for $t {
+            const ZERO: Self = 0.0;
+            const ONE: Self = 1.0;
+            const NAN: Self = $t::NAN;
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                $t::sqrt(self)
+            }
+            #[inline(always)]
+            fn abs(self) -> Self {
+                $t::abs(self)
+            }
+            #[inline(always)]
+            fn powf(self, p: Self) -> Self {
+                $t::powf(self, p)
+            }
+            #[inline(always)]
+            fn is_finite(self) -> bool {
+                $t::is_finite(self)
+            }
+        }
+    };
+}
+scalar!(f32, "f32");
+scalar!(f64, "f64");
+
+macro_rules! half_element {
+    ($t:ident, $name:literal) => {
+        impl Element for $t {
+            type Scalar = f32;
+            const NAME: &'static str = $name;
+            fn from_f64(x: f64) -> Self {
+                $t::from_f64(x)
+            }
+            fn to_f64(self) -> f64 {
+                $t::to_f64(self)
+            }
+            #[inline(always)]
+            fn widen(from: &[Self], to: &mut [f32]) {
+                half::slice::HalfFloatSliceExt::convert_to_f32_slice(from, to);
+            }
+            #[inline(always)]
+            fn narrow(from: &[f32], to: &mut [Self]) {
+                half::slice::HalfFloatSliceExt::convert_from_f32_slice(to, from);
+            }
+            fn as_scalars(_: &[Self]) -> Option<&[f32]> {
+                None
+            }
+            fn as_scalars_mut(_: &mut [Self]) -> Option<&mut [f32]> {
+                None
+            }
+        }
+    };
+}
+half_element!(f16, "f16");
+half_element!(bf16, "bf16");

@@ -1,0 +1,72 @@
+//! A view of embeddings in memory.
+
+use crate::{Element, Error};
+
+/// `rows` embeddings of `dim` numbers each, row after row, `stride` numbers from one row to the next.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a, T> {
+    data: &'a [T],
+    rows: usize,
+    dim: usize,
+    stride: usize,
+}
+
+impl<'a, T: Element> Matrix<'a, T> {
+    /// The rows of a contiguous slice.
+    ///
+    /// # Errors
+    /// If `dim` is 0 or does not divide the slice's length.
+    pub fn new(data: &'a [T], dim: usize) -> Result<Self, Error> {
+        if dim == 0 {
+            return Err(Error::argument("dim", "at least 1", "0"));
+        }
+        if !data.len().is_multiple_of(dim) {
+            return Err(Error::argument("data", format!("a multiple of dim = {dim} numbers"), data.len().to_string()));
+        }
+        Ok(Self { data, rows: data.len() / dim, dim, stride: dim })
+    }
+
+    /// `rows` rows of `dim` numbers, each `stride` numbers after the one before: columns of a wider matrix, say, or
+    /// with `stride = 0` the same row again and again.
+    ///
+    /// # Errors
+    /// If `dim` is 0 or the slice is too short.
+    pub fn strided(data: &'a [T], rows: usize, dim: usize, stride: usize) -> Result<Self, Error> {
+        if dim == 0 {
+            return Err(Error::argument("dim", "at least 1", "0"));
+        }
+        let needed = match rows {
+            0 => Some(0),
+            _ => (rows - 1).checked_mul(stride).and_then(|n| n.checked_add(dim)),
+        };
+        if needed.is_none_or(|needed| needed > data.len()) {
+            let expected = format!("{rows} rows of {dim} numbers, {stride} apart");
+            return Err(Error::argument("data", expected, format!("{} numbers", data.len())));
+        }
+        Ok(Self { data, rows, dim, stride })
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The numbers in a row.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// Row `i`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[inline(always)]
+    pub fn row(&self, i: usize) -> &'a [T] {
+        assert!(i < self.rows, "row {i} of {}", self.rows);
+        &self.data[i * self.stride..i * self.stride + self.dim]
+    }
+
+    pub(crate) fn shape(&self) -> String {
+        format!("[{}, {}]", self.rows, self.dim)
+    }
+}

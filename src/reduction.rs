@@ -1,0 +1,13 @@
+//! How the losses of a batch become the result.
+
+/// How the losses of a batch become the result; the names are PyTorch's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Reduction {
+    /// One loss per row.
+    None,
+    /// Their mean. Each loss documents what it counts.
+    #[default]
+    Mean,
+    /// Their sum.
+    Sum,
+}

@@ -1,0 +1,191 @@
+// An autograd node whose backward is a Rust closure, and the few other things of libtorch that tch does not offer.
+// Nothing here throws into Rust: every function that can fail returns an error message (malloc) or null.
+
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/autograd/variable.h>
+
+#ifdef TERCET_WITH_TORCH_CUDA
+namespace at::cuda {
+int warp_size();
+}
+#endif
+
+namespace {
+
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+// Rust's side of a node; see autograd.rs for the contract. `apply` puts new tensors, or null, into `grads`.
+struct RustBackward {
+    void* state;
+    char* (*apply)(void* state, at::Tensor* upstream, at::Tensor** saved, const uint8_t* needed, bool keep_graph, at::Tensor** grads);
+    void (*drop)(void* state);
+};
+
+char* message_of(const char* text) { return strdup(text); }
+
+// Runs f; an exception becomes a message.
+template <class F> char* guarded(F f) {
+    try {
+        f();
+        return nullptr;
+    } catch (const c10::Error& e) {
+        return message_of(e.what_without_backtrace());
+    } catch (const std::exception& e) {
+        return message_of(e.what());
+    } catch (...) {
+        return message_of("an exception that is not std::exception");
+    }
+}
+
+class RustNode : public Node {
+  public:
+    RustNode(std::string name, RustBackward rust) : name_(std::move(name)), rust_(rust) {}
+    ~RustNode() override { release(); }
+
+    void save(const at::Tensor& tensor) { saved_.emplace_back(tensor, /*is_output=*/false); }
+    std::string name() const override { return name_; }
+
+    // Called once the graph is no longer needed.
+    void release_variables() override {
+        std::lock_guard<std::mutex> lock(mutex_);
+        for (auto& saved : saved_) saved.reset_data();
+        release();
+    }
+
+    variable_list apply(variable_list&& upstream) override {
+        // Two threads may run backward through one graph.
+        std::lock_guard<std::mutex> lock(mutex_);
+        TORCH_CHECK(rust_.state, torch::autograd::ERR_BACKWARD_TWICE);
+        const size_t count = num_outputs();
+        variable_list grads(count);
+        if (!upstream[0].defined()) return grads;
+
+        std::vector<at::Tensor> saved;
+        for (auto& variable : saved_) saved.push_back(variable.unpack());  // throws if changed in place since
+        std::vector<at::Tensor*> saved_pointers;
+        for (auto& tensor : saved) saved_pointers.push_back(&tensor);
+        std::vector<uint8_t> needed;
+        for (size_t i = 0; i < count; ++i) needed.push_back(task_should_compute_output(i));
+        std::vector<at::Tensor*> results(count, nullptr);
+        char* error;
+        {
+            at::AutoGradMode no_grad(false);
+            error = rust_.apply(rust_.state, &upstream[0], saved_pointers.data(), needed.data(),
+                                torch::autograd::get_current_graph_task_keep_graph(), results.data());
+        }
+        for (size_t i = 0; i < count; ++i)
+            if (results[i]) {
+                grads[i] = std::move(*results[i]);
+                delete results[i];
+            }
+        if (error) {
+            std::string text = name_ + ": " + error;
+            free(error);
+            throw std::runtime_error(text);
+        }
+        return at::GradMode::is_enabled() ? refuse_further(std::move(grads)) : grads;
+    }
+
+  private:
+    // The gradient is not differentiable: whoever differentiates through it is told, where a plain tensor would give a
+    // silent zero. Asking for the graph alone (create_graph) is no error.
+    variable_list refuse_further(variable_list&& grads) {
+        variable_list defined;
+        for (auto& grad : grads)
+            if (grad.defined()) defined.push_back(grad.detach().requires_grad_(true));
+        torch::autograd::DelayedError refuse(
+            "differentiating through the gradient of " + name_ + " is not implemented: the loss is differentiable once",
+            static_cast<int64_t>(defined.size()));
+        variable_list wrapped = refuse.apply(std::move(defined));
+        size_t next = 0;
+        for (auto& grad : grads)
+            if (grad.defined()) grad = wrapped[next++];
+        return std::move(grads);
+    }
+
+    void release() {
+        if (!rust_.state) return;
+        void* state = rust_.state;
+        rust_.state = nullptr;
+        rust_.drop(state);
+    }
+
+    std::string name_;
+    RustBackward rust_;
+    std::vector<SavedVariable> saved_;
+};
+
+}  // namespace
+
+extern "C" {
+
+// *result: a tensor with the data of `output` whose backward runs `rust`. Takes `rust.state` in any case.
+char* tercet_attach(at::Tensor** result, const at::Tensor* output, at::Tensor* const* inputs, size_t input_count,
+                    at::Tensor* const* saved, size_t saved_count, const char* name, RustBackward rust) {
+#ifdef TERCET_WITH_TORCH_CUDA
+    // Keeps libtorch_cuda linked; a function of its own would be collected with its reference.
+    static volatile auto keep = &at::cuda::warp_size;
+    (void)keep;
+#endif
+    std::shared_ptr<RustNode> node;
+    try {
+        node = std::shared_ptr<RustNode>(new RustNode(name, rust), torch::autograd::deleteNode);
+    } catch (...) {
+        rust.drop(rust.state);
+        return message_of("out of memory");
+    }
+    return guarded([&] {
+        variable_list variables;
+        for (size_t i = 0; i < input_count; ++i) variables.push_back(*inputs[i]);
+        at::Tensor out = output->detach();
+        if (at::GradMode::is_enabled() && torch::autograd::any_variable_requires_grad(variables)) {
+            for (size_t i = 0; i < saved_count; ++i) node->save(*saved[i]);
+            node->set_next_edges(torch::autograd::collect_next_edges(variables));
+            torch::autograd::set_history(out, node);
+        }
+        *result = new at::Tensor(std::move(out));
+    });
+}
+
+bool tercet_grad_enabled() { return at::GradMode::is_enabled(); }
+
+// A tensor over memory of ours; `drop(owner)` is called once, when its last user is gone, or here on failure.
+char* tercet_from_blob(at::Tensor** result, void* data, const int64_t* sizes, size_t dims, int8_t scalar_type, void* owner,
+                       void (*drop)(void*)) {
+    bool taken = false;
+    char* error = guarded([&] {
+        auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(scalar_type));
+        auto deleter = [owner, drop](void*) { drop(owner); };
+        auto tensor = at::for_blob(data, at::IntArrayRef(sizes, dims)).deleter(deleter).options(options).make_tensor();
+        taken = true;
+        *result = new at::Tensor(std::move(tensor));
+    });
+    if (error && !taken) drop(owner);
+    return error;
+}
+
+// The stream that PyTorch's own kernels on this CUDA device would use now.
+char* tercet_current_stream(int device, void** stream) {
+    return guarded([&] {
+        c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+        *stream = guard.getStream(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device))).native_handle();
+    });
+}
+
+}  // extern "C"

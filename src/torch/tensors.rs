@@ -1,0 +1,154 @@
+//! Checks of tensors, and views of their memory.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{Element, Error, Matrix};
+
+/// The element type of a kind that losses take.
+pub(crate) trait OfKind: Element {
+    const KIND: Kind;
+}
+impl OfKind for f32 {
+    const KIND: Kind = Kind::Float;
+}
+impl OfKind for f64 {
+    const KIND: Kind = Kind::Double;
+}
+impl OfKind for half::f16 {
+    const KIND: Kind = Kind::Half;
+}
+impl OfKind for half::bf16 {
+    const KIND: Kind = Kind::BFloat16;
+}
+
+/// Runs `$body` with `$T` as the element type of `$kind`, which [`check_embeddings`] has seen.
+macro_rules! with_element {
+    ($kind:expr, $T:ident => $body:expr) => {
+        match $kind {
+            tch::Kind::Float => {
+                type $T = f32;
+                $body
+            }
+            tch::Kind::Double => {
+                type $T = f64;
+                $body
+            }
+            tch::Kind::Half => {
+                type $T = half::f16;
+                $body
+            }
+            tch::Kind::BFloat16 => {
+                type $T = half::bf16;
+                $body
+            }
+            other => unreachable!("checked: {other:?}"),
+        }
+    };
+}
+pub(crate) use with_element;
+
+/// f32, f64, f16 or bf16, dense, `[B, D]`, on the CPU or a CUDA device.
+pub(crate) fn check_embeddings(argument: &'static str, tensor: &Tensor) -> Result<(), Error> {
+    if !tensor.defined() {
+        return Err(Error::argument(argument, "a tensor", "an undefined one"));
+    }
+    let kind = tensor.f_kind()?;
+    if !matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
+        return Err(Error::argument(argument, "dtype f32, f64, f16 or bf16", format!("{kind:?}")));
+    }
+    if tensor.is_sparse() || tensor.is_mkldnn() {
+        return Err(Error::argument(argument, "a dense tensor", "a sparse or MKL-DNN one"));
+    }
+    if tensor.dim() != 2 {
+        return Err(Error::argument(argument, "shape [B, D]", format!("{:?}", tensor.size())));
+    }
+    if !matches!(tensor.device(), Device::Cpu | Device::Cuda(_)) {
+        return Err(Error::argument(
+            argument,
+            "a tensor on the CPU or a CUDA device",
+            format!("{:?}", tensor.device()),
+        ));
+    }
+    Ok(())
+}
+
+/// The shape, dtype and device of another tensor.
+pub(crate) fn check_like(
+    argument: &'static str,
+    tensor: &Tensor,
+    other: &'static str,
+    model: &Tensor,
+) -> Result<(), Error> {
+    check_embeddings(argument, tensor)?;
+    if tensor.size() != model.size() {
+        return Err(Error::argument(
+            argument,
+            format!("the shape of {other}, {:?}", model.size()),
+            format!("{:?}", tensor.size()),
+        ));
+    }
+    if tensor.kind() != model.kind() {
+        return Err(Error::argument(
+            argument,
+            format!("the dtype of {other}, {:?}", model.kind()),
+            format!("{:?}", tensor.kind()),
+        ));
+    }
+    if tensor.device() != model.device() {
+        return Err(Error::argument(
+            argument,
+            format!("the device of {other}, {:?}", model.device()),
+            format!("{:?}", tensor.device()),
+        ));
+    }
+    Ok(())
+}
+
+/// The tensor itself where each of its rows is contiguous, else a contiguous copy.
+pub(crate) fn with_contiguous_rows(tensor: &Tensor) -> Result<Tensor, Error> {
+    let rows_are_contiguous = tensor.size()[1] == 1 || tensor.stride()[1] == 1;
+    Ok(if rows_are_contiguous { tensor.shallow_clone() } else { tensor.f_contiguous()? })
+}
+
+/// The distance between rows, in elements.
+pub(crate) fn row_stride(tensor: &Tensor) -> usize {
+    // Of a single row, the stride means nothing and may be anything.
+    if tensor.size()[0] <= 1 { tensor.size()[1] as usize } else { tensor.stride()[0] as usize }
+}
+
+/// The memory of a checked CPU tensor with contiguous rows.
+pub(crate) fn matrix<T: OfKind>(tensor: &Tensor) -> Result<Matrix<'_, T>, Error> {
+    assert_eq!((tensor.kind(), tensor.device()), (T::KIND, Device::Cpu));
+    let (rows, dim, stride) = (tensor.size()[0] as usize, tensor.size()[1] as usize, row_stride(tensor));
+    let len = if rows == 0 || dim == 0 { 0 } else { (rows - 1) * stride + dim };
+    // SAFETY: libtorch keeps the elements that sizes and strides reach in memory while the tensor lives; the kind is
+    // T's. As with any operation on tensors, nobody may write to it from another thread meanwhile.
+    let data = match len {
+        0 => &[],
+        len => unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>().cast_const(), len) },
+    };
+    Matrix::strided(data, rows, dim, stride)
+}
+
+/// The memory of a contiguous CPU tensor.
+pub(crate) fn slice<T: OfKind>(tensor: &Tensor) -> &[T] {
+    assert_eq!((tensor.kind(), tensor.device()), (T::KIND, Device::Cpu));
+    assert!(tensor.is_contiguous());
+    match tensor.numel() {
+        0 => &[],
+        // SAFETY: as in `matrix`.
+        len => unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>().cast_const(), len) },
+    }
+}
+
+/// The memory of a contiguous CPU tensor, to write to.
+pub(crate) fn slice_mut<T: OfKind>(tensor: &mut Tensor) -> &mut [T] {
+    assert_eq!((tensor.kind(), tensor.device()), (T::KIND, Device::Cpu));
+    assert!(tensor.is_contiguous());
+    match tensor.numel() {
+        0 => &mut [],
+        // SAFETY: as in `matrix`; the tensors that are written to are made by this crate and not yet shared, or shared
+        // with nobody else any more.
+        len => unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), len) },
+    }
+}

@@ -1,0 +1,380 @@
+//! The fused CPU version: one pass over the rows, distances, hinge and gradients while a row is in the cache.
+//! The functions have the names of those in kernels/triplet_margin.cu and mean the same.
+
+use super::Problem;
+use crate::constants::MIN_NORM;
+use crate::cpu::rows::{Rows, Targets};
+use crate::cpu::{blocks, store};
+use crate::distance::Metric;
+use crate::{Element, Matrix, Reduction, Scalar};
+
+/// What one pass reads and writes. What is not asked for is not computed.
+pub(super) struct Pass<'a, T: Element> {
+    pub inputs: [Matrix<'a, T>; 3],
+    /// One number, or one a row; `None`: 1.
+    pub upstream: Option<&'a [T::Scalar]>,
+    pub losses: Option<&'a mut [T::Scalar]>,
+    pub grads: [Option<&'a mut [T]>; 3],
+}
+
+/// The part of a pass that one block of rows writes.
+struct Block<'a, T: Element> {
+    losses: Option<&'a mut [T::Scalar]>,
+    grads: [Option<&'a mut [T]>; 3],
+}
+
+/// Runs the pass; the reduced loss.
+pub(super) fn run<T: Element>(problem: &Problem, pass: Pass<'_, T>) -> T::Scalar {
+    let Pass { inputs, upstream, losses, grads } = pass;
+    let block_rows = blocks::block_rows(problem.dim);
+    let count = problem.rows.div_ceil(block_rows);
+    let stream = store::worth_streaming(grads.iter().flatten().map(|g| size_of_val::<[T]>(g)).sum());
+
+    let [to_a, to_p, to_n] = grads.map(|grad| blocks::cut(grad, block_rows * problem.dim, count));
+    let parts = blocks::cut(losses, block_rows, count).into_iter().zip(to_a).zip(to_p).zip(to_n);
+    let parts = parts.map(|(((losses, a), p), n)| Block { losses, grads: [a, p, n] }).collect();
+
+    let arch = pulp::Arch::new();
+    let sum = blocks::sum_blocks(parts, problem.rows, problem.dim, |i, part| {
+        let first = i * block_rows;
+        let rows = first..problem.rows.min(first + block_rows);
+        arch.dispatch(
+            #[inline(always)]
+            || block(problem, &inputs, upstream, rows, part, stream),
+        )
+    });
+    T::Scalar::from_f64(sum * if problem.reduction == Reduction::Mean { 1.0 / problem.rows as f64 } else { 1.0 })
+}
+
+/// The rows `rows`; the sum of their losses.
+#[inline(always)]
+fn block<T: Element>(
+    problem: &Problem,
+    inputs: &[Matrix<'_, T>; 3],
+    upstream: Option<&[T::Scalar]>,
+    rows: std::ops::Range<usize>,
+    mut part: Block<'_, T>,
+    stream: bool,
+) -> f64 {
+    let dim = problem.dim;
+    let mut widened: [Vec<T::Scalar>; 3] = Default::default();
+    let mut sum = 0.0;
+    let scale = T::Scalar::from_f64(problem.scale());
+    for (i, row) in rows.enumerate() {
+        let weight = scale
+            * match upstream {
+                None => T::Scalar::ONE,
+                Some([one]) => *one,
+                Some(each) => each[row],
+            };
+        let mut targets =
+            Targets { to: part.grads.each_mut().map(|g| g.as_mut().map(|g| &mut g[i * dim..(i + 1) * dim])), stream };
+        let [a, p, n] = inputs.map(|m| m.row(row));
+        let [wide_a, wide_p, wide_n] = &mut widened;
+        let x = [as_scalars(a, wide_a), as_scalars(p, wide_p), as_scalars(n, wide_n)];
+        let loss = triplet(problem, &Rows { x }, weight, &mut targets);
+        sum += loss.to_f64();
+        if let Some(losses) = &mut part.losses {
+            losses[i] = loss;
+        }
+    }
+    if stream {
+        store::fence();
+    }
+    sum
+}
+
+/// The row in the type of arithmetic, widened into `buffer` where it has to be.
+#[inline(always)]
+fn as_scalars<'a, T: Element>(row: &'a [T], buffer: &'a mut Vec<T::Scalar>) -> &'a [T::Scalar] {
+    match T::as_scalars(row) {
+        Some(scalars) => scalars,
+        None => {
+            buffer.resize(row.len(), T::Scalar::ZERO);
+            T::widen(row, buffer);
+            buffer
+        }
+    }
+}
+
+/// One triplet: writes its gradients, returns its loss.
+#[inline(always)]
+fn triplet<T: Element>(
+    problem: &Problem,
+    rows: &Rows<'_, T::Scalar>,
+    weight: T::Scalar,
+    targets: &mut Targets<'_, T>,
+) -> T::Scalar {
+    match problem.metric {
+        Metric::Cosine => cosine(problem, rows, weight, targets),
+        Metric::Difference { root, eps } => {
+            subtractive(problem, rows, weight, targets, &Difference { root, eps: T::Scalar::from_f64(eps) })
+        }
+        Metric::Power { p, eps } => {
+            let power = Power { p: T::Scalar::from_f64(p), eps: T::Scalar::from_f64(eps) };
+            subtractive(problem, rows, weight, targets, &power)
+        }
+    }
+}
+
+struct Hinge<A> {
+    loss: A,
+    weight: A,
+    swapped: bool,
+}
+
+#[inline(always)]
+fn hinge<A: Scalar>(problem: &Problem, d_ap: A, d_an: A, d_pn: A, weight: A) -> Hinge<A> {
+    let swapped = problem.swap && d_pn < d_an;
+    let t = d_ap - if swapped { d_pn } else { d_an } + A::from_f64(problem.margin);
+    if !(d_ap.is_finite() && d_an.is_finite() && (!problem.swap || d_pn.is_finite())) {
+        return Hinge { loss: A::NAN, weight: A::NAN, swapped: false };
+    }
+    if t > A::ZERO { Hinge { loss: t, weight, swapped } } else { Hinge { loss: A::ZERO, weight: A::ZERO, swapped } }
+}
+
+/// `1 / max(norm, MIN_NORM)` of each row; `flat` where the minimum took over.
+struct Inverse<A> {
+    scale: [A; 3],
+    flat: [bool; 3],
+}
+
+#[inline(always)]
+fn inverse_norms<A: Scalar>(rows: &Rows<'_, A>) -> Inverse<A> {
+    let squares = rows.sums(|x| [x[0] * x[0], x[1] * x[1], x[2] * x[2]]);
+    let min_norm = A::from_f64(MIN_NORM);
+    let norms = squares.map(A::sqrt);
+    Inverse {
+        // A norm that overflowed must not turn the row into zeros.
+        scale: norms.map(|norm| match norm.is_finite() {
+            true => A::ONE / if norm < min_norm { min_norm } else { norm },
+            false => A::NAN,
+        }),
+        flat: norms.map(|norm| norm < min_norm),
+    }
+}
+
+/// A distance over elements `x - y + eps`; see kernels/distance.cuh.
+trait Elementwise<A: Scalar> {
+    /// Whether the terms are maximised instead of summed.
+    fn is_maximum(&self) -> bool;
+    fn term(&self, x: A, y: A) -> A;
+    fn value(&self, sum: A) -> A;
+    /// What `slope` needs to know of the pair: the distance, and how many elements reach the maximum.
+    fn aim(&self, d: A, reaching: A) -> (A, A);
+    fn slope(&self, aim: (A, A), x: A, y: A) -> A;
+}
+
+struct Difference<A> {
+    root: bool,
+    eps: A,
+}
+
+impl<A: Scalar> Elementwise<A> for Difference<A> {
+    #[inline(always)]
+    fn is_maximum(&self) -> bool {
+        false
+    }
+    #[inline(always)]
+    fn term(&self, x: A, y: A) -> A {
+        let e = x - y + self.eps;
+        e * e
+    }
+    #[inline(always)]
+    fn value(&self, sum: A) -> A {
+        if self.root { sum.sqrt() } else { sum }
+    }
+    #[inline(always)]
+    fn aim(&self, d: A, _: A) -> (A, A) {
+        let factor = match self.root {
+            true if d > A::ZERO => A::ONE / d,
+            true => A::ZERO,
+            false => A::ONE + A::ONE,
+        };
+        (factor, A::ZERO)
+    }
+    #[inline(always)]
+    fn slope(&self, (factor, _): (A, A), x: A, y: A) -> A {
+        (x - y + self.eps) * factor
+    }
+}
+
+struct Power<A> {
+    p: A,
+    eps: A,
+}
+
+impl<A: Scalar> Elementwise<A> for Power<A> {
+    #[inline(always)]
+    fn is_maximum(&self) -> bool {
+        !self.p.is_finite()
+    }
+    #[inline(always)]
+    fn term(&self, x: A, y: A) -> A {
+        let size = (x - y + self.eps).abs();
+        if self.is_maximum() || self.p == A::ONE { size } else { size.powf(self.p) }
+    }
+    #[inline(always)]
+    fn value(&self, sum: A) -> A {
+        if self.is_maximum() || self.p == A::ONE { sum } else { sum.powf(A::ONE / self.p) }
+    }
+    #[inline(always)]
+    fn aim(&self, d: A, reaching: A) -> (A, A) {
+        (d, A::ONE / reaching)
+    }
+    #[inline(always)]
+    fn slope(&self, (d, share): (A, A), x: A, y: A) -> A {
+        let e = x - y + self.eps;
+        let size = e.abs();
+        if size == A::ZERO || d == A::ZERO {
+            return A::ZERO;
+        }
+        let sign = if e > A::ZERO { A::ONE } else { -A::ONE };
+        if self.is_maximum() {
+            return if size == d { sign * share } else { A::ZERO };
+        }
+        if self.p == A::ONE { sign } else { sign * (size / d).powf(self.p - A::ONE) }
+    }
+}
+
+#[inline(always)]
+fn subtractive<T: Element, M: Elementwise<T::Scalar>>(
+    problem: &Problem,
+    rows: &Rows<'_, T::Scalar>,
+    weight: T::Scalar,
+    targets: &mut Targets<'_, T>,
+    metric: &M,
+) -> T::Scalar {
+    if problem.normalize {
+        let inverse = inverse_norms(rows);
+        let unit = |x: [T::Scalar; 3]| [x[0] * inverse.scale[0], x[1] * inverse.scale[1], x[2] * inverse.scale[2]];
+        subtractive_of(problem, rows, weight, targets, metric, unit, Some(&inverse))
+    } else {
+        let same = |x| x;
+        subtractive_of(problem, rows, weight, targets, metric, same, None)
+    }
+}
+
+/// `unit` normalises, or does nothing where `inverse` is `None`.
+#[inline(always)]
+fn subtractive_of<T: Element, M: Elementwise<T::Scalar>>(
+    problem: &Problem,
+    rows: &Rows<'_, T::Scalar>,
+    weight: T::Scalar,
+    targets: &mut Targets<'_, T>,
+    metric: &M,
+    unit: impl Fn([T::Scalar; 3]) -> [T::Scalar; 3],
+    inverse: Option<&Inverse<T::Scalar>>,
+) -> T::Scalar {
+    let zero = T::Scalar::ZERO;
+    let terms = |x| {
+        let [a, p, n] = unit(x);
+        [metric.term(a, p), metric.term(a, n), metric.term(p, n)]
+    };
+    let [ap, an, pn] = if metric.is_maximum() {
+        rows.maxima(terms)
+    } else if problem.swap {
+        rows.sums(terms)
+    } else {
+        let [ap, an] = rows.sums(|x| {
+            let [a, p, n] = unit(x);
+            [metric.term(a, p), metric.term(a, n)]
+        });
+        [ap, an, zero]
+    };
+    let (d_ap, d_an, d_pn) = (metric.value(ap), metric.value(an), metric.value(pn));
+    let hinge = hinge(problem, d_ap, d_an, d_pn, weight);
+    if !targets.any() {
+        return hinge.loss;
+    }
+    if hinge.weight == zero {
+        rows.map(targets, |_| [zero; 3]);
+        return hinge.loss;
+    }
+
+    let swapped = hinge.swapped;
+    let d_n = if swapped { d_pn } else { d_an };
+    let [reaching_p, reaching_n] = match metric.is_maximum() {
+        false => [T::Scalar::ONE; 2],
+        true => rows.sums(|x| {
+            let [a, p, n] = unit(x);
+            let reaches = |term, d| if term == d { T::Scalar::ONE } else { zero };
+            [reaches(metric.term(a, p), d_ap), reaches(metric.term(if swapped { p } else { a }, n), d_n)]
+        }),
+    };
+    let (aim_p, aim_n) = (metric.aim(d_ap, reaching_p), metric.aim(d_n, reaching_n));
+    // With respect to the (normalised) rows.
+    let gradient = |[a, p, n]: [T::Scalar; 3]| {
+        let to_p = metric.slope(aim_p, a, p) * hinge.weight;
+        if swapped {
+            let to_n = metric.slope(aim_n, p, n) * hinge.weight;
+            [to_p, -to_p - to_n, to_n]
+        } else {
+            let to_n = metric.slope(aim_n, a, n) * hinge.weight;
+            [to_p - to_n, -to_p, to_n]
+        }
+    };
+    match inverse {
+        None => rows.map(targets, gradient),
+        Some(inverse) => {
+            // Through u = x / norm:  (g - (g . u) u) / norm.
+            let along = rows.sums(|x| {
+                let u = unit(x);
+                let g = gradient(u);
+                [g[0] * u[0], g[1] * u[1], g[2] * u[2]]
+            });
+            let along: [T::Scalar; 3] = std::array::from_fn(|k| if inverse.flat[k] { zero } else { along[k] });
+            rows.map(targets, |x| {
+                let u = unit(x);
+                let g = gradient(u);
+                [
+                    (g[0] - along[0] * u[0]) * inverse.scale[0],
+                    (g[1] - along[1] * u[1]) * inverse.scale[1],
+                    (g[2] - along[2] * u[2]) * inverse.scale[2],
+                ]
+            });
+        }
+    }
+    hinge.loss
+}
+
+/// `d(x, y) = 1 - u_x·u_y`, `grad_x d = -(u_y - (u_x·u_y) u_x) / norm_x`.
+#[inline(always)]
+fn cosine<T: Element>(
+    problem: &Problem,
+    rows: &Rows<'_, T::Scalar>,
+    weight: T::Scalar,
+    targets: &mut Targets<'_, T>,
+) -> T::Scalar {
+    let (zero, one) = (T::Scalar::ZERO, T::Scalar::ONE);
+    let inverse = inverse_norms(rows);
+    let unit = |x: [T::Scalar; 3]| [x[0] * inverse.scale[0], x[1] * inverse.scale[1], x[2] * inverse.scale[2]];
+    let [ap, an, pn] = rows.sums(|x| {
+        let [a, p, n] = unit(x);
+        [a * p, a * n, p * n]
+    });
+    let hinge = hinge(problem, one - ap, one - an, one - pn, weight);
+    if !targets.any() {
+        return hinge.loss;
+    }
+    if hinge.weight == zero {
+        rows.map(targets, |_| [zero; 3]);
+        return hinge.loss;
+    }
+    // Each row's share of its own direction: the cosines it takes part in, with their signs.
+    let swapped = hinge.swapped;
+    let cn = if swapped { pn } else { an };
+    let own = [ap - if swapped { zero } else { cn }, ap - if swapped { cn } else { zero }, -cn];
+    let own: [T::Scalar; 3] = std::array::from_fn(|k| if inverse.flat[k] { zero } else { own[k] });
+    let scale = inverse.scale.map(|s| s * hinge.weight);
+    rows.map(targets, |x| {
+        let [a, p, n] = unit(x);
+        let (from_a, from_p) = if swapped { (zero, n) } else { (n, zero) };
+        [
+            (from_a - p + own[0] * a) * scale[0],
+            (from_p - a + own[1] * p) * scale[1],
+            ((if swapped { p } else { a }) + own[2] * n) * scale[2],
+        ]
+    });
+    hinge.loss
+}

@@ -1,0 +1,222 @@
+//! The triplet margin loss of pre-formed triplets.
+
+use crate::distance::Metric;
+use crate::{Distance, Element, Error, Matrix, Reduction};
+
+mod cpu;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub mod cuda;
+pub mod reference;
+#[cfg(feature = "torch")]
+mod torch;
+
+/// `relu(d(a, p) - d(a, n) + margin)` over rows of anchors `a`, positives `p` and negatives `n`.
+///
+/// ```text
+/// loss_b = max(d(a_b, p_b) - d_n + margin, 0)
+/// d_n    = d(a_b, n_b),  or with `swap`  min(d(a_b, n_b), d(p_b, n_b))
+/// ```
+///
+/// From FaceNet (Schroff, Kalenichenko, Philbin 2015); `swap` is the distance swap of Balntas et al. (BMVC 2016). The
+/// default is FaceNet's: squared Euclidean distance, margin 0.2, mean. [`TripletMarginLoss::torch`] has the defaults of
+/// `torch.nn.TripletMarginLoss`.
+///
+/// Where this differs from torch: a triplet is active only when its loss is strictly positive (`relu`), so the gradient
+/// at exactly 0 is 0 where torch has 1; equal swap distances take `d(a, n)` where torch halves the gradient; a NaN or
+/// infinity in any of the three rows makes the loss NaN, and those rows' gradients.
+///
+/// The inputs are `[B, D]`, f32, f64, f16 or bf16. Losses are f64 for f64 and f32 for all others; the batch is summed in
+/// f64 in a fixed order.
+///
+/// ```
+/// use tercet::{Matrix, TripletMarginLoss};
+///
+/// // d(a, p) = 0.7 and d(a, n) = 0.5 give 0.7 - 0.5 + 0.2; 0.1 and 0.5 give nothing.
+/// let (anchor, positive, negative) = ([0f64, 0.0], [0.7f64.sqrt(), 0.1f64.sqrt()], [0.5f64.sqrt(), 0.5f64.sqrt()]);
+/// let rows = [Matrix::new(&anchor, 1)?, Matrix::new(&positive, 1)?, Matrix::new(&negative, 1)?];
+/// let mut losses = [0.0; 2];
+/// TripletMarginLoss::default().losses(rows, &mut losses)?;
+/// assert!((losses[0] - 0.4).abs() < 1e-12 && losses[1] == 0.0);
+/// # Ok::<(), tercet::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TripletMarginLoss {
+    /// How much farther than the positive the negative should be; 0 or more.
+    pub margin: f64,
+    /// The distance `d`.
+    pub distance: Distance,
+    /// Divide each row by its L2 norm (at least 1e-12) first. With [`Distance::Cosine`] it changes nothing.
+    pub normalize: bool,
+    /// Use the nearer of anchor and positive as the one that the negative is held away from.
+    pub swap: bool,
+    /// How the rows' losses become the result. The mean is over all `B` rows.
+    pub reduction: Reduction,
+}
+
+impl Default for TripletMarginLoss {
+    fn default() -> Self {
+        Self {
+            margin: 0.2,
+            distance: Distance::SquaredEuclidean,
+            normalize: false,
+            swap: false,
+            reduction: Reduction::Mean,
+        }
+    }
+}
+
+/// The options and shape of one call, checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Problem {
+    pub rows: usize,
+    pub dim: usize,
+    pub metric: Metric,
+    pub margin: f64,
+    pub normalize: bool,
+    pub swap: bool,
+    pub reduction: Reduction,
+}
+
+impl Problem {
+    /// What the sum of the rows' losses, and each row's gradient, is multiplied by.
+    pub fn scale(&self) -> f64 {
+        match self.reduction {
+            Reduction::Mean => 1.0 / self.rows as f64,
+            Reduction::Sum | Reduction::None => 1.0,
+        }
+    }
+}
+
+impl TripletMarginLoss {
+    /// The defaults of `torch.nn.TripletMarginLoss`: margin 1, `Lp` with p = 2 and eps = 1e-6.
+    pub fn torch() -> Self {
+        Self { margin: 1.0, distance: Distance::Lp { p: 2.0, eps: 1e-6 }, ..Self::default() }
+    }
+
+    /// The loss of a batch in memory, reduced by mean or sum.
+    ///
+    /// # Errors
+    /// If the shapes differ or are empty, an option is out of range, or `reduction` is `None`.
+    pub fn loss<T: Element>(&self, rows: [Matrix<'_, T>; 3]) -> Result<T::Scalar, Error> {
+        let problem = self.reduced_problem(&rows)?;
+        Ok(cpu::run(&problem, cpu::Pass { inputs: rows, upstream: None, losses: None, grads: [None, None, None] }))
+    }
+
+    /// The loss of each row, whatever the reduction.
+    ///
+    /// # Errors
+    /// If the shapes differ or are empty, an option is out of range, or `losses` has not one place a row.
+    pub fn losses<T: Element>(&self, rows: [Matrix<'_, T>; 3], losses: &mut [T::Scalar]) -> Result<(), Error> {
+        let problem = self.problem(&rows)?;
+        check_len("losses", losses.len(), problem.rows)?;
+        cpu::run(&problem, cpu::Pass { inputs: rows, upstream: None, losses: Some(losses), grads: [None, None, None] });
+        Ok(())
+    }
+
+    /// The loss, reduced by mean or sum, and its gradients with respect to anchor, positive and negative, in one pass.
+    ///
+    /// The gradients are `[B, D]`, contiguous; what they held before is overwritten. Gradients of 16-bit inputs are
+    /// rounded once, after the mean's division: to scale them up first, see [`grad`](Self::grad).
+    ///
+    /// # Errors
+    /// If the shapes differ or are empty, an option is out of range, or `reduction` is `None`.
+    ///
+    /// ```
+    /// use tercet::{Matrix, TripletMarginLoss};
+    ///
+    /// let (anchor, positive, negative) = ([0f32, 0.0], [1.0, 0.0], [0.5, 0.5]);
+    /// let rows = [Matrix::new(&anchor, 2)?, Matrix::new(&positive, 2)?, Matrix::new(&negative, 2)?];
+    /// let (mut to_a, mut to_p, mut to_n) = ([0f32; 2], [0f32; 2], [0f32; 2]);
+    /// let loss = TripletMarginLoss::default().loss_and_grad(rows, [&mut to_a, &mut to_p, &mut to_n])?;
+    /// assert!((loss - 0.7).abs() < 1e-6);
+    /// assert_eq!((to_a, to_p, to_n), ([-1.0, 1.0], [2.0, 0.0], [-1.0, -1.0]));
+    /// # Ok::<(), tercet::Error>(())
+    /// ```
+    pub fn loss_and_grad<T: Element>(
+        &self,
+        rows: [Matrix<'_, T>; 3],
+        grads: [&mut [T]; 3],
+    ) -> Result<T::Scalar, Error> {
+        let problem = self.reduced_problem(&rows)?;
+        let grads = grads.map(Some);
+        check_grads(&problem, &grads)?;
+        Ok(cpu::run(&problem, cpu::Pass { inputs: rows, upstream: None, losses: None, grads }))
+    }
+
+    /// The gradients times `upstream`, the gradient of what follows with respect to this loss: one number for mean and
+    /// sum, one a row for `Reduction::None`. `None` in place of a gradient skips it.
+    ///
+    /// # Errors
+    /// If the shapes differ or are empty or an option is out of range.
+    pub fn grad<T: Element>(
+        &self,
+        rows: [Matrix<'_, T>; 3],
+        upstream: &[T::Scalar],
+        grads: [Option<&mut [T]>; 3],
+    ) -> Result<(), Error> {
+        let problem = self.problem(&rows)?;
+        let expected = if self.reduction == Reduction::None { problem.rows } else { 1 };
+        check_len("upstream", upstream.len(), expected)?;
+        check_grads(&problem, &grads)?;
+        cpu::run(&problem, cpu::Pass { inputs: rows, upstream: Some(upstream), losses: None, grads });
+        Ok(())
+    }
+
+    /// The checks of every call on slices.
+    fn problem<T: Element>(&self, rows: &[Matrix<'_, T>; 3]) -> Result<Problem, Error> {
+        for (argument, matrix) in [("positive", &rows[1]), ("negative", &rows[2])] {
+            if (matrix.rows(), matrix.dim()) != (rows[0].rows(), rows[0].dim()) {
+                return Err(Error::argument(
+                    argument,
+                    format!("the anchors' shape {}", rows[0].shape()),
+                    matrix.shape(),
+                ));
+            }
+        }
+        self.checked(rows[0].rows(), rows[0].dim())
+    }
+
+    fn reduced_problem<T: Element>(&self, rows: &[Matrix<'_, T>; 3]) -> Result<Problem, Error> {
+        if self.reduction == Reduction::None {
+            return Err(Error::argument("reduction", "Mean or Sum (`losses` and `grad` take None)", "None"));
+        }
+        self.problem(rows)
+    }
+
+    /// The checks of every call: options and shape.
+    fn checked(&self, rows: usize, dim: usize) -> Result<Problem, Error> {
+        if !self.margin.is_finite() || self.margin < 0.0 {
+            return Err(Error::argument("margin", "a finite number, 0 or more", self.margin.to_string()));
+        }
+        let metric = self.distance.metric()?;
+        if rows == 0 || dim == 0 {
+            return Err(Error::argument("anchor", "at least one row and one column", format!("[{rows}, {dim}]")));
+        }
+        Ok(Problem {
+            rows,
+            dim,
+            metric,
+            margin: self.margin,
+            normalize: self.normalize && metric != Metric::Cosine,
+            swap: self.swap,
+            reduction: self.reduction,
+        })
+    }
+}
+
+fn check_len(argument: &'static str, actual: usize, expected: usize) -> Result<(), Error> {
+    if actual != expected {
+        return Err(Error::argument(argument, format!("{expected} numbers"), actual.to_string()));
+    }
+    Ok(())
+}
+
+fn check_grads<T>(problem: &Problem, grads: &[Option<&mut [T]>; 3]) -> Result<(), Error> {
+    for (argument, grad) in ["grads[0]", "grads[1]", "grads[2]"].into_iter().zip(grads) {
+        if let Some(grad) = grad {
+            check_len(argument, grad.len(), problem.rows * problem.dim)?;
+        }
+    }
+    Ok(())
+}
