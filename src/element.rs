@@ -30,6 +30,7 @@ pub trait Element: Pod + Debug + Default + PartialEq + Send + Sync + sealed::Sea
 /// A type of arithmetic: `f32` or `f64`.
 pub trait Scalar:
     Element<Scalar = Self>
+    + crate::cpu::simd::Vectorised
     + PartialOrd
     + Add<Output = Self>
     + AddAssign

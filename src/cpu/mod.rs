@@ -2,4 +2,5 @@
 
 pub(crate) mod blocks;
 pub(crate) mod rows;
+pub(crate) mod simd;
 pub(crate) mod store;

@@ -1,120 +1,192 @@
-//! One row of each of three matrices, looked at together: the counterpart of kernels/rows.cuh.
-//!
-//! Everything here is inlined into a function that [`pulp::Arch`] compiles for the processor it finds; sums run over
-//! [`LANES`] running sums, which the compiler keeps in vector registers, always added up in the same order.
+//! One row of each of K matrices, looked at together, a vector register at a time: the counterpart of
+//! kernels/rows.cuh. Everything is inlined into a function that [`pulp`] compiles for the processor it finds.
 
-use crate::{Element, Scalar, cpu::store};
+use pulp::Simd;
 
-/// Running sums per sum.
-const LANES: usize = 16;
+use super::simd::V;
+use super::store;
+use crate::{Element, Scalar};
 
-/// Elements of a row whose gradients are computed at once, in the first-level cache.
-const STEP: usize = 64;
+/// Registers of running sums per sum: enough to hide the latency of an addition.
+const SUMS: usize = 2;
 
-/// Row `b` of three matrices.
-pub(crate) struct Rows<'a, A> {
-    pub x: [&'a [A]; 3],
+/// Registers of a gradient row that are computed before they are stored.
+const STEP: usize = 4;
+
+/// Row `b` of K matrices.
+pub(crate) struct Rows<'a, S, A, const K: usize> {
+    pub simd: S,
+    pub x: [&'a [A]; K],
 }
 
-/// Where the gradients of the row go.
-pub(crate) struct Targets<'a, T> {
-    pub to: [Option<&'a mut [T]>; 3],
+/// Where the K numbers made of each row go.
+pub(crate) struct Targets<'a, T, const K: usize> {
+    pub to: [Option<&'a mut [T]>; K],
     /// Past the cache.
     pub stream: bool,
 }
 
-impl<T> Targets<'_, T> {
+impl<T, const K: usize> Targets<'_, T, K> {
     #[inline(always)]
     pub fn any(&self) -> bool {
         self.to.iter().any(Option::is_some)
     }
 }
 
-impl<A: Scalar> Rows<'_, A> {
-    /// The sums over the row of the K numbers that `f` makes of each triple of elements.
+impl<S: Simd, A: Scalar, const K: usize> Rows<'_, S, A, K> {
+    /// Whole registers of each row, and how many there are.
     #[inline(always)]
-    pub fn sums<const K: usize>(&self, f: impl Fn([A; 3]) -> [A; K]) -> [A; K] {
-        let mut sums = [[A::ZERO; LANES]; K];
-        let [a, p, n] = self.x;
-        let whole = a.len() - a.len() % LANES;
-        let triples =
-            a[..whole].chunks_exact(LANES).zip(p[..whole].chunks_exact(LANES)).zip(n[..whole].chunks_exact(LANES));
-        for ((a, p), n) in triples {
-            for lane in 0..LANES {
-                let terms = f([a[lane], p[lane], n[lane]]);
-                for k in 0..K {
-                    sums[k][lane] += terms[k];
+    fn registers(&self) -> ([&[A::Register<S>]; K], usize) {
+        let registers = self.x.map(
+            #[inline(always)]
+            |row| A::registers::<S>(row).0,
+        );
+        let count = registers[0].len();
+        // Spares the loops a check per row.
+        assert!(registers.iter().all(|row| row.len() == count), "rows of one length");
+        (registers, count)
+    }
+
+    /// Register `i` of each row.
+    #[inline(always)]
+    fn at(&self, registers: &[&[A::Register<S>]; K], i: usize) -> [V<S, A>; K] {
+        registers.map(
+            #[inline(always)]
+            |row| V { simd: self.simd, register: row[i] },
+        )
+    }
+
+    /// What is left of each row after whole registers, with zeros behind, and how many numbers that is.
+    #[inline(always)]
+    fn rest(&self) -> ([V<S, A>; K], usize) {
+        let rests = self.x.map(
+            #[inline(always)]
+            |row| A::registers::<S>(row).1,
+        );
+        (
+            rests.map(
+                #[inline(always)]
+                |rest| V { simd: self.simd, register: A::load_part(self.simd, rest) },
+            ),
+            rests[0].len(),
+        )
+    }
+
+    /// The sums over the row of the M numbers that `f` makes of each K elements, always in the same order.
+    #[inline(always)]
+    pub fn sums<const M: usize>(&self, f: impl Fn([V<S, A>; K]) -> [V<S, A>; M]) -> [A; M] {
+        let mut sums = [[V::splat(self.simd, A::ZERO); M]; SUMS];
+        let (registers, count) = self.registers();
+        let mut i = 0;
+        while i + SUMS <= count {
+            for (lag, sums) in sums.iter_mut().enumerate() {
+                let terms = f(self.at(&registers, i + lag));
+                for m in 0..M {
+                    sums[m] = sums[m] + terms[m];
                 }
             }
+            i += SUMS;
         }
-        for (lane, ((&a, &p), &n)) in a[whole..].iter().zip(&p[whole..]).zip(&n[whole..]).enumerate() {
-            let terms = f([a, p, n]);
-            for k in 0..K {
-                sums[k][lane] += terms[k];
+        while i < count {
+            let terms = f(self.at(&registers, i));
+            for m in 0..M {
+                sums[0][m] = sums[0][m] + terms[m];
+            }
+            i += 1;
+        }
+        let (rest, len) = self.rest();
+        if len > 0 {
+            let terms = f(rest);
+            for m in 0..M {
+                sums[1][m] = sums[1][m] + terms[m].first(len);
             }
         }
-        sums.map(|mut lanes| {
-            let mut width = LANES / 2;
-            while width > 0 {
-                for lane in 0..width {
-                    lanes[lane] = lanes[lane] + lanes[lane + width];
-                }
-                width /= 2;
-            }
-            lanes[0]
-        })
+        std::array::from_fn(
+            #[inline(always)]
+            |m| (sums[0][m] + sums[1][m]).sum(),
+        )
     }
 
     /// The maxima over the row, likewise, of numbers that are 0 or more. NaN wins.
     #[inline(always)]
-    pub fn maxima<const K: usize>(&self, f: impl Fn([A; 3]) -> [A; K]) -> [A; K] {
-        let mut maxima = [A::ZERO; K];
-        for ((&a, &p), &n) in self.x[0].iter().zip(self.x[1]).zip(self.x[2]) {
-            let terms = f([a, p, n]);
-            for k in 0..K {
-                let term = terms[k];
-                #[allow(clippy::eq_op, reason = "NaN")]
-                if term > maxima[k] || term != term {
-                    maxima[k] = term;
-                }
+    pub fn maxima<const M: usize>(&self, f: impl Fn([V<S, A>; K]) -> [V<S, A>; M]) -> [A; M] {
+        let mut maxima = [V::splat(self.simd, A::ZERO); M];
+        #[allow(clippy::eq_op, reason = "NaN")]
+        let larger = |x: A, y: A| if y > x || y != y { y } else { x };
+        let (registers, count) = self.registers();
+        for i in 0..count {
+            let terms = f(self.at(&registers, i));
+            for m in 0..M {
+                maxima[m] = maxima[m].zip(terms[m], larger);
             }
         }
-        maxima
+        let (rest, len) = self.rest();
+        if len > 0 {
+            let terms = f(rest);
+            for m in 0..M {
+                maxima[m] = maxima[m].zip(terms[m].first(len), larger);
+            }
+        }
+        maxima.map(|m| m.lanes().iter().copied().fold(A::ZERO, larger))
     }
 
-    /// Writes the three numbers that `f` makes of each triple of elements to the targets.
+    /// Writes the K numbers that `f` makes of each K elements to the targets.
     #[inline(always)]
-    pub fn map<T: Element<Scalar = A>>(&self, targets: &mut Targets<'_, T>, f: impl Fn([A; 3]) -> [A; 3]) {
-        let [a, p, n] = self.x;
-        let mut from = 0;
-        while from < a.len() {
-            let len = STEP.min(a.len() - from);
-            let (a, p, n) = (&a[from..from + len], &p[from..from + len], &n[from..from + len]);
-            let mut g = [[A::ZERO; STEP]; 3];
-            for i in 0..len {
-                let y = f([a[i], p[i], n[i]]);
-                g[0][i] = y[0];
-                g[1][i] = y[1];
-                g[2][i] = y[2];
-            }
-            for (to, g) in targets.to.iter_mut().zip(&g) {
-                if let Some(to) = to {
-                    put(&g[..len], &mut to[from..from + len], targets.stream);
+    pub fn map<T: Element<Scalar = A>>(
+        &self,
+        targets: &mut Targets<'_, T, K>,
+        f: impl Fn([V<S, A>; K]) -> [V<S, A>; K],
+    ) {
+        let lanes = size_of::<A::Register<S>>() / size_of::<A>();
+        let (registers, count) = self.registers();
+        let mut step = [[A::splat(self.simd, A::ZERO); STEP]; K];
+        let mut i = 0;
+        while i + STEP <= count {
+            for at in 0..STEP {
+                let y = f(self.at(&registers, i + at));
+                for k in 0..K {
+                    step[k][at] = y[k].register;
                 }
             }
-            from += len;
+            for (to, step) in targets.to.iter_mut().zip(&step) {
+                if let Some(to) = to {
+                    put(bytemuck::cast_slice(step), &mut to[i * lanes..(i + STEP) * lanes], targets.stream);
+                }
+            }
+            i += STEP;
+        }
+        while i < count {
+            let y = f(self.at(&registers, i));
+            for (to, y) in targets.to.iter_mut().zip(&y) {
+                if let Some(to) = to {
+                    put(y.lanes(), &mut to[i * lanes..(i + 1) * lanes], targets.stream);
+                }
+            }
+            i += 1;
+        }
+        let (rest, len) = self.rest();
+        if len > 0 {
+            let y = f(rest);
+            for (to, y) in targets.to.iter_mut().zip(&y) {
+                if let Some(to) = to {
+                    put(&y.lanes()[..len], &mut to[count * lanes..], targets.stream);
+                }
+            }
         }
     }
 }
 
-/// Rounds and stores a step of one gradient row.
+/// The most numbers that [`put`] takes: [`STEP`] registers of 64 bytes.
+const PUT: usize = STEP * 64 / size_of::<f32>();
+
+/// Rounds and stores some of a gradient row.
 #[inline(always)]
 fn put<T: Element>(from: &[T::Scalar], to: &mut [T], stream: bool) {
     match (T::as_scalars_mut(to), stream) {
         (Some(to), true) => store::stream(from, to),
         (Some(to), false) => to.copy_from_slice(from),
         (None, _) => {
-            let mut rounded = [T::default(); STEP];
+            let mut rounded = [T::default(); PUT];
             let rounded = &mut rounded[..from.len()];
             T::narrow(from, rounded);
             if stream { store::stream(rounded, to) } else { to.copy_from_slice(rounded) }

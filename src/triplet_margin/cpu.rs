@@ -1,9 +1,12 @@
 //! The fused CPU version: one pass over the rows, distances, hinge and gradients while a row is in the cache.
 //! The functions have the names of those in kernels/triplet_margin.cu and mean the same.
 
+use pulp::{Simd, WithSimd};
+
 use super::Problem;
 use crate::constants::MIN_NORM;
 use crate::cpu::rows::{Rows, Targets};
+use crate::cpu::simd::V;
 use crate::cpu::{blocks, store};
 use crate::distance::Metric;
 use crate::{Element, Matrix, Reduction, Scalar};
@@ -38,50 +41,57 @@ pub(super) fn run<T: Element>(problem: &Problem, pass: Pass<'_, T>) -> T::Scalar
     let sum = blocks::sum_blocks(parts, problem.rows, problem.dim, |i, part| {
         let first = i * block_rows;
         let rows = first..problem.rows.min(first + block_rows);
-        arch.dispatch(
-            #[inline(always)]
-            || block(problem, &inputs, upstream, rows, part, stream),
-        )
+        arch.dispatch(BlockOfRows { problem, inputs: &inputs, upstream, rows, part, stream })
     });
     T::Scalar::from_f64(sum * if problem.reduction == Reduction::Mean { 1.0 / problem.rows as f64 } else { 1.0 })
 }
 
-/// The rows `rows`; the sum of their losses.
-#[inline(always)]
-fn block<T: Element>(
-    problem: &Problem,
-    inputs: &[Matrix<'_, T>; 3],
-    upstream: Option<&[T::Scalar]>,
+/// One block's work, compiled for each kind of processor.
+struct BlockOfRows<'a, T: Element> {
+    problem: &'a Problem,
+    inputs: &'a [Matrix<'a, T>; 3],
+    upstream: Option<&'a [T::Scalar]>,
     rows: std::ops::Range<usize>,
-    mut part: Block<'_, T>,
+    part: Block<'a, T>,
     stream: bool,
-) -> f64 {
-    let dim = problem.dim;
-    let mut widened: [Vec<T::Scalar>; 3] = Default::default();
-    let mut sum = 0.0;
-    let scale = T::Scalar::from_f64(problem.scale());
-    for (i, row) in rows.enumerate() {
-        let weight = scale
-            * match upstream {
-                None => T::Scalar::ONE,
-                Some([one]) => *one,
-                Some(each) => each[row],
+}
+
+impl<T: Element> WithSimd for BlockOfRows<'_, T> {
+    type Output = f64;
+
+    /// The sum of the rows' losses.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+        let Self { problem, inputs, upstream, rows, mut part, stream } = self;
+        let dim = problem.dim;
+        let mut widened: [Vec<T::Scalar>; 3] = Default::default();
+        let mut sum = 0.0;
+        let scale = T::Scalar::from_f64(problem.scale());
+        for (i, row) in rows.enumerate() {
+            let weight = scale
+                * match upstream {
+                    None => T::Scalar::ONE,
+                    Some([one]) => *one,
+                    Some(each) => each[row],
+                };
+            let mut targets = Targets {
+                to: part.grads.each_mut().map(|g| g.as_mut().map(|g| &mut g[i * dim..(i + 1) * dim])),
+                stream,
             };
-        let mut targets =
-            Targets { to: part.grads.each_mut().map(|g| g.as_mut().map(|g| &mut g[i * dim..(i + 1) * dim])), stream };
-        let [a, p, n] = inputs.map(|m| m.row(row));
-        let [wide_a, wide_p, wide_n] = &mut widened;
-        let x = [as_scalars(a, wide_a), as_scalars(p, wide_p), as_scalars(n, wide_n)];
-        let loss = triplet(problem, &Rows { x }, weight, &mut targets);
-        sum += loss.to_f64();
-        if let Some(losses) = &mut part.losses {
-            losses[i] = loss;
+            let [a, p, n] = inputs.map(|m| m.row(row));
+            let [wide_a, wide_p, wide_n] = &mut widened;
+            let x = [as_scalars(a, wide_a), as_scalars(p, wide_p), as_scalars(n, wide_n)];
+            let loss = triplet(problem, &Rows { simd, x }, weight, &mut targets);
+            sum += loss.to_f64();
+            if let Some(losses) = &mut part.losses {
+                losses[i] = loss;
+            }
         }
+        if stream {
+            store::fence();
+        }
+        sum
     }
-    if stream {
-        store::fence();
-    }
-    sum
 }
 
 /// The row in the type of arithmetic, widened into `buffer` where it has to be.
@@ -99,11 +109,11 @@ fn as_scalars<'a, T: Element>(row: &'a [T], buffer: &'a mut Vec<T::Scalar>) -> &
 
 /// One triplet: writes its gradients, returns its loss.
 #[inline(always)]
-fn triplet<T: Element>(
+fn triplet<S: Simd, T: Element>(
     problem: &Problem,
-    rows: &Rows<'_, T::Scalar>,
+    rows: &Rows<'_, S, T::Scalar, 3>,
     weight: T::Scalar,
-    targets: &mut Targets<'_, T>,
+    targets: &mut Targets<'_, T, 3>,
 ) -> T::Scalar {
     match problem.metric {
         Metric::Cosine => cosine(problem, rows, weight, targets),
@@ -140,8 +150,11 @@ struct Inverse<A> {
 }
 
 #[inline(always)]
-fn inverse_norms<A: Scalar>(rows: &Rows<'_, A>) -> Inverse<A> {
-    let squares = rows.sums(|x| [x[0] * x[0], x[1] * x[1], x[2] * x[2]]);
+fn inverse_norms<S: Simd, A: Scalar>(rows: &Rows<'_, S, A, 3>) -> Inverse<A> {
+    let squares = rows.sums(
+        #[inline(always)]
+        |x| [x[0] * x[0], x[1] * x[1], x[2] * x[2]],
+    );
     let min_norm = A::from_f64(MIN_NORM);
     let norms = squares.map(A::sqrt);
     Inverse {
@@ -155,16 +168,24 @@ fn inverse_norms<A: Scalar>(rows: &Rows<'_, A>) -> Inverse<A> {
 }
 
 /// A distance over elements `x - y + eps`; see kernels/distance.cuh.
-trait Elementwise<A: Scalar> {
+trait Elementwise<A: Scalar>: Copy {
     /// Whether the terms are maximised instead of summed.
     fn is_maximum(&self) -> bool;
-    fn term(&self, x: A, y: A) -> A;
+    fn term<S: Simd>(&self, x: V<S, A>, y: V<S, A>) -> V<S, A>;
     fn value(&self, sum: A) -> A;
-    /// What `slope` needs to know of the pair: the distance, and how many elements reach the maximum.
-    fn aim(&self, d: A, reaching: A) -> (A, A);
-    fn slope(&self, aim: (A, A), x: A, y: A) -> A;
+    /// What `slope` has to know of a pair at distance `d`; `reaching`: how many elements reach the maximum.
+    fn aim(&self, d: A, reaching: A) -> Aim<A>;
+    /// One element of the gradient with respect to x.
+    fn slope<S: Simd>(&self, aim: Aim<A>, x: V<S, A>, y: V<S, A>) -> V<S, A>;
 }
 
+#[derive(Clone, Copy)]
+struct Aim<A> {
+    d: A,
+    factor: A,
+}
+
+#[derive(Clone, Copy)]
 struct Difference<A> {
     root: bool,
     eps: A,
@@ -176,8 +197,8 @@ impl<A: Scalar> Elementwise<A> for Difference<A> {
         false
     }
     #[inline(always)]
-    fn term(&self, x: A, y: A) -> A {
-        let e = x - y + self.eps;
+    fn term<S: Simd>(&self, x: V<S, A>, y: V<S, A>) -> V<S, A> {
+        let e = x - y + V::splat(x.simd, self.eps);
         e * e
     }
     #[inline(always)]
@@ -185,20 +206,21 @@ impl<A: Scalar> Elementwise<A> for Difference<A> {
         if self.root { sum.sqrt() } else { sum }
     }
     #[inline(always)]
-    fn aim(&self, d: A, _: A) -> (A, A) {
+    fn aim(&self, d: A, _: A) -> Aim<A> {
         let factor = match self.root {
             true if d > A::ZERO => A::ONE / d,
             true => A::ZERO,
             false => A::ONE + A::ONE,
         };
-        (factor, A::ZERO)
+        Aim { d, factor }
     }
     #[inline(always)]
-    fn slope(&self, (factor, _): (A, A), x: A, y: A) -> A {
-        (x - y + self.eps) * factor
+    fn slope<S: Simd>(&self, aim: Aim<A>, x: V<S, A>, y: V<S, A>) -> V<S, A> {
+        (x - y + V::splat(x.simd, self.eps)) * V::splat(x.simd, aim.factor)
     }
 }
 
+#[derive(Clone, Copy)]
 struct Power<A> {
     p: A,
     eps: A,
@@ -210,76 +232,113 @@ impl<A: Scalar> Elementwise<A> for Power<A> {
         !self.p.is_finite()
     }
     #[inline(always)]
-    fn term(&self, x: A, y: A) -> A {
-        let size = (x - y + self.eps).abs();
-        if self.is_maximum() || self.p == A::ONE { size } else { size.powf(self.p) }
+    fn term<S: Simd>(&self, x: V<S, A>, y: V<S, A>) -> V<S, A> {
+        x.zip(
+            y,
+            #[inline(always)]
+            |x, y| {
+                let size = (x - y + self.eps).abs();
+                if self.is_maximum() || self.p == A::ONE { size } else { size.powf(self.p) }
+            },
+        )
     }
     #[inline(always)]
     fn value(&self, sum: A) -> A {
         if self.is_maximum() || self.p == A::ONE { sum } else { sum.powf(A::ONE / self.p) }
     }
     #[inline(always)]
-    fn aim(&self, d: A, reaching: A) -> (A, A) {
-        (d, A::ONE / reaching)
+    fn aim(&self, d: A, reaching: A) -> Aim<A> {
+        Aim { d, factor: A::ONE / reaching }
     }
     #[inline(always)]
-    fn slope(&self, (d, share): (A, A), x: A, y: A) -> A {
-        let e = x - y + self.eps;
-        let size = e.abs();
-        if size == A::ZERO || d == A::ZERO {
-            return A::ZERO;
-        }
-        let sign = if e > A::ZERO { A::ONE } else { -A::ONE };
-        if self.is_maximum() {
-            return if size == d { sign * share } else { A::ZERO };
-        }
-        if self.p == A::ONE { sign } else { sign * (size / d).powf(self.p - A::ONE) }
+    fn slope<S: Simd>(&self, aim: Aim<A>, x: V<S, A>, y: V<S, A>) -> V<S, A> {
+        x.zip(
+            y,
+            #[inline(always)]
+            |x, y| {
+                let e = x - y + self.eps;
+                let size = e.abs();
+                if size == A::ZERO || aim.d == A::ZERO {
+                    return A::ZERO;
+                }
+                let sign = if e > A::ZERO { A::ONE } else { -A::ONE };
+                if self.is_maximum() {
+                    return if size == aim.d { sign * aim.factor } else { A::ZERO };
+                }
+                if self.p == A::ONE { sign } else { sign * (size / aim.d).powf(self.p - A::ONE) }
+            },
+        )
     }
 }
 
+/// A closure with `#[inline(always)]` can be an argument, not yet the value of a `let`. Without it the compiler may
+/// leave a closure out of line, compiled for the least of processors, where a vector instruction is a call.
 #[inline(always)]
-fn subtractive<T: Element, M: Elementwise<T::Scalar>>(
+fn inlined<F>(f: F) -> F {
+    f
+}
+
+#[inline(always)]
+fn subtractive<S: Simd, T: Element, M: Elementwise<T::Scalar>>(
     problem: &Problem,
-    rows: &Rows<'_, T::Scalar>,
+    rows: &Rows<'_, S, T::Scalar, 3>,
     weight: T::Scalar,
-    targets: &mut Targets<'_, T>,
+    targets: &mut Targets<'_, T, 3>,
     metric: &M,
 ) -> T::Scalar {
     if problem.normalize {
         let inverse = inverse_norms(rows);
-        let unit = |x: [T::Scalar; 3]| [x[0] * inverse.scale[0], x[1] * inverse.scale[1], x[2] * inverse.scale[2]];
+        let scale = inverse.scale.map(|s| V::splat(rows.simd, s));
+        let unit = inlined(
+            #[inline(always)]
+            |x: [V<S, T::Scalar>; 3]| [x[0] * scale[0], x[1] * scale[1], x[2] * scale[2]],
+        );
         subtractive_of(problem, rows, weight, targets, metric, unit, Some(&inverse))
     } else {
-        let same = |x| x;
-        subtractive_of(problem, rows, weight, targets, metric, same, None)
+        subtractive_of(
+            problem,
+            rows,
+            weight,
+            targets,
+            metric,
+            #[inline(always)]
+            |x| x,
+            None,
+        )
     }
 }
 
 /// `unit` normalises, or does nothing where `inverse` is `None`.
 #[inline(always)]
-fn subtractive_of<T: Element, M: Elementwise<T::Scalar>>(
+fn subtractive_of<S: Simd, T: Element, M: Elementwise<T::Scalar>>(
     problem: &Problem,
-    rows: &Rows<'_, T::Scalar>,
+    rows: &Rows<'_, S, T::Scalar, 3>,
     weight: T::Scalar,
-    targets: &mut Targets<'_, T>,
+    targets: &mut Targets<'_, T, 3>,
     metric: &M,
-    unit: impl Fn([T::Scalar; 3]) -> [T::Scalar; 3],
+    unit: impl Fn([V<S, T::Scalar>; 3]) -> [V<S, T::Scalar>; 3],
     inverse: Option<&Inverse<T::Scalar>>,
 ) -> T::Scalar {
-    let zero = T::Scalar::ZERO;
-    let terms = |x| {
-        let [a, p, n] = unit(x);
-        [metric.term(a, p), metric.term(a, n), metric.term(p, n)]
-    };
+    let (zero, one) = (T::Scalar::ZERO, T::Scalar::ONE);
+    let terms = inlined(
+        #[inline(always)]
+        |x: [V<S, T::Scalar>; 3]| {
+            let [a, p, n] = unit(x);
+            [metric.term(a, p), metric.term(a, n), metric.term(p, n)]
+        },
+    );
     let [ap, an, pn] = if metric.is_maximum() {
         rows.maxima(terms)
     } else if problem.swap {
         rows.sums(terms)
     } else {
-        let [ap, an] = rows.sums(|x| {
-            let [a, p, n] = unit(x);
-            [metric.term(a, p), metric.term(a, n)]
-        });
+        let [ap, an] = rows.sums(
+            #[inline(always)]
+            |x| {
+                let [a, p, n] = unit(x);
+                [metric.term(a, p), metric.term(a, n)]
+            },
+        );
         [ap, an, zero]
     };
     let (d_ap, d_an, d_pn) = (metric.value(ap), metric.value(an), metric.value(pn));
@@ -288,51 +347,79 @@ fn subtractive_of<T: Element, M: Elementwise<T::Scalar>>(
         return hinge.loss;
     }
     if hinge.weight == zero {
-        rows.map(targets, |_| [zero; 3]);
+        rows.map(
+            targets,
+            #[inline(always)]
+            |x| [V::splat(x[0].simd, zero); 3],
+        );
         return hinge.loss;
     }
 
     let swapped = hinge.swapped;
     let d_n = if swapped { d_pn } else { d_an };
     let [reaching_p, reaching_n] = match metric.is_maximum() {
-        false => [T::Scalar::ONE; 2],
-        true => rows.sums(|x| {
-            let [a, p, n] = unit(x);
-            let reaches = |term, d| if term == d { T::Scalar::ONE } else { zero };
-            [reaches(metric.term(a, p), d_ap), reaches(metric.term(if swapped { p } else { a }, n), d_n)]
-        }),
+        false => [one; 2],
+        true => rows.sums(
+            #[inline(always)]
+            |x| {
+                let [a, p, n] = unit(x);
+                let reaches = inlined(
+                    #[inline(always)]
+                    |term: V<S, T::Scalar>, d| {
+                        term.zip(
+                            V::splat(term.simd, d),
+                            #[inline(always)]
+                            |term, d| if term == d { one } else { zero },
+                        )
+                    },
+                );
+                [reaches(metric.term(a, p), d_ap), reaches(metric.term(if swapped { p } else { a }, n), d_n)]
+            },
+        ),
     };
     let (aim_p, aim_n) = (metric.aim(d_ap, reaching_p), metric.aim(d_n, reaching_n));
+    let weight = V::splat(rows.simd, hinge.weight);
     // With respect to the (normalised) rows.
-    let gradient = |[a, p, n]: [T::Scalar; 3]| {
-        let to_p = metric.slope(aim_p, a, p) * hinge.weight;
-        if swapped {
-            let to_n = metric.slope(aim_n, p, n) * hinge.weight;
-            [to_p, -to_p - to_n, to_n]
-        } else {
-            let to_n = metric.slope(aim_n, a, n) * hinge.weight;
-            [to_p - to_n, -to_p, to_n]
-        }
-    };
+    let gradient = inlined(
+        #[inline(always)]
+        |[a, p, n]: [V<S, T::Scalar>; 3]| {
+            let to_p = metric.slope(aim_p, a, p) * weight;
+            if swapped {
+                let to_n = metric.slope(aim_n, p, n) * weight;
+                [to_p, -to_p - to_n, to_n]
+            } else {
+                let to_n = metric.slope(aim_n, a, n) * weight;
+                [to_p - to_n, -to_p, to_n]
+            }
+        },
+    );
     match inverse {
         None => rows.map(targets, gradient),
         Some(inverse) => {
             // Through u = x / norm:  (g - (g . u) u) / norm.
-            let along = rows.sums(|x| {
-                let u = unit(x);
-                let g = gradient(u);
-                [g[0] * u[0], g[1] * u[1], g[2] * u[2]]
-            });
+            let along = rows.sums(
+                #[inline(always)]
+                |x| {
+                    let u = unit(x);
+                    let g = gradient(u);
+                    [g[0] * u[0], g[1] * u[1], g[2] * u[2]]
+                },
+            );
             let along: [T::Scalar; 3] = std::array::from_fn(|k| if inverse.flat[k] { zero } else { along[k] });
-            rows.map(targets, |x| {
-                let u = unit(x);
-                let g = gradient(u);
-                [
-                    (g[0] - along[0] * u[0]) * inverse.scale[0],
-                    (g[1] - along[1] * u[1]) * inverse.scale[1],
-                    (g[2] - along[2] * u[2]) * inverse.scale[2],
-                ]
-            });
+            let along = along.map(|a| V::splat(rows.simd, a));
+            let scale = inverse.scale.map(|s| V::splat(rows.simd, s));
+            rows.map(
+                targets,
+                #[inline(always)]
+                |x| {
+                    let u = unit(x);
+                    let g = gradient(u);
+                    std::array::from_fn(
+                        #[inline(always)]
+                        |k| (g[k] - along[k] * u[k]) * scale[k],
+                    )
+                },
+            );
         }
     }
     hinge.loss
@@ -340,41 +427,56 @@ fn subtractive_of<T: Element, M: Elementwise<T::Scalar>>(
 
 /// `d(x, y) = 1 - u_x·u_y`, `grad_x d = -(u_y - (u_x·u_y) u_x) / norm_x`.
 #[inline(always)]
-fn cosine<T: Element>(
+fn cosine<S: Simd, T: Element>(
     problem: &Problem,
-    rows: &Rows<'_, T::Scalar>,
+    rows: &Rows<'_, S, T::Scalar, 3>,
     weight: T::Scalar,
-    targets: &mut Targets<'_, T>,
+    targets: &mut Targets<'_, T, 3>,
 ) -> T::Scalar {
     let (zero, one) = (T::Scalar::ZERO, T::Scalar::ONE);
     let inverse = inverse_norms(rows);
-    let unit = |x: [T::Scalar; 3]| [x[0] * inverse.scale[0], x[1] * inverse.scale[1], x[2] * inverse.scale[2]];
-    let [ap, an, pn] = rows.sums(|x| {
-        let [a, p, n] = unit(x);
-        [a * p, a * n, p * n]
-    });
+    let unit_scale = inverse.scale.map(|s| V::splat(rows.simd, s));
+    let unit = inlined(
+        #[inline(always)]
+        |x: [V<S, T::Scalar>; 3]| [x[0] * unit_scale[0], x[1] * unit_scale[1], x[2] * unit_scale[2]],
+    );
+    let [ap, an, pn] = rows.sums(
+        #[inline(always)]
+        |x| {
+            let [a, p, n] = unit(x);
+            [a * p, a * n, p * n]
+        },
+    );
     let hinge = hinge(problem, one - ap, one - an, one - pn, weight);
     if !targets.any() {
         return hinge.loss;
     }
     if hinge.weight == zero {
-        rows.map(targets, |_| [zero; 3]);
+        rows.map(
+            targets,
+            #[inline(always)]
+            |x| [V::splat(x[0].simd, zero); 3],
+        );
         return hinge.loss;
     }
     // Each row's share of its own direction: the cosines it takes part in, with their signs.
     let swapped = hinge.swapped;
     let cn = if swapped { pn } else { an };
     let own = [ap - if swapped { zero } else { cn }, ap - if swapped { cn } else { zero }, -cn];
-    let own: [T::Scalar; 3] = std::array::from_fn(|k| if inverse.flat[k] { zero } else { own[k] });
-    let scale = inverse.scale.map(|s| s * hinge.weight);
-    rows.map(targets, |x| {
-        let [a, p, n] = unit(x);
-        let (from_a, from_p) = if swapped { (zero, n) } else { (n, zero) };
-        [
-            (from_a - p + own[0] * a) * scale[0],
-            (from_p - a + own[1] * p) * scale[1],
-            ((if swapped { p } else { a }) + own[2] * n) * scale[2],
-        ]
-    });
+    let own: [V<S, T::Scalar>; 3] =
+        std::array::from_fn(|k| V::splat(rows.simd, if inverse.flat[k] { zero } else { own[k] }));
+    let scale = inverse.scale.map(|s| V::splat(rows.simd, s * hinge.weight));
+    rows.map(
+        targets,
+        #[inline(always)]
+        |x| {
+            let [a, p, n] = unit(x);
+            if swapped {
+                [(own[0] * a - p) * scale[0], (n - a + own[1] * p) * scale[1], (p + own[2] * n) * scale[2]]
+            } else {
+                [(n - p + own[0] * a) * scale[0], (own[1] * p - a) * scale[1], (a + own[2] * n) * scale[2]]
+            }
+        },
+    );
     hinge.loss
 }

@@ -1,0 +1,172 @@
+//! Vectors of the processor at hand: [`pulp`] finds it at run time and compiles the same code for each kind.
+
+use std::ops::{Add, Mul, Neg, Sub};
+
+use bytemuck::Pod;
+use pulp::Simd;
+
+/// `f32` or `f64` in vector registers.
+pub trait Vectorised: Pod {
+    #[doc(hidden)]
+    type Register<S: Simd>: Pod;
+    #[doc(hidden)]
+    fn splat<S: Simd>(simd: S, x: Self) -> Self::Register<S>;
+    #[doc(hidden)]
+    fn add<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
+    #[doc(hidden)]
+    fn sub<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
+    #[doc(hidden)]
+    fn mul<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
+    #[doc(hidden)]
+    fn neg<S: Simd>(simd: S, x: Self::Register<S>) -> Self::Register<S>;
+    #[doc(hidden)]
+    fn sum<S: Simd>(simd: S, x: Self::Register<S>) -> Self;
+    /// Whole registers, and what is left.
+    #[doc(hidden)]
+    fn registers<S: Simd>(x: &[Self]) -> (&[Self::Register<S>], &[Self]);
+    /// Fewer numbers than a register has; zeros follow them.
+    #[doc(hidden)]
+    fn load_part<S: Simd>(simd: S, x: &[Self]) -> Self::Register<S>;
+}
+
+macro_rules! vectorised {
+    ($t:ident, $register:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $neg:ident, $sum:ident, $registers:ident, $load_part:ident) => {
+        impl Vectorised for $t {
+            type Register<S: Simd> = S::$register;
+            #[inline(always)]
+            fn splat<S: Simd>(simd: S, x: Self) -> S::$register {
+                simd.$splat(x)
+            }
+            #[inline(always)]
+            fn add<S: Simd>(simd: S, x: S::$register, y: S::$register) -> S::$register {
+                simd.$add(x, y)
+            }
+            #[inline(always)]
+            fn sub<S: Simd>(simd: S, x: S::$register, y: S::$register) -> S::$register {
+                simd.$sub(x, y)
+            }
+            #[inline(always)]
+            fn mul<S: Simd>(simd: S, x: S::$register, y: S::$register) -> S::$register {
+                simd.$mul(x, y)
+            }
+            #[inline(always)]
+            fn neg<S: Simd>(simd: S, x: S::$register) -> S::$register {
+                simd.$neg(x)
+            }
+            #[inline(always)]
+            fn sum<S: Simd>(simd: S, x: S::$register) -> Self {
+                simd.$sum(x)
+            }
+            #[inline(always)]
+            fn registers<S: Simd>(x: &[Self]) -> (&[S::$register], &[Self]) {
+                S::$registers(x)
+            }
+            #[inline(always)]
+            fn load_part<S: Simd>(simd: S, x: &[Self]) -> S::$register {
+                simd.$load_part(x)
+            }
+        }
+    };
+}
+vectorised!(
+    f32,
+    f32s,
+    splat_f32s,
+    add_f32s,
+    sub_f32s,
+    mul_f32s,
+    neg_f32s,
+    reduce_sum_f32s,
+    as_simd_f32s,
+    partial_load_f32s
+);
+vectorised!(
+    f64,
+    f64s,
+    splat_f64s,
+    add_f64s,
+    sub_f64s,
+    mul_f64s,
+    neg_f64s,
+    reduce_sum_f64s,
+    as_simd_f64s,
+    partial_load_f64s
+);
+
+/// A register with operators.
+#[derive(Clone, Copy)]
+pub(crate) struct V<S: Simd, A: Vectorised> {
+    pub simd: S,
+    pub register: A::Register<S>,
+}
+
+impl<S: Simd, A: Vectorised> V<S, A> {
+    /// The same number in every lane.
+    #[inline(always)]
+    pub fn splat(simd: S, x: A) -> Self {
+        Self { simd, register: A::splat(simd, x) }
+    }
+
+    #[inline(always)]
+    pub fn sum(self) -> A {
+        A::sum(self.simd, self.register)
+    }
+
+    #[inline(always)]
+    pub fn lanes(&self) -> &[A] {
+        bytemuck::cast_slice(bytemuck::bytes_of(&self.register))
+    }
+
+    #[inline(always)]
+    pub fn lanes_mut(&mut self) -> &mut [A] {
+        bytemuck::cast_slice_mut(bytemuck::bytes_of_mut(&mut self.register))
+    }
+
+    /// `f` of each pair of lanes: for what has no vector instruction.
+    #[inline(always)]
+    pub fn zip(mut self, other: Self, f: impl Fn(A, A) -> A) -> Self {
+        for (x, &y) in self.lanes_mut().iter_mut().zip(other.lanes()) {
+            *x = f(*x, y);
+        }
+        self
+    }
+
+    /// The first `count` lanes, and zeros.
+    #[inline(always)]
+    pub fn first(mut self, count: usize) -> Self {
+        self.lanes_mut()[count..].fill(A::zeroed());
+        self
+    }
+}
+
+impl<S: Simd, A: Vectorised> Add for V<S, A> {
+    type Output = Self;
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        Self { simd: self.simd, register: A::add(self.simd, self.register, other.register) }
+    }
+}
+
+impl<S: Simd, A: Vectorised> Sub for V<S, A> {
+    type Output = Self;
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        Self { simd: self.simd, register: A::sub(self.simd, self.register, other.register) }
+    }
+}
+
+impl<S: Simd, A: Vectorised> Mul for V<S, A> {
+    type Output = Self;
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        Self { simd: self.simd, register: A::mul(self.simd, self.register, other.register) }
+    }
+}
+
+impl<S: Simd, A: Vectorised> Neg for V<S, A> {
+    type Output = Self;
+    #[inline(always)]
+    fn neg(self) -> Self {
+        Self { simd: self.simd, register: A::neg(self.simd, self.register) }
+    }
+}
