@@ -32,17 +32,7 @@ impl<'a, T: Element> Matrix<'a, T> {
     /// # Errors
     /// If `dim` is 0 or the slice is too short.
     pub fn strided(data: &'a [T], rows: usize, dim: usize, stride: usize) -> Result<Self, Error> {
-        if dim == 0 {
-            return Err(Error::argument("dim", "at least 1", "0"));
-        }
-        let needed = match rows {
-            0 => Some(0),
-            _ => (rows - 1).checked_mul(stride).and_then(|n| n.checked_add(dim)),
-        };
-        if needed.is_none_or(|needed| needed > data.len()) {
-            let expected = format!("{rows} rows of {dim} numbers, {stride} apart");
-            return Err(Error::argument("data", expected, format!("{} numbers", data.len())));
-        }
+        check_extent(data.len(), rows, dim, stride)?;
         Ok(Self { data, rows, dim, stride })
     }
 
@@ -69,4 +59,20 @@ impl<'a, T: Element> Matrix<'a, T> {
     pub(crate) fn shape(&self) -> String {
         format!("[{}, {}]", self.rows, self.dim)
     }
+}
+
+/// Whether `len` numbers hold `rows` rows of `dim` numbers, `stride` apart.
+pub(crate) fn check_extent(len: usize, rows: usize, dim: usize, stride: usize) -> Result<(), Error> {
+    if dim == 0 {
+        return Err(Error::argument("dim", "at least 1", "0"));
+    }
+    let needed = match rows {
+        0 => Some(0),
+        _ => (rows - 1).checked_mul(stride).and_then(|n| n.checked_add(dim)),
+    };
+    if needed.is_none_or(|needed| needed > len) {
+        let expected = format!("{rows} rows of {dim} numbers, {stride} apart");
+        return Err(Error::argument("data", expected, format!("{len} numbers")));
+    }
+    Ok(())
 }

@@ -1,10 +1,13 @@
 //! The launch plan of kernels/triplet_margin.cu, and its one launch.
 
-use bytemuck::{Pod, Zeroable};
+use std::sync::Arc;
 
-use super::Problem;
+use bytemuck::{Pod, Zeroable};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop};
+
+use super::{Problem, TripletMarginLoss};
 use crate::constants::PAIRED_THREADS;
-use crate::cuda::{Address, DeviceProperties, Grid, Launcher, Memory};
+use crate::cuda::{Address, CudaLauncher, CudaMatrix, DeviceProperties, Grid, Launcher, Memory};
 use crate::distance::Metric;
 use crate::{Element, Error, Reduction};
 
@@ -101,6 +104,41 @@ struct Args {
 }
 const _: () = assert!(size_of::<Args>() == 192, "Args must match kernels/triplet_margin.cu");
 
+/// Every kernel that a plan can name.
+pub fn kernel_names() -> Vec<String> {
+    let streamed = [Shape::Scalar, Shape::Vector];
+    let held = [Shape::L8, Shape::L32, Shape::L32x4];
+    let mut names = Vec::new();
+    for dtype in ["f64", "f32", "f16", "bf16"] {
+        names.push(kernel_name("power", dtype, Shape::Scalar));
+        for metric in ["difference", "cosine"] {
+            names.extend(streamed.map(|shape| kernel_name(metric, dtype, shape)));
+            if dtype != "f64" {
+                names.extend(held.map(|shape| kernel_name(metric, dtype, shape)));
+            }
+        }
+    }
+    names
+}
+
+fn kernel_name(metric: &str, dtype: &str, shape: Shape) -> String {
+    format!("{STEM}_{metric}_{dtype}_{}", shape.name())
+}
+
+/// The plan for a loss of `rows` rows of `dim` elements of T.
+///
+/// # Errors
+/// As the loss itself.
+pub fn plan_for<T: Element>(
+    loss: &TripletMarginLoss,
+    rows: usize,
+    dim: usize,
+    pass: &Pass,
+    device: &DeviceProperties,
+) -> Result<Plan, Error> {
+    Ok(plan::<T>(&loss.checked(rows, dim)?, pass, device))
+}
+
 /// Chooses kernel and grid; a pure function of the problem and the device.
 pub(crate) fn plan<T: Element>(problem: &Problem, pass: &Pass, device: &DeviceProperties) -> Plan {
     let vectors = problem.dim * size_of::<T>() / VECTOR_BYTES;
@@ -126,7 +164,7 @@ pub(crate) fn plan<T: Element>(problem: &Problem, pass: &Pass, device: &DevicePr
     let resident = device.multiprocessors * (device.threads_per_multiprocessor / PAIRED_THREADS);
     let blocks = problem.rows.div_ceil(rows_at_once).min(resident as usize).max(1) as u32;
     Plan {
-        kernel: format!("{STEM}_{metric}_{}_{}", T::NAME, shape.name()),
+        kernel: kernel_name(metric, T::NAME, shape),
         grid: Grid { blocks, threads: PAIRED_THREADS, shared_bytes: 0 },
         shape,
     }
@@ -180,4 +218,103 @@ pub(crate) unsafe fn run<T: Element, L: Launcher>(launcher: &L, problem: &Proble
     // SAFETY: `Args` is the kernel's argument; the caller vouches for the pass, and the workspace, one f64 a block,
     // outlives the kernel (`Memory`).
     unsafe { launcher.launch(STEM, &plan.kernel, plan.grid, bytemuck::bytes_of(&args)) }
+}
+
+impl TripletMarginLoss {
+    /// [`loss_and_grad`](Self::loss_and_grad) on cudarc slices, in the order of `stream`: nothing waits for the device.
+    ///
+    /// `loss` takes one number, or for `Reduction::None` one a row; `None` in place of a gradient skips it. For
+    /// `Reduction::None` the gradients are those of the losses' sum.
+    ///
+    /// # Errors
+    /// If shapes differ or are empty, an option is out of range, an output has the wrong length, or the device refuses.
+    pub fn loss_and_grad_cuda<T: Element + DeviceRepr>(
+        &self,
+        stream: &Arc<CudaStream>,
+        rows: [CudaMatrix<'_, T>; 3],
+        loss: &mut CudaSlice<T::Scalar>,
+        grads: [Option<&mut CudaSlice<T>>; 3],
+    ) -> Result<(), Error>
+    where
+        T::Scalar: DeviceRepr,
+    {
+        let problem = self.cuda_problem(&rows)?;
+        super::check_len("loss", loss.len(), if self.reduction == Reduction::None { problem.rows } else { 1 })?;
+        let per_row = self.reduction == Reduction::None;
+        run_on_stream(stream, &problem, &rows, grads, |pass, guards| {
+            let (address, guard) = loss.device_ptr_mut(stream);
+            *(if per_row { &mut pass.losses } else { &mut pass.loss }) = address;
+            guards.push(guard);
+        })
+    }
+
+    /// [`grad`](Self::grad) on cudarc slices.
+    ///
+    /// # Errors
+    /// If shapes differ or are empty, an option is out of range, a slice has the wrong length, or the device refuses.
+    pub fn grad_cuda<T: Element + DeviceRepr>(
+        &self,
+        stream: &Arc<CudaStream>,
+        rows: [CudaMatrix<'_, T>; 3],
+        upstream: &CudaSlice<T::Scalar>,
+        grads: [Option<&mut CudaSlice<T>>; 3],
+    ) -> Result<(), Error>
+    where
+        T::Scalar: DeviceRepr,
+    {
+        let problem = self.cuda_problem(&rows)?;
+        let per_row = self.reduction == Reduction::None;
+        super::check_len("upstream", upstream.len(), if per_row { problem.rows } else { 1 })?;
+        run_on_stream(stream, &problem, &rows, grads, |pass, guards| {
+            let (address, guard) = upstream.device_ptr(stream);
+            (pass.upstream, pass.upstream_per_row) = (address, per_row);
+            guards.push(guard);
+        })
+    }
+
+    fn cuda_problem<T>(&self, rows: &[CudaMatrix<'_, T>; 3]) -> Result<Problem, Error> {
+        let shape = |m: &CudaMatrix<'_, T>| (m.rows, m.dim);
+        for (argument, matrix) in [("positive", &rows[1]), ("negative", &rows[2])] {
+            if shape(matrix) != shape(&rows[0]) {
+                let expected = format!("the anchors' shape {:?}", shape(&rows[0]));
+                return Err(Error::argument(argument, expected, format!("{:?}", shape(matrix))));
+            }
+        }
+        self.checked(rows[0].rows, rows[0].dim)
+    }
+}
+
+/// Fills in a pass from slices, `rest` the part that callers differ in, and launches it. The guards tell cudarc when the
+/// slices are done with.
+fn run_on_stream<'a, T: Element + DeviceRepr>(
+    stream: &'a Arc<CudaStream>,
+    problem: &Problem,
+    rows: &'a [CudaMatrix<'a, T>; 3],
+    mut grads: [Option<&'a mut CudaSlice<T>>; 3],
+    rest: impl FnOnce(&mut Pass, &mut Vec<SyncOnDrop<'a>>),
+) -> Result<(), Error> {
+    for (argument, grad) in ["grads[0]", "grads[1]", "grads[2]"].into_iter().zip(&grads) {
+        if let Some(grad) = grad {
+            super::check_len(argument, grad.len(), problem.rows * problem.dim)?;
+        }
+    }
+    let launcher = CudaLauncher::new(stream)?;
+    let mut pass = Pass { strides: rows.each_ref().map(|m| m.stride), ..Pass::default() };
+    let mut guards = Vec::new();
+    for (input, matrix) in pass.inputs.iter_mut().zip(rows) {
+        let (address, guard) = matrix.data.device_ptr(stream);
+        *input = address;
+        guards.push(guard);
+    }
+    for (output, grad) in pass.grads.iter_mut().zip(&mut grads) {
+        if let Some(grad) = grad.take() {
+            let (address, guard) = grad.device_ptr_mut(stream);
+            *output = address;
+            guards.push(guard);
+        }
+    }
+    rest(&mut pass, &mut guards);
+    // SAFETY: the addresses come from slices of T and its scalar whose lengths were checked here and by `CudaMatrix`,
+    // borrowed for the call; cudarc frees a slice on its stream, after the kernel.
+    unsafe { run::<T, _>(&launcher, problem, &pass) }
 }

@@ -9,9 +9,8 @@ use crate::json::{self, Value};
 
 /// What each row has. Texts first: they say what was measured.
 const TEXTS: [&str; 5] = ["op", "size", "dtype", "backend", "pass"];
-const HEADER: [&str; 11] = [
-    "op", "size", "dtype", "backend", "pass", "ms", "peer", "peer ms", "ratio", "of floor", "peak",
-];
+const HEADER: [&str; 11] =
+    ["op", "size", "dtype", "backend", "pass", "ms", "peer", "peer ms", "ratio", "of floor", "peak"];
 
 fn file(checkout: &Checkout) -> PathBuf {
     checkout.root.join("target/bench.json")
@@ -30,13 +29,10 @@ pub fn forget(checkout: &Checkout) -> Result<()> {
 pub fn print(checkout: &Checkout) -> Result<()> {
     let path = file(checkout);
     if !path.exists() {
-        return Err(Error::failed(
-            "no target/bench.json: no bench program has written a row (`cargo xtask bench`)",
-        ));
+        return Err(Error::failed("no target/bench.json: no bench program has written a row (`cargo xtask bench`)"));
     }
     let source = fs::read_to_string(&path).doing("read target/bench.json")?;
-    let table =
-        table(&source).map_err(|error| Error::Failed(format!("target/bench.json: {error}")))?;
+    let table = table(&source).map_err(|error| Error::Failed(format!("target/bench.json: {error}")))?;
     print!("\n{table}");
     Ok(())
 }
@@ -54,12 +50,7 @@ fn table(source: &str) -> Result<String, String> {
 }
 
 fn line(row: &Value) -> Result<[String; 11], String> {
-    let text = |key: &str| {
-        row.get(key)
-            .text()
-            .map(String::from)
-            .ok_or(format!("`{key}` is not a text"))
-    };
+    let text = |key: &str| row.get(key).text().map(String::from).ok_or(format!("`{key}` is not a text"));
     let number = |key: &str| match row.get(key) {
         Value::Number(number) => Ok(Some(*number)),
         Value::Null => Ok(None), // no peer, no floor, or not measured
@@ -121,11 +112,7 @@ fn aligned(cells: &[[String; 11]]) -> String {
         for (column, (cell, width)) in row.iter().zip(widths).enumerate() {
             let left = column < TEXTS.len() || HEADER[column] == "peer";
             let gap = if column == 0 { "" } else { "  " };
-            line += &if left {
-                format!("{gap}{cell:<width$}")
-            } else {
-                format!("{gap}{cell:>width$}")
-            };
+            line += &if left { format!("{gap}{cell:<width$}") } else { format!("{gap}{cell:>width$}") };
         }
         table += &(line.trim_end().to_string() + "\n");
         if index == 0 {
@@ -151,11 +138,7 @@ mod tests {
         let table = table(ROWS).unwrap();
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 4, "{table}");
-        let words = |line: &str| {
-            line.split_whitespace()
-                .map(String::from)
-                .collect::<Vec<_>>()
-        };
+        let words = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
         assert_eq!(
             words(lines[2]),
             "triplet_margin 65536x128 f32 cpu both 12.50 tch 1500 120.00 x 80 % 256.0 KiB"
@@ -164,16 +147,11 @@ mod tests {
         );
         assert_eq!(
             words(lines[3]),
-            "triplet_margin 1x1 bf16 cpu forward 0.00125 - - - - -"
-                .split(' ')
-                .collect::<Vec<_>>()
+            "triplet_margin 1x1 bf16 cpu forward 0.00125 - - - - -".split(' ').collect::<Vec<_>>()
         );
         // Columns stand under each other.
         let column = lines[0].find("dtype").unwrap();
-        assert!(
-            lines[2][column..].starts_with("f32") && lines[3][column..].starts_with("bf16"),
-            "{table}"
-        );
+        assert!(lines[2][column..].starts_with("f32") && lines[3][column..].starts_with("bf16"), "{table}");
     }
 
     #[test]
@@ -189,10 +167,7 @@ mod tests {
         let wrong = ROWS.replace("\"f32\"", "32");
         assert_eq!(table(&wrong).unwrap_err(), "row 0: `dtype` is not a text");
         let wrong = ROWS.replace("120.0", "\"fast\"");
-        assert_eq!(
-            table(&wrong).unwrap_err(),
-            "row 0: `ratio` is neither a number nor null"
-        );
+        assert_eq!(table(&wrong).unwrap_err(), "row 0: `ratio` is neither a number nor null");
         assert!(table("[{").unwrap_err().starts_with("byte 2"));
     }
 }

@@ -30,65 +30,31 @@ struct Program {
 }
 
 pub fn make(checkout: &Checkout) -> Result<()> {
-    let test = [
-        "test",
-        "--release",
-        "--workspace",
-        "--exclude",
-        "xtask",
-        "--no-run",
-    ];
+    let test = ["test", "--release", "--workspace", "--exclude", "xtask", "--no-run"];
     let mut programs = build(checkout, &test)?;
     programs.extend(build(checkout, &["bench", "-p", "tercet", "--no-run"])?);
-    programs.extend(build(
-        checkout,
-        &[
-            "build",
-            "--release",
-            "-p",
-            "tercet-trainer",
-            "--bin",
-            "tercet",
-        ],
-    )?);
+    programs.extend(build(checkout, &["build", "--release", "-p", "tercet-trainer", "--bin", "tercet"])?);
 
     let dir = checkout.root.join(".bundle");
     let bin = dir.join("bin");
     fs::remove_dir_all(&bin).ok();
     fs::create_dir_all(&bin).doing("make .bundle/bin")?;
     let mut list = String::new();
-    for Program {
-        kind,
-        name,
-        package,
-        built,
-    } in &programs
-    {
+    for Program { kind, name, package, built } in &programs {
         strip(built, &bin.join(name))?;
-        let package = package
-            .strip_prefix(&checkout.root)
-            .unwrap_or(package)
-            .display()
-            .to_string();
-        list += &format!(
-            "{kind}\t{name}\t{}\n",
-            if package.is_empty() { "." } else { &package }
-        );
+        let package = package.strip_prefix(&checkout.root).unwrap_or(package).display().to_string();
+        list += &format!("{kind}\t{name}\t{}\n", if package.is_empty() { "." } else { &package });
     }
     let own = std::env::current_exe().doing("find this program")?;
     strip(&own, &bin.join("xtask"))?; // it prints the table of the benches there
     fs::write(dir.join("list.tsv"), list).doing("write .bundle/list.tsv")?;
     let Hashes { kernels, cuda } = Hashes::of(checkout)?;
-    let about = format!(
-        "commit={}\nkernels={kernels}\ncuda={cuda}\n",
-        commit(checkout)
-    );
+    let about = format!("commit={}\nkernels={kernels}\ncuda={cuda}\n", commit(checkout));
     fs::write(dir.join("about"), about).doing("write .bundle/about")?;
     let script = dir.join("run.sh");
     fs::write(&script, RUN).doing("write .bundle/run.sh")?;
     use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))
-        .doing("make .bundle/run.sh executable")?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).doing("make .bundle/run.sh executable")?;
     report(&bin)
 }
 
@@ -97,10 +63,7 @@ fn report(bin: &Path) -> Result<()> {
     let mut sizes = Vec::new();
     for entry in fs::read_dir(bin).doing("read .bundle/bin")? {
         let entry = entry.doing("read .bundle/bin")?;
-        sizes.push((
-            entry.file_name().display().to_string(),
-            entry.metadata().doing("read .bundle/bin")?.len(),
-        ));
+        sizes.push((entry.file_name().display().to_string(), entry.metadata().doing("read .bundle/bin")?.len()));
     }
     sizes.sort();
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
@@ -108,15 +71,9 @@ fn report(bin: &Path) -> Result<()> {
         println!("{:8.1} MiB  {name}", mib(*size));
     }
     let total = sizes.iter().map(|(_, size)| size).sum();
-    println!(
-        "{:8.1} MiB  in .bundle; run it there with .bundle/run.sh (`.bundle/run.sh help`)",
-        mib(total)
-    );
+    println!("{:8.1} MiB  in .bundle; run it there with .bundle/run.sh (`.bundle/run.sh help`)", mib(total));
     if total > LARGEST {
-        return Err(Error::Failed(format!(
-            "the bundle is larger than {:.0} MiB",
-            mib(LARGEST)
-        )));
+        return Err(Error::Failed(format!("the bundle is larger than {:.0} MiB", mib(LARGEST))));
     }
     Ok(())
 }
@@ -125,18 +82,14 @@ fn report(bin: &Path) -> Result<()> {
 fn build(checkout: &Checkout, arguments: &[&str]) -> Result<Vec<Program>> {
     println!("bundle: cargo {}", arguments.join(" "));
     let mut command = cargo(checkout, arguments);
-    command
-        .arg("--message-format=json-render-diagnostics")
-        .current_dir(&checkout.root)
-        .stdout(Stdio::piped());
+    command.arg("--message-format=json-render-diagnostics").current_dir(&checkout.root).stdout(Stdio::piped());
     if variable(ARCHITECTURES.0).is_none() {
         command.env(ARCHITECTURES.0, ARCHITECTURES.1);
     }
     let mut child = command.spawn().doing("start cargo")?;
     let mut messages = String::new();
     if let Some(mut out) = child.stdout.take() {
-        out.read_to_string(&mut messages)
-            .doing("read cargo's messages")?;
+        out.read_to_string(&mut messages).doing("read cargo's messages")?;
     }
     check(child.wait().doing("wait for cargo")?)?;
     collect(&messages, arguments[0], &checkout.root)
@@ -155,29 +108,14 @@ fn collect(messages: &str, subcommand: &str, root: &Path) -> Result<Vec<Program>
         let json::Value::List(kinds) = target.get("kind") else {
             continue;
         };
-        let kind = kinds
-            .first()
-            .and_then(json::Value::text)
-            .unwrap_or_default();
+        let kind = kinds.first().and_then(json::Value::text).unwrap_or_default();
         let name = target.get("name").text().ok_or("a target without a name")?;
-        let manifest = Path::new(
-            message
-                .get("manifest_path")
-                .text()
-                .ok_or("a target without a manifest")?,
-        );
+        let manifest = Path::new(message.get("manifest_path").text().ok_or("a target without a manifest")?);
         let package = manifest.parent().ok_or("a manifest without a folder")?;
         let harness = message.get("profile").get("test") == &json::Value::Bool(true);
         // Stable names. Unit tests carry their package's name; so do tests of the crates that are not the root.
-        let folder = package
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        let owner = if package == root {
-            String::new()
-        } else {
-            format!("{folder}-")
-        };
+        let folder = package.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let owner = if package == root { String::new() } else { format!("{folder}-") };
         let (kind, name) = match (subcommand, kind, harness) {
             ("test", "test", _) => ("test", format!("test-{owner}{name}")),
             ("test", "lib" | "rlib" | "bin", true) => ("test", format!("test-{owner}unit-{name}")),
@@ -188,12 +126,7 @@ fn collect(messages: &str, subcommand: &str, root: &Path) -> Result<Vec<Program>
         if programs.iter().any(|program| program.name == name) {
             return Err(format!("two executables of the name {name}"));
         }
-        programs.push(Program {
-            kind,
-            name,
-            package: package.into(),
-            built: built.into(),
-        });
+        programs.push(Program { kind, name, package: package.into(), built: built.into() });
     }
     Ok(programs)
 }
@@ -209,15 +142,8 @@ fn strip(from: &Path, to: &Path) -> Result<()> {
 /// What the bundle was made from, for the records. A checkout that is not git's has no commit to name.
 fn commit(checkout: &Checkout) -> String {
     let git = |arguments: &[&str]| {
-        let output = Command::new("git")
-            .args(arguments)
-            .current_dir(&checkout.root)
-            .output()
-            .ok()?;
-        output
-            .status
-            .success()
-            .then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
+        let output = Command::new("git").args(arguments).current_dir(&checkout.root).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
     };
     match git(&["rev-parse", "--short=10", "HEAD"]) {
         None => "unknown".into(),
@@ -245,20 +171,8 @@ mod tests {
         let messages = [
             message("lib", "tercet", &here, false, "null"),
             message("lib", "tercet", &here, true, "\"/t/deps/tercet-0a\""),
-            message(
-                "test",
-                "triplet_margin",
-                &here,
-                true,
-                "\"/t/deps/triplet_margin-1b\"",
-            ),
-            message(
-                "example",
-                "triplet",
-                &here,
-                false,
-                "\"/t/examples/triplet\"",
-            ),
+            message("test", "triplet_margin", &here, true, "\"/t/deps/triplet_margin-1b\""),
+            message("example", "triplet", &here, false, "\"/t/examples/triplet\""),
             message("bin", "tercet", &trainer, false, "\"/t/tercet\""),
             message("bin", "tercet", &trainer, true, "\"/t/deps/tercet-2c\""),
             message("test", "loop", &trainer, true, "\"/t/deps/loop-3d\""),
@@ -267,10 +181,7 @@ mod tests {
         .join("\n");
         let names = |subcommand: &str, messages: &str| -> Vec<(String, String)> {
             let programs = collect(messages, subcommand, Path::new(&here)).unwrap();
-            programs
-                .into_iter()
-                .map(|p| (p.name, p.built.display().to_string()))
-                .collect()
+            programs.into_iter().map(|p| (p.name, p.built.display().to_string())).collect()
         };
         let pair = |name: &str, built: &str| (name.to_string(), built.to_string());
         assert_eq!(
@@ -283,24 +194,11 @@ mod tests {
             ]
         );
         assert_eq!(names("build", &messages), [pair("tercet", "/t/tercet")]);
-        let bench = message(
-            "bench",
-            "triplet_margin",
-            &here,
-            false,
-            "\"/t/deps/triplet_margin-4e\"",
-        );
-        assert_eq!(
-            names("bench", &bench),
-            [pair("bench-triplet_margin", "/t/deps/triplet_margin-4e")]
-        );
+        let bench = message("bench", "triplet_margin", &here, false, "\"/t/deps/triplet_margin-4e\"");
+        assert_eq!(names("bench", &bench), [pair("bench-triplet_margin", "/t/deps/triplet_margin-4e")]);
         // Two of a name would overwrite each other.
         let twice = format!("{bench}\n{bench}");
-        assert!(
-            collect(&twice, "bench", Path::new(&here))
-                .unwrap_err()
-                .contains("two executables")
-        );
+        assert!(collect(&twice, "bench", Path::new(&here)).unwrap_err().contains("two executables"));
         assert!(collect("{nonsense", "bench", Path::new(&here)).is_err());
     }
 }

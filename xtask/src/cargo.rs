@@ -36,9 +36,7 @@ pub fn cargo(checkout: &Checkout, arguments: &[&str]) -> Command {
 
 /// Runs a command to its end; its failure is ours.
 pub fn run(command: &mut Command) -> Result<()> {
-    let status = command
-        .status()
-        .doing(format_args!("start {}", command.get_program().display()))?;
+    let status = command.status().doing(format_args!("start {}", command.get_program().display()))?;
     check(status)
 }
 
@@ -57,21 +55,10 @@ mod tests {
 
     #[test]
     fn only_what_describes_our_package_is_dropped() {
-        for name in [
-            "CARGO_PKG_NAME",
-            "CARGO_MANIFEST_DIR",
-            "CARGO_BIN_NAME",
-            "CARGO_PRIMARY_PACKAGE",
-        ] {
+        for name in ["CARGO_PKG_NAME", "CARGO_MANIFEST_DIR", "CARGO_BIN_NAME", "CARGO_PRIMARY_PACKAGE"] {
             assert!(about_our_package(name), "{name}");
         }
-        for name in [
-            "CARGO",
-            "CARGO_HOME",
-            "CARGO_TARGET_DIR",
-            "CARGO_PROFILE_RELEASE_DEBUG",
-            "PATH",
-        ] {
+        for name in ["CARGO", "CARGO_HOME", "CARGO_TARGET_DIR", "CARGO_PROFILE_RELEASE_DEBUG", "PATH"] {
             assert!(!about_our_package(name), "{name}");
         }
     }

@@ -16,28 +16,17 @@ impl Checkout {
     /// Both are asked when the program runs: the path that `env!` keeps is wrong on another machine, where a
     /// bundle carries this program too.
     pub fn find() -> Result<Self> {
-        let starts = [
-            env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from),
-            env::current_dir().ok(),
-        ];
+        let starts = [env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from), env::current_dir().ok()];
         starts
             .into_iter()
             .flatten()
             .find_map(|start| Self::around(&start))
-            .ok_or_else(|| {
-                Error::failed(
-                    "not inside a checkout of Tercet: no folder above holds xtask/Cargo.toml",
-                )
-            })
+            .ok_or_else(|| Error::failed("not inside a checkout of Tercet: no folder above holds xtask/Cargo.toml"))
     }
 
     fn around(start: &Path) -> Option<Self> {
-        let root = start
-            .ancestors()
-            .find(|dir| dir.join("xtask/Cargo.toml").is_file())?;
-        Some(Self {
-            root: root.canonicalize().ok()?,
-        })
+        let root = start.ancestors().find(|dir| dir.join("xtask/Cargo.toml").is_file())?;
+        Some(Self { root: root.canonicalize().ok()? })
     }
 
     /// The link through which `.cargo/config.toml` finds libtorch.
@@ -51,10 +40,7 @@ impl Checkout {
 
     /// A path as messages show it: relative to the root where it lies inside.
     pub fn show(&self, path: &Path) -> String {
-        path.strip_prefix(&self.root)
-            .unwrap_or(path)
-            .display()
-            .to_string()
+        path.strip_prefix(&self.root).unwrap_or(path).display().to_string()
     }
 }
 
@@ -70,10 +56,6 @@ pub fn variable(name: &str) -> Option<std::ffi::OsString> {
 pub fn user_libtorch(checkout: &Checkout) -> Option<PathBuf> {
     let libtorch = PathBuf::from(variable("LIBTORCH")?);
     let own = libtorch.file_name() == Some(".libtorch".as_ref())
-        && libtorch
-            .parent()
-            .and_then(|parent| parent.canonicalize().ok())
-            .as_deref()
-            == Some(&checkout.root);
+        && libtorch.parent().and_then(|parent| parent.canonicalize().ok()).as_deref() == Some(&checkout.root);
     (!own).then_some(libtorch)
 }

@@ -8,15 +8,7 @@ use crate::error::{Doing, Error, Result};
 use crate::sha256;
 
 const TABLE: &str = "docs/gpu-verification.md";
-const COLUMNS: [&str; 7] = [
-    "date",
-    "device",
-    "commit",
-    "kernels hash",
-    "cuda hash",
-    "what ran",
-    "result",
-];
+const COLUMNS: [&str; 7] = ["date", "device", "commit", "kernels hash", "cuda hash", "what ran", "result"];
 /// Digits of a hash that are kept: enough that two contents never share them by chance.
 const DIGITS: usize = 16;
 
@@ -34,13 +26,9 @@ impl Hashes {
         let mut cuda = files(&root.join("src/cuda"))?;
         cuda.extend(files(&root.join("src"))?.into_iter().filter(|file| {
             // Rooms are one level deep: src/<stem>/cuda.rs.
-            file.strip_prefix(root.join("src"))
-                .is_ok_and(|f| f.ends_with("cuda.rs") && f.components().count() == 2)
+            file.strip_prefix(root.join("src")).is_ok_and(|f| f.ends_with("cuda.rs") && f.components().count() == 2)
         }));
-        Ok(Self {
-            kernels: hash(root, files(&root.join("kernels"))?)?,
-            cuda: hash(root, cuda)?,
-        })
+        Ok(Self { kernels: hash(root, files(&root.join("kernels"))?)?, cuda: hash(root, cuda)? })
     }
 }
 
@@ -67,11 +55,7 @@ fn hash(root: &Path, mut files: Vec<PathBuf>) -> Result<String> {
     let mut content = Vec::new();
     for file in files {
         let bytes = fs::read(&file).doing(format_args!("read {}", file.display()))?;
-        let path = file
-            .strip_prefix(root)
-            .unwrap_or(&file)
-            .to_string_lossy()
-            .into_owned();
+        let path = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().into_owned();
         content.extend_from_slice(format!("{path}\0{}\0", bytes.len()).as_bytes());
         content.extend_from_slice(&bytes);
     }
@@ -92,51 +76,30 @@ struct Row {
 
 /// The newest row, which is the last; the error names the line that is not a row of the table.
 fn newest(page: &str) -> Result<Option<Row>, String> {
-    let lines = page
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| line.starts_with('|'));
+    let lines = page.lines().enumerate().filter(|(_, line)| line.starts_with('|'));
     let mut rows = lines.map(|(index, line)| (index + 1, cells(line)));
     match rows.next() {
         None => return Err("it has no table".into()),
         Some((_, cells)) if cells == COLUMNS => {}
         Some((line, _)) => {
-            return Err(format!(
-                "line {line}: the columns should be | {} |",
-                COLUMNS.join(" | ")
-            ));
+            return Err(format!("line {line}: the columns should be | {} |", COLUMNS.join(" | ")));
         }
     }
     let Some((line, cells)) = rows.last() else {
         return Err("the table has no line of dashes under its header".into());
     };
-    if cells
-        .iter()
-        .all(|cell| cell.chars().all(|c| c == '-' || c == ':'))
-    {
+    if cells.iter().all(|cell| cell.chars().all(|c| c == '-' || c == ':')) {
         return Ok(None); // only the dashes under the header
     }
-    let Ok([date, device, commit, kernels, cuda, what, result]) = <[String; 7]>::try_from(cells)
-    else {
+    let Ok([date, device, commit, kernels, cuda, what, result]) = <[String; 7]>::try_from(cells) else {
         return Err(format!("line {line}: a row has {} columns", COLUMNS.len()));
     };
-    Ok(Some(Row {
-        date,
-        device,
-        commit,
-        kernels,
-        cuda,
-        what,
-        result,
-    }))
+    Ok(Some(Row { date, device, commit, kernels, cuda, what, result }))
 }
 
 fn cells(line: &str) -> Vec<String> {
     let inner = line.trim().trim_start_matches('|').trim_end_matches('|');
-    inner
-        .split('|')
-        .map(|cell| cell.trim().trim_matches('`').to_string())
-        .collect()
+    inner.split('|').map(|cell| cell.trim().trim_matches('`').to_string()).collect()
 }
 
 /// The verdict in one sentence.
@@ -144,14 +107,7 @@ fn verdict(row: Option<&Row>, now: &Hashes) -> String {
     let Some(row) = row else {
         return "never verified on a GPU".into();
     };
-    let Row {
-        date,
-        device,
-        commit,
-        what,
-        result,
-        ..
-    } = row;
+    let Row { date, device, commit, what, result, .. } = row;
     let changed = match (row.kernels == now.kernels, row.cuda == now.cuda) {
         (true, true) if result.starts_with("pass") => {
             return format!("verified on {device} at {commit}, {date} ({what}: {result})");
@@ -163,14 +119,8 @@ fn verdict(row: Option<&Row>, now: &Hashes) -> String {
         (true, false) => "the code that launches the kernels has",
         (false, false) => "kernels and the code that launches them",
     };
-    let have = if changed.ends_with("has") {
-        ""
-    } else {
-        " have"
-    };
-    format!(
-        "{changed}{have} changed since {commit}, {date}, the last run on {device} ({what}: {result})"
-    )
+    let have = if changed.ends_with("has") { "" } else { " have" };
+    format!("{changed}{have} changed since {commit}, {date}, the last run on {device} ({what}: {result})")
 }
 
 pub fn print(checkout: &Checkout) -> Result<()> {
@@ -190,10 +140,7 @@ mod tests {
                           |---|---|:---|---|---|---|---|\n";
 
     fn now() -> Hashes {
-        Hashes {
-            kernels: "aaaa".into(),
-            cuda: "bbbb".into(),
-        }
+        Hashes { kernels: "aaaa".into(), cuda: "bbbb".into() }
     }
 
     fn said(rows: &str) -> String {
@@ -204,24 +151,12 @@ mod tests {
     fn each_verdict() {
         assert_eq!(said(""), "never verified on a GPU");
         let good = "| 2001-02-03 | GPU A | abc | `aaaa` | `bbbb` | test | pass, 12 tests |\n";
-        assert_eq!(
-            said(good),
-            "verified on GPU A at abc, 2001-02-03 (test: pass, 12 tests)"
-        );
-        assert!(
-            said(&good.replace("aaaa", "a0"))
-                .starts_with("kernels have changed since abc, 2001-02-03")
-        );
+        assert_eq!(said(good), "verified on GPU A at abc, 2001-02-03 (test: pass, 12 tests)");
+        assert!(said(&good.replace("aaaa", "a0")).starts_with("kernels have changed since abc, 2001-02-03"));
         let launch = said(&good.replace("bbbb", "b0"));
-        assert!(
-            launch.starts_with("the code that launches the kernels has changed since abc"),
-            "{launch}"
-        );
+        assert!(launch.starts_with("the code that launches the kernels has changed since abc"), "{launch}");
         let both = said(&good.replace("bbbb", "b0").replace("aaaa", "a0"));
-        assert!(
-            both.starts_with("kernels and the code that launches them have changed since"),
-            "{both}"
-        );
+        assert!(both.starts_with("kernels and the code that launches them have changed since"), "{both}");
         assert!(said(&good.replace("pass, 12 tests", "1 failed")).starts_with("FAILED on GPU A"));
     }
 
@@ -234,15 +169,8 @@ mod tests {
     #[test]
     fn a_damaged_table_is_an_error_with_its_line() {
         assert_eq!(newest("nothing").unwrap_err(), "it has no table");
-        assert!(
-            newest("| date | device |\n|---|---|\n")
-                .unwrap_err()
-                .starts_with("line 1: the columns")
-        );
-        assert_eq!(
-            newest(&format!("{HEADER}| d | A |\n")).unwrap_err(),
-            "line 5: a row has 7 columns"
-        );
+        assert!(newest("| date | device |\n|---|---|\n").unwrap_err().starts_with("line 1: the columns"));
+        assert_eq!(newest(&format!("{HEADER}| d | A |\n")).unwrap_err(), "line 5: a row has 7 columns");
     }
 
     #[test]

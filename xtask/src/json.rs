@@ -34,11 +34,7 @@ pub fn parse(source: &str) -> Result<Value, String> {
     let mut reader = Reader { source, at: 0 };
     let value = reader.value(0)?;
     reader.blanks();
-    if reader.at < source.len() {
-        Err(reader.wrong("the end"))
-    } else {
-        Ok(value)
-    }
+    if reader.at < source.len() { Err(reader.wrong("the end")) } else { Ok(value) }
 }
 
 /// Deeper nesting than any real message has: a bound, so that a damaged file cannot exhaust the stack.
@@ -51,10 +47,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn wrong(&self, expected: &str) -> String {
-        let found = self.source[self.at..]
-            .chars()
-            .next()
-            .map_or("the end".into(), |c| format!("{c:?}"));
+        let found = self.source[self.at..].chars().next().map_or("the end".into(), |c| format!("{c:?}"));
         format!("byte {}: expected {expected}, found {found}", self.at)
     }
 
@@ -79,11 +72,7 @@ impl Reader<'_> {
     }
 
     fn expect(&mut self, token: &str) -> Result<(), String> {
-        if self.take(token) {
-            Ok(())
-        } else {
-            Err(self.wrong(&format!("`{token}`")))
-        }
+        if self.take(token) { Ok(()) } else { Err(self.wrong(&format!("`{token}`"))) }
     }
 
     fn value(&mut self, depth: usize) -> Result<Value, String> {
@@ -136,9 +125,7 @@ impl Reader<'_> {
 
     fn number(&mut self) -> Result<Value, String> {
         let rest = &self.source[self.at..];
-        let length = rest
-            .find(|c: char| !matches!(c, '0'..='9' | '+' | '-' | '.' | 'e' | 'E'))
-            .unwrap_or(rest.len());
+        let length = rest.find(|c: char| !matches!(c, '0'..='9' | '+' | '-' | '.' | 'e' | 'E')).unwrap_or(rest.len());
         let number: f64 = rest[..length].parse().map_err(|_| self.wrong("a number"))?;
         self.at += length;
         Ok(Value::Number(number))
@@ -149,9 +136,7 @@ impl Reader<'_> {
         let mut text = String::new();
         loop {
             let rest = &self.source[self.at..];
-            let plain = rest
-                .find(['"', '\\'])
-                .ok_or_else(|| format!("byte {}: a text without its end", self.at))?;
+            let plain = rest.find(['"', '\\']).ok_or_else(|| format!("byte {}: a text without its end", self.at))?;
             text.push_str(&rest[..plain]);
             self.at += plain + 1;
             if rest.as_bytes()[plain] == b'"' {
@@ -212,8 +197,7 @@ mod tests {
 
     #[test]
     fn reads_each_kind_of_value() {
-        let value =
-            parse(r#" {"a": [1, -2.5e-3, true, false, null, "x"], "b": {}, "c": [] } "#).unwrap();
+        let value = parse(r#" {"a": [1, -2.5e-3, true, false, null, "x"], "b": {}, "c": [] } "#).unwrap();
         let list = [
             Value::Number(1.0),
             Value::Number(-0.0025),
@@ -236,35 +220,11 @@ mod tests {
 
     #[test]
     fn says_where_the_error_is() {
-        assert_eq!(
-            parse("[1, x]").unwrap_err(),
-            "byte 4: expected a value, found 'x'"
-        );
-        assert_eq!(
-            parse("[1").unwrap_err(),
-            "byte 2: expected `]`, found the end"
-        );
-        assert_eq!(
-            parse("{\"a\" 1}").unwrap_err(),
-            "byte 5: expected `:`, found '1'"
-        );
-        assert_eq!(
-            parse("1 2").unwrap_err(),
-            "byte 2: expected the end, found '2'"
-        );
-        for wrong in [
-            "",
-            "{",
-            "\"abc",
-            "\"\\q\"",
-            "\"\\u12\"",
-            "\"\\ud800x\"",
-            "[1,]",
-            "{a: 1}",
-            "nul",
-            "1.2.3",
-            "-",
-        ] {
+        assert_eq!(parse("[1, x]").unwrap_err(), "byte 4: expected a value, found 'x'");
+        assert_eq!(parse("[1").unwrap_err(), "byte 2: expected `]`, found the end");
+        assert_eq!(parse("{\"a\" 1}").unwrap_err(), "byte 5: expected `:`, found '1'");
+        assert_eq!(parse("1 2").unwrap_err(), "byte 2: expected the end, found '2'");
+        for wrong in ["", "{", "\"abc", "\"\\q\"", "\"\\u12\"", "\"\\ud800x\"", "[1,]", "{a: 1}", "nul", "1.2.3", "-"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
         assert!(parse(&"[".repeat(100_000)).is_err());

@@ -2,9 +2,7 @@
 //! compiles in seconds on a machine where nothing else is there yet.
 
 #[cfg(not(target_os = "linux"))]
-compile_error!(
-    "Tercet is set up on Linux: libtorch with CUDA, which requirements.txt pins, exists for it alone"
-);
+compile_error!("Tercet is set up on Linux: libtorch with CUDA, which requirements.txt pins, exists for it alone");
 
 mod bench_table;
 mod bundle;
@@ -62,10 +60,7 @@ fn main() -> ExitCode {
 
 /// Arguments as text. A path that is not UTF-8 loses those bytes here and is then reported as not found.
 fn arguments() -> Vec<String> {
-    env::args_os()
-        .skip(1)
-        .map(|argument| argument.to_string_lossy().into_owned())
-        .collect()
+    env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned()).collect()
 }
 
 fn run(arguments: &[String]) -> Result<()> {
@@ -73,9 +68,7 @@ fn run(arguments: &[String]) -> Result<()> {
         return Err(Error::Usage("no command given".into()));
     };
     let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
-    let wants_help = rest
-        .iter()
-        .any(|argument| matches!(*argument, "-h" | "--help"));
+    let wants_help = rest.iter().any(|argument| matches!(*argument, "-h" | "--help"));
     match command.as_str() {
         "help" | "-h" | "--help" => {
             print!("{HELP}");
@@ -118,9 +111,7 @@ fn ready() -> Result<Checkout> {
 fn no_arguments(command: &str, rest: &[&str]) -> Result<()> {
     match rest.first() {
         None => Ok(()),
-        Some(extra) => Err(Error::Usage(format!(
-            "unexpected argument `{extra}`: `{command}` takes none"
-        ))),
+        Some(extra) => Err(Error::Usage(format!("unexpected argument `{extra}`: `{command}` takes none"))),
     }
 }
 
@@ -129,25 +120,12 @@ fn train(rest: &[&str], wants_help: bool) -> Result<()> {
     if wants_help && !setup::is_ready(&checkout) {
         // A help text is not worth a download of gigabytes.
         print!("{HELP}");
-        println!(
-            "\nAfter `cargo xtask setup`, `cargo xtask train --help` shows the options of training."
-        );
+        println!("\nAfter `cargo xtask setup`, `cargo xtask train --help` shows the options of training.");
         return Ok(());
     }
     setup::ensure(&checkout, setup::WhenReady::Silent)?;
-    let mut cargo = cargo::cargo(
-        &checkout,
-        &[
-            "run",
-            "--release",
-            "-p",
-            "tercet-trainer",
-            "--bin",
-            "tercet",
-            "--",
-            "train",
-        ],
-    );
+    let mut cargo =
+        cargo::cargo(&checkout, &["run", "--release", "-p", "tercet-trainer", "--bin", "tercet", "--", "train"]);
     cargo::run(cargo.args(rest))
 }
 

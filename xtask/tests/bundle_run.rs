@@ -24,25 +24,15 @@ echo 'test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out
 fn bundle(tests: &[(&str, &str)]) -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.program("python3", PYTHON);
-    sandbox.program(
-        "checkout/.bundle/run.sh",
-        include_str!("../src/bundle_run.sh"),
-    );
+    sandbox.program("checkout/.bundle/run.sh", include_str!("../src/bundle_run.sh"));
     sandbox.write("checkout/Cargo.toml", "");
     sandbox.write("checkout/trainer/Cargo.toml", "");
-    sandbox.write(
-        "checkout/.bundle/about",
-        "commit=abc\nkernels=11\ncuda=22\n",
-    );
+    sandbox.write("checkout/.bundle/about", "commit=abc\nkernels=11\ncuda=22\n");
     let mut list = String::new();
     for (name, script) in tests {
         sandbox.program(&format!("checkout/.bundle/bin/{name}"), script);
         let kind = name.split('-').next().unwrap();
-        let folder = if name.contains("trainer") {
-            "trainer"
-        } else {
-            "."
-        };
+        let folder = if name.contains("trainer") { "trainer" } else { "." };
         list += &format!("{kind}\t{name}\t{folder}\n");
     }
     sandbox.write("checkout/.bundle/list.tsv", &list);
@@ -56,12 +46,7 @@ fn gpu(sandbox: &Sandbox) {
 fn script(sandbox: &Sandbox, arguments: &[&str], variables: &[(&str, &str)]) -> Outcome {
     let mut command = Command::new(sandbox.path("checkout/.bundle/run.sh"));
     let path = format!("{}:/usr/bin:/bin", sandbox.path("bin").display());
-    command
-        .args(arguments)
-        .env_clear()
-        .env("PATH", path)
-        .current_dir(&sandbox.dir)
-        .envs(variables.iter().copied());
+    command.args(arguments).env_clear().env("PATH", path).current_dir(&sandbox.dir).envs(variables.iter().copied());
     run(&mut command)
 }
 
@@ -78,20 +63,11 @@ fn tests_run_in_their_package_and_the_summary_comes_last() {
     ]);
     let last = ran.out.lines().last().unwrap();
     assert!(
-        last.starts_with("| 2")
-            && last.ends_with("| GPU A | abc | 11 | 22 | test | pass, 6 tests passed |"),
+        last.starts_with("| 2") && last.ends_with("| GPU A | abc | 11 | 22 | test | pass, 6 tests passed |"),
         "{last}"
     );
-    assert!(
-        sandbox
-            .read("checkout/.bundle/logs/test.log")
-            .contains("== test-one")
-    );
-    assert!(
-        sandbox
-            .read("checkout/.bundle/logs/test-summary.txt")
-            .contains("pass, 6")
-    );
+    assert!(sandbox.read("checkout/.bundle/logs/test.log").contains("== test-one"));
+    assert!(sandbox.read("checkout/.bundle/logs/test-summary.txt").contains("pass, 6"));
 }
 
 #[test]
@@ -99,12 +75,7 @@ fn a_failing_program_fails_the_run() {
     let fails = "#!/bin/sh\necho 'test result: FAILED. 2 passed; 1 failed; 0 ignored'\nexit 101\n";
     let dies = "#!/bin/sh\necho 'test result: ok. 1 passed; 0 failed'\nkill -11 $$\n";
     let silent = "#!/bin/sh\n";
-    let sandbox = bundle(&[
-        ("test-a", fails),
-        ("test-b", dies),
-        ("test-c", silent),
-        ("test-d", PASSES),
-    ]);
+    let sandbox = bundle(&[("test-a", fails), ("test-b", dies), ("test-c", silent), ("test-d", PASSES)]);
     gpu(&sandbox);
     let ran = script(&sandbox, &["test"], &[]).fails(1);
     ran.says(&[
@@ -118,18 +89,14 @@ fn a_failing_program_fails_the_run() {
 #[test]
 fn without_a_gpu_nothing_counts_as_verified() {
     let sandbox = bundle(&[("test-one", PASSES)]);
-    let ran = script(&sandbox, &["test"], &[])
-        .succeeds()
-        .says(&["nothing of this counts as a verification"]);
+    let ran = script(&sandbox, &["test"], &[]).succeeds().says(&["nothing of this counts as a verification"]);
     assert!(!ran.out.contains("| abc |"), "{}", ran.out);
 }
 
 #[test]
 fn a_program_that_hangs_is_stopped() {
     let sandbox = bundle(&[("test-one", "#!/bin/sh\nsleep 30\n")]);
-    script(&sandbox, &["test"], &[("LIMIT", "1")])
-        .fails(1)
-        .says(&["stopped after 1 s"]);
+    script(&sandbox, &["test"], &[("LIMIT", "1")]).fails(1).says(&["stopped after 1 s"]);
 }
 
 #[test]
@@ -137,26 +104,16 @@ fn another_torch_is_refused() {
     let sandbox = bundle(&[("test-one", PASSES)]);
     let ran = script(&sandbox, &["test"], &[("FAKE_TORCH", "2.10.1")]).fails(1);
     ran.says(&["has torch 2.10.1", "libtorch 2.11"]);
-    script(&sandbox, &["test"], &[("FAKE_TORCH_STATUS", "1")])
-        .fails(1)
-        .says(&["has no torch"]);
+    script(&sandbox, &["test"], &[("FAKE_TORCH_STATUS", "1")]).fails(1).says(&["has no torch"]);
 }
 
 #[test]
 fn wrong_usage() {
     let sandbox = bundle(&[]);
-    script(&sandbox, &["tset"], &[])
-        .fails(2)
-        .says(&["unknown command: tset", "usage:"]);
-    script(&sandbox, &["test", "a", "b"], &[])
-        .fails(2)
-        .says(&["one FILTER"]);
-    script(&sandbox, &["help"], &[])
-        .succeeds()
-        .says(&["sanitize"]);
-    script(&sandbox, &["test"], &[])
-        .fails(1)
-        .says(&["no test ran"]);
+    script(&sandbox, &["tset"], &[]).fails(2).says(&["unknown command: tset", "usage:"]);
+    script(&sandbox, &["test", "a", "b"], &[]).fails(2).says(&["one FILTER"]);
+    script(&sandbox, &["help"], &[]).succeeds().says(&["sanitize"]);
+    script(&sandbox, &["test"], &[]).fails(1).says(&["no test ran"]);
 }
 
 #[test]
@@ -171,17 +128,9 @@ fn benches_end_with_the_table() {
     let rows = "#!/bin/sh\nmkdir -p target; echo '[]' >target/bench.json; echo \"ran $*\"\n";
     let sandbox = bundle(&[("bench-one", rows)]);
     gpu(&sandbox);
-    sandbox.program(
-        "checkout/.bundle/bin/xtask",
-        "#!/bin/sh\necho \"table: $* $CARGO_MANIFEST_DIR\"\n",
-    );
+    sandbox.program("checkout/.bundle/bin/xtask", "#!/bin/sh\necho \"table: $* $CARGO_MANIFEST_DIR\"\n");
     let ran = script(&sandbox, &["bench"], &[]).succeeds();
-    ran.says(&[
-        "ran --bench",
-        "table: bench --table",
-        "checkout/xtask",
-        "---- bench on GPU A",
-    ]);
+    ran.says(&["ran --bench", "table: bench --table", "checkout/xtask", "---- bench on GPU A"]);
     assert!(sandbox.exists("checkout/.bundle/logs/bench.json"));
 }
 
@@ -190,22 +139,12 @@ fn sanitizer_runs_each_tool_on_matching_tests_or_says_that_it_is_missing() {
     let none = "#!/bin/sh\n[ \"$1\" = --list ] || exit 1\n";
     let sandbox = bundle(&[("test-one", PASSES), ("test-none", none)]);
     gpu(&sandbox);
-    script(&sandbox, &["sanitize"], &[])
-        .fails(1)
-        .says(&["compute-sanitizer was not found"]);
+    script(&sandbox, &["sanitize"], &[]).fails(1).says(&["compute-sanitizer was not found"]);
     let sanitizer = "#!/bin/sh\nwhile [ \"${1#-}\" != \"$1\" ]; do
 case \"$1\" in --tool | --error-exitcode | --target-processes) echo \"$1 $2\"; shift 2 ;; *) shift ;; esac
 done\nexec \"$@\"\n";
     sandbox.program("compute-sanitizer", sanitizer);
     let ran = script(&sandbox, &["sanitize"], &[]).succeeds();
-    let ran = ran.says(&[
-        "--tool memcheck",
-        "--tool racecheck",
-        "--tool initcheck",
-        "--tool synccheck",
-    ]);
-    ran.says(&[
-        "with: --test-threads=1 cuda",
-        "| sanitize | pass, 12 tests passed |",
-    ]);
+    let ran = ran.says(&["--tool memcheck", "--tool racecheck", "--tool initcheck", "--tool synccheck"]);
+    ran.says(&["with: --test-threads=1 cuda", "| sanitize | pass, 12 tests passed |"]);
 }

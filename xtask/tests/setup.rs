@@ -18,11 +18,7 @@ fn set_up() -> Sandbox {
 }
 
 fn assert_whole(sandbox: &Sandbox) {
-    assert!(
-        sandbox
-            .read("checkout/.venv/tercet-setup")
-            .starts_with("ready\n")
-    );
+    assert!(sandbox.read("checkout/.venv/tercet-setup").starts_with("ready\n"));
     assert!(sandbox.exists("checkout/.libtorch/lib/libc10.so"));
 }
 
@@ -37,45 +33,25 @@ fn makes_environment_and_link_and_shows_stages() {
     ]);
     assert_whole(&sandbox);
     // Relative, so that a checkout can be moved.
-    assert_eq!(
-        fs::read_link(sandbox.path("checkout/.libtorch"))
-            .unwrap()
-            .to_str(),
-        Some(TORCH)
-    );
+    assert_eq!(fs::read_link(sandbox.path("checkout/.libtorch")).unwrap().to_str(), Some(TORCH));
 }
 
 #[test]
 fn second_run_does_nothing_and_at_once() {
     let sandbox = set_up();
-    let (calls, before) = (
-        sandbox.read("calls"),
-        fingerprint(&sandbox.path("checkout")),
-    );
+    let (calls, before) = (sandbox.read("calls"), fingerprint(&sandbox.path("checkout")));
     let clock = Instant::now();
-    let second = run(&mut sandbox.setup())
-        .succeeds()
-        .says(&["ready (.venv, torch 2.11.0)"]);
-    assert!(
-        clock.elapsed() < Duration::from_secs(1),
-        "{:?}",
-        clock.elapsed()
-    );
+    let second = run(&mut sandbox.setup()).succeeds().says(&["ready (.venv, torch 2.11.0)"]);
+    assert!(clock.elapsed() < Duration::from_secs(1), "{:?}", clock.elapsed());
     assert_eq!(second.out.lines().count(), 1, "{}", second.out);
     assert_eq!(sandbox.read("calls"), calls, "Python was started");
-    assert_eq!(
-        fingerprint(&sandbox.path("checkout")),
-        before,
-        "something was written"
-    );
+    assert_eq!(fingerprint(&sandbox.path("checkout")), before, "something was written");
 }
 
 #[test]
 fn other_commands_set_up_first_and_are_silent_when_it_is_done() {
     let sandbox = Sandbox::new();
-    run(&mut sandbox.xtask(&["test"]))
-        .succeeds()
-        .says(&["making .venv"]);
+    run(&mut sandbox.xtask(&["test"])).succeeds().says(&["making .venv"]);
     assert_whole(&sandbox);
     assert_eq!(run(&mut sandbox.xtask(&["test"])).succeeds().out, "");
     assert_eq!(sandbox.calls("-m pip"), 1);
@@ -93,16 +69,9 @@ fn wrong_python_is_named_and_nothing_is_made() {
     let sandbox = Sandbox::new();
     run(sandbox.setup().env("FAKE_VERSION", "3.9.18"))
         .fails(1)
-        .says(&[
-            "needs Python 3.10 to 3.14",
-            "python3: is 3.9.18, older than 3.10",
-        ]);
-    run(sandbox.setup().env("FAKE_VERSION", "3.15.0"))
-        .fails(1)
-        .says(&["python3: is 3.15.0", "newest 3.14"]);
-    run(sandbox.setup().env("FAKE_VENV", "no venv"))
-        .fails(1)
-        .says(&["apt-get install python3.11-venv"]);
+        .says(&["needs Python 3.10 to 3.14", "python3: is 3.9.18, older than 3.10"]);
+    run(sandbox.setup().env("FAKE_VERSION", "3.15.0")).fails(1).says(&["python3: is 3.15.0", "newest 3.14"]);
+    run(sandbox.setup().env("FAKE_VENV", "no venv")).fails(1).says(&["apt-get install python3.11-venv"]);
     assert!(!sandbox.exists("checkout/.venv") && !sandbox.exists("checkout/.libtorch"));
     run(&mut sandbox.setup()).succeeds();
     assert_whole(&sandbox);
@@ -122,10 +91,7 @@ fn another_python_on_path_is_taken() {
     let sandbox = Sandbox::new();
     fs::rename(sandbox.path("bin/python3"), sandbox.path("bin/python3.12")).unwrap();
     sandbox.program("python3", "#!/bin/sh\necho 3.6.15; echo 64; echo venv\n");
-    sandbox.program(
-        "python3.13",
-        "#!/bin/sh\necho 'python3.13: command not found' >&2; exit 127\n",
-    );
+    sandbox.program("python3.13", "#!/bin/sh\necho 'python3.13: command not found' >&2; exit 127\n");
     run(&mut sandbox.setup()).succeeds();
     assert_whole(&sandbox);
 }
@@ -134,26 +100,19 @@ fn another_python_on_path_is_taken() {
 fn no_python_at_all() {
     let sandbox = Sandbox::new();
     fs::remove_file(sandbox.path("bin/python3")).unwrap();
-    run(&mut sandbox.setup())
-        .fails(1)
-        .says(&["no Python found", "Python 3.10 to 3.14"]);
+    run(&mut sandbox.setup()).fails(1).says(&["no Python found", "Python 3.10 to 3.14"]);
 }
 
 #[test]
 fn no_network_is_explained_and_the_next_run_repairs() {
     let sandbox = Sandbox::new();
-    run(sandbox.setup().env("FAKE_PIP", "network"))
-        .fails(1)
-        .says(&[
-            "pip failed",
-            "(from versions: none)",
-            "could not be reached",
-            "run the same command again",
-        ]);
-    assert!(
-        !sandbox.exists("checkout/.venv"),
-        "half an environment was left"
-    );
+    run(sandbox.setup().env("FAKE_PIP", "network")).fails(1).says(&[
+        "pip failed",
+        "(from versions: none)",
+        "could not be reached",
+        "run the same command again",
+    ]);
+    assert!(!sandbox.exists("checkout/.venv"), "half an environment was left");
     assert!(!sandbox.exists("checkout/.libtorch"));
     run(&mut sandbox.setup()).succeeds();
     assert_whole(&sandbox);
@@ -162,13 +121,9 @@ fn no_network_is_explained_and_the_next_run_repairs() {
 #[test]
 fn a_disk_that_is_full_is_seen_before_and_during() {
     let sandbox = Sandbox::new();
-    run(sandbox.setup().env("FAKE_FREE", "1048576"))
-        .fails(1)
-        .says(&["not enough disk space", "1.0 GiB free"]);
+    run(sandbox.setup().env("FAKE_FREE", "1048576")).fails(1).says(&["not enough disk space", "1.0 GiB free"]);
     assert_eq!(sandbox.calls("-m"), 0, "work was begun");
-    run(sandbox.setup().env("FAKE_PIP", "disk"))
-        .fails(1)
-        .says(&["No space left", "disk is full"]);
+    run(sandbox.setup().env("FAKE_PIP", "disk")).fails(1).says(&["No space left", "disk is full"]);
     assert!(!sandbox.exists("checkout/.venv"));
     run(&mut sandbox.setup()).succeeds();
     assert_whole(&sandbox);
@@ -177,9 +132,7 @@ fn a_disk_that_is_full_is_seen_before_and_during() {
 #[test]
 fn packages_that_come_incomplete_are_an_error() {
     let sandbox = Sandbox::new();
-    run(sandbox.setup().env("FAKE_PIP", "short"))
-        .fails(1)
-        .says(&["not fit", "libnvrtc.so.13"]);
+    run(sandbox.setup().env("FAKE_PIP", "short")).fails(1).says(&["not fit", "libnvrtc.so.13"]);
     assert!(!sandbox.exists("checkout/.libtorch"));
     run(&mut sandbox.setup()).succeeds();
     assert_whole(&sandbox);
@@ -197,9 +150,7 @@ fn killed_in_the_middle_it_is_made_anew() {
         "the kill came too early to mean anything"
     );
     assert!(!sandbox.exists("checkout/.libtorch"));
-    run(&mut sandbox.setup())
-        .succeeds()
-        .says(&[".venv is made anew: the set-up of it did not finish"]);
+    run(&mut sandbox.setup()).succeeds().says(&[".venv is made anew: the set-up of it did not finish"]);
     assert_whole(&sandbox);
     assert_eq!(sandbox.calls("-m venv"), 2);
 }
@@ -221,14 +172,8 @@ fn a_pip_that_outlives_its_set_up_is_waited_for() {
     let process = first.id();
     kill(i64::from(process)); // xtask alone; its pip goes on writing for a second
     outcome(first);
-    let second = run(&mut sandbox.setup())
-        .succeeds()
-        .says(&["waiting for another set-up", "made anew"]);
-    assert!(
-        second.out.contains(&format!("process {process}")),
-        "{}",
-        second.out
-    );
+    let second = run(&mut sandbox.setup()).succeeds().says(&["waiting for another set-up", "made anew"]);
+    assert!(second.out.contains(&format!("process {process}")), "{}", second.out);
     assert_whole(&sandbox);
 }
 
@@ -237,27 +182,13 @@ fn two_checkouts_at_once_share_one_environment() {
     let sandbox = Sandbox::new();
     sandbox.checkout("second");
     let shared = sandbox.path("shared/env");
-    let first = start(
-        sandbox
-            .setup()
-            .env("TERCET_VENV", &shared)
-            .env("FAKE_PIP", "slow"),
-    );
+    let first = start(sandbox.setup().env("TERCET_VENV", &shared).env("FAKE_PIP", "slow"));
     sandbox.wait_for("hanging");
-    let second = start(
-        sandbox
-            .xtask_in("second", &["setup"])
-            .env("TERCET_VENV", &shared),
-    );
+    let second = start(sandbox.xtask_in("second", &["setup"]).env("TERCET_VENV", &shared));
     outcome(first).succeeds();
-    outcome(second)
-        .succeeds()
-        .says(&["waiting for another set-up"]);
+    outcome(second).succeeds().says(&["waiting for another set-up"]);
     assert_eq!(sandbox.calls("-m pip"), 1);
-    assert!(
-        sandbox.exists("checkout/.libtorch/lib/libc10.so")
-            && sandbox.exists("second/.libtorch/lib/libc10.so")
-    );
+    assert!(sandbox.exists("checkout/.libtorch/lib/libc10.so") && sandbox.exists("second/.libtorch/lib/libc10.so"));
     assert!(!sandbox.exists("checkout/.venv") && !sandbox.exists("second/.venv"));
 }
 
@@ -266,11 +197,7 @@ fn tercet_venv_may_be_relative_and_is_remembered() {
     let sandbox = Sandbox::new();
     // From a folder inside the checkout, too, it counts from the root.
     let inside = sandbox.path("checkout/xtask");
-    run(sandbox
-        .setup()
-        .env("TERCET_VENV", "../env/")
-        .current_dir(inside))
-    .succeeds();
+    run(sandbox.setup().env("TERCET_VENV", "../env/").current_dir(inside)).succeeds();
     assert!(sandbox.exists("env/tercet-setup") && sandbox.exists("env.lock"));
     // Without the variable the next command uses what the link says and makes no second environment.
     run(&mut sandbox.setup()).succeeds();
@@ -288,14 +215,12 @@ fn somebody_elses_environment_is_used_or_refused_but_never_changed() {
     sandbox.write("theirs/lib/python3.11/site-packages/mine/__init__.py", "");
     let theirs = sandbox.path("theirs");
     let before = fingerprint(&theirs);
-    run(sandbox.setup().env("TERCET_VENV", &theirs))
-        .fails(1)
-        .says(&[
-            "TERCET_VENV names",
-            "did not make",
-            "no torch",
-            "-m pip install -r",
-        ]);
+    run(sandbox.setup().env("TERCET_VENV", &theirs)).fails(1).says(&[
+        "TERCET_VENV names",
+        "did not make",
+        "no torch",
+        "-m pip install -r",
+    ]);
     assert_eq!(fingerprint(&theirs), before);
     // A whole one needs no mark.
     let made = set_up();
@@ -312,9 +237,7 @@ fn somebody_elses_environment_is_used_or_refused_but_never_changed() {
 fn a_folder_of_something_else_is_not_deleted() {
     let sandbox = Sandbox::new();
     sandbox.write("checkout/.venv/letters.txt", "dear");
-    run(&mut sandbox.setup())
-        .fails(1)
-        .says(&[".venv", "did not make"]);
+    run(&mut sandbox.setup()).fails(1).says(&[".venv", "did not make"]);
     assert_eq!(sandbox.read("checkout/.venv/letters.txt"), "dear");
 }
 
@@ -329,13 +252,9 @@ fn damage_is_seen_and_repaired() {
         "nvidia/cu13/include/cuda_fp16.h",
     ] {
         let sandbox = set_up();
-        let path = sandbox
-            .path("checkout/.venv/lib/python3.11/site-packages")
-            .join(file);
+        let path = sandbox.path("checkout/.venv/lib/python3.11/site-packages").join(file);
         fs::remove_file(&path).unwrap();
-        run(&mut sandbox.setup())
-            .succeeds()
-            .says(&[".venv is made anew"]);
+        run(&mut sandbox.setup()).succeeds().says(&[".venv is made anew"]);
         assert!(path.exists(), "{file}");
         assert_whole(&sandbox);
     }
@@ -344,16 +263,11 @@ fn damage_is_seen_and_repaired() {
 #[test]
 fn new_requirements_make_a_new_environment_and_new_comments_do_not() {
     let sandbox = set_up();
-    sandbox.write(
-        "checkout/requirements.txt",
-        "# pinned, as before\n\ntorch==2.11.0\n",
-    );
+    sandbox.write("checkout/requirements.txt", "# pinned, as before\n\ntorch==2.11.0\n");
     run(&mut sandbox.setup()).succeeds();
     assert_eq!(sandbox.calls("-m pip"), 1);
     sandbox.write("checkout/requirements.txt", "torch==2.11.0\nnumpy==2.3.0\n");
-    run(&mut sandbox.setup())
-        .succeeds()
-        .says(&["requirements.txt has changed since"]);
+    run(&mut sandbox.setup()).succeeds().says(&["requirements.txt has changed since"]);
     assert_eq!(sandbox.calls("-m pip"), 2);
 }
 
@@ -365,10 +279,7 @@ fn a_shared_environment_of_another_checkouts_requirements_is_not_deleted() {
     let before = fingerprint(&shared);
     sandbox.checkout("second");
     sandbox.write("second/requirements.txt", "torch==2.11.0\nnumpy==2.3.0\n");
-    let second = run(sandbox
-        .xtask_in("second", &["setup"])
-        .env("TERCET_VENV", &shared))
-    .fails(1);
+    let second = run(sandbox.xtask_in("second", &["setup"]).env("TERCET_VENV", &shared)).fails(1);
     second.says(&["TERCET_VENV names", "another requirements.txt"]);
     assert_eq!(fingerprint(&shared), before);
 }
@@ -377,9 +288,7 @@ fn a_shared_environment_of_another_checkouts_requirements_is_not_deleted() {
 fn another_python_in_the_environment_makes_it_anew() {
     let sandbox = set_up();
     sandbox.write("checkout/.venv/pyvenv.cfg", "version = 3.12.1\n");
-    run(&mut sandbox.setup())
-        .succeeds()
-        .says(&["its Python has changed since"]);
+    run(&mut sandbox.setup()).succeeds().says(&["its Python has changed since"]);
     assert_whole(&sandbox);
 }
 
@@ -400,9 +309,7 @@ fn a_broken_link_is_made_anew() {
     // A folder in its place is the user's.
     fs::remove_file(&link).unwrap();
     sandbox.write("checkout/.libtorch/lib/mine.so", "x");
-    run(&mut sandbox.setup())
-        .fails(1)
-        .says(&[".libtorch is a folder"]);
+    run(&mut sandbox.setup()).fails(1).says(&[".libtorch is a folder"]);
     assert!(sandbox.exists("checkout/.libtorch/lib/mine.so"));
 }
 
@@ -425,19 +332,12 @@ fn with_libtorch_and_cuda_home_no_environment_is_made() {
         command.env("LIBTORCH", &libtorch).env("CUDA_HOME", &cuda);
         command
     };
-    run(&mut own(&sandbox, &["setup"]))
-        .succeeds()
-        .says(&["ready", &libtorch, &cuda]);
-    assert!(
-        !sandbox.exists("calls")
-            && !sandbox.exists("checkout/.venv")
-            && !sandbox.exists("checkout/.libtorch")
-    );
+    run(&mut own(&sandbox, &["setup"])).succeeds().says(&["ready", &libtorch, &cuda]);
+    assert!(!sandbox.exists("calls") && !sandbox.exists("checkout/.venv") && !sandbox.exists("checkout/.libtorch"));
     run(&mut own(&sandbox, &["test"])).succeeds();
     let seen = sandbox.read("cargo-environment");
     assert!(
-        seen.contains(&format!("LIBTORCH={libtorch}\n"))
-            && seen.contains(&format!("CUDA_HOME={cuda}\n")),
+        seen.contains(&format!("LIBTORCH={libtorch}\n")) && seen.contains(&format!("CUDA_HOME={cuda}\n")),
         "{seen}"
     );
 }
@@ -446,9 +346,7 @@ fn with_libtorch_and_cuda_home_no_environment_is_made() {
 fn libtorch_alone_still_needs_nvrtc() {
     let sandbox = Sandbox::new();
     let (libtorch, _) = own_parts(&sandbox);
-    run(sandbox.setup().env("LIBTORCH", &libtorch))
-        .succeeds()
-        .says(&["making .venv"]);
+    run(sandbox.setup().env("LIBTORCH", &libtorch)).succeeds().says(&["making .venv"]);
     assert_whole(&sandbox);
     // A libtorch that lies in a Python environment brings its NVRTC along.
     let other = Sandbox::new();
@@ -462,11 +360,7 @@ fn cuda_home_alone_still_needs_libtorch() {
     let sandbox = Sandbox::new();
     let (_, cuda) = own_parts(&sandbox);
     // Its environment need not bring NVRTC then.
-    run(sandbox
-        .setup()
-        .env("CUDA_HOME", &cuda)
-        .env("FAKE_PIP", "short"))
-    .succeeds();
+    run(sandbox.setup().env("CUDA_HOME", &cuda).env("FAKE_PIP", "short")).succeeds();
     assert_whole(&sandbox);
 }
 
@@ -475,9 +369,7 @@ fn a_useless_libtorch_is_an_error_that_says_why() {
     let sandbox = Sandbox::new();
     let (libtorch, _) = own_parts(&sandbox);
     let says = |value: &str, why: &str| {
-        run(sandbox.setup().env("LIBTORCH", value))
-            .fails(1)
-            .says(&["LIBTORCH is of no use", why]);
+        run(sandbox.setup().env("LIBTORCH", value)).fails(1).says(&["LIBTORCH is of no use", why]);
     };
     says("/nowhere/libtorch", "no folder /nowhere/libtorch");
     says("libtorch", "absolute");
@@ -501,9 +393,7 @@ fn a_useless_cuda_home_is_noted_and_not_handed_on() {
     let sandbox = Sandbox::new();
     sandbox.write("cuda/lib64/libnvrtc.so.12", "x");
     let cuda = sandbox.path("cuda");
-    run(sandbox.xtask(&["test"]).env("CUDA_HOME", cuda))
-        .succeeds()
-        .says(&["CUDA_HOME is not used", "libnvrtc.so.13"]);
+    run(sandbox.xtask(&["test"]).env("CUDA_HOME", cuda)).succeeds().says(&["CUDA_HOME is not used", "libnvrtc.so.13"]);
     assert_whole(&sandbox);
     assert!(!sandbox.read("cargo-environment").contains("CUDA_HOME="));
 }
@@ -511,14 +401,10 @@ fn a_useless_cuda_home_is_noted_and_not_handed_on() {
 #[test]
 fn a_compiler_is_needed() {
     let sandbox = Sandbox::new();
-    run(sandbox.setup().env("CXX", "no-such-compiler -O2"))
-        .fails(1)
-        .says(&["CXX names", "no-such-compiler"]);
+    run(sandbox.setup().env("CXX", "no-such-compiler -O2")).fails(1).says(&["CXX names", "no-such-compiler"]);
     fs::rename(sandbox.path("bin/c++"), sandbox.path("bin/g++")).unwrap();
     run(&mut sandbox.setup()).fails(1).says(&["set CXX=g++"]);
     run(sandbox.setup().env("CXX", "g++ -pipe")).succeeds();
     fs::remove_file(sandbox.path("bin/g++")).unwrap();
-    run(&mut sandbox.setup())
-        .fails(1)
-        .says(&["no C++ compiler found", "apt-get install g++"]);
+    run(&mut sandbox.setup()).fails(1).says(&["no C++ compiler found", "apt-get install g++"]);
 }

@@ -16,9 +16,7 @@ pub fn check() -> Result<()> {
         return if on_path(program) {
             Ok(())
         } else {
-            Err(Error::Failed(format!(
-                "the C++ compiler that CXX names was not found: {cxx}"
-            )))
+            Err(Error::Failed(format!("the C++ compiler that CXX names was not found: {cxx}")))
         };
     }
     if on_path("c++") {
@@ -42,6 +40,5 @@ fn on_path(program: &str) -> bool {
 
 fn executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
-    path.metadata()
-        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }

@@ -20,25 +20,10 @@ pub fn check(environment: &Path) -> Result<()> {
     };
     match filesystem(&temporary) {
         Some((other, room)) if other != device => {
-            enough(
-                &temporary,
-                room,
-                DOWNLOADS,
-                "pip's downloads (TMPDIR names another folder)",
-            )?;
-            enough(
-                environment,
-                free,
-                ENVIRONMENT,
-                "the environment (TERCET_VENV names another folder)",
-            )
+            enough(&temporary, room, DOWNLOADS, "pip's downloads (TMPDIR names another folder)")?;
+            enough(environment, free, ENVIRONMENT, "the environment (TERCET_VENV names another folder)")
         }
-        _ => enough(
-            environment,
-            free,
-            ENVIRONMENT + DOWNLOADS,
-            "the environment and pip's downloads",
-        ),
+        _ => enough(environment, free, ENVIRONMENT + DOWNLOADS, "the environment and pip's downloads"),
     }
 }
 
@@ -67,10 +52,7 @@ fn filesystem(path: &Path) -> Option<(String, u64)> {
 /// blanks, so count from the column that ends in `%`.
 fn read(df: &str) -> Option<(String, u64)> {
     let words: Vec<&str> = df.lines().nth(1)?.split_whitespace().collect();
-    let percent = words
-        .iter()
-        .position(|word| word.ends_with('%'))
-        .filter(|at| *at >= 4)?;
+    let percent = words.iter().position(|word| word.ends_with('%')).filter(|at| *at >= 4)?;
     let mount = words[percent + 1..].join(" ");
     Some((mount, words[percent - 1].parse().ok()?))
 }
@@ -84,9 +66,7 @@ mod tests {
         let header = "Filesystem 1024-blocks Used Available Capacity Mounted on\n";
         let plain = read(&format!("{header}/dev/sda1 1000 400 600 40% /\n"));
         assert_eq!(plain, Some(("/".into(), 600)));
-        let blanks = read(&format!(
-            "{header}//host/my share 1000 400 77 40% /mnt/my share\n"
-        ));
+        let blanks = read(&format!("{header}//host/my share 1000 400 77 40% /mnt/my share\n"));
         assert_eq!(blanks, Some(("/mnt/my share".into(), 77)));
         assert_eq!(read(header), None);
         assert_eq!(read("df: no such file\n? ? ?"), None);
@@ -95,12 +75,7 @@ mod tests {
     #[test]
     fn too_little_is_refused_with_both_figures() {
         assert!(enough(Path::new("/x"), 6 * GIB, 6 * GIB, "it").is_ok());
-        let Err(Error::Failed(text)) = enough(Path::new("/x"), GIB / 2, 6 * GIB, "it") else {
-            panic!()
-        };
-        assert!(
-            text.contains("/x has 0.5 GiB free") && text.contains("needs 6 GiB"),
-            "{text}"
-        );
+        let Err(Error::Failed(text)) = enough(Path::new("/x"), GIB / 2, 6 * GIB, "it") else { panic!() };
+        assert!(text.contains("/x has 0.5 GiB free") && text.contains("needs 6 GiB"), "{text}");
     }
 }

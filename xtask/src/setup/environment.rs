@@ -23,20 +23,10 @@ pub struct Requirements {
 impl Requirements {
     pub fn read(file: PathBuf) -> Result<Self> {
         let text = fs::read_to_string(&file).doing(format_args!("read {}", file.display()))?;
-        let lines: Vec<&str> = text
-            .lines()
-            .map(str::trim)
-            .filter(|l| !l.is_empty() && !l.starts_with('#'))
-            .collect();
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
         let torch = lines.iter().find_map(|line| line.strip_prefix("torch=="));
-        let torch = torch.ok_or_else(|| {
-            Error::Failed(format!("{} does not pin torch==VERSION", file.display()))
-        })?;
-        Ok(Self {
-            torch: torch.into(),
-            hash: sha256::hex(lines.join("\n").as_bytes()),
-            file,
-        })
+        let torch = torch.ok_or_else(|| Error::Failed(format!("{} does not pin torch==VERSION", file.display())))?;
+        Ok(Self { torch: torch.into(), hash: sha256::hex(lines.join("\n").as_bytes()), file })
     }
 }
 
@@ -95,15 +85,7 @@ fn unfit_by_mark(mark: &str, dir: &Path, requirements: &Requirements) -> Option<
 /// From the environment's own description.
 fn python_version(dir: &Path) -> Option<String> {
     let description = fs::read_to_string(dir.join("pyvenv.cfg")).ok()?;
-    description.lines().find_map(|line| {
-        Some(
-            line.strip_prefix("version")?
-                .split_once('=')?
-                .1
-                .trim()
-                .to_string(),
-        )
-    })
+    description.lines().find_map(|line| Some(line.strip_prefix("version")?.split_once('=')?.1.trim().to_string()))
 }
 
 fn check_content(dir: &Path, requirements: &Requirements, nvrtc: bool) -> Result<PathBuf, String> {
@@ -111,30 +93,20 @@ fn check_content(dir: &Path, requirements: &Requirements, nvrtc: bool) -> Result
     let torch = site.join("torch");
     let version = fs::read_to_string(torch.join("version.py")).unwrap_or_default();
     // `__version__ = '2.11.0+cu130'`
-    let version = version
-        .lines()
-        .find_map(|line| line.strip_prefix("__version__ = "));
+    let version = version.lines().find_map(|line| line.strip_prefix("__version__ = "));
     let version = version.map_or("", |text| text.trim_matches(['\'', '"']));
     if version.split('+').next() != Some(&requirements.torch) {
-        return Err(format!(
-            "it has torch {version}, and {} is needed",
-            requirements.torch
-        ));
+        return Err(format!("it has torch {version}, and {} is needed", requirements.torch));
     }
     let record = format!("torch-{}.dist-info/RECORD", requirements.torch);
-    let exact = site.join(&record).is_file()
-        || site
-            .join(format!("torch-{version}.dist-info/RECORD"))
-            .is_file();
+    let exact = site.join(&record).is_file() || site.join(format!("torch-{version}.dist-info/RECORD")).is_file();
     let files = [
         "torch/lib/libtorch.so",
         "torch/lib/libtorch_cpu.so",
         "torch/lib/libc10.so",
         "torch/include/torch/csrc/api/include/torch/torch.h",
     ];
-    let missing = files
-        .into_iter()
-        .find(|file| !site.join(file).metadata().is_ok_and(|meta| meta.len() > 0));
+    let missing = files.into_iter().find(|file| !site.join(file).metadata().is_ok_and(|meta| meta.len() > 0));
     if let Some(missing) = missing.or((!exact).then_some(record.as_str())) {
         return Err(format!("{missing} is missing"));
     }
@@ -165,11 +137,7 @@ pub fn mark_as_making(dir: &Path) -> Result<()> {
 
 /// After the last other file, in one step.
 pub fn mark_as_ready(dir: &Path, requirements: &Requirements) -> Result<()> {
-    let text = format!(
-        "ready\n{}\n{}\n",
-        requirements.hash,
-        python_version(dir).unwrap_or_default()
-    );
+    let text = format!("ready\n{}\n{}\n", requirements.hash, python_version(dir).unwrap_or_default());
     let new = dir.join(format!("{MARK}.new"));
     fs::write(&new, text)
         .and_then(|()| fs::rename(&new, dir.join(MARK)))

@@ -24,8 +24,7 @@ impl Lock {
     /// Waits for the lock, and says so when another set-up has it.
     pub fn take(path: &Path, environment: &str) -> Result<Self> {
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)
-                .doing(format_args!("make the folder {}", parent.display()))?;
+            fs::create_dir_all(parent).doing(format_args!("make the folder {}", parent.display()))?;
         }
         let mut file = File::options()
             .read(true)
@@ -44,10 +43,7 @@ impl Lock {
             locked(&file, LOCK_EX)?;
         }
         // Who holds it, for the message above; the lock works without.
-        file.rewind()
-            .and_then(|()| file.set_len(0))
-            .and_then(|()| write!(file, "{}", process::id()))
-            .ok();
+        file.rewind().and_then(|()| file.set_len(0)).and_then(|()| write!(file, "{}", process::id())).ok();
         Ok(Self(file))
     }
 

@@ -51,19 +51,13 @@ impl Sources {
             Some(Ok(dir)) => Some(dir),
             Some(Err(why)) => {
                 // Not an error: many images set CUDA_HOME to a toolkit of another release.
-                notes.push(format!(
-                    "CUDA_HOME is not used: {why}. The pinned NVRTC takes its place."
-                ));
+                notes.push(format!("CUDA_HOME is not used: {why}. The pinned NVRTC takes its place."));
                 None
             }
             None => None,
         };
         let toolkit = toolkit.or_else(|| toolkit::beside(libtorch.as_ref()?));
-        Ok(Self {
-            libtorch,
-            toolkit,
-            notes,
-        })
+        Ok(Self { libtorch, toolkit, notes })
     }
 
     fn complete(&self) -> bool {
@@ -91,20 +85,11 @@ impl Place {
         // the variable and the next without do not make a second one.
         if let Some(linked) = environment::around(&checkout.libtorch_link())
             && linked != own
-            && matches!(
-                environment::inspect(&linked, requirements, nvrtc),
-                State::Ready(_)
-            )
+            && matches!(environment::inspect(&linked, requirements, nvrtc), State::Ready(_))
         {
-            return Self {
-                dir: linked,
-                own: false,
-            };
+            return Self { dir: linked, own: false };
         }
-        Self {
-            dir: own,
-            own: true,
-        }
+        Self { dir: own, own: true }
     }
 }
 
@@ -118,12 +103,10 @@ pub fn is_ready(checkout: &Checkout) -> bool {
         let requirements = Requirements::read(checkout.requirements())?;
         let nvrtc = sources.toolkit.is_none();
         let place = Place::choose(checkout, &requirements, nvrtc);
-        Ok(
-            match environment::inspect(&place.dir, &requirements, nvrtc) {
-                State::Ready(torch) => is_linked(&checkout.libtorch_link(), &torch),
-                _ => false,
-            },
-        )
+        Ok(match environment::inspect(&place.dir, &requirements, nvrtc) {
+            State::Ready(torch) => is_linked(&checkout.libtorch_link(), &torch),
+            _ => false,
+        })
     };
     look().unwrap_or(false)
 }
@@ -138,12 +121,7 @@ pub fn ensure(checkout: &Checkout, when_ready: WhenReady) -> Result<()> {
     }
     if sources.complete() {
         if when_ready == WhenReady::SaySo {
-            let show = |path: &Option<PathBuf>| {
-                path.as_deref()
-                    .unwrap_or(Path::new(""))
-                    .display()
-                    .to_string()
-            };
+            let show = |path: &Option<PathBuf>| path.as_deref().unwrap_or(Path::new("")).display().to_string();
             println!(
                 "set-up: ready (libtorch from {}, NVRTC from {})",
                 show(&sources.libtorch),
@@ -162,11 +140,7 @@ pub fn ensure(checkout: &Checkout, when_ready: WhenReady) -> Result<()> {
     let linked = link(checkout, &torch)?;
     if made || linked || when_ready == WhenReady::SaySo {
         let seconds = start.elapsed().as_secs_f64();
-        println!(
-            "set-up: ready ({}, torch {}) after {seconds:.1} s",
-            checkout.show(&place.dir),
-            requirements.torch
-        );
+        println!("set-up: ready ({}, torch {}) after {seconds:.1} s", checkout.show(&place.dir), requirements.torch);
     }
     Ok(())
 }
@@ -224,29 +198,22 @@ fn make(
     })?;
     match environment::inspect(&place.dir, requirements, nvrtc) {
         State::Ready(torch) => Ok(torch),
-        State::Broken(why) | State::Foreign { why, .. } => Err(Error::Failed(format!(
-            "pip has filled {shown}, but it is not fit: {why}"
-        ))),
-        State::Missing | State::Outdated => Err(Error::Failed(format!(
-            "{shown} was changed while it was made"
-        ))),
+        State::Broken(why) | State::Foreign { why, .. } => {
+            Err(Error::Failed(format!("pip has filled {shown}, but it is not fit: {why}")))
+        }
+        State::Missing | State::Outdated => Err(Error::Failed(format!("{shown} was changed while it was made"))),
     }
 }
 
 fn not_ours(place: &Place, shown: &str, why: &str, requirements: &Requirements) -> Error {
-    let (named, dir) = (
-        if place.own { "" } else { "TERCET_VENV names " },
-        place.dir.display(),
-    );
+    let (named, dir) = (if place.own { "" } else { "TERCET_VENV names " }, place.dir.display());
     let mut text = format!(
         "{named}{shown}, which set-up did not make and which is not fit: {why}.\n\
          Remove it or name another place with TERCET_VENV, and run the same command again."
     );
     if !place.own {
         let file = requirements.file.display();
-        text += &format!(
-            "\nOr, if it is a Python environment: {dir}/bin/python -m pip install -r {file}"
-        );
+        text += &format!("\nOr, if it is a Python environment: {dir}/bin/python -m pip install -r {file}");
     }
     Error::Failed(text)
 }
@@ -267,8 +234,7 @@ fn fill(
         .output()
         .doing(format_args!("start {}", python.program))?;
     if !output.status.success() {
-        let said = [output.stdout, output.stderr]
-            .map(|bytes| String::from_utf8_lossy(&bytes).trim().to_string());
+        let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).trim().to_string());
         return Err(Error::Failed(format!(
             "`{} -m venv` failed ({}):\n{}\nOnce the cause is mended, run the same command again.",
             python.program,
@@ -339,8 +305,6 @@ fn link(checkout: &Checkout, torch: &Path) -> Result<bool> {
     let target = torch.strip_prefix(&checkout.root).unwrap_or(torch);
     let new = checkout.root.join(".libtorch.new");
     fs::remove_file(&new).ok();
-    std::os::unix::fs::symlink(target, &new)
-        .and_then(|()| fs::rename(&new, &link))
-        .doing("make the link .libtorch")?;
+    std::os::unix::fs::symlink(target, &new).and_then(|()| fs::rename(&new, &link)).doing("make the link .libtorch")?;
     Ok(true)
 }

@@ -29,21 +29,11 @@ pub fn install(environment: &Path, requirements: &Path, lock: &Lock, start: Inst
     let terminal = std::io::stdout().is_terminal();
     let mut command = Command::new(environment.join("bin/python"));
     python::clean(&mut command)
-        .args([
-            "-m",
-            "pip",
-            "install",
-            "--disable-pip-version-check",
-            "--no-input",
-        ])
+        .args(["-m", "pip", "install", "--disable-pip-version-check", "--no-input"])
         .args(["--progress-bar", if terminal { "on" } else { "off" }, "-r"])
         .arg(requirements)
         .stdin(lock.as_stdin()?)
-        .stdout(if terminal {
-            Stdio::inherit()
-        } else {
-            Stdio::piped()
-        })
+        .stdout(if terminal { Stdio::inherit() } else { Stdio::piped() })
         .stderr(Stdio::piped());
     let mut child = command.spawn().doing("start pip in the environment")?;
     let (sender, lines) = mpsc::channel();
@@ -100,10 +90,7 @@ fn forward(stream: impl Read + Send + 'static, sender: Sender<Line>, kind: fn(St
         let mut reader = BufReader::new(stream);
         let mut line = Vec::new();
         // Bytes, because a line that is not UTF-8 must not end the reading: pip would block on a full pipe.
-        while reader
-            .read_until(b'\n', &mut line)
-            .is_ok_and(|count| count > 0)
-        {
+        while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
             let text = String::from_utf8_lossy(&line).trim_end().to_string();
             line.clear();
             if sender.send(kind(text)).is_err() {
@@ -118,17 +105,11 @@ fn stage(line: &str) -> Option<String> {
     let line = line.trim();
     let (first, rest) = line.split_once(' ')?;
     match first {
-        "Downloading" if !line.contains(".metadata") => {
-            Some(format!("downloading {}", short(rest)))
+        "Downloading" if !line.contains(".metadata") => Some(format!("downloading {}", short(rest))),
+        "Using" => {
+            rest.strip_prefix("cached ").filter(|r| !r.contains(".metadata")).map(|r| format!("cached {}", short(r)))
         }
-        "Using" => rest
-            .strip_prefix("cached ")
-            .filter(|r| !r.contains(".metadata"))
-            .map(|r| format!("cached {}", short(r))),
-        "Installing" => Some(format!(
-            "unpacking {} packages",
-            line.split_once(": ")?.1.split(", ").count()
-        )),
+        "Installing" => Some(format!("unpacking {} packages", line.split_once(": ")?.1.split(", ").count())),
         _ => None,
     }
 }
@@ -173,20 +154,11 @@ mod tests {
     fn one_line_per_stage() {
         let shown = |line: &str| stage(line);
         let torch = "  Downloading torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl (530.7 MB)";
-        assert_eq!(
-            shown(torch),
-            Some("downloading torch 2.11.0 (530.7 MB)".into())
-        );
+        assert_eq!(shown(torch), Some("downloading torch 2.11.0 (530.7 MB)".into()));
         let cached = "  Using cached https://host/path/sympy-1.14.0-py3-none-any.whl (6.3 MB)";
         assert_eq!(shown(cached), Some("cached sympy 1.14.0 (6.3 MB)".into()));
-        assert_eq!(
-            shown("Installing collected packages: mpmath, triton, torch"),
-            Some("unpacking 3 packages".into())
-        );
-        assert_eq!(
-            shown("  Downloading torch-2.11.0-cp311.whl.metadata (29 kB)"),
-            None
-        );
+        assert_eq!(shown("Installing collected packages: mpmath, triton, torch"), Some("unpacking 3 packages".into()));
+        assert_eq!(shown("  Downloading torch-2.11.0-cp311.whl.metadata (29 kB)"), None);
         assert_eq!(shown("Collecting torch==2.11.0"), None);
         assert_eq!(shown(""), None);
     }
@@ -194,14 +166,8 @@ mod tests {
     #[test]
     fn advice_fits_the_failure() {
         assert!(advice("OSError: [Errno 28] No space left on device").contains("disk is full"));
-        assert!(
-            advice("WARNING: Retrying (Retry(total=0))\nERROR: (from versions: none)")
-                .contains("network")
-        );
-        assert!(
-            advice("ERROR: No matching distribution found for torch==2.11.0")
-                .contains("no such package")
-        );
+        assert!(advice("WARNING: Retrying (Retry(total=0))\nERROR: (from versions: none)").contains("network"));
+        assert!(advice("ERROR: No matching distribution found for torch==2.11.0").contains("no such package"));
         assert!(advice("Segmentation fault").contains("starts afresh"));
     }
 }

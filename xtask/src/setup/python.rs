@@ -9,14 +9,7 @@ const OLDEST: (u32, u32) = (3, 10);
 const NEWEST: (u32, u32) = (3, 14);
 
 /// `python3` first: it is the one that the user chose.
-const CANDIDATES: [&str; 6] = [
-    "python3",
-    "python3.13",
-    "python3.12",
-    "python3.11",
-    "python3.10",
-    "python3.14",
-];
+const CANDIDATES: [&str; 6] = ["python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.14"];
 
 /// Also what `python3 -m venv` needs: Debian keeps `ensurepip` in a package of its own.
 const PROBE: &str = "import sys
@@ -44,10 +37,7 @@ pub fn find() -> Result<Python> {
             Some(Err(why)) => refused.push(format!("  {program}: {why}")),
         }
     }
-    let needed = format!(
-        "Python {}.{} to {}.{}",
-        OLDEST.0, OLDEST.1, NEWEST.0, NEWEST.1
-    );
+    let needed = format!("Python {}.{} to {}.{}", OLDEST.0, OLDEST.1, NEWEST.0, NEWEST.1);
     Err(Error::Failed(if refused.is_empty() {
         format!("no Python found: set-up needs {needed} on PATH, with its venv module")
     } else {
@@ -61,11 +51,7 @@ pub fn find() -> Result<Python> {
 /// `None` where there is no such program.
 fn probe(program: &str) -> Option<Result<String, String>> {
     // It is run, not only looked for: a version manager leaves shims on PATH for Pythons that are switched off.
-    let output = clean(&mut Command::new(program))
-        .args(["-c", PROBE])
-        .stdin(Stdio::null())
-        .output()
-        .ok()?;
+    let output = clean(&mut Command::new(program)).args(["-c", PROBE]).stdin(Stdio::null()).output().ok()?;
     if !output.status.success() {
         return Some(Err("does not run".into()));
     }
@@ -81,16 +67,10 @@ fn judge(output: &str) -> Result<String, String> {
         return Err("does not say its version".into());
     };
     if (major, minor) < OLDEST {
-        return Err(format!(
-            "is {version}, older than {}.{}",
-            OLDEST.0, OLDEST.1
-        ));
+        return Err(format!("is {version}, older than {}.{}", OLDEST.0, OLDEST.1));
     }
     if (major, minor) > NEWEST {
-        return Err(format!(
-            "is {version}: the pinned torch has no package for it (newest {}.{})",
-            NEWEST.0, NEWEST.1
-        ));
+        return Err(format!("is {version}: the pinned torch has no package for it (newest {}.{})", NEWEST.0, NEWEST.1));
     }
     if lines.next() != Some("64") {
         return Err(format!("is {version}, but a 32-bit program"));
@@ -105,14 +85,7 @@ fn judge(output: &str) -> Result<String, String> {
 
 /// Drops variables with which Python or pip would put packages elsewhere than into the environment.
 pub fn clean(command: &mut Command) -> &mut Command {
-    for name in [
-        "PYTHONHOME",
-        "PYTHONPATH",
-        "PIP_USER",
-        "PIP_TARGET",
-        "PIP_PREFIX",
-        "PIP_ROOT",
-    ] {
+    for name in ["PYTHONHOME", "PYTHONPATH", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_ROOT"] {
         command.env_remove(name);
     }
     command
@@ -127,11 +100,7 @@ mod tests {
         for fit in ["3.10.0", "3.11.7", "3.14.2"] {
             assert_eq!(judge(&format!("{fit}\n64\nvenv\n")), Ok(fit.into()));
         }
-        for (unfit, why) in [
-            ("3.9.18", "older than 3.10"),
-            ("2.7.18", "older than 3.10"),
-            ("3.15.0", "newest 3.14"),
-        ] {
+        for (unfit, why) in [("3.9.18", "older than 3.10"), ("2.7.18", "older than 3.10"), ("3.15.0", "newest 3.14")] {
             let error = judge(&format!("{unfit}\n64\nvenv\n")).unwrap_err();
             assert!(error.contains(unfit) && error.contains(why), "{error}");
         }
@@ -140,11 +109,7 @@ mod tests {
     #[test]
     fn what_else_can_be_missing() {
         assert!(judge("3.12.1\n32\nvenv\n").unwrap_err().contains("32-bit"));
-        assert!(
-            judge("3.12.1\n64\nno venv\n")
-                .unwrap_err()
-                .contains("apt-get install python3.12-venv")
-        );
+        assert!(judge("3.12.1\n64\nno venv\n").unwrap_err().contains("apt-get install python3.12-venv"));
         assert!(judge("").unwrap_err().contains("version"));
         assert!(judge("Python 3.12\n").unwrap_err().contains("version"));
     }

@@ -12,10 +12,7 @@ const LIBTORCH: &str = "2.11";
 pub fn check_libtorch(dir: &Path) -> Result<(), String> {
     if dir.is_relative() {
         // Build scripts run in their own package's folder, where a relative path means something else.
-        return Err(format!(
-            "it must be an absolute path, and `{}` is not",
-            dir.display()
-        ));
+        return Err(format!("it must be an absolute path, and `{}` is not", dir.display()));
     }
     if !dir.is_dir() {
         return Err(format!("there is no folder {}", dir.display()));
@@ -24,75 +21,38 @@ pub fn check_libtorch(dir: &Path) -> Result<(), String> {
         return Err(format!("{} has no lib/libtorch_cpu.so", dir.display()));
     }
     match libtorch_version(dir) {
-        Some(version) if version == LIBTORCH || version.starts_with(&format!("{LIBTORCH}.")) => {
-            Ok(())
-        }
-        Some(version) => Err(format!(
-            "{} is libtorch {version}, and {LIBTORCH} is needed",
-            dir.display()
-        )),
-        None => Err(format!(
-            "{} does not say its version (no build-version file, no version.h)",
-            dir.display()
-        )),
+        Some(version) if version == LIBTORCH || version.starts_with(&format!("{LIBTORCH}.")) => Ok(()),
+        Some(version) => Err(format!("{} is libtorch {version}, and {LIBTORCH} is needed", dir.display())),
+        None => Err(format!("{} does not say its version (no build-version file, no version.h)", dir.display())),
     }
 }
 
 /// From `build-version` (the libtorch archive), else from the headers.
 fn libtorch_version(dir: &Path) -> Option<String> {
     if let Ok(text) = fs::read_to_string(dir.join("build-version")) {
-        return Some(
-            text.trim()
-                .split('+')
-                .next()
-                .unwrap_or_default()
-                .to_string(),
-        );
+        return Some(text.trim().split('+').next().unwrap_or_default().to_string());
     }
     // Newer releases moved the numbers; the old place then only includes the new one.
-    [
-        "include/torch/headeronly/version.h",
-        "include/torch/csrc/api/include/torch/version.h",
-    ]
-    .iter()
-    .filter_map(|header| fs::read_to_string(dir.join(header)).ok())
-    .find_map(|header| {
-        let number = |name: &str| {
-            let definition = format!("#define TORCH_VERSION_{name} ");
-            header
-                .lines()
-                .find_map(|line| Some(line.strip_prefix(&definition)?.trim().to_string()))
-        };
-        Some(format!("{}.{}", number("MAJOR")?, number("MINOR")?))
-    })
+    ["include/torch/headeronly/version.h", "include/torch/csrc/api/include/torch/version.h"]
+        .iter()
+        .filter_map(|header| fs::read_to_string(dir.join(header)).ok())
+        .find_map(|header| {
+            let number = |name: &str| {
+                let definition = format!("#define TORCH_VERSION_{name} ");
+                header.lines().find_map(|line| Some(line.strip_prefix(&definition)?.trim().to_string()))
+            };
+            Some(format!("{}.{}", number("MAJOR")?, number("MINOR")?))
+        })
 }
 
 /// Whether `dir` holds an NVRTC of CUDA 13 and the headers that kernels include.
 pub fn check_toolkit(dir: &Path) -> Result<(), String> {
-    let libraries = [
-        "lib64",
-        "lib",
-        "targets/x86_64-linux/lib",
-        "targets/sbsa-linux/lib",
-    ];
-    if !libraries
-        .iter()
-        .any(|lib| dir.join(lib).join("libnvrtc.so.13").is_file())
-    {
-        return Err(format!(
-            "{} has no libnvrtc.so.13 in lib64 or lib",
-            dir.display()
-        ));
+    let libraries = ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"];
+    if !libraries.iter().any(|lib| dir.join(lib).join("libnvrtc.so.13").is_file()) {
+        return Err(format!("{} has no libnvrtc.so.13 in lib64 or lib", dir.display()));
     }
-    let includes = [
-        "include",
-        "targets/x86_64-linux/include",
-        "targets/sbsa-linux/include",
-    ];
-    if !includes
-        .iter()
-        .any(|include| dir.join(include).join("cuda_fp16.h").is_file())
-    {
+    let includes = ["include", "targets/x86_64-linux/include", "targets/sbsa-linux/include"];
+    if !includes.iter().any(|include| dir.join(include).join("cuda_fp16.h").is_file()) {
         return Err(format!("{} has no include/cuda_fp16.h", dir.display()));
     }
     Ok(())

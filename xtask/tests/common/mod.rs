@@ -86,12 +86,9 @@ impl Sandbox {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir =
-            std::env::temp_dir().join(format!("tercet-xtask-{}-{number}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("tercet-xtask-{}-{number}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
-        let sandbox = Self {
-            dir: dir.canonicalize().unwrap(),
-        };
+        let sandbox = Self { dir: dir.canonicalize().unwrap() };
         sandbox.program("python3", PYTHON);
         sandbox.program("df", DF);
         sandbox.program("c++", "#!/bin/sh\n");
@@ -103,10 +100,7 @@ impl Sandbox {
     /// A further checkout of that name.
     pub fn checkout(&self, name: &str) -> PathBuf {
         self.write(&format!("{name}/xtask/Cargo.toml"), "");
-        self.write(
-            &format!("{name}/requirements.txt"),
-            "# pinned\ntorch==2.11.0\n",
-        );
+        self.write(&format!("{name}/requirements.txt"), "# pinned\ntorch==2.11.0\n");
         self.dir.join(name)
     }
 
@@ -130,15 +124,8 @@ impl Sandbox {
 
     /// A program on the PATH of what the sandbox runs.
     pub fn program(&self, name: &str, script: &str) {
-        let name = if name.contains('/') {
-            name.to_string()
-        } else {
-            format!("bin/{name}")
-        };
-        self.write(
-            &name,
-            &script.replace("@SANDBOX@", self.dir.to_str().unwrap()),
-        );
+        let name = if name.contains('/') { name.to_string() } else { format!("bin/{name}") };
+        self.write(&name, &script.replace("@SANDBOX@", self.dir.to_str().unwrap()));
         fs::set_permissions(self.path(&name), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
@@ -171,19 +158,13 @@ impl Sandbox {
 
     /// How often the fake Python was started as `python3 WHAT`.
     pub fn calls(&self, what: &str) -> usize {
-        self.read("calls")
-            .lines()
-            .filter(|line| line.starts_with(what))
-            .count()
+        self.read("calls").lines().filter(|line| line.starts_with(what)).count()
     }
 
     pub fn wait_for(&self, name: &str) {
         let start = Instant::now();
         while !self.exists(name) {
-            assert!(
-                start.elapsed() < Duration::from_secs(10),
-                "{name} never came"
-            );
+            assert!(start.elapsed() < Duration::from_secs(10), "{name} never came");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -219,52 +200,29 @@ impl Outcome {
     #[track_caller]
     pub fn says(self, texts: &[&str]) -> Self {
         for text in texts {
-            assert!(
-                self.out.contains(text) || self.err.contains(text),
-                "no {text:?} in\n{}{}",
-                self.out,
-                self.err
-            );
+            assert!(self.out.contains(text) || self.err.contains(text), "no {text:?} in\n{}{}", self.out, self.err);
         }
         self
     }
 }
 
 pub fn run(command: &mut Command) -> Outcome {
-    outcome(
-        command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    )
+    outcome(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
 }
 
 pub fn outcome(child: Child) -> Outcome {
     let output = child.wait_with_output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    Outcome {
-        code: output.status.code(),
-        out: text(output.stdout),
-        err: text(output.stderr),
-    }
+    Outcome { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }
 
 pub fn start(command: &mut Command) -> Child {
-    command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 /// kill -9, of one process or (negative) of a whole group.
 pub fn kill(process: i64) {
-    let status = Command::new("/bin/sh")
-        .arg("-c")
-        .arg(format!("kill -9 {process}"))
-        .status()
-        .unwrap();
+    let status = Command::new("/bin/sh").arg("-c").arg(format!("kill -9 {process}")).status().unwrap();
     assert!(status.success());
 }
 
@@ -276,11 +234,7 @@ pub fn fingerprint(dir: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
         let meta = path.symlink_metadata().unwrap();
         found.push((path.clone(), meta.modified().unwrap()));
         if meta.is_dir() {
-            open.extend(
-                fs::read_dir(&path)
-                    .unwrap()
-                    .map(|entry| entry.unwrap().path()),
-            );
+            open.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
     }
     found.sort();
