@@ -99,23 +99,27 @@ class RustNode : public Node {
             free(error);
             throw std::runtime_error(text);
         }
-        return at::GradMode::is_enabled() ? refuse_further(std::move(grads)) : grads;
+        return at::GradMode::is_enabled() ? refuse_further(std::move(grads), upstream[0], saved) : grads;
     }
 
   private:
     // The gradient is not differentiable: whoever differentiates through it is told, where a plain tensor would give a
-    // silent zero. Asking for the graph alone (create_graph) is no error.
-    variable_list refuse_further(variable_list&& grads) {
-        variable_list defined;
+    // silent zero. The error has edges to all that the gradient depends on: without them, the engine would not pass it
+    // on the way to chosen inputs (torch's own DelayedError has none). Asking for the graph alone (create_graph) is no
+    // error.
+    variable_list refuse_further(variable_list&& grads, const at::Tensor& upstream, const variable_list& saved) {
+        torch::autograd::edge_list edges = next_edges();
+        for (const auto& edge : torch::autograd::collect_next_edges(upstream, saved)) edges.push_back(edge);
+        auto refuse = std::shared_ptr<Node>(
+            new torch::autograd::Error("differentiating through the gradient of " + name_ +
+                                           " is not implemented: the loss is differentiable once",
+                                       std::move(edges)),
+            torch::autograd::deleteNode);
         for (auto& grad : grads)
-            if (grad.defined()) defined.push_back(grad.detach().requires_grad_(true));
-        torch::autograd::DelayedError refuse(
-            "differentiating through the gradient of " + name_ + " is not implemented: the loss is differentiable once",
-            static_cast<int64_t>(defined.size()));
-        variable_list wrapped = refuse.apply(std::move(defined));
-        size_t next = 0;
-        for (auto& grad : grads)
-            if (grad.defined()) grad = wrapped[next++];
+            if (grad.defined()) {
+                grad = grad.detach();
+                torch::autograd::set_history(grad, refuse);
+            }
         return std::move(grads);
     }
 
