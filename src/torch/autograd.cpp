@@ -172,16 +172,13 @@ bool tercet_grad_enabled() { return at::GradMode::is_enabled(); }
 // A tensor over memory of ours; `drop(owner)` is called once, when its last user is gone, or here on failure.
 char* tercet_from_blob(at::Tensor** result, void* data, const int64_t* sizes, size_t dims, int8_t scalar_type, void* owner,
                        void (*drop)(void*)) {
-    bool taken = false;
-    char* error = guarded([&] {
+    return guarded([&] {
+        // Once in any case, even where libtorch throws when it holds the deleter already: the last copy of it drops.
+        std::shared_ptr<void> held(owner, drop);
         auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(scalar_type));
-        auto deleter = [owner, drop](void*) { drop(owner); };
-        auto tensor = at::for_blob(data, at::IntArrayRef(sizes, dims)).deleter(deleter).options(options).make_tensor();
-        taken = true;
-        *result = new at::Tensor(std::move(tensor));
+        auto deleter = [held = std::move(held)](void*) mutable { held.reset(); };
+        *result = new at::Tensor(at::for_blob(data, at::IntArrayRef(sizes, dims)).deleter(std::move(deleter)).options(options).make_tensor());
     });
-    if (error && !taken) drop(owner);
-    return error;
 }
 
 // The stream that PyTorch's own kernels on this CUDA device would use now.
