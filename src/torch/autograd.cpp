@@ -169,6 +169,9 @@ char* tercet_attach(at::Tensor** result, const at::Tensor* output, at::Tensor* c
 
 bool tercet_grad_enabled() { return at::GradMode::is_enabled(); }
 
+// Whether sizes and strides say where a tensor's elements are: no sparse layout, of which there are five, no MKL-DNN.
+bool tercet_is_strided(const at::Tensor* tensor) { return tensor->layout() == at::kStrided && !tensor->is_nested(); }
+
 // A tensor over memory of ours; `drop(owner)` is called once, when its last user is gone, or here on failure.
 char* tercet_from_blob(at::Tensor** result, void* data, const int64_t* sizes, size_t dims, int8_t scalar_type, void* owner,
                        void (*drop)(void*)) {

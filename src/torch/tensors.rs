@@ -1,6 +1,7 @@
 //! Checks of tensors, and views of their memory.
 
 use tch::{Device, Kind, Tensor};
+use torch_sys::C_tensor;
 
 use crate::{Element, Error, Matrix};
 
@@ -56,7 +57,8 @@ pub(crate) fn check_embeddings(argument: &'static str, tensor: &Tensor) -> Resul
     if !matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
         return Err(Error::argument(argument, "dtype f32, f64, f16 or bf16", format!("{kind:?}")));
     }
-    if tensor.is_sparse() || tensor.is_mkldnn() {
+    // SAFETY: reads a defined tensor.
+    if !unsafe { tercet_is_strided(tensor.as_ptr()) } {
         return Err(Error::argument(argument, "a dense tensor", "a sparse or MKL-DNN one"));
     }
     if tensor.dim() != 2 {
@@ -151,4 +153,8 @@ pub(crate) fn slice_mut<T: OfKind>(tensor: &mut Tensor) -> &mut [T] {
         // with nobody else any more.
         len => unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), len) },
     }
+}
+
+unsafe extern "C" {
+    fn tercet_is_strided(tensor: *const C_tensor) -> bool;
 }
