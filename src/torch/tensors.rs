@@ -108,8 +108,15 @@ pub(crate) fn check_like(
 
 /// The tensor itself where each of its rows is contiguous, else a contiguous copy.
 pub(crate) fn with_contiguous_rows(tensor: &Tensor) -> Result<Tensor, Error> {
+    let tensor = as_in_memory(tensor)?;
     let rows_are_contiguous = tensor.size()[1] == 1 || tensor.stride()[1] == 1;
-    Ok(if rows_are_contiguous { tensor.shallow_clone() } else { tensor.f_contiguous()? })
+    Ok(if rows_are_contiguous { tensor } else { tensor.f_contiguous()? })
+}
+
+/// The tensor itself, or a copy where its memory holds the negative of its numbers: libtorch leaves it to the reader to
+/// negate the imaginary part of a conjugate.
+pub(crate) fn as_in_memory(tensor: &Tensor) -> Result<Tensor, Error> {
+    Ok(tensor.f_resolve_neg()?)
 }
 
 /// The distance between rows, in elements.

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Problem, TripletMarginLoss, cpu};
 use crate::torch::tensors::{
-    OfKind, check_embeddings, check_like, matrix, slice, slice_mut, with_contiguous_rows, with_element,
+    OfKind, as_in_memory, check_embeddings, check_like, matrix, slice, slice_mut, with_contiguous_rows, with_element,
 };
 use crate::torch::{Backward, CustomFunction, needs_grad, pool};
 use crate::{Error, Reduction};
@@ -140,7 +140,7 @@ fn run(
 ) -> Result<Option<Tensor>, Error> {
     let inputs = [with_contiguous_rows(inputs[0])?, with_contiguous_rows(inputs[1])?, with_contiguous_rows(inputs[2])?];
     let upstream = match upstream {
-        Some((tensor, ready)) => Some((tensor.f_contiguous()?, ready)),
+        Some((tensor, ready)) => Some((as_in_memory(tensor)?.f_contiguous()?, ready)),
         None => None,
     };
     match inputs[0].device() {
