@@ -1,0 +1,297 @@
+//! What the triplet margin loss refuses: every text names the argument, what was expected and what came.
+
+use tercet::triplet_margin::reference;
+use tercet::{Distance, Error, Matrix, Reduction, TripletMarginLoss};
+
+/// The call failed because of `argument`, and says what it wanted and what it got.
+#[track_caller]
+fn refused<T>(result: Result<T, Error>, argument: &str, expected: &str, actual: &str) -> String {
+    let error = result.err().unwrap_or_else(|| panic!("accepted; should complain about {argument}"));
+    let Error::Argument { argument: named, expected: wanted, actual: got } = &error else {
+        panic!("not about an argument: {error}");
+    };
+    assert!(*named == argument && wanted.contains(expected) && got.contains(actual), "{error}");
+    let text = error.to_string();
+    assert!(!expected.is_empty() && !actual.is_empty());
+    assert!(text.contains(argument) && text.contains(expected) && text.contains(actual), "{text}");
+    text
+}
+
+/// Options that no call takes, with the name of the option, what it should be and what it is.
+fn bad_options() -> Vec<(TripletMarginLoss, &'static str, &'static str, &'static str)> {
+    let margin = |margin| TripletMarginLoss { margin, ..Default::default() };
+    let lp = |p, eps| TripletMarginLoss { distance: Distance::Lp { p, eps }, ..Default::default() };
+    vec![
+        (margin(-0.5), "margin", "0 or more", "-0.5"),
+        (margin(-f64::MIN_POSITIVE), "margin", "0 or more", "-0.000"),
+        (margin(f64::NAN), "margin", "finite", "NaN"),
+        (margin(f64::INFINITY), "margin", "finite", "inf"),
+        (margin(f64::NEG_INFINITY), "margin", "finite", "-inf"),
+        (lp(0.0, 0.0), "distance.p", "above 0", "0"),
+        (lp(-0.0, 0.0), "distance.p", "above 0", "-0"),
+        (lp(-2.0, 0.0), "distance.p", "above 0", "-2"),
+        (lp(f64::NAN, 0.0), "distance.p", "above 0", "NaN"),
+        (lp(f64::NEG_INFINITY, 0.0), "distance.p", "above 0", "-inf"),
+        (lp(2.0, f64::NAN), "distance.eps", "finite", "NaN"),
+        (lp(3.0, f64::INFINITY), "distance.eps", "finite", "inf"),
+    ]
+}
+
+/// Every way to call the loss on slices, three with `Reduction::None`, otherwise five.
+fn doors(loss_fn: &TripletMarginLoss, rows: [Matrix<'_, f64>; 3]) -> Vec<Result<(), Error>> {
+    let (count, dim) = (rows[0].rows(), rows[0].dim());
+    let mut grads: [Vec<f64>; 3] = std::array::from_fn(|_| vec![0.0; count * dim]);
+    let upstream = vec![1.0; if loss_fn.reduction == Reduction::None { count } else { 1 }];
+    let mut all = vec![
+        loss_fn.losses(rows, &mut vec![0.0; count]),
+        loss_fn.grad(rows, &upstream, grads.each_mut().map(|g| Some(&mut g[..]))),
+        reference::run(loss_fn, rows, &upstream).map(drop),
+    ];
+    if loss_fn.reduction != Reduction::None {
+        all.push(loss_fn.loss(rows).map(drop));
+        all.push(loss_fn.loss_and_grad(rows, grads.each_mut().map(|g| &mut g[..])).map(drop));
+    }
+    all
+}
+
+#[test]
+fn slices_refuse_options_out_of_range() {
+    let x = [1.0, 2.0];
+    let rows = [Matrix::new(&x, 1).unwrap(); 3];
+    for (loss_fn, argument, expected, actual) in bad_options() {
+        for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+            let results = doors(&TripletMarginLoss { reduction, ..loss_fn }, rows);
+            assert_eq!(results.len(), if reduction == Reduction::None { 3 } else { 5 });
+            for result in results {
+                refused(result, argument, expected, actual);
+            }
+        }
+    }
+    // The extremes of what is in range.
+    for margin in [0.0, -0.0, f64::MAX, f64::MIN_POSITIVE] {
+        doors(&TripletMarginLoss { margin, ..Default::default() }, rows).into_iter().for_each(|r| r.unwrap());
+    }
+    for (p, eps) in [(f64::INFINITY, 0.0), (f64::MIN_POSITIVE, 1.0), (1e300, 0.0), (2.0, -1e-6)] {
+        let distance = Distance::Lp { p, eps };
+        doors(&TripletMarginLoss { distance, ..Default::default() }, rows).into_iter().for_each(|r| r.unwrap());
+    }
+}
+
+#[test]
+fn slices_refuse_shapes_that_differ_or_are_empty() {
+    let x = [0.0; 24];
+    let of = |rows, dim| Matrix::new(&x[..rows * dim], dim).unwrap();
+    for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+        let loss_fn = TripletMarginLoss { reduction, ..Default::default() };
+        for (wrong, shape) in [(of(3, 4), "[3, 4]"), (of(2, 3), "[2, 3]"), (of(4, 2), "[4, 2]"), (of(1, 4), "[1, 4]")] {
+            for result in doors(&loss_fn, [of(2, 4), wrong, of(2, 4)]) {
+                refused(result, "positive", "[2, 4]", shape);
+            }
+            for result in doors(&loss_fn, [of(2, 4), of(2, 4), wrong]) {
+                refused(result, "negative", "[2, 4]", shape);
+            }
+        }
+        for result in doors(&loss_fn, [of(0, 4); 3]) {
+            refused(result, "anchor", "at least one row", "[0, 4]");
+        }
+    }
+}
+
+#[test]
+fn slices_refuse_results_of_the_wrong_length() {
+    let x = [0f64; 6];
+    let rows = [Matrix::new(&x, 3).unwrap(); 3];
+    let loss_fn = TripletMarginLoss::default();
+    for len in [0, 1, 3] {
+        refused(loss_fn.losses(rows, &mut vec![0.0; len]), "losses", "2 numbers", &len.to_string());
+    }
+    let (mut right, mut other, mut wrong) = ([0.0; 6], [0.0; 6], [0.0; 9]);
+    for len in [0, 3, 5, 9] {
+        let actual = len.to_string();
+        for (i, argument) in ["grads[0]", "grads[1]", "grads[2]"].into_iter().enumerate() {
+            let mut grads = [&mut right[..], &mut other[..], &mut wrong[..len]];
+            grads.swap(i, 2);
+            refused(loss_fn.grad(rows, &[1.0], grads.map(Some)), argument, "6 numbers", &actual);
+            let mut grads = [&mut right[..], &mut other[..], &mut wrong[..len]];
+            grads.swap(i, 2);
+            refused(loss_fn.loss_and_grad(rows, grads), argument, "6 numbers", &actual);
+            let mut grads = [None, None, None];
+            grads[i] = Some(&mut wrong[..len]);
+            refused(loss_fn.grad(rows, &[1.0], grads), argument, "6 numbers", &actual);
+        }
+    }
+}
+
+#[test]
+fn slices_refuse_an_upstream_of_the_wrong_length() {
+    let x = [0f64; 6];
+    let rows = [Matrix::new(&x, 3).unwrap(); 3];
+    for (reduction, right) in [(Reduction::None, 2), (Reduction::Mean, 1), (Reduction::Sum, 1)] {
+        let loss_fn = TripletMarginLoss { reduction, ..Default::default() };
+        for len in (0..4).filter(|&len| len != right) {
+            let result = loss_fn.grad(rows, &vec![1.0; len], [None, None, None]);
+            refused(result, "upstream", &format!("{right} numbers"), &len.to_string());
+        }
+        loss_fn.grad(rows, &vec![1.0; right], [None, None, None]).unwrap();
+    }
+}
+
+#[test]
+fn slices_refuse_to_reduce_by_none() {
+    let x = [0f64; 6];
+    let rows = [Matrix::new(&x, 3).unwrap(); 3];
+    let loss_fn = TripletMarginLoss { reduction: Reduction::None, ..Default::default() };
+    refused(loss_fn.loss(rows), "reduction", "Mean or Sum", "None");
+    let mut grads = [[0.0; 6]; 3];
+    refused(loss_fn.loss_and_grad(rows, grads.each_mut().map(|g| &mut g[..])), "reduction", "Mean or Sum", "None");
+    loss_fn.losses(rows, &mut [0.0; 2]).unwrap();
+}
+
+#[test]
+fn matrices_refuse_what_does_not_fit() {
+    let x = [0f32; 10];
+    refused(Matrix::new(&x, 0), "dim", "at least 1", "0");
+    refused(Matrix::strided(&x, 2, 0, 5), "dim", "at least 1", "0");
+    refused(Matrix::new(&x, 3), "data", "multiple of dim = 3", "10");
+    refused(Matrix::strided(&x, 3, 4, 4), "data", "3 rows of 4 numbers, 4 apart", "10");
+    refused(Matrix::strided(&x, 2, 4, 7), "data", "2 rows of 4 numbers, 7 apart", "10");
+    assert_eq!(Matrix::strided(&x, 2, 4, 6).unwrap().rows(), 2);
+    assert_eq!(Matrix::strided(&x, 100, 10, 0).unwrap().row(99), x);
+    assert_eq!(Matrix::strided(&x, 0, 4, usize::MAX).unwrap().rows(), 0);
+    // More than an index can hold: the elements reached, and, of rows that are one and the same, their number.
+    refused(Matrix::strided(&x, usize::MAX, 4, usize::MAX), "data", "4 numbers", "10");
+    refused(Matrix::strided(&x, 2, usize::MAX, 1), "data", "2 rows", "10");
+    refused(Matrix::strided(&x, 1 << 62, 4, 0), "data", "4611686018427387904 rows", "10");
+    refused(Matrix::strided(&x, usize::MAX, 10, 0), "data", "10 numbers", "10");
+}
+
+#[cfg(feature = "torch")]
+mod tensors {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use tch::{Device, Kind, Tensor};
+
+    /// `f_forward` refuses as told, and `forward` panics with the same text.
+    #[track_caller]
+    fn both_refuse(loss_fn: &TripletMarginLoss, x: [&Tensor; 3], argument: &str, expected: &str, actual: &str) {
+        let text = refused(loss_fn.f_forward(x[0], x[1], x[2]), argument, expected, actual);
+        let panic = catch_unwind(AssertUnwindSafe(|| loss_fn.forward(x[0], x[1], x[2])))
+            .expect_err("forward accepts what f_forward refuses");
+        let panic = panic.downcast_ref::<String>().expect("a formatted message");
+        assert_eq!(*panic, format!("TripletMarginLoss: {text}"));
+    }
+
+    fn dense(shape: &[i64]) -> Tensor {
+        Tensor::ones(shape, (Kind::Float, Device::Cpu))
+    }
+
+    /// `wrong` at each of the three places.
+    #[track_caller]
+    fn refused_anywhere(wrong: &Tensor, expected: &str, actual: &str) {
+        let right = dense(&[2, 3]);
+        for (i, argument) in ["anchor", "positive", "negative"].into_iter().enumerate() {
+            for reduction in [Reduction::None, Reduction::Mean] {
+                let mut x = [&right; 3];
+                x[i] = wrong;
+                let loss_fn = TripletMarginLoss { reduction, ..Default::default() };
+                both_refuse(&loss_fn, x, argument, expected, actual);
+            }
+        }
+        // And nothing is left behind.
+        assert_eq!(TripletMarginLoss::default().forward(&right, &right, &right).double_value(&[]) as f32, 0.2);
+    }
+
+    #[test]
+    fn refuse_options_out_of_range() {
+        let x = dense(&[2, 3]).set_requires_grad(true);
+        for (loss_fn, argument, expected, actual) in bad_options() {
+            both_refuse(&loss_fn, [&x, &x, &x], argument, expected, actual);
+            tch::no_grad(|| both_refuse(&loss_fn, [&x, &x, &x], argument, expected, actual));
+        }
+    }
+
+    #[test]
+    fn refuse_what_is_no_matrix() {
+        refused_anywhere(&Tensor::new(), "a tensor", "undefined");
+        refused_anywhere(&dense(&[]), "[B, D]", "[]");
+        refused_anywhere(&dense(&[6]), "[B, D]", "[6]");
+        refused_anywhere(&dense(&[1, 2, 3]), "[B, D]", "[1, 2, 3]");
+    }
+
+    #[test]
+    fn refuse_other_dtypes() {
+        let kinds = [Kind::Uint8, Kind::Int8, Kind::Int16, Kind::Int, Kind::Int64, Kind::Bool];
+        for kind in kinds.into_iter().chain([Kind::ComplexFloat, Kind::ComplexDouble, Kind::Float8e4m3fn]) {
+            refused_anywhere(&dense(&[2, 3]).to_kind(kind), "f32, f64, f16 or bf16", &format!("{kind:?}"));
+        }
+        let quantized = dense(&[2, 3]).quantize_per_tensor(0.1, 0, Kind::QInt8);
+        refused_anywhere(&quantized, "f32, f64, f16 or bf16", "QInt8");
+    }
+
+    #[test]
+    fn refuse_other_layouts() {
+        let x = dense(&[2, 3]);
+        refused_anywhere(&x.to_sparse(None, None::<&[i64]>, None), "dense", "sparse");
+        refused_anywhere(&x.to_sparse_csr(None), "dense", "sparse");
+        refused_anywhere(&x.to_sparse_csc(None), "dense", "sparse");
+        refused_anywhere(&x.to_sparse_bsr([1i64, 1].as_slice(), None), "dense", "sparse");
+        refused_anywhere(&x.to_mkldnn(), "dense", "MKL-DNN");
+    }
+
+    #[test]
+    fn refuse_shapes_that_differ() {
+        let right = dense(&[2, 3]);
+        let loss_fn = TripletMarginLoss::default();
+        // Rows or columns of 1 are not stretched.
+        for shape in [[3, 3], [2, 4], [1, 3], [2, 1], [3, 2], [0, 3]] {
+            let wrong = dense(&shape);
+            both_refuse(&loss_fn, [&right, &wrong, &right], "positive", "anchor, [2, 3]", &format!("{shape:?}"));
+            both_refuse(&loss_fn, [&right, &right, &wrong], "negative", "anchor, [2, 3]", &format!("{shape:?}"));
+            both_refuse(&loss_fn, [&wrong, &right, &right], "positive", &format!("anchor, {shape:?}"), "[2, 3]");
+        }
+    }
+
+    #[test]
+    fn refuse_empty_ones() {
+        for shape in [[0, 3], [2, 0], [0, 0]] {
+            let empty = dense(&shape).set_requires_grad(true);
+            for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
+                let loss_fn = TripletMarginLoss { reduction, ..Default::default() };
+                let actual = format!("{shape:?}");
+                both_refuse(&loss_fn, [&empty; 3], "anchor", "at least one row and one column", &actual);
+            }
+        }
+    }
+
+    #[test]
+    fn refuse_dtypes_that_differ() {
+        let kinds = [Kind::Float, Kind::Double, Kind::Half, Kind::BFloat16];
+        for right_kind in kinds {
+            for wrong_kind in kinds.into_iter().filter(|&kind| kind != right_kind) {
+                let (right, wrong) = (dense(&[2, 3]).to_kind(right_kind), dense(&[2, 3]).to_kind(wrong_kind));
+                let (expected, actual) = (format!("anchor, {right_kind:?}"), format!("{wrong_kind:?}"));
+                let loss_fn = TripletMarginLoss::default();
+                both_refuse(&loss_fn, [&right, &wrong, &right], "positive", &expected, &actual);
+                both_refuse(&loss_fn, [&right, &right, &wrong], "negative", &expected, &actual);
+            }
+        }
+    }
+
+    #[test]
+    fn refuse_devices_that_differ() {
+        if !tch::Cuda::is_available() {
+            println!("refuse_devices_that_differ: skipped: no CUDA device");
+            return;
+        }
+        let (host, device) = (dense(&[2, 3]), dense(&[2, 3]).to_device(Device::Cuda(0)));
+        let loss_fn = TripletMarginLoss::default();
+        both_refuse(&loss_fn, [&host, &device, &host], "positive", "anchor, Cpu", "Cuda(0)");
+        both_refuse(&loss_fn, [&host, &host, &device], "negative", "anchor, Cpu", "Cuda(0)");
+        both_refuse(&loss_fn, [&device, &host, &device], "positive", "anchor, Cuda(0)", "Cpu");
+        if cfg!(feature = "cuda") {
+            assert_eq!(loss_fn.forward(&device, &device, &device).device(), Device::Cuda(0));
+        } else {
+            both_refuse(&loss_fn, [&device; 3], "anchor", "CPU tensor", "CUDA tensor");
+        }
+    }
+}
