@@ -1,6 +1,12 @@
 //! `tercet`: trains and evaluates embedding networks with Tercet's losses.
 
+mod bad_input;
+mod batch;
+mod dataset;
+mod folders;
+mod images;
 mod metrics;
 mod random;
+mod view;
 
 fn main() {}

@@ -1,0 +1,119 @@
+//! Which images a training step sees, and which triplets they form.
+//!
+//! A step draws `identities x images` pictures and `triplets` triplets among them, uniformly: an
+//! identity and two different images of it (anchor, positive), another identity and one image of it
+//! (negative). Each picture goes through the encoder once, however many triplets it is part of: the
+//! seed's loop with three forward passes spends 3 pictures on one triplet, this spends 48 on
+//! hundreds. It is also one joint forward pass, so that all three roles are normalised by the same
+//! batch statistics.
+
+use crate::random::{Purpose, stream};
+use rand::{Rng, seq::index};
+
+/// The shape of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchShape {
+    /// Identities per batch, at least 2.
+    pub identities: usize,
+    /// Images of each (fewer where an identity has fewer).
+    pub images: usize,
+    /// Triplets drawn among them.
+    pub triplets: usize,
+}
+
+/// One step's images, and the rows of the batch that form its triplets.
+#[derive(Debug, PartialEq)]
+pub struct TripletBatch {
+    /// Indices into the dataset's images.
+    pub images: Vec<usize>,
+    /// Row of `images` for each triplet's anchor.
+    pub anchor: Vec<i64>,
+    /// The same for the positive.
+    pub positive: Vec<i64>,
+    /// The same for the negative.
+    pub negative: Vec<i64>,
+}
+
+/// The batch of (seed, epoch, step). `members` must hold two identities, and one with two images.
+pub fn draw(members: &[Vec<usize>], shape: BatchShape, seed: u64, epoch: u64, step: u64) -> TripletBatch {
+    let mut rng = stream(seed, Purpose::Batch, epoch, step);
+    // Rows of the batch, by identity.
+    let mut rows: Vec<Vec<i64>> = Vec::new();
+    let mut images = Vec::new();
+    for identity in draw_identities(&mut rng, members, shape.identities) {
+        let own = &members[identity];
+        let first = images.len() as i64;
+        let chosen = index::sample(&mut rng, own.len(), shape.images.min(own.len()));
+        images.extend(chosen.iter().map(|i| own[i]));
+        rows.push((first..images.len() as i64).collect());
+    }
+    let paired: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].len() > 1).collect();
+    let (mut anchor, mut positive, mut negative) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..shape.triplets {
+        let own = paired[rng.random_range(0..paired.len())];
+        // The other of two: skip over the one already taken.
+        let other = (own + rng.random_range(1..rows.len())) % rows.len();
+        let a = rng.random_range(0..rows[own].len());
+        let p = (a + rng.random_range(1..rows[own].len())) % rows[own].len();
+        anchor.push(rows[own][a]);
+        positive.push(rows[own][p]);
+        negative.push(rows[other][rng.random_range(0..rows[other].len())]);
+    }
+    TripletBatch { images, anchor, positive, negative }
+}
+
+/// Different identities, of which at least the first can give a pair.
+fn draw_identities(rng: &mut impl Rng, members: &[Vec<usize>], count: usize) -> Vec<usize> {
+    let paired: Vec<usize> = (0..members.len()).filter(|&i| members[i].len() > 1).collect();
+    let first = paired[rng.random_range(0..paired.len())];
+    let others = index::sample(rng, members.len() - 1, (count - 1).min(members.len() - 1));
+    let others = others.iter().map(|i| if i < first { i } else { i + 1 });
+    std::iter::once(first).chain(others).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    const SHAPE: BatchShape = BatchShape { identities: 4, images: 3, triplets: 50 };
+
+    fn members(counts: &[usize]) -> Vec<Vec<usize>> {
+        let mut next = 0..;
+        counts.iter().map(|&n| next.by_ref().take(n).collect()).collect()
+    }
+
+    #[test]
+    fn positives_share_the_identity_and_negatives_do_not() {
+        let members = members(&[1, 5, 2, 1, 7, 3]);
+        let owner = |image: usize| members.iter().position(|m| m.contains(&image)).unwrap();
+        for step in 0..200 {
+            let batch = draw(&members, SHAPE, 9, 0, step);
+            let distinct: HashSet<_> = batch.images.iter().collect();
+            assert_eq!(distinct.len(), batch.images.len());
+            assert_eq!(batch.anchor.len(), 50);
+            for i in 0..50 {
+                let [a, p, n] =
+                    [&batch.anchor, &batch.positive, &batch.negative].map(|rows| batch.images[rows[i] as usize]);
+                assert!(a != p && owner(a) == owner(p) && owner(a) != owner(n));
+            }
+        }
+    }
+
+    #[test]
+    fn the_smallest_possible_set_works() {
+        let batch = draw(&members(&[2, 1]), SHAPE, 0, 0, 0);
+        assert_eq!(batch.images.len(), 3);
+        assert!(batch.negative.iter().all(|&row| row == 2));
+    }
+
+    #[test]
+    fn a_batch_depends_on_its_key_alone() {
+        let members = members(&[9; 12]);
+        let at = |seed, epoch, step| draw(&members, SHAPE, seed, epoch, step);
+        assert_eq!(at(1, 2, 3), at(1, 2, 3));
+        assert_ne!(at(1, 2, 3), at(1, 2, 4));
+        assert_ne!(at(1, 2, 3), at(1, 3, 3));
+        assert_ne!(at(1, 2, 3), at(2, 2, 3));
+    }
+}

@@ -1,0 +1,171 @@
+//! Images with identities, and the split into training and validation identities.
+
+use crate::bad_input::bad_input;
+use crate::folders::Identities;
+use crate::images::{Images, OnBadImage};
+use crate::random::{Purpose, stream};
+use anyhow::Result;
+use rand::seq::SliceRandom;
+use std::collections::BTreeSet;
+
+/// Images and who they belong to.
+pub struct Dataset {
+    /// The pictures.
+    pub images: Images,
+    /// For each identity, its images.
+    pub members: Vec<Vec<usize>>,
+}
+
+impl Dataset {
+    /// Reads the files of all identities. One that is left without any image disappears.
+    pub fn read(identities: &Identities, size: usize, on_bad: OnBadImage) -> Result<Self> {
+        let files: Vec<_> = identities.values().flatten().cloned().collect();
+        let owners: Vec<usize> = identities
+            .values()
+            .enumerate()
+            .flat_map(|(owner, files)| std::iter::repeat_n(owner, files.len()))
+            .collect();
+        let (images, kept) = Images::read(&files, size, on_bad)?;
+        let mut members = vec![Vec::new(); identities.len()];
+        for (image, file) in kept.into_iter().enumerate() {
+            members[owners[file]].push(image);
+        }
+        members.retain(|images| !images.is_empty());
+        Ok(Self { images, members })
+    }
+
+    /// How many identities have at least two images, so that they can give a pair.
+    pub fn with_pairs(&self) -> usize {
+        self.members.iter().filter(|images| images.len() > 1).count()
+    }
+
+    /// Two identities and one pair: without them there is neither a triplet nor a ROC curve.
+    /// `role` names the set in the message.
+    pub fn check(&self, role: &str) -> Result<()> {
+        let (identities, pairs) = (self.members.len(), self.with_pairs());
+        if identities < 2 {
+            return Err(bad_input(format!(
+                "{role}: {identities} identity with readable images; at least 2 are needed"
+            )));
+        }
+        if pairs == 0 {
+            return Err(bad_input(format!(
+                "{role}: all {identities} identities have one image only; \
+                 at least one identity needs 2"
+            )));
+        }
+        if pairs < identities {
+            let single = identities - pairs;
+            eprintln!("{role}: {single} of {identities} identities have one image: negatives only");
+        }
+        Ok(())
+    }
+
+    /// At most `limit` images, in turn from each identity so that all stay represented, with their
+    /// identities: `(image, identity)`.
+    pub fn sample(&self, limit: usize, seed: u64) -> Vec<(usize, usize)> {
+        let mut rng = stream(seed, Purpose::Split, 1, 0);
+        let mut shuffled = self.members.clone();
+        shuffled.iter_mut().for_each(|images| images.shuffle(&mut rng));
+        let longest = shuffled.iter().map(Vec::len).max().unwrap_or(0);
+        let in_turn = (0..longest).flat_map(|round| {
+            let images = shuffled.iter().enumerate();
+            images.filter_map(move |(owner, images)| Some((*images.get(round)?, owner)))
+        });
+        let mut chosen: Vec<_> = in_turn.take(limit).collect();
+        chosen.sort_unstable();
+        chosen
+    }
+}
+
+/// Holds out a fraction of the identities, drawn by the seed: `(training, validation)`.
+pub fn split_fraction(all: Identities, fraction: f64, seed: u64) -> (Identities, Identities) {
+    let mut names: Vec<String> = all.keys().cloned().collect();
+    names.shuffle(&mut stream(seed, Purpose::Split, 0, 0));
+    // Two at least on each side, where there are that many: one identity has no impostors.
+    let wanted = (fraction * names.len() as f64).round() as usize;
+    let held = wanted.clamp(2.min(names.len()), names.len().saturating_sub(2).max(1));
+    let held: BTreeSet<String> = names.into_iter().take(held).collect();
+    all.into_iter().partition(|(name, _)| !held.contains(name))
+}
+
+/// Holds out whole top-level folders by name: `(training, validation)`.
+pub fn split_folders(all: Identities, held: &[String]) -> Result<(Identities, Identities)> {
+    let top = |name: &str| name.split('/').next().unwrap_or(name).to_owned();
+    let folders: BTreeSet<String> = all.keys().map(|name| top(name)).collect();
+    if let Some(unknown) = held.iter().find(|name| !folders.contains(*name)) {
+        let there: Vec<_> = folders.into_iter().collect();
+        return Err(bad_input(format!(
+            "--hold-out {unknown}: no such top-level folder; there are {}",
+            there.join(", ")
+        )));
+    }
+    Ok(all.into_iter().partition(|(name, _)| !held.contains(&top(name))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn identities(names: &[&str]) -> Identities {
+        names.iter().map(|n| (n.to_string(), vec![PathBuf::from(n)])).collect()
+    }
+
+    fn dataset(counts: &[usize]) -> Dataset {
+        let total: usize = counts.iter().sum();
+        let images = Images::from_grey(vec![image::GrayImage::new(2, 2); total], 2);
+        let mut next = 0..total;
+        let members = counts.iter().map(|&n| next.by_ref().take(n).collect()).collect();
+        Dataset { images, members }
+    }
+
+    #[test]
+    fn no_identity_is_on_both_sides_and_none_is_lost() {
+        let names: Vec<String> = (0..23).map(|i| format!("writer{i:02}")).collect();
+        let all = identities(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        for seed in 0..20 {
+            let (train, val) = split_fraction(all.clone(), 0.25, seed);
+            assert_eq!((train.len(), val.len()), (17, 6));
+            assert!(train.keys().all(|name| !val.contains_key(name)));
+        }
+        let first = split_fraction(all.clone(), 0.25, 1).1;
+        assert_eq!(first, split_fraction(all.clone(), 0.25, 1).1);
+        assert_ne!(first, split_fraction(all, 0.25, 2).1);
+    }
+
+    #[test]
+    fn tiny_fractions_still_hold_out_two() {
+        let all = identities(&["a", "b", "c", "d"]);
+        assert_eq!(split_fraction(all.clone(), 0.01, 0).1.len(), 2);
+        assert_eq!(split_fraction(all, 0.99, 0).1.len(), 2);
+    }
+
+    #[test]
+    fn whole_folders_are_held_out_by_name() {
+        let all = identities(&["Greek/a", "Greek/b", "Greeklike/a", "Latin/a"]);
+        let (train, val) = split_folders(all.clone(), &["Greek".into()]).unwrap();
+        assert_eq!(train.into_keys().collect::<Vec<_>>(), ["Greeklike/a", "Latin/a"]);
+        assert_eq!(val.len(), 2);
+        let error = split_folders(all, &["Korean".into()]).unwrap_err().to_string();
+        assert!(error.contains("Korean") && error.contains("Greek, Greeklike, Latin"), "{error}");
+    }
+
+    #[test]
+    fn sets_without_triplets_are_refused() {
+        assert!(dataset(&[5]).check("training").unwrap_err().to_string().contains("1 identity"));
+        assert!(dataset(&[1, 1, 1]).check("training").unwrap_err().to_string().contains("one image"));
+        assert!(dataset(&[1, 2]).check("training").is_ok());
+    }
+
+    #[test]
+    fn a_sample_takes_from_every_identity_in_turn() {
+        let set = dataset(&[10, 3, 1]);
+        let sample = set.sample(6, 0);
+        let of = |owner| sample.iter().filter(|(_, o)| *o == owner).count();
+        assert_eq!((of(0), of(1), of(2)), (3, 2, 1));
+        assert!(sample.iter().all(|&(image, owner)| set.members[owner].contains(&image)));
+        assert_eq!(set.sample(100, 0).len(), 14);
+        assert_eq!(sample, set.sample(6, 0));
+    }
+}
