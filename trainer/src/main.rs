@@ -7,6 +7,7 @@ mod folders;
 mod images;
 mod metrics;
 mod random;
+mod signatures;
 mod view;
 
 fn main() {}
