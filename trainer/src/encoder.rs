@@ -1,0 +1,240 @@
+//! ResNet-18/34/50/101/152 (He et al., 2015), with torchvision's variable names and initial values.
+//!
+//! Written on `tch::nn` rather than taken from `tch::vision` for three reasons: batch norm's weights
+//! start at 1 (tch draws them from 0..1), its running statistics can be re-estimated, and convolutions
+//! start as torchvision's do (`kaiming_normal`, fan out).
+
+use tch::nn::{self, Init, Module};
+use tch::{Kind, Tensor};
+
+/// Which network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Architecture {
+    /// 18 layers, basic blocks.
+    Resnet18,
+    /// 34 layers, basic blocks.
+    Resnet34,
+    /// 50 layers, bottleneck blocks.
+    Resnet50,
+    /// 101 layers, bottleneck blocks.
+    Resnet101,
+    /// 152 layers, bottleneck blocks.
+    Resnet152,
+}
+
+impl Architecture {
+    fn blocks(self) -> [i64; 4] {
+        match self {
+            Self::Resnet18 => [2, 2, 2, 2],
+            Self::Resnet34 | Self::Resnet50 => [3, 4, 6, 3],
+            Self::Resnet101 => [3, 4, 23, 3],
+            Self::Resnet152 => [3, 8, 36, 3],
+        }
+    }
+
+    fn bottleneck(self) -> bool {
+        !matches!(self, Self::Resnet18 | Self::Resnet34)
+    }
+}
+
+/// What batch norm does in a forward pass.
+#[derive(Clone, Copy, Debug)]
+pub enum Pass {
+    /// Normalise by the batch; running statistics follow with momentum 0.1.
+    Train,
+    /// Normalise by the batch; running statistics become the plain mean over this and the `before`
+    /// batches before it (momentum `1 / (before + 1)`: the first one overwrites what was there).
+    Estimate {
+        /// How many batches have been seen.
+        before: usize,
+    },
+    /// Normalise by the running statistics.
+    Evaluate,
+}
+
+struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+}
+
+impl BatchNorm {
+    fn new(p: &nn::Path, channels: i64, weight: f64) -> Self {
+        Self {
+            weight: p.var("weight", &[channels], Init::Const(weight)),
+            bias: p.var("bias", &[channels], Init::Const(0.0)),
+            mean: p.zeros_no_train("running_mean", &[channels]),
+            var: p.ones_no_train("running_var", &[channels]),
+        }
+    }
+
+    fn forward(&self, xs: &Tensor, pass: Pass) -> Tensor {
+        let (training, momentum) = match pass {
+            Pass::Train => (true, 0.1),
+            Pass::Estimate { before } => (true, 1.0 / (before as f64 + 1.0)),
+            Pass::Evaluate => (false, 0.0),
+        };
+        let (w, b) = (Some(&self.weight), Some(&self.bias));
+        let (mean, var) = (Some(&self.mean), Some(&self.var));
+        xs.batch_norm(w, b, mean, var, training, momentum, 1e-5, true)
+    }
+}
+
+/// A convolution and its batch norm.
+struct ConvNorm {
+    conv: nn::Conv2D,
+    norm: BatchNorm,
+}
+
+impl ConvNorm {
+    /// `names`: of the convolution and of the batch norm below `p`.
+    fn new(p: &nn::Path, names: [&str; 2], io: [i64; 2], side: i64, stride: i64, gain: f64) -> Self {
+        // N(0, 2 / (c_out k k)): `kaiming_normal_(mode="fan_out", nonlinearity="relu")`.
+        let stdev = (2.0 / (io[1] * side * side) as f64).sqrt();
+        let config = nn::ConvConfig {
+            stride,
+            padding: side / 2,
+            bias: false,
+            ws_init: Init::Randn { mean: 0.0, stdev },
+            ..Default::default()
+        };
+        Self {
+            conv: nn::conv2d(p / names[0], io[0], io[1], side, config),
+            norm: BatchNorm::new(&(p / names[1]), io[1], gain),
+        }
+    }
+
+    fn forward(&self, xs: &Tensor, pass: Pass) -> Tensor {
+        self.norm.forward(&self.conv.forward(xs), pass)
+    }
+}
+
+/// `relu(shortcut(x) + branch(x))`.
+struct Block {
+    branch: Vec<ConvNorm>,
+    shortcut: Option<ConvNorm>,
+}
+
+impl Block {
+    fn new(p: &nn::Path, bottleneck: bool, inputs: i64, width: i64, stride: i64) -> Self {
+        let outputs = if bottleneck { 4 * width } else { width };
+        let layer = |i: usize, io, side, stride, gain| {
+            let names = [format!("conv{i}"), format!("bn{i}")];
+            ConvNorm::new(p, [&names[0], &names[1]], io, side, stride, gain)
+        };
+        let branch = if bottleneck {
+            // The stride is on the 3x3 convolution: torchvision's "v1.5".
+            vec![
+                layer(1, [inputs, width], 1, 1, 1.0),
+                layer(2, [width, width], 3, stride, 1.0),
+                layer(3, [width, outputs], 1, 1, LAST_GAIN),
+            ]
+        } else {
+            vec![layer(1, [inputs, width], 3, stride, 1.0), layer(2, [width, width], 3, 1, LAST_GAIN)]
+        };
+        let shortcut = (stride != 1 || inputs != outputs)
+            .then(|| ConvNorm::new(&(p / "downsample"), ["0", "1"], [inputs, outputs], 1, stride, 1.0));
+        Self { branch, shortcut }
+    }
+
+    fn forward(&self, xs: &Tensor, pass: Pass) -> Tensor {
+        let (last, first) = self.branch.split_last().expect("a block has layers");
+        let mut ys = xs.shallow_clone();
+        for layer in first {
+            ys = layer.forward(&ys, pass).relu_();
+        }
+        let ys = last.forward(&ys, pass);
+        let shortcut = match &self.shortcut {
+            Some(layer) => layer.forward(xs, pass),
+            None => xs.shallow_clone(),
+        };
+        (ys + shortcut).relu_()
+    }
+}
+
+/// Batch norm's initial weight at the end of each residual branch. At 0 every block starts as its
+/// shortcut, so an untrained ResNet-152 is a shallow network that grows deep as it learns
+/// (torchvision's `zero_init_residual`). Weights that are loaded overwrite it.
+const LAST_GAIN: f64 = 0.0;
+
+/// Images `[N, 3, H, W]` to embeddings `[N, D]`.
+pub struct Encoder {
+    stem: ConvNorm,
+    blocks: Vec<Block>,
+    fc: nn::Linear,
+}
+
+impl Encoder {
+    /// Draws its initial weights from libtorch's generator: call `tch::manual_seed` before.
+    pub fn new(root: &nn::Path, architecture: Architecture, embedding_dim: i64) -> Self {
+        let stem = ConvNorm::new(root, ["conv1", "bn1"], [3, 64], 7, 2, 1.0);
+        let mut blocks = Vec::new();
+        let mut channels = 64;
+        for (stage, count) in architecture.blocks().into_iter().enumerate() {
+            let width = 64 << stage;
+            for i in 0..count {
+                let path = root / format!("layer{}", stage + 1) / i.to_string();
+                let stride = if i == 0 && stage > 0 { 2 } else { 1 };
+                let bottleneck = architecture.bottleneck();
+                blocks.push(Block::new(&path, bottleneck, channels, width, stride));
+                channels = if bottleneck { 4 * width } else { width };
+            }
+        }
+        let fc = nn::linear(root / "fc", channels, embedding_dim, Default::default());
+        Self { stem, blocks, fc }
+    }
+
+    /// The embeddings, not normalised.
+    pub fn forward(&self, xs: &Tensor, pass: Pass) -> Tensor {
+        let xs = self.stem.forward(xs, pass).relu_();
+        let mut xs = xs.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
+        for block in &self.blocks {
+            xs = block.forward(&xs, pass);
+        }
+        self.fc.forward(&xs.mean_dim([2i64, 3].as_slice(), false, Kind::Float))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    fn names(architecture: Architecture) -> Vec<(String, Vec<i64>)> {
+        let vs = nn::VarStore::new(Device::Cpu);
+        Encoder::new(&vs.root(), architecture, 128);
+        let mut names: Vec<_> = vs.variables().into_iter().map(|(n, t)| (n, t.size())).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn names_and_shapes_are_torchvisions() {
+        // The same as tch's own models, whose names torchvision's weights load by.
+        let vs = nn::VarStore::new(Device::Cpu);
+        let _model = tch::vision::resnet::resnet50(&vs.root(), 128);
+        let mut theirs: Vec<_> = vs.variables().into_iter().map(|(n, t)| (n, t.size())).collect();
+        theirs.sort();
+        assert_eq!(names(Architecture::Resnet50), theirs);
+        let vs = nn::VarStore::new(Device::Cpu);
+        let _model = tch::vision::resnet::resnet18(&vs.root(), 128);
+        let mut theirs: Vec<_> = vs.variables().into_iter().map(|(n, t)| (n, t.size())).collect();
+        theirs.sort();
+        assert_eq!(names(Architecture::Resnet18), theirs);
+    }
+
+    #[test]
+    fn estimated_statistics_are_the_mean_over_batches() {
+        tch::manual_seed(0);
+        let vs = nn::VarStore::new(Device::Cpu);
+        let norm = BatchNorm::new(&vs.root(), 2, 1.0);
+        let batches: Vec<_> = (0..3).map(|i| Tensor::randn([4, 2, 3, 3], (Kind::Float, Device::Cpu)) + i).collect();
+        for (before, xs) in batches.iter().enumerate() {
+            let _ = norm.forward(xs, Pass::Estimate { before });
+        }
+        let means: Vec<_> = batches.iter().map(|xs| xs.mean_dim([0i64, 2, 3].as_slice(), false, None)).collect();
+        let expected = Tensor::stack(&means, 0).mean_dim([0i64].as_slice(), false, None);
+        assert!(norm.mean.allclose(&expected, 1e-5, 1e-6, false));
+    }
+}

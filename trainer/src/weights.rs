@@ -1,0 +1,118 @@
+//! Encoder weights as `.safetensors` files with torchvision's names.
+
+use crate::bad_input::bad_input;
+use anyhow::{Context, Result};
+use std::collections::HashMap;
+use std::path::Path;
+use tch::{Tensor, nn};
+
+/// Copies a file's tensors into the encoder. `fc` is left out when its shape is another one (a
+/// classifier's), and so is `num_batches_tracked`. Everything else must be there in the right shape:
+/// one error names all that is not.
+pub fn load(vs: &nn::VarStore, file: &Path) -> Result<()> {
+    let tensors =
+        Tensor::read_safetensors(file).map_err(|error| bad_input(format!("--weights {}: {error}", file.display())))?;
+    let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
+    let mut variables: Vec<_> = vs.variables().into_iter().collect();
+    variables.sort_by(|a, b| a.0.cmp(&b.0));
+
+    let mut wrong = Vec::new();
+    let mut copies = Vec::new();
+    for (name, variable) in variables {
+        let head = name.starts_with("fc.");
+        match tensors.get(&name) {
+            Some(tensor) if tensor.size() == variable.size() => copies.push((variable, tensor)),
+            _ if head => {}
+            Some(tensor) => {
+                wrong.push(format!("{name}: {:?} in the file, {:?} wanted", tensor.size(), variable.size()))
+            }
+            None => wrong.push(format!("{name}: missing")),
+        }
+    }
+    if !wrong.is_empty() {
+        return Err(bad_input(format!(
+            "--weights {} does not fit the encoder; {} tensors are missing or misshapen:\n  {}",
+            file.display(),
+            wrong.len(),
+            wrong.join("\n  ")
+        )));
+    }
+    // `copy_` keeps the variable's dtype and device, whatever the file's.
+    let _guard = tch::no_grad_guard();
+    for (mut variable, tensor) in copies {
+        variable.f_copy_(tensor)?;
+    }
+    Ok(())
+}
+
+/// Writes beside the final name and renames: a reader never sees half a file.
+pub fn save(vs: &nn::VarStore, file: &Path) -> Result<()> {
+    // tch picks the format by the extension, so the temporary name keeps it.
+    let temporary = file.with_extension("partial.safetensors");
+    let write = || -> Result<()> {
+        vs.save(&temporary)?;
+        Ok(std::fs::rename(&temporary, file)?)
+    };
+    write().with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoder::{Architecture, Encoder};
+    use tch::Device;
+
+    fn resnet18(seed: i64, dim: i64) -> nn::VarStore {
+        tch::manual_seed(seed);
+        let vs = nn::VarStore::new(Device::Cpu);
+        Encoder::new(&vs.root(), Architecture::Resnet18, dim);
+        vs
+    }
+
+    fn get(vs: &nn::VarStore, name: &str) -> Tensor {
+        vs.variables().remove(name).unwrap()
+    }
+
+    #[test]
+    fn saved_weights_come_back_and_a_classifiers_head_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("encoder.safetensors");
+        let from = resnet18(1, 128);
+        save(&from, &file).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+
+        let same = resnet18(2, 128);
+        load(&same, &file).unwrap();
+        assert_eq!(get(&same, "conv1.weight"), get(&from, "conv1.weight"));
+        assert_eq!(get(&same, "fc.weight"), get(&from, "fc.weight"));
+
+        let other = resnet18(2, 16);
+        let head = get(&other, "fc.weight").copy();
+        load(&other, &file).unwrap();
+        assert_eq!(get(&other, "layer4.1.conv2.weight"), get(&from, "layer4.1.conv2.weight"));
+        assert_eq!(get(&other, "fc.weight"), head);
+    }
+
+    #[test]
+    fn one_error_names_everything_that_does_not_fit() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("odd.safetensors");
+        let vs = resnet18(1, 128);
+        let mut tensors: Vec<_> = vs.variables().into_iter().collect();
+        tensors.retain(|(name, _)| name != "bn1.bias");
+        for (name, tensor) in &mut tensors {
+            if name == "layer2.0.conv1.weight" {
+                *tensor = Tensor::zeros([2, 2], (tch::Kind::Float, Device::Cpu));
+            }
+        }
+        Tensor::write_safetensors(&tensors, &file).unwrap();
+        let before = get(&vs, "conv1.weight").copy();
+        let error = load(&vs, &file).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("bn1.bias: missing"), "{text}");
+        assert!(text.contains("layer2.0.conv1.weight: [2, 2] in the file, [128, 64, 3, 3]"), "{text}");
+        assert_eq!(crate::bad_input::exit_code(&error), 2);
+        assert_eq!(get(&vs, "conv1.weight"), before, "nothing is copied from a file that does not fit");
+        assert!(load(&vs, &dir.path().join("absent.safetensors")).is_err());
+    }
+}
