@@ -1,0 +1,181 @@
+//! The command line.
+
+use crate::encoder::Architecture;
+use crate::images::OnBadImage;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Trains embedding networks with Tercet's triplet loss.
+#[derive(Debug, Parser)]
+#[command(name = "tercet", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train an encoder on triplets of images and evaluate it on identities it has never seen.
+    ///
+    /// Without --data it trains on generated handwritten signatures. The run folder holds the
+    /// weights, metrics.csv, the loss and ROC curves, and summary.json.
+    Train(Box<TrainArgs>),
+    /// Write generated handwritten signatures as PNG files, one folder per identity.
+    Generate(GenerateArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct TrainArgs {
+    /// Folders of images; each folder that directly holds images (PNG, JPEG, PGM, BMP) is one
+    /// identity, at any depth [default: generated signatures]
+    #[arg(long, value_name = "DIR", help_heading = "Data")]
+    pub data: Option<PathBuf>,
+
+    /// Validation images, laid out in the same way; all of --data is then trained on
+    #[arg(long, value_name = "DIR", requires = "data", help_heading = "Data",
+          conflicts_with_all = ["hold_out", "val_split"])]
+    pub val_data: Option<PathBuf>,
+
+    /// Top-level folders of --data to validate on, e.g. alphabets: Korean,Greek
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_delimiter = ',',
+        requires = "data",
+        conflicts_with = "val_split",
+        help_heading = "Data"
+    )]
+    pub hold_out: Vec<String>,
+
+    /// Fraction of the identities to validate on, drawn by the seed
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.25, value_parser = fraction,
+          help_heading = "Data")]
+    pub val_split: f64,
+
+    /// At most this many validation images are evaluated, in turn from each identity
+    #[arg(long, value_name = "N", default_value_t = 400,
+          value_parser = clap::value_parser!(u64).range(3..=20_000), help_heading = "Data")]
+    pub val_images: u64,
+
+    /// What to do about an image that cannot be read
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "skip", help_heading = "Data")]
+    pub on_bad_image: OnBadImage,
+
+    /// Side that images are resized to, in pixels [default: 32 on a CPU, 224 on a GPU]
+    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u64).range(8..=1024),
+          help_heading = "Data")]
+    pub image_size: Option<u64>,
+
+    /// The network
+    #[arg(long, value_enum, default_value = "resnet152", help_heading = "Encoder")]
+    pub encoder: Architecture,
+
+    /// Length of an embedding
+    #[arg(long, value_name = "D", default_value_t = 128,
+          value_parser = clap::value_parser!(i64).range(1..=65_536), help_heading = "Encoder")]
+    pub embedding_dim: i64,
+
+    /// Initial weights: a .safetensors file with torchvision's names [default: random]
+    #[arg(long, value_name = "FILE", help_heading = "Encoder")]
+    pub weights: Option<PathBuf>,
+
+    /// Passes over the training images [default: 30]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..),
+          help_heading = "Training")]
+    pub epochs: Option<u64>,
+
+    /// Stop after this many steps
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..),
+          help_heading = "Training")]
+    pub steps: Option<u64>,
+
+    /// Seconds for the whole run, evaluations included; 0 is no limit [default: 240 on a CPU unless
+    /// --epochs or --steps is given, else none]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Training")]
+    pub time_limit: Option<f64>,
+
+    /// Identities per batch
+    #[arg(long, value_name = "N", default_value_t = 12,
+          value_parser = clap::value_parser!(u64).range(2..), help_heading = "Training")]
+    pub batch_identities: u64,
+
+    /// Images of each identity in a batch
+    #[arg(long, value_name = "N", default_value_t = 4,
+          value_parser = clap::value_parser!(u64).range(2..), help_heading = "Training")]
+    pub batch_images: u64,
+
+    /// Triplets drawn among a batch's images
+    #[arg(long, value_name = "N", default_value_t = 512,
+          value_parser = clap::value_parser!(u64).range(1..), help_heading = "Training")]
+    pub batch_triplets: u64,
+
+    /// Adam's learning rate
+    #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = positive,
+          help_heading = "Training")]
+    pub learning_rate: f64,
+
+    /// The loss's margin
+    #[arg(long, default_value_t = 0.2, value_parser = seconds, help_heading = "Training")]
+    pub margin: f64,
+
+    /// Bring embeddings to length 1, in the loss and in the evaluation
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, help_heading = "Training")]
+    pub normalize: bool,
+
+    /// Strength of the random rotation, scale, slant and shift of training images; 0 is none
+    #[arg(long, value_name = "STRENGTH", default_value_t = 1.0, value_parser = seconds,
+          help_heading = "Training")]
+    pub augment: f64,
+
+    /// Seed of every random draw
+    #[arg(long, default_value_t = 0, help_heading = "Training")]
+    pub seed: u64,
+
+    /// cpu, cuda, cuda:N, or auto: a GPU where there is one
+    #[arg(long, default_value = "auto", help_heading = "Run")]
+    pub device: String,
+
+    /// The run folder, absent or empty [default: the next free runs/0001, runs/0002, ...]
+    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct GenerateArgs {
+    /// Where to write, absent or empty
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+
+    /// How many signers
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub identities: u64,
+
+    /// Drawings of each
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub drawings: u64,
+
+    /// Seed of every random draw
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+fn fraction(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(value) if value > 0.0 && value < 1.0 => Ok(value),
+        _ => Err("expected a number between 0 and 1".into()),
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
+        _ => Err("expected a number above 0".into()),
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
+        _ => Err("expected a number, 0 or above".into()),
+    }
+}
