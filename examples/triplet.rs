@@ -1,0 +1,45 @@
+//! The triplet loss in a training loop: faces or signatures of one person are drawn together,
+//! those of different people pushed apart.
+//!
+//! Random images stand in for a data set here, so that the example needs no download. In your own
+//! program, load batches of anchors, positives (another image of the same identity) and negatives
+//! (an image of another one). `cargo run --release --example triplet`
+
+use tch::nn::{self, ModuleT, OptimizerConfig};
+use tch::{Device, Kind, Tensor, vision};
+use tercet::TripletMarginLoss;
+
+const EPOCHS: usize = 30;
+const TRIPLETS: i64 = 8;
+const SIDE: i64 = 32;
+
+/// Two noisy copies of one pattern per triplet, and a copy of another.
+fn batch(device: Device) -> [Tensor; 3] {
+    let pattern = || Tensor::randn([TRIPLETS, 3, SIDE, SIDE], (Kind::Float, device));
+    let (own, other) = (pattern(), pattern());
+    let noisy = |image: &Tensor| image + 0.5 * image.randn_like();
+    [noisy(&own), noisy(&own), noisy(&other)]
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    tch::manual_seed(0);
+    let device = Device::cuda_if_available();
+    let vs = nn::VarStore::new(device);
+    // ImageNet's 1000 classes give way to an embedding of 128 numbers. `resnet152` is used alike.
+    let encoder = vision::resnet::resnet18(&vs.root(), 128);
+    let mut optimiser = nn::Adam::default().build(&vs, 1e-3)?;
+    // mean(relu(|a - p|^2 - |a - n|^2 + 0.2))
+    let loss_fn = TripletMarginLoss { margin: 0.2, ..Default::default() };
+
+    for epoch in 1..=EPOCHS {
+        let mut total = 0.0;
+        for _ in 0..4 {
+            let [anchor, positive, negative] = batch(device).map(|images| encoder.forward_t(&images, true));
+            let loss = loss_fn.forward(&anchor, &positive, &negative);
+            optimiser.backward_step(&loss);
+            total += loss.double_value(&[]);
+        }
+        println!("epoch {epoch:2}  loss {:.4}", total / 4.0);
+    }
+    Ok(())
+}
