@@ -33,7 +33,7 @@ pub enum Distance {
 
 /// The distances as kernels see them.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Metric {
+pub enum Metric {
     /// `Σ e²` or its root, `e = x - y + eps`. Torch's default, `Lp` with p = 2, is one of them.
     Difference { root: bool, eps: f64 },
     /// `1 - u_x·u_y`.

@@ -12,7 +12,7 @@ use crate::distance::Metric;
 use crate::{Element, Matrix, Reduction, Scalar};
 
 /// What one pass reads and writes. What is not asked for is not computed.
-pub(super) struct Pass<'a, T: Element> {
+pub struct Pass<'a, T: Element> {
     pub inputs: [Matrix<'a, T>; 3],
     /// One number, or one a row; `None`: 1.
     pub upstream: Option<&'a [T::Scalar]>,
@@ -26,8 +26,28 @@ struct Block<'a, T: Element> {
     grads: [Option<&'a mut [T]>; 3],
 }
 
-/// Runs the pass; the reduced loss.
-pub(super) fn run<T: Element>(problem: &Problem, pass: Pass<'_, T>) -> T::Scalar {
+/// The fused version for one element type. A trait, so that it is compiled once, here, and not in every crate that
+/// calls a generic function: it is large, times each kind of processor.
+pub trait Fused: Sized {
+    /// Runs the pass; the reduced loss.
+    #[doc(hidden)]
+    fn triplet_margin(problem: &Problem, pass: Pass<'_, Self>) -> Self::Scalar
+    where
+        Self: Element;
+}
+
+macro_rules! fused {
+    ($($t:ty),*) => {$(
+        impl Fused for $t {
+            fn triplet_margin(problem: &Problem, pass: Pass<'_, Self>) -> <Self as Element>::Scalar {
+                run(problem, pass)
+            }
+        }
+    )*};
+}
+fused!(f32, f64, half::f16, half::bf16);
+
+fn run<T: Element>(problem: &Problem, pass: Pass<'_, T>) -> T::Scalar {
     let Pass { inputs, upstream, losses, grads } = pass;
     let block_rows = blocks::block_rows(problem.dim);
     let count = problem.rows.div_ceil(block_rows);

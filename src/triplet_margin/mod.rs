@@ -3,7 +3,7 @@
 use crate::distance::Metric;
 use crate::{Distance, Element, Error, Matrix, Reduction};
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 #[doc(hidden)]
 pub mod cuda;
@@ -68,7 +68,8 @@ impl Default for TripletMarginLoss {
 
 /// The options and shape of one call, checked.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Problem {
+#[doc(hidden)]
+pub struct Problem {
     pub rows: usize,
     pub dim: usize,
     pub metric: Metric,
@@ -100,7 +101,10 @@ impl TripletMarginLoss {
     /// If the shapes differ or are empty, an option is out of range, or `reduction` is `None`.
     pub fn loss<T: Element>(&self, rows: [Matrix<'_, T>; 3]) -> Result<T::Scalar, Error> {
         let problem = self.reduced_problem(&rows)?;
-        Ok(cpu::run(&problem, cpu::Pass { inputs: rows, upstream: None, losses: None, grads: [None, None, None] }))
+        Ok(T::triplet_margin(
+            &problem,
+            cpu::Pass { inputs: rows, upstream: None, losses: None, grads: [None, None, None] },
+        ))
     }
 
     /// The loss of each row, whatever the reduction.
@@ -110,7 +114,10 @@ impl TripletMarginLoss {
     pub fn losses<T: Element>(&self, rows: [Matrix<'_, T>; 3], losses: &mut [T::Scalar]) -> Result<(), Error> {
         let problem = self.problem(&rows)?;
         check_len("losses", losses.len(), problem.rows)?;
-        cpu::run(&problem, cpu::Pass { inputs: rows, upstream: None, losses: Some(losses), grads: [None, None, None] });
+        T::triplet_margin(
+            &problem,
+            cpu::Pass { inputs: rows, upstream: None, losses: Some(losses), grads: [None, None, None] },
+        );
         Ok(())
     }
 
@@ -141,7 +148,7 @@ impl TripletMarginLoss {
         let problem = self.reduced_problem(&rows)?;
         let grads = grads.map(Some);
         check_grads(&problem, &grads)?;
-        Ok(cpu::run(&problem, cpu::Pass { inputs: rows, upstream: None, losses: None, grads }))
+        Ok(T::triplet_margin(&problem, cpu::Pass { inputs: rows, upstream: None, losses: None, grads }))
     }
 
     /// The gradients times `upstream`, the gradient of what follows with respect to this loss: one number for mean and
@@ -159,7 +166,7 @@ impl TripletMarginLoss {
         let expected = if self.reduction == Reduction::None { problem.rows } else { 1 };
         check_len("upstream", upstream.len(), expected)?;
         check_grads(&problem, &grads)?;
-        cpu::run(&problem, cpu::Pass { inputs: rows, upstream: Some(upstream), losses: None, grads });
+        T::triplet_margin(&problem, cpu::Pass { inputs: rows, upstream: Some(upstream), losses: None, grads });
         Ok(())
     }
 

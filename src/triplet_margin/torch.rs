@@ -172,7 +172,7 @@ where
     };
     let grads = grads.each_mut().map(|grad| grad.as_mut().map(|grad| slice_mut::<T>(grad)));
     let upstream = upstream.map(slice::<T::Scalar>);
-    let loss = cpu::run(problem, cpu::Pass { inputs: matrices, upstream, losses, grads });
+    let loss = T::triplet_margin(problem, cpu::Pass { inputs: matrices, upstream, losses, grads });
     if let Some((tensor, true)) = &mut output {
         slice_mut::<T::Scalar>(tensor)[0] = loss;
     }
