@@ -9,8 +9,9 @@ using u64 = unsigned long long;
 using i64 = long long;
 
 #define DEVICE __device__ __forceinline__
-// A kernel of `threads` threads a block; `...` holds the arguments.
-#define KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+// A kernel of `threads` threads a block, two blocks at least on a multiprocessor; `...` holds the arguments. Without the
+// second number the assembler aims for more blocks and spills for it.
+#define KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads, 2) name(__VA_ARGS__)
 // A block's static shared array.
 #define SHARED(type, name, count) __shared__ type name[count]
 
