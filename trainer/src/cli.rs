@@ -54,7 +54,7 @@ pub struct TrainArgs {
 
     /// At most this many validation images are evaluated, in turn from each identity
     #[arg(long, value_name = "N", default_value_t = 400,
-          value_parser = clap::value_parser!(u64).range(3..=20_000), help_heading = "Data")]
+          value_parser = clap::value_parser!(u64).range(4..=20_000), help_heading = "Data")]
     pub val_images: u64,
 
     /// What to do about an image that cannot be read

@@ -61,16 +61,23 @@ impl Dataset {
         Ok(())
     }
 
-    /// At most `limit` images, in turn from each identity so that all stay represented, with their
-    /// identities: `(image, identity)`.
+    /// At most `limit` images with their identities, `(image, identity)`: first two images of each
+    /// identity that has two, then one after the other in turn, so that all stay represented and a
+    /// small sample still has genuine pairs.
     pub fn sample(&self, limit: usize, seed: u64) -> Vec<(usize, usize)> {
         let mut rng = stream(seed, Purpose::Split, 1, 0);
-        let mut shuffled = self.members.clone();
-        shuffled.iter_mut().for_each(|images| images.shuffle(&mut rng));
-        let longest = shuffled.iter().map(Vec::len).max().unwrap_or(0);
-        let in_turn = (0..longest).flat_map(|round| {
-            let images = shuffled.iter().enumerate();
-            images.filter_map(move |(owner, images)| Some((*images.get(round)?, owner)))
+        let mut shuffled: Vec<(usize, Vec<usize>)> = self.members.iter().cloned().enumerate().collect();
+        shuffled.shuffle(&mut rng);
+        shuffled.iter_mut().for_each(|(_, images)| images.shuffle(&mut rng));
+        shuffled.sort_by_key(|(_, images)| images.len() < 2);
+        let longest = shuffled.iter().map(|(_, images)| images.len()).max().unwrap_or(0);
+        let rounds = std::iter::once(0..2).chain((2..longest).map(|i| i..i + 1));
+        let in_turn = rounds.flat_map(|round| {
+            let of = move |(owner, images): &(usize, Vec<usize>)| {
+                let chosen = images.iter().skip(round.start).take(round.len());
+                chosen.map(|&image| (image, *owner)).collect::<Vec<_>>()
+            };
+            shuffled.iter().flat_map(of)
         });
         let mut chosen: Vec<_> = in_turn.take(limit).collect();
         chosen.sort_unstable();
@@ -159,13 +166,17 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_takes_from_every_identity_in_turn() {
+    fn a_sample_takes_pairs_first_and_then_from_every_identity_in_turn() {
         let set = dataset(&[10, 3, 1]);
-        let sample = set.sample(6, 0);
-        let of = |owner| sample.iter().filter(|(_, o)| *o == owner).count();
-        assert_eq!((of(0), of(1), of(2)), (3, 2, 1));
-        assert!(sample.iter().all(|&(image, owner)| set.members[owner].contains(&image)));
+        let count = |limit, owner| set.sample(limit, 0).iter().filter(|(_, o)| *o == owner).count();
+        assert_eq!([0, 1, 2].map(|owner| count(4, owner)), [2, 2, 0]);
+        assert_eq!([0, 1, 2].map(|owner| count(7, owner)), [3, 3, 1]);
         assert_eq!(set.sample(100, 0).len(), 14);
+        let sample = set.sample(6, 0);
+        assert!(sample.iter().all(|&(image, owner)| set.members[owner].contains(&image)));
         assert_eq!(sample, set.sample(6, 0));
+        // One pair only: the impostors are single images.
+        let owners: Vec<_> = dataset(&[1, 1, 2, 1]).sample(3, 0).into_iter().map(|(_, o)| o).collect();
+        assert_eq!(owners.iter().filter(|&&o| o == 2).count(), 2);
     }
 }
