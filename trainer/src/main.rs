@@ -18,6 +18,7 @@ mod signatures;
 mod source;
 mod train;
 mod view;
+mod waiting;
 mod weights;
 
 use clap::Parser;

@@ -9,7 +9,7 @@ use crate::random::{Purpose, stream};
 use crate::run_folder::{self, MetricsCsv, Summary};
 use crate::signatures::Signer;
 use crate::train::Plan;
-use crate::{plot, source, weights};
+use crate::{plot, source, waiting, weights};
 use anyhow::{Context, Result};
 use rand::Rng;
 use std::time::{Duration, Instant};
@@ -65,9 +65,9 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         // Steps alone are a wish for exactly that many.
         epochs: args.epochs.unwrap_or(if args.steps.is_some() { u64::MAX } else { 30 }),
         steps: args.steps,
-        // What the first evaluation took is kept for the last, and half as much again.
+        // The last evaluation gets as long as the first one took.
         until: time_limit(args, device).map(|limit| {
-            let reserve = FINISH + evaluating.mul_f64(1.5);
+            let reserve = FINISH + evaluating;
             (start + limit).checked_sub(reserve).unwrap_or(start)
         }),
         learning_rate: args.learning_rate,
