@@ -25,6 +25,7 @@ pub enum Command {
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(allow_negative_numbers = true)] // so that a negative margin is refused as such
 pub struct TrainArgs {
     /// Folders of images; each folder that directly holds images (PNG, JPEG, PGM, BMP) is one
     /// identity, at any depth [default: generated signatures]

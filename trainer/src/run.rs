@@ -25,6 +25,9 @@ const FINISH: Duration = Duration::from_secs(5);
 pub fn train(args: &TrainArgs) -> Result<()> {
     let start = Instant::now();
     let device = device(&args.device)?;
+    if device == Device::Cpu {
+        waiting::sleep_instead_of_spinning();
+    }
     let size = args.image_size.unwrap_or(if device == Device::Cpu { 32 } else { 224 }) as usize;
     let source = source::open(args, size)?;
     let (train, val) = (&source.train, &source.val);
