@@ -142,6 +142,7 @@ impl<S: Simd, A: Scalar, const K: usize> Rows<'_, S, A, K> {
         let mut step = [[A::splat(self.simd, A::ZERO); STEP]; K];
         let mut i = 0;
         while i + STEP <= count {
+            #[allow(clippy::needless_range_loop, reason = "the register of each of K rows")]
             for at in 0..STEP {
                 let y = f(self.at(&registers, i + at));
                 for k in 0..K {

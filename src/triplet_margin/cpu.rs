@@ -51,7 +51,7 @@ fn run<T: Element>(problem: &Problem, pass: Pass<'_, T>) -> T::Scalar {
     let Pass { inputs, upstream, losses, grads } = pass;
     let block_rows = blocks::block_rows(problem.dim);
     let count = problem.rows.div_ceil(block_rows);
-    let stream = store::worth_streaming(grads.iter().flatten().map(|g| size_of_val::<[T]>(g)).sum());
+    let stream = store::worth_streaming(grads.iter().flatten().map(|g| size_of_val(&**g)).sum());
 
     let [to_a, to_p, to_n] = grads.map(|grad| blocks::cut(grad, block_rows * problem.dim, count));
     let parts = blocks::cut(losses, block_rows, count).into_iter().zip(to_a).zip(to_p).zip(to_n);
