@@ -1,8 +1,39 @@
-//! Tercet.
+//! Hand-written CUDA and CPU kernels for metric-learning losses: distance, hinge, reduction and gradients in one pass
+//! over the embeddings, as drop-in losses for [`tch`](https://docs.rs/tch) training loops and on plain slices.
+//!
+//! | Loss | Definition | From |
+//! |---|---|---|
+//! | [`TripletMarginLoss`] | `relu(d(a, p) - d(a, n) + margin)` over pre-formed triplets | FaceNet, Schroff et al. 2015 |
+//!
+//! Options are public fields with PyTorch's names; each method that can panic has an `f_` twin that returns a
+//! [`Result`], as in tch.
+//!
+//! ```
+//! use tercet::{Distance, Matrix, TripletMarginLoss};
+//!
+//! // Two triplets of embeddings of three numbers.
+//! let anchor = [1.0f32, 0.0, 0.0, 0.0, 1.0, 0.0];
+//! let positive = [0.9, 0.1, 0.0, 0.0, 0.8, 0.2];
+//! let negative = [0.0, 0.0, 1.0, 0.1, 0.9, 0.0];
+//! let rows = [Matrix::new(&anchor, 3)?, Matrix::new(&positive, 3)?, Matrix::new(&negative, 3)?];
+//! let loss = TripletMarginLoss { margin: 0.5, distance: Distance::Cosine, ..Default::default() }.loss(rows)?;
+//! assert!((loss - 0.26187).abs() < 1e-4, "{loss}");
+//! # Ok::<(), tercet::Error>(())
+//! ```
+//!
+//! # Numbers
+//! Embeddings are f32, f64, f16 or bf16. Arithmetic is f64 for f64 and f32 for all others; the batch is summed in f64 in a
+//! fixed order, so that the same inputs give the same bits on the same machine, with any number of threads.
+//!
+//! # Features
+//! - `torch` (default): the losses on tch tensors, and [`torch::CustomFunction`], a backward pass of your own.
+//! - `cuda` (default): the CUDA kernels, compiled at build time with NVRTC.
+//! - neither: the CPU losses on slices, without libtorch and without CUDA.
+//! - `doc-only`: builds the documentation with nothing installed.
+
 mod constants;
 mod cpu;
 #[cfg(feature = "cuda")]
-#[doc(hidden)]
 pub mod cuda;
 mod distance;
 mod element;

@@ -1,11 +1,19 @@
-//! The shared GPU engine: compiled images, the launcher, device properties.
+//! The losses on `cudarc` slices take [`CudaMatrix`]; the rest is the shared GPU engine: compiled images, the launcher,
+//! device properties.
 
+#[doc(hidden)]
 pub mod device;
+#[doc(hidden)]
 pub mod images;
+#[doc(hidden)]
 pub mod launcher;
 mod matrix;
 
-pub use device::{CudaLauncher, Device, device_count};
+pub use device::device_count;
+#[doc(hidden)]
+pub use device::{CudaLauncher, Device};
+#[doc(hidden)]
 pub use images::{IMAGES, Image, KernelReport};
+#[doc(hidden)]
 pub use launcher::{Address, DeviceProperties, Grid, Launcher, Memory};
 pub use matrix::CudaMatrix;
