@@ -83,7 +83,7 @@ fn every_loss_has_its_room_complete() {
 /// Plans depend on the problem and the device alone; what they choose, written down.
 #[test]
 fn plans_follow_size_type_and_alignment() {
-    use tercet::triplet_margin::cuda::{Pass, Shape, plan_for};
+    use tercet::triplet_margin::cuda::{Pass, Shape};
     let device = DeviceProperties {
         name: "a device of 132 multiprocessors".into(),
         major: 9,
@@ -95,7 +95,7 @@ fn plans_follow_size_type_and_alignment() {
     let loss = tercet::TripletMarginLoss::default();
     let plan = |rows: usize, dim: usize, address: u64| {
         let pass = Pass { inputs: [address; 3], strides: [dim; 3], grads: [4096; 3], ..Pass::default() };
-        plan_for::<f32>(&loss, rows, dim, &pass, &device).unwrap()
+        loss.plan_on::<f32>(&device, [rows, dim], &pass).unwrap()
     };
     for (dim, shape) in [
         (1, Shape::Scalar),

@@ -125,18 +125,39 @@ fn kernel_name(metric: &str, dtype: &str, shape: Shape) -> String {
     format!("{STEM}_{metric}_{dtype}_{}", shape.name())
 }
 
-/// The plan for a loss of `rows` rows of `dim` elements of T.
-///
-/// # Errors
-/// As the loss itself.
-pub fn plan_for<T: Element>(
-    loss: &TripletMarginLoss,
-    rows: usize,
-    dim: usize,
-    pass: &Pass,
-    device: &DeviceProperties,
-) -> Result<Plan, Error> {
-    Ok(plan::<T>(&loss.checked(rows, dim)?, pass, device))
+/// For callers that hold device memory of their own: tests on whatever implements [`Launcher`].
+impl TripletMarginLoss {
+    /// Which kernel `run_on` would launch.
+    ///
+    /// # Errors
+    /// If the shape is empty or an option is out of range.
+    #[doc(hidden)]
+    pub fn plan_on<T: Element>(
+        &self,
+        device: &DeviceProperties,
+        [rows, dim]: [usize; 2],
+        pass: &Pass,
+    ) -> Result<Plan, Error> {
+        Ok(plan::<T>(&self.checked(rows, dim)?, pass, device))
+    }
+
+    /// One pass over rows in the launcher's memory.
+    ///
+    /// # Safety
+    /// As [`run`], for inputs `[rows, dim]`.
+    ///
+    /// # Errors
+    /// As `plan_on`, or if the device refuses.
+    #[doc(hidden)]
+    pub unsafe fn run_on<T: Element, L: Launcher>(
+        &self,
+        launcher: &L,
+        [rows, dim]: [usize; 2],
+        pass: &Pass,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller's contract.
+        unsafe { run::<T, L>(launcher, &self.checked(rows, dim)?, pass) }
+    }
 }
 
 /// Chooses kernel and grid; a pure function of the problem and the device.

@@ -1,0 +1,529 @@
+//! One block: its threads as coroutines, their barriers, warp operations and shared memory.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashSet};
+use std::ffi::{c_int, c_void};
+use std::ops::Range;
+use std::ptr;
+use std::sync::{Mutex, PoisonError};
+
+use corosensei::stack::{DefaultStack, Stack};
+use corosensei::{Coroutine, Yielder};
+use tercet::cuda::Grid;
+
+use crate::detector::{Detector, Finding, Kind, Shadow};
+use crate::library::{Kernel, Library};
+use crate::memory::Region;
+
+/// Enough for the kernels' arrays at -O1; a guard page lies below.
+const STACK_BYTES: usize = 128 << 10;
+/// Static shared memory of a block; more must be dynamic.
+const STATIC_SHARED_BYTES: usize = 48 << 10;
+/// Races do not stop a launch; this many do.
+const MAX_REPORTS: usize = 16;
+
+pub(crate) type Combine =
+    unsafe extern "C" fn(lanes: u32, input: *const *const c_void, output: *const *mut c_void, argument: c_int);
+
+/// What all blocks of a launch have in common.
+pub(crate) struct Launch<'a> {
+    pub name: &'a str,
+    pub kernel: &'a Kernel,
+    pub library: &'static Library,
+    pub grid: Grid,
+    pub arguments: *const c_void,
+    pub seed: u64,
+    pub shared_bytes_per_block: usize,
+}
+// SAFETY: the arguments are only read, and outlive the launch.
+unsafe impl Sync for Launch<'_> {}
+
+/// A warp operation that a lane waits in. `input` and `output` lie on its stack.
+#[derive(Clone, Copy)]
+pub(crate) struct Collective {
+    pub operation: c_int,
+    pub mask: u32,
+    pub argument: c_int,
+    pub input: *const c_void,
+    pub output: *mut c_void,
+    pub combine: Option<Combine>,
+}
+// `emu::Operation` of cuda/runtime.h, as far as it matters here.
+const SYNC: c_int = 0;
+const LOAD_MATRIX: c_int = 5;
+
+#[derive(Clone, Copy)]
+pub(crate) enum State {
+    Ready,
+    /// `threads` 0: all that are alive.
+    Barrier {
+        id: u32,
+        threads: u32,
+    },
+    Collective(Collective),
+    Done,
+}
+
+type Fiber = Coroutine<(), (), (), DefaultStack>;
+
+/// A `cp.async` in flight; `from` 0: zeros.
+struct Copy {
+    to: usize,
+    from: usize,
+    bytes: usize,
+    group: u32,
+    site: usize,
+}
+
+pub(crate) struct Thread {
+    state: State,
+    /// Where it waits.
+    site: usize,
+    fiber: Option<Fiber>,
+    yielder: *const Yielder<(), ()>,
+    stack: Range<usize>,
+    copies: Vec<Copy>,
+    pub group: u32,
+}
+
+struct Shared {
+    key: usize,
+    region: Region,
+    shadow: Shadow,
+}
+
+pub(crate) struct Block<'a> {
+    pub launch: &'a Launch<'a>,
+    pub index: u32,
+    pub current: usize,
+    threads: Vec<Thread>,
+    alive: usize,
+    shared: Vec<Shared>,
+    detector: Option<&'a mut Detector>,
+    heap: Option<&'a mut BTreeMap<usize, Region>>,
+    pub reports: Vec<String>,
+    seen: HashSet<(usize, usize)>,
+    stopped: bool,
+}
+
+thread_local!(static RUNNING: Cell<*mut Block<'static>> = const { Cell::new(ptr::null_mut()) });
+static STACKS: Mutex<Vec<DefaultStack>> = Mutex::new(Vec::new());
+
+impl<'a> Block<'a> {
+    /// `detector` with the buffers it watches.
+    pub fn new(launch: &'a Launch<'a>, detector: Option<(&'a mut Detector, &'a mut BTreeMap<usize, Region>)>) -> Self {
+        let (detector, heap) = detector.unzip();
+        let (threads, shared, reports, seen) = Default::default();
+        Self { launch, index: 0, current: 0, threads, alive: 0, shared, detector, heap, reports, seen, stopped: false }
+    }
+
+    /// The block that runs on this OS thread. `f` must not switch coroutines.
+    pub fn with<R>(f: impl FnOnce(&mut Block<'_>) -> R) -> R {
+        Self::try_with(f).expect("hooks are called from kernels")
+    }
+
+    pub fn try_with<R>(f: impl FnOnce(&mut Block<'_>) -> R) -> Option<R> {
+        // SAFETY: set by `run` while coroutines run; it and they hold no other reference to the block across a switch,
+        // and `f` does not come back here.
+        unsafe { RUNNING.get().as_mut() }.map(f)
+    }
+
+    pub fn thread(&mut self) -> &mut Thread {
+        &mut self.threads[self.current]
+    }
+
+    // ---- scheduling ----
+
+    /// Runs block `index` to its end; false if it had to be stopped.
+    pub fn run(&mut self, index: u32) -> bool {
+        let count = self.launch.grid.threads as usize;
+        self.index = index;
+        self.alive = count;
+        self.shared.clear();
+        self.threads.clear();
+        self.threads.extend((0..count).map(|_| self.launch.spawn()));
+        if let Some(detector) = &mut self.detector {
+            detector.start_block(index, count);
+        }
+        // SAFETY: only the lifetime changes; the pointer is cleared before `self` can end.
+        let this: *mut Block<'static> = unsafe { std::mem::transmute(ptr::from_mut(self)) };
+        let previous = RUNNING.replace(this);
+        Self::schedule();
+        RUNNING.set(previous);
+        let mut stacks = STACKS.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in &mut self.threads {
+            if let Some(mut fiber) = thread.fiber.take() {
+                if !fiber.done() {
+                    // SAFETY: the frames on it are C++ without exceptions, and hooks that hold nothing across a switch.
+                    unsafe { fiber.force_reset() };
+                }
+                stacks.push(fiber.into_stack());
+            }
+        }
+        !self.stopped
+    }
+
+    /// Seed 0 runs warps and lanes in order, each as far as it gets; seed 1 backwards; the others at random, sometimes
+    /// letting another warp overtake. Reaches the block as the hooks do, so that no reference to it is alive while a
+    /// coroutine runs.
+    fn schedule() {
+        let (count, seed, mut random) =
+            Block::with(|b| (b.threads.len(), b.launch.seed, b.launch.seed ^ u64::from(b.index) << 32));
+        let mut warps: Vec<usize> = (0..count.div_ceil(32)).collect();
+        let mut lanes: Vec<usize> = (0..32).collect();
+        if seed == 1 {
+            warps.reverse();
+            lanes.reverse();
+        }
+        while Block::with(|block| block.alive > 0) {
+            if seed > 1 {
+                shuffle(&mut warps, &mut random);
+            }
+            let mut moved = false;
+            for &warp in &warps {
+                loop {
+                    let mut ran = false;
+                    if seed > 1 {
+                        shuffle(&mut lanes, &mut random);
+                    }
+                    for thread in lanes.iter().map(|lane| warp * 32 + lane).filter(|&thread| thread < count) {
+                        ran |= Self::resume(thread);
+                        if Block::with(|block| block.stopped) {
+                            return;
+                        }
+                    }
+                    moved |= ran;
+                    if !ran || seed > 1 && next(&mut random).is_multiple_of(2) {
+                        break;
+                    }
+                }
+            }
+            if !moved && Block::with(|block| !block.threads.iter().any(|t| matches!(t.state, State::Ready))) {
+                Block::with(|block| block.deadlock());
+                return;
+            }
+        }
+    }
+
+    /// Runs a thread until it waits or ends; false if it cannot run now.
+    fn resume(thread: usize) -> bool {
+        let fiber = Block::with(|block| {
+            block.current = thread;
+            let thread = &mut block.threads[thread];
+            matches!(thread.state, State::Ready).then(|| thread.fiber.take()).flatten()
+        });
+        let Some(mut fiber) = fiber else { return false };
+        let finished = fiber.resume(()).as_return().is_some();
+        Block::with(|block| {
+            block.threads[thread].fiber = Some(fiber);
+            if finished {
+                block.threads[thread].state = State::Done;
+                block.land(0);
+                block.alive -= 1;
+                block.after_exit(thread);
+            }
+        });
+        true
+    }
+
+    /// Waits in `state`, or goes on if this thread was the last to arrive.
+    pub fn wait(state: State, site: usize) {
+        let yielder = Block::with(|block| {
+            let current = block.current;
+            block.threads[current].state = state;
+            block.threads[current].site = site;
+            match state {
+                State::Barrier { id, threads } => block.try_barrier(id, threads),
+                State::Collective(collective) => block.try_collective(current / 32, &collective),
+                State::Ready | State::Done => {}
+            }
+            let thread = &block.threads[current];
+            (block.stopped || !matches!(thread.state, State::Ready)).then_some(thread.yielder)
+        });
+        if let Some(yielder) = yielder {
+            // SAFETY: this coroutine's own, alive while it runs.
+            unsafe { (*yielder).suspend(()) };
+        }
+    }
+
+    /// Ends the launch: the current thread never goes on.
+    pub fn stop(what: &str, site: usize) -> ! {
+        let yielder = Block::with(|block| {
+            block.report(what, site, block.current);
+            block.stopped = true;
+            block.thread().yielder
+        });
+        // SAFETY: as in `wait`.
+        unsafe { (*yielder).suspend(()) };
+        unreachable!("a stopped block resumes nothing")
+    }
+
+    fn report(&mut self, what: &str, site: usize, thread: usize) {
+        let line = self.launch.library.line(site);
+        let report = format!("{}: {what}\n  at {line}\n  by thread {thread} of block {}", self.launch.name, self.index);
+        self.reports.push(report);
+    }
+
+    fn deadlock(&mut self) {
+        let mut waiting: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (i, thread) in self.threads.iter().enumerate().filter(|(_, t)| !matches!(t.state, State::Done)) {
+            let what = match thread.state {
+                State::Barrier { id, .. } => format!("barrier {id}"),
+                State::Collective(c) => format!("a warp operation with mask {:#010x}", c.mask),
+                State::Ready | State::Done => String::new(),
+            };
+            waiting.entry(format!("{what} at {}", self.launch.library.line(thread.site))).or_default().push(i);
+        }
+        let (first, site) = waiting.values().next().map_or((0, 0), |t| (t[0], self.threads[t[0]].site));
+        let mut what = format!("deadlock; {} threads have exited", self.threads.len() - self.alive);
+        for (place, threads) in &waiting {
+            what += &format!("\n  {} threads, from {}, wait at {place}", threads.len(), threads[0]);
+        }
+        self.report(&what, site, first);
+        self.stopped = true;
+    }
+
+    // ---- barriers and warp operations ----
+
+    fn try_barrier(&mut self, id: u32, threads: u32) {
+        let here = |t: &Thread| matches!(t.state, State::Barrier { id: i, threads: n } if i == id && n == threads);
+        let waiting: Vec<usize> = (0..self.threads.len()).filter(|&i| here(&self.threads[i])).collect();
+        let expected = if threads == 0 { self.alive } else { threads as usize };
+        if waiting.is_empty() || waiting.len() < expected {
+            return;
+        }
+        let first = self.threads[waiting[0]].site;
+        let other = waiting.iter().copied().find(|&i| self.threads[i].site != first);
+        if let (0, Some(other)) = (threads, other) {
+            // One line may have several addresses.
+            let line = |i: usize| self.launch.library.line(self.threads[i].site);
+            if line(waiting[0]) != line(other) {
+                let what = format!("divergent barrier: thread {other} is at {}", line(other));
+                self.report(&what, first, waiting[0]);
+                self.stopped = true;
+                return;
+            }
+        }
+        if let Some(detector) = &mut self.detector {
+            detector.synchronise(&waiting);
+        }
+        waiting.iter().for_each(|&i| self.threads[i].state = State::Ready);
+    }
+
+    fn try_collective(&mut self, warp: usize, wanted: &Collective) {
+        let base = warp * 32;
+        let end = self.threads.len().min(base + 32);
+        let (mut lanes, mut input, mut output) = (0u32, [ptr::null(); 32], [ptr::null_mut(); 32]);
+        for (lane, thread) in self.threads[base..end].iter().enumerate().filter(|(l, _)| wanted.mask >> l & 1 == 1) {
+            match &thread.state {
+                State::Done => {}
+                State::Collective(c)
+                    if (c.operation, c.mask, c.argument) == (wanted.operation, wanted.mask, wanted.argument) =>
+                {
+                    lanes |= 1 << lane;
+                    (input[lane], output[lane]) = (c.input, c.output);
+                }
+                _ => return,
+            }
+        }
+        if wanted.operation >= LOAD_MATRIX && lanes != u32::MAX {
+            self.report("matrix operation without the whole warp", self.threads[self.current].site, self.current);
+            self.stopped = true;
+            return;
+        }
+        if let Some(combine) = wanted.combine {
+            // SAFETY: each arrived lane's input and output are of the operation's type, on stacks that wait.
+            unsafe { combine(lanes, input.as_ptr(), output.as_ptr(), wanted.argument) };
+        }
+        let arrived: Vec<usize> = (0..32).filter(|l| lanes >> l & 1 == 1).map(|l| base + l).collect();
+        if let (SYNC, Some(detector)) = (wanted.operation, &mut self.detector) {
+            detector.synchronise(&arrived);
+        }
+        arrived.iter().for_each(|&i| self.threads[i].state = State::Ready);
+    }
+
+    /// Nobody waits for a thread that has exited.
+    fn after_exit(&mut self, thread: usize) {
+        self.try_barrier(0, 0);
+        let (base, end) = (thread / 32 * 32, self.threads.len().min(thread / 32 * 32 + 32));
+        for i in base..end {
+            if let State::Collective(collective) = self.threads[i].state {
+                self.try_collective(thread / 32, &collective);
+            }
+        }
+    }
+
+    // ---- memory ----
+
+    /// A shared array's start. Key 0: the dynamic one.
+    pub fn shared(&mut self, key: usize, bytes: usize, align: usize, _site: usize) -> Result<usize, String> {
+        let dynamic = self.launch.grid.shared_bytes as usize;
+        if let Some(shared) = self.shared.iter().find(|s| s.key == key) {
+            return Ok(shared.region.start);
+        }
+        let of_static = |shared: &[Shared]| shared.iter().filter(|s| s.key != 0).map(|s| s.region.bytes).sum::<usize>();
+        if key == 0 && bytes > dynamic {
+            return Err(format!("{bytes} bytes of dynamic shared memory, but the launch gave {dynamic}"));
+        }
+        let whole = of_static(&self.shared) + if key == 0 { 0 } else { bytes };
+        if whole > STATIC_SHARED_BYTES || whole + dynamic > self.launch.shared_bytes_per_block {
+            return Err(format!("{whole} bytes of static and {dynamic} of dynamic shared memory are too much"));
+        }
+        if align > 128 {
+            return Err(format!("shared memory aligned to {align} bytes"));
+        }
+        let bytes = if key == 0 { dynamic } else { bytes };
+        let region = Region::new(bytes);
+        let start = region.start;
+        let shadow = if self.detector.is_some() { Shadow::new(bytes) } else { Shadow::default() };
+        self.shared.push(Shared { key, region, shadow });
+        Ok(start)
+    }
+
+    /// Checks and remembers an access by the current thread; the error ends the launch.
+    pub fn access(&mut self, address: usize, bytes: usize, kind: Kind, site: usize) -> Result<(), String> {
+        let verb = if kind.writes() { "write" } else { "read" };
+        if kind.aligned() && !address.is_multiple_of(bytes) {
+            return Err(format!("misaligned {verb} of {bytes} bytes"));
+        }
+        let (Some(detector), Some(heap)) = (&mut self.detector, &mut self.heap) else { return Ok(()) };
+        if self.threads[self.current].stack.contains(&address) {
+            return Ok(());
+        }
+        let (found, at, place);
+        let shared = self.shared.iter_mut().find_map(|s| Some((s.region.offset(address, bytes)?, s)));
+        if let Some((offset, s)) = shared {
+            let written = &mut s.region.written[offset..offset + bytes];
+            found = detector.access(Some(&mut s.shadow), (s.region.start, offset), written, self.current, kind, site);
+            (at, place) = (offset, format_args!("a shared array of {} bytes", s.region.bytes).to_string());
+        } else {
+            let region = heap.range_mut(..=address).next_back().map(|(_, r)| r);
+            let Some((offset, region)) = region.and_then(|r| Some((r.offset(address, bytes)?, r))) else {
+                if self.launch.library.image.contains(&address) && !kind.writes() {
+                    return Ok(());
+                }
+                return Err(format!("{verb} of {bytes} bytes out of bounds: {}", self.nearest(address)));
+            };
+            let written = &mut region.written[offset..offset + bytes];
+            found = detector.access(None, (region.start, offset), written, self.current, kind, site);
+            (at, place) = (offset, String::new());
+        }
+        let Some(found) = found else { return Ok(()) };
+        let place = if place.is_empty() { "a buffer".into() } else { place };
+        let other = if let Finding::Race(other) = &found { other.site } else { 0 };
+        if !self.seen.insert((site, other)) {
+            return Ok(());
+        }
+        let what = match found {
+            Finding::Race(other) => format!(
+                "race on byte {at} of {place}: {verb}, and without order to it the access\n  at {}\n  by thread {} of block {}",
+                self.launch.library.line(other.site),
+                other.thread,
+                other.block
+            ),
+            Finding::Uninitialised => format!("read of byte {at} of {place}, which nobody has written"),
+            Finding::InFlight => format!("{verb} of byte {at} of {place} while a cp.async to it is in flight"),
+        };
+        self.report(&what, site, self.current);
+        if self.reports.len() >= MAX_REPORTS {
+            return Err("too many reports".into());
+        }
+        Ok(())
+    }
+
+    fn nearest(&self, address: usize) -> String {
+        let regions = self.shared.iter().map(|s| ("shared array", &s.region));
+        let buffers = self.heap.iter().flat_map(|heap| heap.values()).map(|r| ("buffer", r));
+        let distance = |r: &Region| r.start.saturating_sub(address).max(address.saturating_sub(r.start + r.bytes));
+        match regions.chain(buffers).min_by_key(|(_, r)| distance(r)) {
+            Some((kind, r)) if address < r.start => {
+                format!("{} bytes before a {kind} of {}", r.start - address, r.bytes)
+            }
+            Some((kind, r)) => format!("at byte {} of a {kind} of {}", address - r.start, r.bytes),
+            None => format!("at {address:#x}, and there are no buffers"),
+        }
+    }
+
+    /// Starts a copy that lands as late as is legal: when this thread waits for it, or ends.
+    pub fn copy_async(&mut self, to: usize, from: usize, bytes: usize, valid: bool, site: usize) -> Result<(), String> {
+        if !to.is_multiple_of(bytes) || valid && !from.is_multiple_of(bytes) {
+            return Err(format!("cp.async of {bytes} bytes between addresses that are not multiples of that"));
+        }
+        if valid {
+            self.access(from, bytes, Kind::READ, site)?;
+        }
+        self.access(to, bytes, Kind::WRITE, site)?;
+        let Some(shared) = self.shared.iter_mut().find(|s| s.region.offset(to, bytes).is_some()) else {
+            return Err(format!("cp.async out of shared memory: {}", self.nearest(to)));
+        };
+        if self.detector.is_some() {
+            shared.shadow.set_pending(to - shared.region.start, bytes, true);
+        }
+        // SAFETY: inside a shared array of this block. NaN until it lands.
+        unsafe { ptr::with_exposed_provenance_mut::<u8>(to).write_bytes(0xff, bytes) };
+        let group = self.thread().group;
+        self.thread().copies.push(Copy { to, from: if valid { from } else { 0 }, bytes, group, site });
+        Ok(())
+    }
+
+    /// Lands all but the last `pending` groups of the current thread.
+    pub fn land(&mut self, pending: u32) {
+        let thread = self.thread();
+        // Copies after the last commit are in no group yet; an exiting thread's land too.
+        let first_kept =
+            if matches!(thread.state, State::Ready) { thread.group.saturating_sub(pending) } else { u32::MAX };
+        let (landed, kept) = std::mem::take(&mut thread.copies).into_iter().partition(|c| c.group < first_kept);
+        thread.copies = kept;
+        let landed: Vec<Copy> = landed;
+        for Copy { to, from, bytes, site, .. } in landed {
+            let to_bytes = ptr::with_exposed_provenance_mut::<u8>(to);
+            // SAFETY: checked when it started; in a plain run the caller vouches for `from`, as on a device.
+            match from {
+                0 => unsafe { to_bytes.write_bytes(0, bytes) },
+                _ => unsafe { to_bytes.copy_from_nonoverlapping(ptr::with_exposed_provenance(from), bytes) },
+            }
+            if self.detector.is_some() {
+                let shared = self.shared.iter_mut().find(|s| s.region.offset(to, bytes).is_some());
+                shared.map(|s| s.shadow.set_pending(to - s.region.start, bytes, false));
+                // Its bounds were checked; a race is reported by `access` itself.
+                let _ = self.access(to, bytes, Kind::LANDING, site);
+            }
+        }
+    }
+
+    /// Whether a write beside a shared array went unnoticed; for launches without the detector.
+    pub fn overrun(&self) -> bool {
+        self.shared.iter().any(|s| s.region.overrun())
+    }
+}
+
+impl Launch<'_> {
+    fn spawn(&self) -> Thread {
+        let stack = STACKS.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let stack = stack.unwrap_or_else(|| DefaultStack::new(STACK_BYTES).expect("the host has memory for stacks"));
+        let range = stack.limit().get()..stack.base().get();
+        let (call, arguments) = (self.kernel.call, self.arguments);
+        let fiber = Coroutine::with_stack(stack, move |yielder: &Yielder<(), ()>, ()| {
+            Block::with(|block| block.thread().yielder = yielder);
+            // SAFETY: the launch checked the argument's size; its layout is the caller's contract.
+            unsafe { call(arguments) }
+        });
+        let (copies, group, site) = Default::default();
+        Thread { state: State::Ready, site, fiber: Some(fiber), yielder: ptr::null(), stack: range, copies, group }
+    }
+}
+
+/// splitmix64.
+pub(crate) fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+pub(crate) fn shuffle(items: &mut [usize], state: &mut u64) {
+    for i in (1..items.len()).rev() {
+        items.swap(i, (next(state) % (i as u64 + 1)) as usize);
+    }
+}

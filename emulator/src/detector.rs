@@ -1,0 +1,260 @@
+//! The race detector: happens-before with vector clocks, one cell per byte of memory.
+//!
+//! Each thread of the running block has a clock, and knows up to which time of each other thread everything is ordered
+//! before it: barriers and `__syncwarp` share that knowledge among their threads, a release leaves it in the atomic
+//! variable, an acquire takes it from there, whatever blocks they are in. An access that meets one of another thread at
+//! a later time than it knows of, one of them a write and not both atomic, is a race, in whatever order they ran.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::c_int;
+use std::rc::Rc;
+
+/// `emu::Access` of cuda/runtime.h, and one of our own.
+#[derive(Clone, Copy)]
+pub(crate) struct Kind(pub c_int);
+
+impl Kind {
+    pub const READ: Self = Self(0);
+    pub const WRITE: Self = Self(1);
+    /// A copy that lands where it said it would.
+    pub const LANDING: Self = Self(1 | 16);
+    pub fn writes(self) -> bool {
+        self.0 & 3 != 0
+    }
+    fn reads(self) -> bool {
+        self.0 & 1 == 0
+    }
+    fn atomic(self) -> bool {
+        self.0 & 2 != 0
+    }
+    fn releases_and_acquires(self) -> bool {
+        self.0 & 4 != 0
+    }
+    pub fn aligned(self) -> bool {
+        self.0 & 8 != 0
+    }
+    fn lands(self) -> bool {
+        self.0 & 16 != 0
+    }
+}
+
+/// Who touched a byte last, and from where.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Access {
+    pub site: usize,
+    pub block: u32,
+    pub thread: u16,
+    atomic: bool,
+    /// 0: nobody.
+    time: u32,
+}
+
+/// One byte of memory.
+#[derive(Clone, Default)]
+struct Cell {
+    write: Access,
+    /// Since the last write: a reader, and up to MAX_READERS more accesses that are not ordered behind it.
+    read: Access,
+    others: Vec<Access>,
+    /// A `cp.async` into it is in flight.
+    pending: bool,
+}
+const MAX_READERS: usize = 64;
+
+/// What is remembered of a buffer or shared array during a launch.
+#[derive(Default)]
+pub(crate) struct Shadow(Vec<Cell>);
+
+impl Shadow {
+    pub fn new(bytes: usize) -> Self {
+        Self(vec![Cell::default(); bytes])
+    }
+    pub fn set_pending(&mut self, offset: usize, bytes: usize, pending: bool) {
+        self.0[offset..offset + bytes].iter_mut().for_each(|cell| cell.pending = pending);
+    }
+}
+
+/// Times of the threads of one block.
+type Times = Rc<Vec<u32>>;
+
+#[derive(Clone)]
+struct Clock {
+    time: u32,
+    /// What of this block is ordered before this thread (its own entry is not kept up).
+    here: Times,
+    /// What of other blocks is.
+    elsewhere: Rc<BTreeMap<u32, Times>>,
+}
+
+/// What went wrong at a byte.
+pub(crate) enum Finding {
+    Race(Access),
+    Uninitialised,
+    InFlight,
+}
+
+#[derive(Default)]
+pub(crate) struct Detector {
+    block: u32,
+    clocks: Vec<Clock>,
+    /// What releases left, by the variable's address.
+    released: HashMap<usize, BTreeMap<u32, Times>>,
+    pub globals: BTreeMap<usize, Shadow>,
+}
+
+fn join(to: &mut Times, from: &Times) {
+    if Rc::ptr_eq(to, from) || from.iter().zip(to.iter()).all(|(f, t)| f <= t) {
+        return;
+    }
+    Rc::make_mut(to).iter_mut().zip(from.iter()).for_each(|(t, f)| *t = (*t).max(*f));
+}
+
+fn join_blocks(to: &mut BTreeMap<u32, Times>, from: &BTreeMap<u32, Times>) {
+    for (block, times) in from {
+        to.entry(*block).and_modify(|t| join(t, times)).or_insert_with(|| times.clone());
+    }
+}
+
+fn note(others: &mut Vec<Access>, access: Access) {
+    let who = |a: &Access| (a.block, a.thread, a.atomic);
+    if let Some(other) = others.iter_mut().find(|other| who(other) == who(&access)) {
+        *other = access;
+    } else if others.len() < MAX_READERS {
+        others.push(access);
+    }
+}
+
+impl Detector {
+    /// `globals`: each buffer's address and size.
+    pub fn new(globals: impl Iterator<Item = (usize, usize)>) -> Self {
+        Self { globals: globals.map(|(start, bytes)| (start, Shadow::new(bytes))).collect(), ..Self::default() }
+    }
+
+    pub fn start_block(&mut self, block: u32, threads: usize) {
+        self.block = block;
+        let new = Clock { time: 1, here: Rc::new(vec![0; threads]), elsewhere: Rc::default() };
+        self.clocks = vec![new; threads];
+    }
+
+    /// Orders what each of `threads` did before what each of them does from now on.
+    pub fn synchronise(&mut self, threads: &[usize]) {
+        let Some(&first) = threads.first() else { return };
+        let mut here = self.clocks[first].here.clone();
+        let mut elsewhere = self.clocks[first].elsewhere.clone();
+        for &t in threads {
+            join(&mut here, &self.clocks[t].here);
+            if !Rc::ptr_eq(&elsewhere, &self.clocks[t].elsewhere) {
+                let mut all = (*elsewhere).clone();
+                join_blocks(&mut all, &self.clocks[t].elsewhere);
+                elsewhere = Rc::new(all);
+            }
+        }
+        for &t in threads {
+            Rc::make_mut(&mut here)[t] = self.clocks[t].time;
+        }
+        for &t in threads {
+            let time = self.clocks[t].time + 1;
+            self.clocks[t] = Clock { time, here: here.clone(), elsewhere: elsewhere.clone() };
+        }
+    }
+
+    fn release_and_acquire(&mut self, thread: usize, variable: usize) {
+        let clock = &mut self.clocks[thread];
+        let released = self.released.entry(variable).or_default();
+        let mut elsewhere = (*clock.elsewhere).clone();
+        join_blocks(&mut elsewhere, released);
+        if let Some(here) = elsewhere.remove(&self.block) {
+            join(&mut clock.here, &here);
+        }
+        clock.elsewhere = Rc::new(elsewhere);
+        let mut known = clock.here.clone();
+        Rc::make_mut(&mut known)[thread] = clock.time;
+        join_blocks(released, &clock.elsewhere);
+        released.entry(self.block).and_modify(|t| join(t, &known)).or_insert(known);
+        clock.time += 1;
+    }
+
+    fn ordered(&self, before: &Access, thread: usize) -> bool {
+        let (other, clock) = (usize::from(before.thread), &self.clocks[thread]);
+        before.time == 0
+            || if before.block == self.block {
+                other == thread || clock.here[other] >= before.time
+            } else {
+                clock.elsewhere.get(&before.block).is_some_and(|times| times[other] >= before.time)
+            }
+    }
+
+    /// The first thing wrong with this access. `shared`: the shadow of a shared array, otherwise that of the buffer at
+    /// `start`. `written`: the bytes touched, whether written before.
+    pub fn access(
+        &mut self,
+        shared: Option<&mut Shadow>,
+        (start, offset): (usize, usize),
+        written: &mut [bool],
+        thread: usize,
+        kind: Kind,
+        site: usize,
+    ) -> Option<Finding> {
+        let mut found = None;
+        let mut global = None;
+        let shadow = match shared {
+            Some(shadow) => shadow,
+            None => {
+                // Out of the map while `self` is asked about clocks.
+                let shadow = std::mem::take(self.globals.get_mut(&start).expect("every buffer has a shadow"));
+                global.insert(shadow)
+            }
+        };
+        let now = Access {
+            site,
+            block: self.block,
+            thread: thread as u16,
+            atomic: kind.atomic(),
+            time: self.clocks[thread].time,
+        };
+        for (cell, written) in shadow.0[offset..].iter_mut().zip(written.iter_mut()) {
+            if cell.pending && !kind.lands() {
+                found = found.or(Some(Finding::InFlight));
+                cell.pending = false;
+            }
+            if kind.reads() && !*written {
+                found = found.or(Some(Finding::Uninitialised));
+                *written = true;
+            }
+            let races = |before: &Access| !(before.atomic && now.atomic) && !self.ordered(before, thread);
+            if races(&cell.write) {
+                found = found.or(Some(Finding::Race(cell.write)));
+            }
+            if kind.writes() {
+                if let Some(read) = std::iter::once(&cell.read).chain(&cell.others).find(|read| races(read)) {
+                    found = found.or(Some(Finding::Race(*read)));
+                }
+                // Atomics of several threads may all be waiting for their order to the next plain access.
+                if now.atomic && cell.write.atomic && !self.ordered(&cell.write, thread) {
+                    note(&mut cell.others, cell.write);
+                } else {
+                    cell.others.clear();
+                }
+                cell.write = now;
+                cell.read = Access::default();
+                *written = true;
+                continue;
+            }
+            if let Some(write) = cell.others.iter().find(|other| other.atomic && races(other)) {
+                found = found.or(Some(Finding::Race(*write)));
+            }
+            if cell.read.time == 0 || self.ordered(&cell.read, thread) {
+                cell.read = now;
+            } else {
+                note(&mut cell.others, now);
+            }
+        }
+        if let Some(shadow) = global {
+            self.globals.insert(start, shadow);
+        }
+        if kind.releases_and_acquires() {
+            self.release_and_acquire(thread, start + offset);
+        }
+        found
+    }
+}

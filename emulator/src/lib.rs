@@ -1,0 +1,201 @@
+//! Runs Tercet's CUDA kernels on the CPU. The host's C++ compiler builds the same `kernels/*.cu`; CUDA threads are
+//! coroutines; a detector reports races, uninitialised reads and accesses out of bounds with their lines.
+//!
+//! What it checks and what it cannot: `docs/emulator.md`. Nothing it shows is a test on a GPU.
+
+mod block;
+mod detector;
+mod hooks;
+mod library;
+mod memory;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use tercet::Error;
+use tercet::cuda::{Address, DeviceProperties, Grid, Launcher};
+
+use block::{Block, Launch, shuffle};
+use detector::Detector;
+use library::Library;
+use memory::{Heap, Region};
+
+pub use memory::Buffer;
+
+/// The largest grid and block of every CUDA device, in one dimension.
+const MAX_BLOCKS: u32 = i32::MAX as u32;
+const MAX_THREADS: u32 = 1024;
+
+/// How to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Watch every access: slower, on one OS thread.
+    pub detect: bool,
+    /// The order of threads and blocks: 0 forwards, 1 backwards, any other a random one. The environment variable
+    /// `TERCET_EMULATOR_SEED` overrides it.
+    pub seed: u64,
+    /// OS threads that take blocks.
+    pub os_threads: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { detect: false, seed: 0, os_threads: 1 }
+    }
+}
+
+/// A device on the CPU. Launches are finished when they return.
+pub struct Emulator {
+    options: Options,
+    properties: DeviceProperties,
+    heap: Heap,
+    launches: AtomicU64,
+}
+
+impl Emulator {
+    /// A device of two small multiprocessors, so that grids are small and wrap around early.
+    pub fn new(options: Options) -> Self {
+        let seed = std::env::var("TERCET_EMULATOR_SEED").ok().and_then(|seed| seed.parse().ok());
+        let properties = DeviceProperties {
+            name: "emulator".into(),
+            major: 8,
+            minor: 0,
+            multiprocessors: 2,
+            threads_per_multiprocessor: 512,
+            shared_bytes_per_block: 163 << 10,
+        };
+        let options = Options { seed: seed.unwrap_or(options.seed), ..options };
+        Self { options, properties, heap: Heap::default(), launches: AtomicU64::new(0) }
+    }
+
+    /// The properties that plans will see.
+    pub fn properties_mut(&mut self) -> &mut DeviceProperties {
+        &mut self.properties
+    }
+
+    /// A buffer that holds `data`.
+    pub fn upload<T: bytemuck::Pod>(&self, data: &[T]) -> Buffer {
+        let buffer = Buffer::new(&self.heap, size_of_val(data));
+        buffer.write(0, data);
+        buffer
+    }
+
+    /// Launches so far.
+    pub fn launches(&self) -> u64 {
+        self.launches.load(Ordering::Relaxed)
+    }
+
+    fn refused(&self, kernel: &str, grid: Grid, reason: impl Into<String>) -> Error {
+        let seed = self.options.seed;
+        let reason = format!("{}\n(schedule {seed}: TERCET_EMULATOR_SEED={seed} replays it)", reason.into());
+        Error::Cuda { action: format!("launching {kernel} with {grid:?} on the emulator"), reason }
+    }
+}
+
+impl Launcher for Emulator {
+    type Memory = Buffer;
+
+    fn properties(&self) -> &DeviceProperties {
+        &self.properties
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Buffer, Error> {
+        Ok(Buffer::new(&self.heap, bytes))
+    }
+
+    unsafe fn clear(&self, to: Address, bytes: usize) -> Result<(), Error> {
+        let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
+        let region = heap.range_mut(..=to as usize).next_back().map(|(_, region)| region);
+        let Some((offset, region)) = region.and_then(|r| Some((r.offset(to as usize, bytes)?, r))) else {
+            let reason = format!("{bytes} bytes at {to:#x} are in no buffer");
+            return Err(Error::Cuda { action: "clearing memory on the emulator".into(), reason });
+        };
+        region.written[offset..offset + bytes].fill(true);
+        // SAFETY: inside a live region, whose heap is locked.
+        unsafe { std::ptr::with_exposed_provenance_mut::<u8>(to as usize).write_bytes(0, bytes) };
+        Ok(())
+    }
+
+    unsafe fn launch(&self, stem: &str, kernel: &str, grid: Grid, arguments: &[u8]) -> Result<(), Error> {
+        self.launches.fetch_add(1, Ordering::Relaxed);
+        let refused = |reason: &str| Err(self.refused(kernel, grid, reason));
+        let Some(library) = Library::open(stem, self.options.detect) else {
+            return refused("there is no such file of kernels");
+        };
+        let Some((name, found)) = library.kernels.get_key_value(kernel) else {
+            return refused("there is no such kernel");
+        };
+        if arguments.len() != found.argument_bytes {
+            let expected = found.argument_bytes;
+            return refused(&format!("its argument has {expected} bytes, not {}", arguments.len()));
+        }
+        if !(1..=MAX_BLOCKS).contains(&grid.blocks) || !(1..=MAX_THREADS).contains(&grid.threads) {
+            return refused("no device takes such a grid");
+        }
+        if grid.threads > found.threads {
+            return refused(&format!("its launch bounds are {} threads", found.threads));
+        }
+        if grid.shared_bytes > self.properties.shared_bytes_per_block {
+            return refused("too much dynamic shared memory");
+        }
+        // Aligned as a kernel's parameters are.
+        let mut aligned = vec![0u128; arguments.len().div_ceil(16)];
+        bytemuck::cast_slice_mut::<_, u8>(&mut aligned)[..arguments.len()].copy_from_slice(arguments);
+        let launch = Launch {
+            name,
+            kernel: found,
+            library,
+            grid,
+            arguments: aligned.as_ptr().cast(),
+            seed: self.options.seed,
+            shared_bytes_per_block: self.properties.shared_bytes_per_block as usize,
+        };
+        let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
+        let reports = run(&launch, &mut heap, &self.options);
+        match reports.is_empty() {
+            true => Ok(()),
+            false => Err(self.refused(kernel, grid, reports.join("\n"))),
+        }
+    }
+}
+
+/// Runs all blocks; what is wrong with them.
+fn run(launch: &Launch<'_>, heap: &mut BTreeMap<usize, Region>, options: &Options) -> Vec<String> {
+    let mut order: Vec<usize> = (0..launch.grid.blocks as usize).collect();
+    match launch.seed {
+        0 => {}
+        1 => order.reverse(),
+        seed => shuffle(&mut order, &mut seed.clone()),
+    }
+    if options.detect {
+        let mut detector = Detector::new(heap.values().map(|r| (r.start, r.bytes)));
+        let mut block = Block::new(launch, Some((&mut detector, heap)));
+        let _ = order.iter().all(|&index| block.run(index as u32));
+        return std::mem::take(&mut block.reports);
+    }
+    let (next, stopped, reports) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(Vec::new()));
+    let work = || {
+        let mut block = Block::new(launch, None);
+        while !stopped.load(Ordering::Relaxed) {
+            let Some(&index) = order.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+            let finished = block.run(index as u32);
+            if block.overrun() {
+                block.reports.push(format!("{}: block {index} wrote beside a shared array", launch.name));
+            }
+            if !finished || !block.reports.is_empty() {
+                stopped.store(true, Ordering::Relaxed);
+            }
+        }
+        reports.lock().unwrap_or_else(PoisonError::into_inner).append(&mut block.reports);
+    };
+    let workers = options.os_threads.min(order.len());
+    match workers {
+        0 | 1 => work(),
+        _ => std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work)))),
+    }
+    let mut reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let beside = heap.values().filter(|region| region.overrun());
+    reports.extend(beside.map(|r| format!("{}: wrote beside a buffer of {} bytes", launch.name, r.bytes)));
+    reports
+}

@@ -1,0 +1,91 @@
+//! Kernel libraries made by build.rs: their kernels, and the source lines of their code.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_void};
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use crate::hooks;
+
+/// `(stem, with the detector, path)`.
+const LIBRARIES: &[(&str, bool, &str)] = include!(concat!(env!("OUT_DIR"), "/libraries.rs"));
+
+/// `emu::Kernel` of cuda/runtime.h.
+#[repr(C)]
+pub(crate) struct Kernel {
+    name: *const c_char,
+    pub threads: u32,
+    pub argument_bytes: usize,
+    pub call: unsafe extern "C" fn(arguments: *const c_void),
+    next: *const Kernel,
+}
+// SAFETY: constants of a library that is never closed.
+unsafe impl Sync for Kernel {}
+
+pub(crate) struct Library {
+    pub kernels: HashMap<String, &'static Kernel>,
+    /// Where its code and constants lie.
+    pub image: Range<usize>,
+    lines: Mutex<addr2line::Loader>,
+}
+// SAFETY: the loader is only used under its lock; nothing in it belongs to one thread.
+unsafe impl Sync for Library {}
+// SAFETY: as above.
+unsafe impl Send for Library {}
+
+impl Library {
+    /// Opened once per process, never closed.
+    pub fn open(stem: &str, detect: bool) -> Option<&'static Self> {
+        static OPEN: Mutex<Vec<(&str, &Library)>> = Mutex::new(Vec::new());
+        let (_, _, path) = LIBRARIES.iter().find(|(s, d, _)| *s == stem && *d == detect)?;
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, library)) = open.iter().find(|(p, _)| p == path) {
+            return Some(library);
+        }
+        let library = Box::leak(Box::new(Self::load(path)));
+        open.push((path, library));
+        Some(library)
+    }
+
+    fn load(path: &str) -> Self {
+        type Open = unsafe extern "C" fn(*const hooks::Runtime, *mut usize, *mut usize, *mut *const Kernel);
+        let (mut first, mut end, mut list) = (0, 0, std::ptr::null());
+        // SAFETY: built by build.rs from cuda/hooks.cpp, whose `emu_open` has this signature; its constructors only
+        // make the list of kernels. It stays loaded, so the list does too.
+        unsafe {
+            let handle = libloading::Library::new(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+            let open: libloading::Symbol<Open> = handle.get(b"emu_open").expect("hooks.cpp is linked in");
+            open(&hooks::RUNTIME, &mut first, &mut end, &mut list);
+            std::mem::forget(handle);
+        }
+        let mut kernels = HashMap::new();
+        // SAFETY: null or an element of the list.
+        while let Some(kernel) = unsafe { list.as_ref() } {
+            // SAFETY: a C string constant.
+            let name = unsafe { CStr::from_ptr(kernel.name) };
+            kernels.insert(name.to_string_lossy().into_owned(), kernel);
+            list = kernel.next;
+        }
+        let lines = addr2line::Loader::new(path).unwrap_or_else(|e| panic!("{path}: {e}"));
+        Self { kernels, image: first..end, lines: Mutex::new(lines) }
+    }
+
+    /// The source line that a hook was called from, and the lines it is inlined into, but none of the stand-in's.
+    pub fn line(&self, site: usize) -> String {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found: Vec<String> = Vec::new();
+        // The call is before its return address.
+        let address = site.wrapping_sub(self.image.start).wrapping_sub(1) as u64;
+        if let Ok(mut frames) = lines.find_frames(address) {
+            while let Ok(Some(frame)) = frames.next() {
+                let Some((file, line)) = frame.location.and_then(|l| Some((l.file?, l.line?))) else { continue };
+                let file = file.rfind("kernels/").map_or(file, |i| &file[i..]);
+                let line = format!("{file}:{line}");
+                if !file.ends_with("platform.cuh") && found.last() != Some(&line) {
+                    found.push(line);
+                }
+            }
+        }
+        if found.is_empty() { "an unknown line".into() } else { found.join(", inlined at ") }
+    }
+}

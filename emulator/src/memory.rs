@@ -1,0 +1,122 @@
+//! Device memory: ordinary memory with gaps around it, and what the detector remembers of it between launches.
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytemuck::Pod;
+use tercet::cuda::{Address, Memory};
+
+/// Bytes before and behind each buffer that belong to nobody.
+const GAP: usize = 4096;
+/// Also the poison of fresh memory: NaN in every float format, -1 in every integer.
+const POISON: u8 = 0xff;
+const ALIGNMENT: usize = 256;
+
+/// One buffer or shared array.
+pub(crate) struct Region {
+    pub start: usize,
+    pub bytes: usize,
+    /// Which bytes have been written.
+    pub written: Vec<bool>,
+}
+
+// SAFETY: the memory is owned; who may touch it when is the launches' business, as on a device.
+unsafe impl Send for Region {}
+
+impl Region {
+    pub fn new(bytes: usize) -> Self {
+        let layout = Self::layout(bytes);
+        // SAFETY: the layout is not empty; the whole of it is filled before anyone reads it.
+        let start = unsafe {
+            let whole = alloc(layout);
+            assert!(!whole.is_null(), "no host memory for {bytes} bytes");
+            whole.write_bytes(POISON, layout.size());
+            whole.expose_provenance() + GAP
+        };
+        Self { start, bytes, written: vec![false; bytes] }
+    }
+
+    fn layout(bytes: usize) -> Layout {
+        Layout::from_size_align(bytes + 2 * GAP, ALIGNMENT).expect("buffers are far smaller than memory")
+    }
+
+    /// The offset of `bytes` bytes at `address`, if all are inside.
+    pub fn offset(&self, address: usize, bytes: usize) -> Option<usize> {
+        let offset = address.checked_sub(self.start)?;
+        (offset + bytes <= self.bytes).then_some(offset)
+    }
+
+    /// Whether a write landed in the gaps.
+    pub fn overrun(&self) -> bool {
+        let gap = |from: usize| {
+            // SAFETY: both gaps are part of the allocation.
+            unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance::<u8>(from), GAP) }
+        };
+        gap(self.start - GAP).iter().chain(gap(self.start + self.bytes)).any(|&b| b != POISON)
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: made in `new` with this layout.
+        unsafe { dealloc(std::ptr::with_exposed_provenance_mut(self.start - GAP), Self::layout(self.bytes)) }
+    }
+}
+
+/// All live buffers of an emulator, by address.
+pub(crate) type Heap = Arc<Mutex<BTreeMap<usize, Region>>>;
+
+/// A buffer of an [`Emulator`](crate::Emulator), freed when dropped.
+pub struct Buffer {
+    heap: Heap,
+    start: usize,
+    bytes: usize,
+}
+
+impl Buffer {
+    pub(crate) fn new(heap: &Heap, bytes: usize) -> Self {
+        let region = Region::new(bytes);
+        let start = region.start;
+        heap.lock().unwrap_or_else(PoisonError::into_inner).insert(start, region);
+        Self { heap: heap.clone(), start, bytes }
+    }
+
+    /// What it holds, from its first byte on.
+    pub fn read<T: Pod>(&self) -> Vec<T> {
+        let _heap = self.heap.lock();
+        // SAFETY: the region lives as long as `self` and is initialised; launches hold the heap's lock.
+        let bytes =
+            unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance::<u8>(self.start), self.bytes) };
+        bytes[..bytes.len() / size_of::<T>() * size_of::<T>()]
+            .chunks_exact(size_of::<T>())
+            .map(bytemuck::pod_read_unaligned)
+            .collect()
+    }
+
+    /// Copies `data` to `offset` bytes from the start.
+    ///
+    /// # Panics
+    /// If it does not fit.
+    pub fn write<T: Pod>(&self, offset: usize, data: &[T]) {
+        let data: &[u8] = bytemuck::cast_slice(data);
+        assert!(offset + data.len() <= self.bytes, "{} bytes at {offset} of {}", data.len(), self.bytes);
+        // SAFETY: inside the region, which lives as long as `self`; `data` is the host's, so they do not overlap.
+        let to = std::ptr::with_exposed_provenance_mut::<u8>(self.start + offset);
+        let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
+        unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+        heap.get_mut(&self.start).expect("alive").written[offset..offset + data.len()].fill(true);
+    }
+}
+
+impl Memory for Buffer {
+    fn address(&self) -> Address {
+        self.start as Address
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.heap.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.start);
+    }
+}
