@@ -1,0 +1,230 @@
+//! Kernels that are wrong on purpose: each must be caught, with the detector on, by a report or by its results. The
+//! right ones must give no report.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use bytemuck::{Pod, Zeroable, bytes_of};
+use half::f16;
+use tercet::cuda::{Address, Grid, Launcher, Memory};
+use tercet_emulator::{Emulator, Options};
+
+const SEEDS: u64 = 5;
+
+/// The first line of a report says what it is.
+fn kind(report: &str) -> &'static str {
+    const KINDS: [&str; 12] = [
+        "divergent barrier",
+        "race",
+        "out of bounds",
+        "nobody has written",
+        "in flight",
+        "deadlock",
+        "misaligned",
+        "not multiples",
+        "not in the mask",
+        "not in its mask",
+        "beside",
+        "cp.async out of shared",
+    ];
+    KINDS.into_iter().find(|kind| report.contains(kind)).unwrap_or("another report")
+}
+
+/// What was caught of a kernel: by what, and in how many seeds with and without the detector.
+struct Caught {
+    by: BTreeSet<&'static str>,
+    with: u64,
+    without: u64,
+}
+
+/// `detectors`: on, and where a launch leaves the host's memory whole also off.
+fn try_seeds(detectors: &[bool], run: impl Fn(&Emulator) -> Result<bool, String>) -> Caught {
+    let mut caught = Caught { by: BTreeSet::new(), with: 0, without: 0 };
+    for &detect in detectors {
+        for seed in 0..SEEDS {
+            let by = match run(&Emulator::new(Options { detect, seed, os_threads: 1 })) {
+                Ok(true) => continue,
+                Ok(false) => "wrong numbers",
+                Err(report) => {
+                    assert!(report.contains("kernels/") || !detect, "a report without a line: {report}");
+                    kind(&report)
+                }
+            };
+            if detect {
+                caught.with += 1;
+                caught.by.insert(by);
+            } else {
+                caught.without += 1;
+            }
+        }
+    }
+    caught
+}
+
+fn table(stem: &str, bugs: &[&str], run: impl Fn(&Emulator, &str) -> Result<bool, String>) {
+    println!("{stem}: bug | caught by | seeds of {SEEDS} | without the detector");
+    let mut missed = Vec::new();
+    for (bug, what) in bugs.iter().enumerate() {
+        let wild = what.contains("store") || what.contains("16 bits");
+        let detectors: &[bool] = if wild { &[true] } else { &[true, false] };
+        let caught = try_seeds(detectors, |emulator| run(emulator, &format!("{stem}_{bug}")));
+        let by: Vec<_> = caught.by.iter().copied().collect();
+        let without = if wild { "not run".into() } else { caught.without.to_string() };
+        println!("{stem} {bug:2} {what} | {} | {} | {without}", by.join(", "), caught.with);
+        if (bug == 0) != (caught.with == 0) || bug == 0 && caught.without > 0 || bug > 0 && caught.with < SEEDS {
+            missed.push((bug, what));
+        }
+    }
+    assert!(missed.is_empty(), "not as expected: {missed:?}");
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct TileArgs {
+    x: Address,
+    y: Address,
+    out: Address,
+    least: Address,
+    m: i32,
+    n: i32,
+    k: i32,
+    unused: i32,
+}
+
+/// The launch's time, and whether the distances are right.
+fn tile(emulator: &Emulator, kernel: &str, [m, n, k]: [usize; 3]) -> Result<(Duration, bool), String> {
+    let numbers = |rows: usize, salt: usize| -> Vec<f16> {
+        (0..rows * k).map(|i| f16::from_f64(((i * 37 + salt * 11 + i / k * 13) % 17) as f64 / 4.0 - 2.0)).collect()
+    };
+    let (x, y) = (numbers(m, 1), numbers(n, 2));
+    let (x_there, y_there) = (emulator.upload(&x), emulator.upload(&y));
+    let out = emulator.allocate(m * n * 4).expect("memory");
+    let least = emulator.upload(&vec![u32::MAX; m]);
+    let args = TileArgs {
+        x: x_there.address(),
+        y: y_there.address(),
+        out: out.address(),
+        least: least.address(),
+        m: m as i32,
+        n: n as i32,
+        k: k as i32,
+        unused: 0,
+    };
+    const SHARED: u32 = 4 * 64 * 40 * 2 + 3 * 64 * 4;
+    let grid = Grid { blocks: (m.div_ceil(64) * n.div_ceil(64)) as u32, threads: 128, shared_bytes: SHARED };
+    let start = Instant::now();
+    // SAFETY: the kernel's argument; buffers of the sizes it says.
+    unsafe { emulator.launch("tile", kernel, grid, bytes_of(&args)) }.map_err(|e| e.to_string())?;
+    let time = start.elapsed();
+    // Multiples of 1/16 below 2^24 of them: exact in f32 in any order.
+    let (x, y): (Vec<f32>, Vec<f32>) = (x.iter().map(|x| x.to_f32()).collect(), y.iter().map(|y| y.to_f32()).collect());
+    let distance = |i: usize, j: usize| -> f32 { (0..k).map(|d| (x[i * k + d] - y[j * k + d]).powi(2)).sum() };
+    let (out, least): (Vec<f32>, Vec<u32>) = (out.read(), least.read());
+    let right = (0..m).all(|i| {
+        let row: Vec<f32> = (0..n).map(|j| distance(i, j)).collect();
+        row == out[i * n..(i + 1) * n] && row.iter().fold(f32::INFINITY, |a, b| a.min(*b)).to_bits() == least[i]
+    });
+    Ok((time, right))
+}
+
+#[test]
+fn broken_tiles_are_caught() {
+    let bugs = [
+        "none",
+        "no barrier between copies and products",
+        "no barrier between products and the next copies",
+        "no cp.async wait",
+        "no cp.async commit",
+        "load beyond the last row",
+        "load beyond the last column",
+        "load before the first column",
+        "wrong column of an A fragment",
+        "wrong column of a B fragment",
+        "no barrier before the norms are read",
+        "no barrier before the least is read",
+        "stale double buffer",
+        "shuffle mask without half of the warp",
+        "barrier in one warp only",
+        "least of the tile without an atomic",
+        "least of the row without an atomic, between blocks",
+        "rows padded to 8 bytes",
+        "norm that nobody writes",
+        "index in 16 bits",
+        "one row too many in shared memory",
+        "store below the last row",
+        "store right of the last column",
+    ];
+    // Ragged on all sides, and more than 32767 distances.
+    table("tile", &bugs, |emulator, kernel| Ok(tile(emulator, kernel, [200, 170, 72])?.1));
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SumArgs {
+    x: Address,
+    greatest: Address,
+    partials: Address,
+    ticket: Address,
+    sum: Address,
+    count: i64,
+}
+
+fn sum(emulator: &Emulator, kernel: &str) -> Result<bool, String> {
+    const COUNT: usize = 1000;
+    let x: Vec<f32> = (0..COUNT).map(|i| (i % 37) as f32).collect();
+    let (numbers, greatest, ticket) = (emulator.upload(&x), emulator.upload(&[0u64]), emulator.upload(&[0u32]));
+    let grid = Grid { blocks: 5, threads: 128, shared_bytes: 0 };
+    let (partials, sum) = (emulator.allocate(5 * 8).expect("memory"), emulator.allocate(8).expect("memory"));
+    let args = SumArgs {
+        x: numbers.address(),
+        greatest: greatest.address(),
+        partials: partials.address(),
+        ticket: ticket.address(),
+        sum: sum.address(),
+        count: COUNT as i64,
+    };
+    // SAFETY: as above.
+    unsafe { emulator.launch("sums", kernel, grid, bytes_of(&args)) }.map_err(|e| e.to_string())?;
+    let expected: f64 = x.iter().map(|&x| f64::from(x)).sum();
+    Ok(sum.read::<f64>() == [expected] && greatest.read::<u64>() == [COUNT as u64 - 1])
+}
+
+#[test]
+fn broken_sums_are_caught() {
+    let bugs = [
+        "none",
+        "no __syncwarp",
+        "__syncwarp of half a warp each",
+        "load from another warp's numbers",
+        "no barrier before warp sums are reused",
+        "all warps write one place",
+        "no barrier before warp sums are read",
+        "load beyond a shared array",
+        "load beyond the last number",
+        "greatest index without an atomic",
+        "barrier in the last warp only",
+        "named barrier that too few threads reach",
+        "full mask in half of the lanes",
+        "shuffle from a lane outside of the mask",
+        "all blocks write one partial sum",
+        "ticket without release and acquire",
+        "no barrier before the ticket is read",
+        "one partial sum too many",
+        "all threads write the result",
+    ];
+    table("sum", &bugs, sum);
+}
+
+#[test]
+fn a_tile_in_time() {
+    for detect in [false, true] {
+        let emulator = Emulator::new(Options { detect, seed: 0, os_threads: 2 });
+        let mut best = Duration::MAX;
+        for _ in 0..3 {
+            let (time, right) = tile(&emulator, "tile_0", [256, 256, 64]).expect("no report");
+            assert!(right);
+            best = best.min(time);
+        }
+        println!("256 x 256 x 64, detector {}: {:.1} ms", if detect { "on" } else { "off" }, best.as_secs_f64() * 1e3);
+    }
+}
