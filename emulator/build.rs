@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, thread};
 
-#[allow(dead_code, reason = "tercet's constants; the build reads them all")]
 #[path = "../src/constants.rs"]
 mod constants;
 

@@ -356,7 +356,7 @@ impl<'a> Block<'a> {
     // ---- memory ----
 
     /// A shared array's start. Key 0: the dynamic one.
-    pub fn shared(&mut self, key: usize, bytes: usize, align: usize, _site: usize) -> Result<usize, String> {
+    pub fn shared(&mut self, key: usize, bytes: usize, align: usize) -> Result<usize, String> {
         let dynamic = self.launch.grid.shared_bytes as usize;
         if let Some(shared) = self.shared.iter().find(|s| s.key == key) {
             return Ok(shared.region.start);

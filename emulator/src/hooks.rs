@@ -34,7 +34,7 @@ extern "C" fn index(which: c_int) -> u32 {
 }
 
 extern "C" fn shared(key: *const c_void, bytes: usize, align: usize, site: usize) -> *mut c_void {
-    match Block::with(|block| block.shared(key.addr(), bytes, align, site)) {
+    match Block::with(|block| block.shared(key.addr(), bytes, align)) {
         Ok(start) => std::ptr::with_exposed_provenance_mut(start),
         Err(what) => Block::stop(&what, site),
     }
