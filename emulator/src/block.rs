@@ -484,7 +484,9 @@ impl<'a> Block<'a> {
             }
             if self.detector.is_some() {
                 let shared = self.shared.iter_mut().find(|s| s.region.offset(to, bytes).is_some());
-                shared.map(|s| s.shadow.set_pending(to - s.region.start, bytes, false));
+                if let Some(s) = shared {
+                    s.shadow.set_pending(to - s.region.start, bytes, false);
+                }
                 // Its bounds were checked; a race is reported by `access` itself.
                 let _ = self.access(to, bytes, Kind::LANDING, site);
             }

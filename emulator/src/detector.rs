@@ -221,7 +221,7 @@ impl Detector {
                 found = found.or(Some(Finding::Uninitialised));
                 *written = true;
             }
-            let races = |before: &Access| !(before.atomic && now.atomic) && !self.ordered(before, thread);
+            let races = |before: &Access| !(before.atomic && now.atomic || self.ordered(before, thread));
             if races(&cell.write) {
                 found = found.or(Some(Finding::Race(cell.write)));
             }
