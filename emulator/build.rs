@@ -11,6 +11,11 @@ use std::{env, fs, thread};
 mod constants;
 
 fn main() {
+    // In a build of the whole workspace tercet has its torch feature, and the tests need libtorch to start.
+    println!("cargo:rerun-if-env-changed=DEP_TERCET_LIBTORCH_LIB");
+    if let Ok(folder) = env::var("DEP_TERCET_LIBTORCH_LIB") {
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
+    }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let kernels = out.join("kernels");
     let _ = fs::remove_dir_all(&kernels);
