@@ -23,9 +23,13 @@ fn main() {
 /// The README's block of this language that contains `part`.
 fn readme_block(root: &Path, language: &str, part: &str) -> String {
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
-    let blocks = readme.split(&format!("```{language}\n")).skip(1);
-    let mut blocks = blocks.map(|rest| rest.split("```").next().unwrap().to_string());
-    blocks.find(|block| block.contains(part)).unwrap_or_else(|| panic!("no {language} block with {part} in README.md"))
+    let fence = format!("```{language}\n");
+    let blocks: Vec<String> =
+        readme.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_string()).collect();
+    blocks
+        .into_iter()
+        .find(|block| block.contains(part))
+        .unwrap_or_else(|| panic!("no {language} block with {part} in README.md"))
 }
 
 #[test]
