@@ -22,21 +22,34 @@ pub struct Row {
 
 /// Median milliseconds of both, run in turn after two rounds of warm-up.
 pub fn paired_medians(mut ours: impl FnMut(), mut peer: impl FnMut()) -> (f64, f64) {
+    paired_medians_of(|| (), |_| ours(), || (), |_| peer())
+}
+
+/// Likewise, each with a preparation that is not timed; nor is the end of what it prepared.
+pub fn paired_medians_of<A, B, X, Y>(
+    mut prepare: impl FnMut() -> A,
+    mut ours: impl FnMut(&A) -> X,
+    mut prepare_peer: impl FnMut() -> B,
+    mut peer: impl FnMut(&B) -> Y,
+) -> (f64, f64) {
     const ROUNDS: usize = 25;
     let (mut a, mut b) = (Vec::new(), Vec::new());
-    let time = |f: &mut dyn FnMut()| {
-        let start = Instant::now();
-        f();
-        start.elapsed().as_secs_f64() * 1e3
-    };
     for round in 0..ROUNDS + 2 {
-        let (x, y) = (time(&mut ours), time(&mut peer));
+        let (x, y) = (time(&prepare(), &mut ours), time(&prepare_peer(), &mut peer));
         if round >= 2 {
             a.push(x);
             b.push(y);
         }
     }
     (median(&mut a), median(&mut b))
+}
+
+fn time<A, X>(prepared: &A, f: &mut impl FnMut(&A) -> X) -> f64 {
+    let start = Instant::now();
+    let result = f(prepared);
+    let ms = start.elapsed().as_secs_f64() * 1e3;
+    drop(result);
+    ms
 }
 
 fn median(x: &mut [f64]) -> f64 {

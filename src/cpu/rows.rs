@@ -42,17 +42,23 @@ impl<S: Simd, A: Scalar, const K: usize> Rows<'_, S, A, K> {
             |row| A::registers::<S>(row).0,
         );
         let count = registers[0].len();
-        // Spares the loops a check per row.
+        // What `at` relies on.
         assert!(registers.iter().all(|row| row.len() == count), "rows of one length");
         (registers, count)
     }
 
     /// Register `i` of each row.
+    ///
+    /// # Safety
+    /// `i` is below the count that came with `registers`.
     #[inline(always)]
-    fn at(&self, registers: &[&[A::Register<S>]; K], i: usize) -> [V<S, A>; K] {
+    unsafe fn at(&self, registers: &[&[A::Register<S>]; K], i: usize) -> [V<S, A>; K] {
         registers.map(
             #[inline(always)]
-            |row| V { simd: self.simd, register: row[i] },
+            |row| {
+                // SAFETY: every row has `count` registers (checked there), and `i` is below that (the caller's contract).
+                V { simd: self.simd, register: unsafe { *row.get_unchecked(i) } }
+            },
         )
     }
 
@@ -80,7 +86,8 @@ impl<S: Simd, A: Scalar, const K: usize> Rows<'_, S, A, K> {
         let mut i = 0;
         while i + SUMS <= count {
             for (lag, sums) in sums.iter_mut().enumerate() {
-                let terms = f(self.at(&registers, i + lag));
+                // SAFETY: i + lag < i + SUMS <= count.
+                let terms = f(unsafe { self.at(&registers, i + lag) });
                 for m in 0..M {
                     sums[m] = sums[m] + terms[m];
                 }
@@ -88,7 +95,8 @@ impl<S: Simd, A: Scalar, const K: usize> Rows<'_, S, A, K> {
             i += SUMS;
         }
         while i < count {
-            let terms = f(self.at(&registers, i));
+            // SAFETY: i < count.
+            let terms = f(unsafe { self.at(&registers, i) });
             for m in 0..M {
                 sums[0][m] = sums[0][m] + terms[m];
             }
@@ -115,7 +123,8 @@ impl<S: Simd, A: Scalar, const K: usize> Rows<'_, S, A, K> {
         let larger = |x: A, y: A| if y > x || y != y { y } else { x };
         let (registers, count) = self.registers();
         for i in 0..count {
-            let terms = f(self.at(&registers, i));
+            // SAFETY: i < count.
+            let terms = f(unsafe { self.at(&registers, i) });
             for m in 0..M {
                 maxima[m] = maxima[m].zip(terms[m], larger);
             }
@@ -144,7 +153,8 @@ impl<S: Simd, A: Scalar, const K: usize> Rows<'_, S, A, K> {
         while i + STEP <= count {
             #[allow(clippy::needless_range_loop, reason = "the register of each of K rows")]
             for at in 0..STEP {
-                let y = f(self.at(&registers, i + at));
+                // SAFETY: i + at < i + STEP <= count.
+                let y = f(unsafe { self.at(&registers, i + at) });
                 for k in 0..K {
                     step[k][at] = y[k].register;
                 }
@@ -157,7 +167,8 @@ impl<S: Simd, A: Scalar, const K: usize> Rows<'_, S, A, K> {
             i += STEP;
         }
         while i < count {
-            let y = f(self.at(&registers, i));
+            // SAFETY: i < count.
+            let y = f(unsafe { self.at(&registers, i) });
             for (to, y) in targets.to.iter_mut().zip(&y) {
                 if let Some(to) = to {
                     put(y.lanes(), &mut to[i * lanes..(i + 1) * lanes], targets.stream);

@@ -3,8 +3,8 @@
 
 use bytemuck::Pod;
 
-/// Bytes of output from which stores go past the cache.
-const STREAM_BYTES: usize = 4 << 20;
+/// Bytes of output from which stores go past the cache: less may still be there when it is read.
+const STREAM_BYTES: usize = 16 << 20;
 
 /// Whether `slices`, all of one loss, are large enough.
 pub(crate) fn worth_streaming(bytes: usize) -> bool {
@@ -47,5 +47,21 @@ pub(crate) fn fence() {
     // SAFETY: no precondition; SSE is part of x86-64.
     unsafe {
         std::arch::x86_64::_mm_sfence();
+    }
+}
+
+/// Asks for the cache lines of `slice`. The processor's own prefetching stops at the end of a 4 KiB page, and six matrices
+/// come to six such ends every few rows.
+#[inline(always)]
+pub(crate) fn prefetch<T>(slice: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const LINE: usize = 64;
+        let start = slice.as_ptr().cast::<i8>();
+        for at in (0..size_of_val(slice)).step_by(LINE) {
+            // SAFETY: a hint, which reads nothing; the address is within the slice. SSE is part of x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(at)) };
+        }
     }
 }

@@ -66,6 +66,9 @@ fn run<T: Element>(problem: &Problem, pass: Pass<'_, T>) -> T::Scalar {
     T::Scalar::from_f64(sum * if problem.reduction == Reduction::Mean { 1.0 / problem.rows as f64 } else { 1.0 })
 }
 
+/// How many rows ahead of the one being computed are asked for.
+const AHEAD: usize = 4;
+
 /// One block's work, compiled for each kind of processor.
 struct BlockOfRows<'a, T: Element> {
     problem: &'a Problem,
@@ -98,6 +101,9 @@ impl<T: Element> WithSimd for BlockOfRows<'_, T> {
                 to: part.grads.each_mut().map(|g| g.as_mut().map(|g| &mut g[i * dim..(i + 1) * dim])),
                 stream,
             };
+            if row + AHEAD < problem.rows {
+                inputs.iter().for_each(|m| store::prefetch(m.row(row + AHEAD)));
+            }
             let [a, p, n] = inputs.map(|m| m.row(row));
             let [wide_a, wide_p, wide_n] = &mut widened;
             let x = [as_scalars(a, wide_a), as_scalars(p, wide_p), as_scalars(n, wide_n)];
