@@ -1,5 +1,5 @@
 //! Hand-written CUDA and CPU kernels for metric-learning losses: distance, hinge, reduction and gradients in one pass
-//! over the embeddings, as drop-in losses for [`tch`](https://docs.rs/tch) training loops and on plain slices.
+//! over the embeddings, as drop-in losses for [`tch`](https://github.com/LaurentMazare/tch-rs) training loops and on plain slices.
 //!
 //! | Loss | Definition | From |
 //! |---|---|---|
