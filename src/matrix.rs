@@ -56,6 +56,18 @@ impl<'a, T: Element> Matrix<'a, T> {
         &self.data[i * self.stride..i * self.stride + self.dim]
     }
 
+    /// Some of the rows.
+    pub(crate) fn rows_in(&self, rows: std::ops::Range<usize>) -> Self {
+        assert!(rows.start < rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        Self { data: &self.data[rows.start * self.stride..], rows: rows.len(), ..*self }
+    }
+
+    /// The same rows in the type of arithmetic, where T is that type.
+    pub(crate) fn as_scalars(&self) -> Option<Matrix<'a, T::Scalar>> {
+        let data = T::as_scalars(self.data)?;
+        Some(Matrix { data, rows: self.rows, dim: self.dim, stride: self.stride })
+    }
+
     pub(crate) fn shape(&self) -> String {
         format!("[{}, {}]", self.rows, self.dim)
     }

@@ -1,14 +1,14 @@
 //! Rows in fixed blocks, shared among threads: whatever the number of threads, each block is computed in the same way
 //! and the blocks' sums are added in the same order, so the result has the same bits.
 
-use rayon::prelude::*;
+use std::sync::{Mutex, PoisonError};
 
 /// Numbers of one input in a block: small enough for the second-level cache with all its rows, large enough to be
 /// worth a task.
 const BLOCK_NUMBERS: usize = 16 * 1024;
 
 /// Below this many numbers in one input, waking other threads costs more than they save.
-const SERIAL_NUMBERS: usize = 8 * 1024;
+const SERIAL_NUMBERS: usize = 16 * 1024;
 
 /// Rows in a block of rows of `dim` numbers.
 pub(crate) fn block_rows(dim: usize) -> usize {
@@ -17,11 +17,26 @@ pub(crate) fn block_rows(dim: usize) -> usize {
 
 /// The sum of `f` over blocks, in order. The blocks are of [`block_rows`] each, the last one shorter.
 pub(crate) fn sum_blocks<W: Send>(blocks: Vec<W>, rows: usize, dim: usize, f: impl Fn(usize, W) -> f64 + Sync) -> f64 {
-    let sums: Vec<f64> = if blocks.len() == 1 || rows * dim <= SERIAL_NUMBERS {
-        blocks.into_iter().enumerate().map(|(i, block)| f(i, block)).collect()
-    } else {
-        blocks.into_par_iter().enumerate().map(|(i, block)| f(i, block)).collect()
+    let threads = rayon::current_num_threads().min(blocks.len());
+    if threads == 1 || rows * dim <= SERIAL_NUMBERS {
+        return blocks.into_iter().enumerate().map(|(i, block)| f(i, block)).sum();
+    }
+    let mut sums = vec![0.0; blocks.len()];
+    let queue = Mutex::new(blocks.into_iter().zip(&mut sums).enumerate());
+    let work = || {
+        // A poisoned lock: another thread panicked in `next`, which has no panic of its own; the scope will hand it on.
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        while let Some((i, (block, sum))) = next() {
+            *sum = f(i, block);
+        }
     };
+    // In place: the caller works from the start, while the other threads wake up.
+    rayon::in_place_scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(|_| work());
+        }
+        work();
+    });
     sums.into_iter().sum()
 }
 

@@ -5,46 +5,40 @@ use pulp::Simd;
 
 use super::simd::V;
 use super::store;
-use crate::{Element, Scalar};
+use crate::Scalar;
 
-/// Registers of running sums per sum: enough to hide the latency of an addition.
-const SUMS: usize = 2;
-
-/// Registers of a gradient row that are computed before they are stored.
-const STEP: usize = 4;
+/// Registers of running sums per sum: with two sums enough to hide the latency of an addition.
+const SUMS: usize = 4;
 
 /// Row `b` of K matrices.
 pub(crate) struct Rows<'a, S, A, const K: usize> {
-    pub simd: S,
-    pub x: [&'a [A]; K],
+    simd: S,
+    rows: [&'a [A]; K],
 }
 
-/// Where the K numbers made of each row go.
-pub(crate) struct Targets<'a, T, const K: usize> {
-    pub to: [Option<&'a mut [T]>; K],
-    /// Past the cache.
-    pub stream: bool,
-}
-
-impl<T, const K: usize> Targets<'_, T, K> {
+impl<'a, S: Simd, A: Scalar, const K: usize> Rows<'a, S, A, K> {
+    /// # Panics
+    /// If the rows are not of one length.
     #[inline(always)]
-    pub fn any(&self) -> bool {
-        self.to.iter().any(Option::is_some)
+    pub fn new(simd: S, rows: [&'a [A]; K]) -> Self {
+        assert!(rows.iter().all(|row| row.len() == rows[0].len()), "rows of one length");
+        Self { simd, rows }
     }
-}
 
-impl<S: Simd, A: Scalar, const K: usize> Rows<'_, S, A, K> {
+    /// The same number in every lane.
+    #[inline(always)]
+    pub fn splat(&self, x: A) -> V<S, A> {
+        V::splat(self.simd, x)
+    }
+
     /// Whole registers of each row, and how many there are.
     #[inline(always)]
-    fn registers(&self) -> ([&[A::Register<S>]; K], usize) {
-        let registers = self.x.map(
+    fn registers(&self) -> ([&'a [A::Register<S>]; K], usize) {
+        let registers = self.rows.map(
             #[inline(always)]
             |row| A::registers::<S>(row).0,
         );
-        let count = registers[0].len();
-        // What `at` relies on.
-        assert!(registers.iter().all(|row| row.len() == count), "rows of one length");
-        (registers, count)
+        (registers, registers[0].len())
     }
 
     /// Register `i` of each row.
@@ -56,7 +50,7 @@ impl<S: Simd, A: Scalar, const K: usize> Rows<'_, S, A, K> {
         registers.map(
             #[inline(always)]
             |row| {
-                // SAFETY: every row has `count` registers (checked there), and `i` is below that (the caller's contract).
+                // SAFETY: rows of one length (`new`) have equally many registers; `i` is below that (the contract).
                 V { simd: self.simd, register: unsafe { *row.get_unchecked(i) } }
             },
         )
@@ -65,7 +59,7 @@ impl<S: Simd, A: Scalar, const K: usize> Rows<'_, S, A, K> {
     /// What is left of each row after whole registers, with zeros behind, and how many numbers that is.
     #[inline(always)]
     fn rest(&self) -> ([V<S, A>; K], usize) {
-        let rests = self.x.map(
+        let rests = self.rows.map(
             #[inline(always)]
             |row| A::registers::<S>(row).1,
         );
@@ -78,47 +72,41 @@ impl<S: Simd, A: Scalar, const K: usize> Rows<'_, S, A, K> {
         )
     }
 
-    /// The sums over the row of the M numbers that `f` makes of each K elements, always in the same order.
+    /// M sums over the row: `f` adds to them what it makes of each K elements, always in the same order.
     #[inline(always)]
-    pub fn sums<const M: usize>(&self, f: impl Fn([V<S, A>; K]) -> [V<S, A>; M]) -> [A; M] {
-        let mut sums = [[V::splat(self.simd, A::ZERO); M]; SUMS];
+    pub fn sums<const M: usize>(&self, f: impl Fn([V<S, A>; K], [V<S, A>; M]) -> [V<S, A>; M]) -> [A; M] {
+        let mut sums = [[self.splat(A::ZERO); M]; SUMS];
         let (registers, count) = self.registers();
         let mut i = 0;
         while i + SUMS <= count {
             for (lag, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: i + lag < i + SUMS <= count.
-                let terms = f(unsafe { self.at(&registers, i + lag) });
-                for m in 0..M {
-                    sums[m] = sums[m] + terms[m];
-                }
+                *sums = f(unsafe { self.at(&registers, i + lag) }, *sums);
             }
             i += SUMS;
         }
         while i < count {
             // SAFETY: i < count.
-            let terms = f(unsafe { self.at(&registers, i) });
-            for m in 0..M {
-                sums[0][m] = sums[0][m] + terms[m];
-            }
+            sums[0] = f(unsafe { self.at(&registers, i) }, sums[0]);
             i += 1;
         }
         let (rest, len) = self.rest();
         if len > 0 {
-            let terms = f(rest);
+            let terms = f(rest, [self.splat(A::ZERO); M]);
             for m in 0..M {
                 sums[1][m] = sums[1][m] + terms[m].first(len);
             }
         }
         std::array::from_fn(
             #[inline(always)]
-            |m| (sums[0][m] + sums[1][m]).sum(),
+            |m| ((sums[0][m] + sums[1][m]) + (sums[2][m] + sums[3][m])).sum(),
         )
     }
 
-    /// The maxima over the row, likewise, of numbers that are 0 or more. NaN wins.
+    /// The maxima over the row of the M numbers, 0 or more, that `f` makes of each K elements. NaN wins.
     #[inline(always)]
     pub fn maxima<const M: usize>(&self, f: impl Fn([V<S, A>; K]) -> [V<S, A>; M]) -> [A; M] {
-        let mut maxima = [V::splat(self.simd, A::ZERO); M];
+        let mut maxima = [self.splat(A::ZERO); M];
         #[allow(clippy::eq_op, reason = "NaN")]
         let larger = |x: A, y: A| if y > x || y != y { y } else { x };
         let (registers, count) = self.registers();
@@ -139,69 +127,35 @@ impl<S: Simd, A: Scalar, const K: usize> Rows<'_, S, A, K> {
         maxima.map(|m| m.lanes().iter().copied().fold(A::ZERO, larger))
     }
 
-    /// Writes the K numbers that `f` makes of each K elements to the targets.
+    /// Writes the K numbers that `f` makes of each K elements to `to`, past the cache if `STREAM`.
+    ///
+    /// # Safety
+    /// With `STREAM` the rows of `to` start at multiples of 16 bytes and are multiples of 16 bytes long.
+    ///
+    /// # Panics
+    /// If `to` has not rows of the same length.
     #[inline(always)]
-    pub fn map<T: Element<Scalar = A>>(
-        &self,
-        targets: &mut Targets<'_, T, K>,
-        f: impl Fn([V<S, A>; K]) -> [V<S, A>; K],
-    ) {
-        let lanes = size_of::<A::Register<S>>() / size_of::<A>();
+    pub unsafe fn map<const STREAM: bool>(&self, to: [&mut [A]; K], f: impl Fn([V<S, A>; K]) -> [V<S, A>; K]) {
+        assert!(to.iter().all(|to| to.len() == self.rows[0].len()), "targets of the rows' length");
         let (registers, count) = self.registers();
-        let mut step = [[A::splat(self.simd, A::ZERO); STEP]; K];
-        let mut i = 0;
-        while i + STEP <= count {
-            #[allow(clippy::needless_range_loop, reason = "the register of each of K rows")]
-            for at in 0..STEP {
-                // SAFETY: i + at < i + STEP <= count.
-                let y = f(unsafe { self.at(&registers, i + at) });
-                for k in 0..K {
-                    step[k][at] = y[k].register;
-                }
-            }
-            for (to, step) in targets.to.iter_mut().zip(&step) {
-                if let Some(to) = to {
-                    put(bytemuck::cast_slice(step), &mut to[i * lanes..(i + STEP) * lanes], targets.stream);
-                }
-            }
-            i += STEP;
-        }
-        while i < count {
+        let to = to.map(
+            #[inline(always)]
+            |to| A::registers_mut::<S>(to),
+        );
+        for i in 0..count {
             // SAFETY: i < count.
             let y = f(unsafe { self.at(&registers, i) });
-            for (to, y) in targets.to.iter_mut().zip(&y) {
-                if let Some(to) = to {
-                    put(y.lanes(), &mut to[i * lanes..(i + 1) * lanes], targets.stream);
-                }
+            for k in 0..K {
+                // SAFETY: a row of the same length has as many registers; aligned by the caller's contract.
+                unsafe { store::put::<STREAM, _>(to[k].0.get_unchecked_mut(i), y[k].register) };
             }
-            i += 1;
         }
         let (rest, len) = self.rest();
         if len > 0 {
             let y = f(rest);
-            for (to, y) in targets.to.iter_mut().zip(&y) {
-                if let Some(to) = to {
-                    put(&y.lanes()[..len], &mut to[count * lanes..], targets.stream);
-                }
+            for k in 0..K {
+                A::store_part(self.simd, to[k].1, y[k].register);
             }
-        }
-    }
-}
-
-/// The most numbers that [`put`] takes: [`STEP`] registers of 64 bytes.
-const PUT: usize = STEP * 64 / size_of::<f32>();
-
-/// Rounds and stores some of a gradient row.
-#[inline(always)]
-fn put<T: Element>(from: &[T::Scalar], to: &mut [T], stream: bool) {
-    match (T::as_scalars_mut(to), stream) {
-        (Some(to), true) => store::stream(from, to),
-        (Some(to), false) => to.copy_from_slice(from),
-        (None, _) => {
-            let mut rounded = [T::default(); PUT];
-            let rounded = &mut rounded[..from.len()];
-            T::narrow(from, rounded);
-            if stream { store::stream(rounded, to) } else { to.copy_from_slice(rounded) }
         }
     }
 }

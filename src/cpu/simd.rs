@@ -19,18 +19,28 @@ pub trait Vectorised: Pod {
     fn mul<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
     #[doc(hidden)]
     fn neg<S: Simd>(simd: S, x: Self::Register<S>) -> Self::Register<S>;
+    /// `x * y + z`, rounded once where the processor can.
+    #[doc(hidden)]
+    fn mul_add<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>, z: Self::Register<S>)
+    -> Self::Register<S>;
     #[doc(hidden)]
     fn sum<S: Simd>(simd: S, x: Self::Register<S>) -> Self;
     /// Whole registers, and what is left.
     #[doc(hidden)]
     fn registers<S: Simd>(x: &[Self]) -> (&[Self::Register<S>], &[Self]);
+    #[doc(hidden)]
+    fn registers_mut<S: Simd>(x: &mut [Self]) -> (&mut [Self::Register<S>], &mut [Self]);
     /// Fewer numbers than a register has; zeros follow them.
     #[doc(hidden)]
     fn load_part<S: Simd>(simd: S, x: &[Self]) -> Self::Register<S>;
+    /// The first numbers of a register, as many as there is room for.
+    #[doc(hidden)]
+    fn store_part<S: Simd>(simd: S, to: &mut [Self], x: Self::Register<S>);
 }
 
 macro_rules! vectorised {
-    ($t:ident, $register:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $neg:ident, $sum:ident, $registers:ident, $load_part:ident) => {
+    ($t:ident, $register:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $neg:ident, $mul_add:ident, $sum:ident,
+     $registers:ident, $registers_mut:ident, $load_part:ident, $store_part:ident) => {
         impl Vectorised for $t {
             type Register<S: Simd> = S::$register;
             #[inline(always)]
@@ -54,6 +64,10 @@ macro_rules! vectorised {
                 simd.$neg(x)
             }
             #[inline(always)]
+            fn mul_add<S: Simd>(simd: S, x: S::$register, y: S::$register, z: S::$register) -> S::$register {
+                simd.$mul_add(x, y, z)
+            }
+            #[inline(always)]
             fn sum<S: Simd>(simd: S, x: S::$register) -> Self {
                 simd.$sum(x)
             }
@@ -62,8 +76,16 @@ macro_rules! vectorised {
                 S::$registers(x)
             }
             #[inline(always)]
+            fn registers_mut<S: Simd>(x: &mut [Self]) -> (&mut [S::$register], &mut [Self]) {
+                S::$registers_mut(x)
+            }
+            #[inline(always)]
             fn load_part<S: Simd>(simd: S, x: &[Self]) -> S::$register {
                 simd.$load_part(x)
+            }
+            #[inline(always)]
+            fn store_part<S: Simd>(simd: S, to: &mut [Self], x: S::$register) {
+                simd.$store_part(to, x);
             }
         }
     };
@@ -76,9 +98,12 @@ vectorised!(
     sub_f32s,
     mul_f32s,
     neg_f32s,
+    mul_add_e_f32s,
     reduce_sum_f32s,
     as_simd_f32s,
-    partial_load_f32s
+    as_mut_simd_f32s,
+    partial_load_f32s,
+    partial_store_f32s
 );
 vectorised!(
     f64,
@@ -88,9 +113,12 @@ vectorised!(
     sub_f64s,
     mul_f64s,
     neg_f64s,
+    mul_add_e_f64s,
     reduce_sum_f64s,
     as_simd_f64s,
-    partial_load_f64s
+    as_mut_simd_f64s,
+    partial_load_f64s,
+    partial_store_f64s
 );
 
 /// A register with operators.
@@ -105,6 +133,12 @@ impl<S: Simd, A: Vectorised> V<S, A> {
     #[inline(always)]
     pub fn splat(simd: S, x: A) -> Self {
         Self { simd, register: A::splat(simd, x) }
+    }
+
+    /// `self * y + z`.
+    #[inline(always)]
+    pub fn mul_add(self, y: Self, z: Self) -> Self {
+        Self { simd: self.simd, register: A::mul_add(self.simd, self.register, y.register, z.register) }
     }
 
     #[inline(always)]

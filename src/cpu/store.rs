@@ -6,38 +6,35 @@ use bytemuck::Pod;
 /// Bytes of output from which stores go past the cache: less may still be there when it is read.
 const STREAM_BYTES: usize = 16 << 20;
 
-/// Whether `slices`, all of one loss, are large enough.
-pub(crate) fn worth_streaming(bytes: usize) -> bool {
-    bytes >= STREAM_BYTES
+/// What [`put`] asks of an address to go past the cache.
+const ALIGNMENT: usize = 16;
+
+/// Whether rows of `dim` numbers, `bytes` of them in all, at `starts`, can and should be written past the cache.
+pub(crate) fn worth_streaming<T>(starts: impl IntoIterator<Item = *const T>, dim: usize, bytes: usize) -> bool {
+    cfg!(target_arch = "x86_64")
+        && bytes >= STREAM_BYTES
+        && (dim * size_of::<T>()).is_multiple_of(ALIGNMENT)
+        && starts.into_iter().all(|start| start.addr().is_multiple_of(ALIGNMENT))
 }
 
-/// Copies `from` to `to` past the cache where the processor and the alignment allow it.
-/// [`fence`] must follow before another thread reads `to`.
+/// Writes a register, past the cache if `STREAM`. [`fence`] must follow before another thread reads it.
+///
+/// # Safety
+/// With `STREAM` the address is a multiple of 16, and R's size too or below 16.
 #[inline(always)]
-pub(crate) fn stream<T: Pod>(from: &[T], to: &mut [T]) {
+pub(crate) unsafe fn put<const STREAM: bool, R: Pod>(to: &mut R, register: R) {
     #[cfg(target_arch = "x86_64")]
-    {
+    if STREAM && size_of::<R>() >= ALIGNMENT {
         use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-        const WIDTH: usize = size_of::<__m128i>();
-        assert_eq!(from.len(), to.len());
-        let bytes = size_of_val(from);
-        if to.as_ptr().addr().is_multiple_of(WIDTH) && bytes.is_multiple_of(WIDTH) {
-            let (from, to) = (from.as_ptr().cast::<u8>(), to.as_mut_ptr().cast::<u8>());
-            let mut at = 0;
-            while at < bytes {
-                // SAFETY: `at + WIDTH <= bytes`, as WIDTH divides both; `bytes` lie behind both pointers, which come
-                // from slices of equal length; T is plain data; `to` is aligned (checked) and so is every step from
-                // it; SSE2 is part of x86-64.
-                unsafe {
-                    let x = _mm_loadu_si128(from.add(at).cast());
-                    _mm_stream_si128(to.add(at).cast(), x);
-                }
-                at += WIDTH;
-            }
-            return;
+        let (from, to) = ((&raw const register).cast::<__m128i>(), (&raw mut *to).cast::<__m128i>());
+        for i in 0..size_of::<R>() / size_of::<__m128i>() {
+            // SAFETY: `i` is within R, plain data, on both sides; `to` is aligned (the caller's contract). SSE2 is part
+            // of x86-64.
+            unsafe { _mm_stream_si128(to.add(i), _mm_loadu_si128(from.add(i))) };
         }
+        return;
     }
-    to.copy_from_slice(from);
+    *to = register;
 }
 
 /// Orders streamed stores before whatever this thread does next.

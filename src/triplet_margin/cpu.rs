@@ -5,7 +5,7 @@ use pulp::{Simd, WithSimd};
 
 use super::Problem;
 use crate::constants::MIN_NORM;
-use crate::cpu::rows::{Rows, Targets};
+use crate::cpu::rows::Rows;
 use crate::cpu::simd::V;
 use crate::cpu::{blocks, store};
 use crate::distance::Metric;
@@ -18,12 +18,6 @@ pub struct Pass<'a, T: Element> {
     pub upstream: Option<&'a [T::Scalar]>,
     pub losses: Option<&'a mut [T::Scalar]>,
     pub grads: [Option<&'a mut [T]>; 3],
-}
-
-/// The part of a pass that one block of rows writes.
-struct Block<'a, T: Element> {
-    losses: Option<&'a mut [T::Scalar]>,
-    grads: [Option<&'a mut [T]>; 3],
 }
 
 /// The fused version for one element type. A trait, so that it is compiled once, here, and not in every crate that
@@ -51,106 +45,172 @@ fn run<T: Element>(problem: &Problem, pass: Pass<'_, T>) -> T::Scalar {
     let Pass { inputs, upstream, losses, grads } = pass;
     let block_rows = blocks::block_rows(problem.dim);
     let count = problem.rows.div_ceil(block_rows);
-    let stream = store::worth_streaming(grads.iter().flatten().map(|g| size_of_val(&**g)).sum());
+    let outputs = || grads.iter().flatten();
+    let bytes = outputs().map(|g| size_of_val(&**g)).sum();
+    let stream = store::worth_streaming(outputs().map(|g| g.as_ptr()), problem.dim, bytes);
 
     let [to_a, to_p, to_n] = grads.map(|grad| blocks::cut(grad, block_rows * problem.dim, count));
     let parts = blocks::cut(losses, block_rows, count).into_iter().zip(to_a).zip(to_p).zip(to_n);
-    let parts = parts.map(|(((losses, a), p), n)| Block { losses, grads: [a, p, n] }).collect();
+    let parts = parts.map(|(((losses, a), p), n)| (losses, [a, p, n])).collect();
 
-    let arch = pulp::Arch::new();
-    let sum = blocks::sum_blocks(parts, problem.rows, problem.dim, |i, part| {
-        let first = i * block_rows;
-        let rows = first..problem.rows.min(first + block_rows);
-        arch.dispatch(BlockOfRows { problem, inputs: &inputs, upstream, rows, part, stream })
+    let sum = blocks::sum_blocks(parts, problem.rows, problem.dim, |i, (losses, grads)| {
+        let rows = i * block_rows..problem.rows.min((i + 1) * block_rows);
+        let upstream = upstream.map(|u| if u.len() == 1 { u } else { &u[rows.clone()] });
+        block(problem, Pass { inputs: inputs.map(|m| m.rows_in(rows.clone())), upstream, losses, grads }, stream)
     });
     T::Scalar::from_f64(sum * if problem.reduction == Reduction::Mean { 1.0 / problem.rows as f64 } else { 1.0 })
+}
+
+/// Numbers of one 16-bit input that are widened at a time: small enough for the first-level cache, with the others.
+const WIDENED_NUMBERS: usize = 1024;
+
+/// A pass over some rows on this thread: the sum of their losses. 16-bit rows are widened, and their gradients rounded,
+/// a few rows at a time.
+fn block<T: Element>(problem: &Problem, pass: Pass<'_, T>, stream: bool) -> f64 {
+    let Pass { inputs, upstream, mut losses, mut grads } = pass;
+    if let [Some(a), Some(p), Some(n)] = inputs.each_ref().map(Matrix::as_scalars) {
+        let grads = grads.map(|grad| grad.map(|grad| T::as_scalars_mut(grad).expect("inputs are scalars")));
+        return scalars(problem, Pass { inputs: [a, p, n], upstream, losses, grads }, stream);
+    }
+    let (rows, dim) = (inputs[0].rows(), inputs[0].dim());
+    let step = (WIDENED_NUMBERS / dim).clamp(1, rows);
+    let mut wide = [(); 3].map(|()| vec![T::Scalar::ZERO; step * dim]);
+    let mut wide_grads = grads.each_ref().map(|g| g.as_ref().map(|_| vec![T::Scalar::ZERO; step * dim]));
+    let mut sum = 0.0;
+    for first in (0..rows).step_by(step) {
+        let some = first..rows.min(first + step);
+        let numbers = some.len() * dim;
+        for (wide, input) in wide.iter_mut().zip(&inputs) {
+            for (wide, row) in wide.chunks_exact_mut(dim).zip(some.clone()) {
+                T::widen(input.row(row), wide);
+            }
+        }
+        let wide = wide.each_ref().map(|wide| Matrix::new(&wide[..numbers], dim).expect("whole rows"));
+        sum += scalars(
+            problem,
+            Pass {
+                inputs: wide,
+                upstream: upstream.map(|u| if u.len() == 1 { u } else { &u[some.clone()] }),
+                losses: losses.as_mut().map(|l| &mut l[some.clone()]),
+                grads: wide_grads.each_mut().map(|g| g.as_mut().map(|g| &mut g[..numbers])),
+            },
+            false,
+        );
+        for (grad, wide) in grads.iter_mut().zip(&wide_grads) {
+            if let (Some(grad), Some(wide)) = (grad, wide) {
+                T::narrow(&wide[..numbers], &mut grad[first * dim..][..numbers]);
+            }
+        }
+    }
+    sum
+}
+
+fn scalars<A: Scalar>(problem: &Problem, pass: Pass<'_, A>, stream: bool) -> f64 {
+    match problem.metric {
+        Metric::Cosine => dispatch(problem, pass, Cosine, stream),
+        Metric::Difference { root, eps: 0.0 } => {
+            dispatch(problem, pass, Subtractive(Difference::<false, A> { root, eps: A::ZERO }), stream)
+        }
+        Metric::Difference { root, eps } => {
+            dispatch(problem, pass, Subtractive(Difference::<true, A> { root, eps: A::from_f64(eps) }), stream)
+        }
+        // Powers take so long that the stores do not matter.
+        Metric::Power { p, eps } => {
+            let power = Power { p: A::from_f64(p), eps: A::from_f64(eps) };
+            dispatch(problem, pass, Subtractive(power), false)
+        }
+    }
+}
+
+fn dispatch<A: Scalar, M: Triplet<A>>(problem: &Problem, pass: Pass<'_, A>, metric: M, stream: bool) -> f64 {
+    let arch = pulp::Arch::new();
+    match stream {
+        true => arch.dispatch(BlockOfRows::<A, M, true> { problem, pass, metric }),
+        false => arch.dispatch(BlockOfRows::<A, M, false> { problem, pass, metric }),
+    }
 }
 
 /// How many rows ahead of the one being computed are asked for.
 const AHEAD: usize = 4;
 
-/// One block's work, compiled for each kind of processor.
-struct BlockOfRows<'a, T: Element> {
+/// One block's work, compiled for each distance and kind of processor. `STREAM`: gradients go past the cache.
+struct BlockOfRows<'a, A: Scalar, M, const STREAM: bool> {
     problem: &'a Problem,
-    inputs: &'a [Matrix<'a, T>; 3],
-    upstream: Option<&'a [T::Scalar]>,
-    rows: std::ops::Range<usize>,
-    part: Block<'a, T>,
-    stream: bool,
+    pass: Pass<'a, A>,
+    metric: M,
 }
 
-impl<T: Element> WithSimd for BlockOfRows<'_, T> {
+impl<A: Scalar, M: Triplet<A>, const STREAM: bool> WithSimd for BlockOfRows<'_, A, M, STREAM> {
     type Output = f64;
 
     /// The sum of the rows' losses.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> f64 {
-        let Self { problem, inputs, upstream, rows, mut part, stream } = self;
-        let dim = problem.dim;
-        let mut widened: [Vec<T::Scalar>; 3] = Default::default();
+        let Self { problem, pass: Pass { inputs, upstream, mut losses, mut grads }, metric } = self;
+        let (rows, dim) = (inputs[0].rows(), problem.dim);
+        let options = Options { margin: A::from_f64(problem.margin), swap: problem.swap, normalize: problem.normalize };
+        let scale = A::from_f64(problem.scale());
+        // A gradient that is not wanted, beside one that is, is written again and again to a row that nobody reads.
+        let wanted = grads.iter().any(Option::is_some);
+        let mut unread = vec![A::ZERO; if wanted && grads.iter().any(Option::is_none) { 3 * (dim + 4) } else { 0 }];
+        let mut unread = unread.chunks_exact_mut(dim + 4);
         let mut sum = 0.0;
-        let scale = T::Scalar::from_f64(problem.scale());
-        for (i, row) in rows.enumerate() {
+        let mut targets = grads.each_mut().map(
+            #[inline(always)]
+            |grad| match grad {
+                Some(grad) => (&mut grad[..], dim),
+                None => (aligned(unread.next().unwrap_or_default(), dim), 0),
+            },
+        );
+        for row in 0..rows {
             let weight = scale
                 * match upstream {
-                    None => T::Scalar::ONE,
+                    None => A::ONE,
                     Some([one]) => *one,
                     Some(each) => each[row],
                 };
-            let mut targets = Targets {
-                to: part.grads.each_mut().map(|g| g.as_mut().map(|g| &mut g[i * dim..(i + 1) * dim])),
-                stream,
-            };
-            if row + AHEAD < problem.rows {
+            if row + AHEAD < rows {
                 inputs.iter().for_each(|m| store::prefetch(m.row(row + AHEAD)));
             }
-            let [a, p, n] = inputs.map(|m| m.row(row));
-            let [wide_a, wide_p, wide_n] = &mut widened;
-            let x = [as_scalars(a, wide_a), as_scalars(p, wide_p), as_scalars(n, wide_n)];
-            let loss = triplet(problem, &Rows { simd, x }, weight, &mut targets);
+            let x = Rows::new(simd, inputs.map(|m| m.row(row)));
+            let to = wanted.then(
+                #[inline(always)]
+                || {
+                    targets.each_mut().map(
+                        #[inline(always)]
+                        |(to, stride)| &mut to[row * *stride..][..dim],
+                    )
+                },
+            );
+            // SAFETY: with STREAM, `run` has seen that gradients start at multiples of 16 bytes and have rows of such
+            // lengths, as have blocks of them, and `aligned` rows.
+            let loss = unsafe { metric.triplet::<S, STREAM>(&options, &x, weight, to) };
             sum += loss.to_f64();
-            if let Some(losses) = &mut part.losses {
-                losses[i] = loss;
+            if let Some(losses) = &mut losses {
+                losses[row] = loss;
             }
         }
-        if stream {
+        if STREAM {
             store::fence();
         }
         sum
     }
 }
 
-/// The row in the type of arithmetic, widened into `buffer` where it has to be.
-#[inline(always)]
-fn as_scalars<'a, T: Element>(row: &'a [T], buffer: &'a mut Vec<T::Scalar>) -> &'a [T::Scalar] {
-    match T::as_scalars(row) {
-        Some(scalars) => scalars,
-        None => {
-            buffer.resize(row.len(), T::Scalar::ZERO);
-            T::widen(row, buffer);
-            buffer
-        }
+/// `dim` numbers from a multiple of 16 bytes on, of a slice that is `dim + 4` long or empty.
+fn aligned<A: Scalar>(slice: &mut [A], dim: usize) -> &mut [A] {
+    if slice.is_empty() {
+        return slice;
     }
+    let start = slice.as_ptr().align_offset(16);
+    &mut slice[start..start + dim]
 }
 
-/// One triplet: writes its gradients, returns its loss.
-#[inline(always)]
-fn triplet<S: Simd, T: Element>(
-    problem: &Problem,
-    rows: &Rows<'_, S, T::Scalar, 3>,
-    weight: T::Scalar,
-    targets: &mut Targets<'_, T, 3>,
-) -> T::Scalar {
-    match problem.metric {
-        Metric::Cosine => cosine(problem, rows, weight, targets),
-        Metric::Difference { root, eps } => {
-            subtractive(problem, rows, weight, targets, &Difference { root, eps: T::Scalar::from_f64(eps) })
-        }
-        Metric::Power { p, eps } => {
-            let power = Power { p: T::Scalar::from_f64(p), eps: T::Scalar::from_f64(eps) };
-            subtractive(problem, rows, weight, targets, &power)
-        }
-    }
+/// What rows are computed with, in their type of arithmetic.
+struct Options<A> {
+    margin: A,
+    swap: bool,
+    normalize: bool,
 }
 
 struct Hinge<A> {
@@ -160,10 +220,10 @@ struct Hinge<A> {
 }
 
 #[inline(always)]
-fn hinge<A: Scalar>(problem: &Problem, d_ap: A, d_an: A, d_pn: A, weight: A) -> Hinge<A> {
-    let swapped = problem.swap && d_pn < d_an;
-    let t = d_ap - if swapped { d_pn } else { d_an } + A::from_f64(problem.margin);
-    if !(d_ap.is_finite() && d_an.is_finite() && (!problem.swap || d_pn.is_finite())) {
+fn hinge<A: Scalar>(options: &Options<A>, d_ap: A, d_an: A, d_pn: A, weight: A) -> Hinge<A> {
+    let swapped = options.swap && d_pn < d_an;
+    let t = d_ap - if swapped { d_pn } else { d_an } + options.margin;
+    if !(d_ap.is_finite() && d_an.is_finite() && (!options.swap || d_pn.is_finite())) {
         return Hinge { loss: A::NAN, weight: A::NAN, swapped: false };
     }
     if t > A::ZERO { Hinge { loss: t, weight, swapped } } else { Hinge { loss: A::ZERO, weight: A::ZERO, swapped } }
@@ -179,7 +239,7 @@ struct Inverse<A> {
 fn inverse_norms<S: Simd, A: Scalar>(rows: &Rows<'_, S, A, 3>) -> Inverse<A> {
     let squares = rows.sums(
         #[inline(always)]
-        |x| [x[0] * x[0], x[1] * x[1], x[2] * x[2]],
+        |x, sums| [x[0].mul_add(x[0], sums[0]), x[1].mul_add(x[1], sums[1]), x[2].mul_add(x[2], sums[2])],
     );
     let min_norm = A::from_f64(MIN_NORM);
     let norms = squares.map(A::sqrt);
@@ -193,15 +253,32 @@ fn inverse_norms<S: Simd, A: Scalar>(rows: &Rows<'_, S, A, 3>) -> Inverse<A> {
     }
 }
 
+/// A distance, as the loss and gradients of one triplet.
+trait Triplet<A: Scalar>: Copy + Sync {
+    /// Writes the gradients times `weight` to `to`, returns the loss.
+    ///
+    /// # Safety
+    /// With `STREAM` the rows of `to` start at multiples of 16 bytes and are multiples of 16 bytes long.
+    unsafe fn triplet<S: Simd, const STREAM: bool>(
+        &self,
+        options: &Options<A>,
+        rows: &Rows<'_, S, A, 3>,
+        weight: A,
+        to: Option<[&mut [A]; 3]>,
+    ) -> A;
+}
+
 /// A distance over elements `x - y + eps`; see kernels/distance.cuh.
-trait Elementwise<A: Scalar>: Copy {
+trait Elementwise<A: Scalar>: Copy + Sync {
     /// Whether the terms are maximised instead of summed.
     fn is_maximum(&self) -> bool;
     fn term<S: Simd>(&self, x: V<S, A>, y: V<S, A>) -> V<S, A>;
+    /// `sum` and the element's term.
+    fn add<S: Simd>(&self, x: V<S, A>, y: V<S, A>, sum: V<S, A>) -> V<S, A>;
     fn value(&self, sum: A) -> A;
     /// What `slope` has to know of a pair at distance `d`; `reaching`: how many elements reach the maximum.
-    fn aim(&self, d: A, reaching: A) -> Aim<A>;
-    /// One element of the gradient with respect to x.
+    fn aim(&self, d: A, reaching: A, weight: A) -> Aim<A>;
+    /// One element of the gradient with respect to x, times the weight.
     fn slope<S: Simd>(&self, aim: Aim<A>, x: V<S, A>, y: V<S, A>) -> V<S, A>;
 }
 
@@ -211,38 +288,51 @@ struct Aim<A> {
     factor: A,
 }
 
+/// `EPS`: whether there is one.
 #[derive(Clone, Copy)]
-struct Difference<A> {
+struct Difference<const EPS: bool, A> {
     root: bool,
     eps: A,
 }
 
-impl<A: Scalar> Elementwise<A> for Difference<A> {
+impl<const EPS: bool, A: Scalar> Difference<EPS, A> {
+    #[inline(always)]
+    fn element<S: Simd>(&self, x: V<S, A>, y: V<S, A>) -> V<S, A> {
+        if EPS { x - y + V::splat(x.simd, self.eps) } else { x - y }
+    }
+}
+
+impl<const EPS: bool, A: Scalar> Elementwise<A> for Difference<EPS, A> {
     #[inline(always)]
     fn is_maximum(&self) -> bool {
         false
     }
     #[inline(always)]
     fn term<S: Simd>(&self, x: V<S, A>, y: V<S, A>) -> V<S, A> {
-        let e = x - y + V::splat(x.simd, self.eps);
+        let e = self.element(x, y);
         e * e
+    }
+    #[inline(always)]
+    fn add<S: Simd>(&self, x: V<S, A>, y: V<S, A>, sum: V<S, A>) -> V<S, A> {
+        let e = self.element(x, y);
+        e.mul_add(e, sum)
     }
     #[inline(always)]
     fn value(&self, sum: A) -> A {
         if self.root { sum.sqrt() } else { sum }
     }
     #[inline(always)]
-    fn aim(&self, d: A, _: A) -> Aim<A> {
+    fn aim(&self, d: A, _: A, weight: A) -> Aim<A> {
         let factor = match self.root {
-            true if d > A::ZERO => A::ONE / d,
+            true if d > A::ZERO => weight / d,
             true => A::ZERO,
-            false => A::ONE + A::ONE,
+            false => weight + weight,
         };
         Aim { d, factor }
     }
     #[inline(always)]
     fn slope<S: Simd>(&self, aim: Aim<A>, x: V<S, A>, y: V<S, A>) -> V<S, A> {
-        (x - y + V::splat(x.simd, self.eps)) * V::splat(x.simd, aim.factor)
+        self.element(x, y) * V::splat(x.simd, aim.factor)
     }
 }
 
@@ -269,12 +359,16 @@ impl<A: Scalar> Elementwise<A> for Power<A> {
         )
     }
     #[inline(always)]
+    fn add<S: Simd>(&self, x: V<S, A>, y: V<S, A>, sum: V<S, A>) -> V<S, A> {
+        sum + self.term(x, y)
+    }
+    #[inline(always)]
     fn value(&self, sum: A) -> A {
         if self.is_maximum() || self.p == A::ONE { sum } else { sum.powf(A::ONE / self.p) }
     }
     #[inline(always)]
-    fn aim(&self, d: A, reaching: A) -> Aim<A> {
-        Aim { d, factor: A::ONE / reaching }
+    fn aim(&self, d: A, reaching: A, weight: A) -> Aim<A> {
+        Aim { d, factor: if self.is_maximum() { weight / reaching } else { weight } }
     }
     #[inline(always)]
     fn slope<S: Simd>(&self, aim: Aim<A>, x: V<S, A>, y: V<S, A>) -> V<S, A> {
@@ -287,11 +381,11 @@ impl<A: Scalar> Elementwise<A> for Power<A> {
                 if size == A::ZERO || aim.d == A::ZERO {
                     return A::ZERO;
                 }
-                let sign = if e > A::ZERO { A::ONE } else { -A::ONE };
+                let factor = if e > A::ZERO { aim.factor } else { -aim.factor };
                 if self.is_maximum() {
-                    return if size == aim.d { sign * aim.factor } else { A::ZERO };
+                    return if size == aim.d { factor } else { A::ZERO };
                 }
-                if self.p == A::ONE { sign } else { sign * (size / aim.d).powf(self.p - A::ONE) }
+                if self.p == A::ONE { factor } else { factor * (size / aim.d).powf(self.p - A::ONE) }
             },
         )
     }
@@ -304,138 +398,144 @@ fn inlined<F>(f: F) -> F {
     f
 }
 
-#[inline(always)]
-fn subtractive<S: Simd, T: Element, M: Elementwise<T::Scalar>>(
-    problem: &Problem,
-    rows: &Rows<'_, S, T::Scalar, 3>,
-    weight: T::Scalar,
-    targets: &mut Targets<'_, T, 3>,
-    metric: &M,
-) -> T::Scalar {
-    if problem.normalize {
-        let inverse = inverse_norms(rows);
-        let scale = inverse.scale.map(|s| V::splat(rows.simd, s));
-        let unit = inlined(
-            #[inline(always)]
-            |x: [V<S, T::Scalar>; 3]| [x[0] * scale[0], x[1] * scale[1], x[2] * scale[2]],
-        );
-        subtractive_of(problem, rows, weight, targets, metric, unit, Some(&inverse))
-    } else {
-        subtractive_of(
-            problem,
-            rows,
-            weight,
-            targets,
-            metric,
-            #[inline(always)]
-            |x| x,
-            None,
-        )
+/// The loss over an elementwise distance.
+#[derive(Clone, Copy)]
+struct Subtractive<M>(M);
+
+impl<A: Scalar, M: Elementwise<A>> Triplet<A> for Subtractive<M> {
+    #[inline(always)]
+    unsafe fn triplet<S: Simd, const STREAM: bool>(
+        &self,
+        options: &Options<A>,
+        rows: &Rows<'_, S, A, 3>,
+        weight: A,
+        to: Option<[&mut [A]; 3]>,
+    ) -> A {
+        if options.normalize {
+            let inverse = inverse_norms(rows);
+            let scale = inverse.scale.map(|s| rows.splat(s));
+            let unit = inlined(
+                #[inline(always)]
+                |x: [V<S, A>; 3]| [x[0] * scale[0], x[1] * scale[1], x[2] * scale[2]],
+            );
+            // SAFETY: the caller's contract.
+            unsafe { subtractive::<S, A, M, STREAM>(options, rows, weight, to, &self.0, unit, Some(&inverse)) }
+        } else {
+            let same = inlined(
+                #[inline(always)]
+                |x| x,
+            );
+            // SAFETY: the caller's contract.
+            unsafe { subtractive::<S, A, M, STREAM>(options, rows, weight, to, &self.0, same, None) }
+        }
     }
 }
 
 /// `unit` normalises, or does nothing where `inverse` is `None`.
+///
+/// # Safety
+/// As [`Triplet::triplet`].
 #[inline(always)]
-fn subtractive_of<S: Simd, T: Element, M: Elementwise<T::Scalar>>(
-    problem: &Problem,
-    rows: &Rows<'_, S, T::Scalar, 3>,
-    weight: T::Scalar,
-    targets: &mut Targets<'_, T, 3>,
+unsafe fn subtractive<S: Simd, A: Scalar, M: Elementwise<A>, const STREAM: bool>(
+    options: &Options<A>,
+    rows: &Rows<'_, S, A, 3>,
+    weight: A,
+    to: Option<[&mut [A]; 3]>,
     metric: &M,
-    unit: impl Fn([V<S, T::Scalar>; 3]) -> [V<S, T::Scalar>; 3],
-    inverse: Option<&Inverse<T::Scalar>>,
-) -> T::Scalar {
-    let (zero, one) = (T::Scalar::ZERO, T::Scalar::ONE);
-    let terms = inlined(
-        #[inline(always)]
-        |x: [V<S, T::Scalar>; 3]| {
-            let [a, p, n] = unit(x);
-            [metric.term(a, p), metric.term(a, n), metric.term(p, n)]
-        },
-    );
+    unit: impl Fn([V<S, A>; 3]) -> [V<S, A>; 3],
+    inverse: Option<&Inverse<A>>,
+) -> A {
     let [ap, an, pn] = if metric.is_maximum() {
-        rows.maxima(terms)
-    } else if problem.swap {
-        rows.sums(terms)
+        rows.maxima(
+            #[inline(always)]
+            |x| {
+                let [a, p, n] = unit(x);
+                [metric.term(a, p), metric.term(a, n), metric.term(p, n)]
+            },
+        )
+    } else if options.swap {
+        rows.sums(
+            #[inline(always)]
+            |x, sums| {
+                let [a, p, n] = unit(x);
+                [metric.add(a, p, sums[0]), metric.add(a, n, sums[1]), metric.add(p, n, sums[2])]
+            },
+        )
     } else {
         let [ap, an] = rows.sums(
             #[inline(always)]
-            |x| {
+            |x, sums| {
                 let [a, p, n] = unit(x);
-                [metric.term(a, p), metric.term(a, n)]
+                [metric.add(a, p, sums[0]), metric.add(a, n, sums[1])]
             },
         );
-        [ap, an, zero]
+        [ap, an, A::ZERO]
     };
     let (d_ap, d_an, d_pn) = (metric.value(ap), metric.value(an), metric.value(pn));
-    let hinge = hinge(problem, d_ap, d_an, d_pn, weight);
-    if !targets.any() {
-        return hinge.loss;
-    }
-    if hinge.weight == zero {
-        rows.map(
-            targets,
-            #[inline(always)]
-            |x| [V::splat(x[0].simd, zero); 3],
-        );
-        return hinge.loss;
+    let Hinge { loss, weight, swapped } = hinge(options, d_ap, d_an, d_pn, weight);
+    let Some(to) = to else {
+        return loss;
+    };
+    if weight == A::ZERO {
+        // SAFETY: the caller's contract.
+        unsafe { zeros::<S, A, STREAM>(rows, to) };
+        return loss;
     }
 
-    let swapped = hinge.swapped;
     let d_n = if swapped { d_pn } else { d_an };
     let [reaching_p, reaching_n] = match metric.is_maximum() {
-        false => [one; 2],
+        false => [A::ONE; 2],
         true => rows.sums(
             #[inline(always)]
-            |x| {
+            |x, sums| {
                 let [a, p, n] = unit(x);
                 let reaches = inlined(
                     #[inline(always)]
-                    |term: V<S, T::Scalar>, d| {
+                    |term: V<S, A>, d| {
                         term.zip(
                             V::splat(term.simd, d),
                             #[inline(always)]
-                            |term, d| if term == d { one } else { zero },
+                            |term, d| if term == d { A::ONE } else { A::ZERO },
                         )
                     },
                 );
-                [reaches(metric.term(a, p), d_ap), reaches(metric.term(if swapped { p } else { a }, n), d_n)]
+                let reaches_n = reaches(metric.term(if swapped { p } else { a }, n), d_n);
+                [sums[0] + reaches(metric.term(a, p), d_ap), sums[1] + reaches_n]
             },
         ),
     };
-    let (aim_p, aim_n) = (metric.aim(d_ap, reaching_p), metric.aim(d_n, reaching_n));
-    let weight = V::splat(rows.simd, hinge.weight);
+    let (aim_p, aim_n) = (metric.aim(d_ap, reaching_p, weight), metric.aim(d_n, reaching_n, weight));
     // With respect to the (normalised) rows.
     let gradient = inlined(
         #[inline(always)]
-        |[a, p, n]: [V<S, T::Scalar>; 3]| {
-            let to_p = metric.slope(aim_p, a, p) * weight;
+        |[a, p, n]: [V<S, A>; 3]| {
+            let to_p = metric.slope(aim_p, a, p);
             if swapped {
-                let to_n = metric.slope(aim_n, p, n) * weight;
+                let to_n = metric.slope(aim_n, p, n);
                 [to_p, -to_p - to_n, to_n]
             } else {
-                let to_n = metric.slope(aim_n, a, n) * weight;
+                let to_n = metric.slope(aim_n, a, n);
                 [to_p - to_n, -to_p, to_n]
             }
         },
     );
     match inverse {
-        None => rows.map(targets, gradient),
+        // SAFETY: the caller's contract.
+        None => unsafe { rows.map::<STREAM>(to, gradient) },
         Some(inverse) => {
             // Through u = x / norm:  (g - (g . u) u) / norm.
             let along = rows.sums(
                 #[inline(always)]
-                |x| {
+                |x, sums| {
                     let u = unit(x);
                     let g = gradient(u);
-                    [g[0] * u[0], g[1] * u[1], g[2] * u[2]]
+                    [g[0].mul_add(u[0], sums[0]), g[1].mul_add(u[1], sums[1]), g[2].mul_add(u[2], sums[2])]
                 },
             );
-            let along: [T::Scalar; 3] = std::array::from_fn(|k| if inverse.flat[k] { zero } else { along[k] });
-            let along = along.map(|a| V::splat(rows.simd, a));
-            let scale = inverse.scale.map(|s| V::splat(rows.simd, s));
-            rows.map(
-                targets,
+            let along: [A; 3] = std::array::from_fn(|k| if inverse.flat[k] { A::ZERO } else { along[k] });
+            let along = along.map(|a| rows.splat(a));
+            let scale = inverse.scale.map(|s| rows.splat(s));
+            let through = inlined(
                 #[inline(always)]
                 |x| {
                     let u = unit(x);
@@ -446,63 +546,79 @@ fn subtractive_of<S: Simd, T: Element, M: Elementwise<T::Scalar>>(
                     )
                 },
             );
+            // SAFETY: the caller's contract.
+            unsafe { rows.map::<STREAM>(to, through) }
         }
     }
-    hinge.loss
+    loss
+}
+
+/// # Safety
+/// As [`Triplet::triplet`].
+#[inline(always)]
+unsafe fn zeros<S: Simd, A: Scalar, const STREAM: bool>(rows: &Rows<'_, S, A, 3>, to: [&mut [A]; 3]) {
+    let zero = rows.splat(A::ZERO);
+    let zeros = inlined(
+        #[inline(always)]
+        |_| [zero; 3],
+    );
+    // SAFETY: the caller's contract.
+    unsafe { rows.map::<STREAM>(to, zeros) }
 }
 
 /// `d(x, y) = 1 - u_x·u_y`, `grad_x d = -(u_y - (u_x·u_y) u_x) / norm_x`.
-#[inline(always)]
-fn cosine<S: Simd, T: Element>(
-    problem: &Problem,
-    rows: &Rows<'_, S, T::Scalar, 3>,
-    weight: T::Scalar,
-    targets: &mut Targets<'_, T, 3>,
-) -> T::Scalar {
-    let (zero, one) = (T::Scalar::ZERO, T::Scalar::ONE);
-    let inverse = inverse_norms(rows);
-    let unit_scale = inverse.scale.map(|s| V::splat(rows.simd, s));
-    let unit = inlined(
-        #[inline(always)]
-        |x: [V<S, T::Scalar>; 3]| [x[0] * unit_scale[0], x[1] * unit_scale[1], x[2] * unit_scale[2]],
-    );
-    let [ap, an, pn] = rows.sums(
-        #[inline(always)]
-        |x| {
-            let [a, p, n] = unit(x);
-            [a * p, a * n, p * n]
-        },
-    );
-    let hinge = hinge(problem, one - ap, one - an, one - pn, weight);
-    if !targets.any() {
-        return hinge.loss;
-    }
-    if hinge.weight == zero {
-        rows.map(
-            targets,
+#[derive(Clone, Copy)]
+struct Cosine;
+
+impl<A: Scalar> Triplet<A> for Cosine {
+    #[inline(always)]
+    unsafe fn triplet<S: Simd, const STREAM: bool>(
+        &self,
+        options: &Options<A>,
+        rows: &Rows<'_, S, A, 3>,
+        weight: A,
+        to: Option<[&mut [A]; 3]>,
+    ) -> A {
+        let inverse = inverse_norms(rows);
+        let unit_scale = inverse.scale.map(|s| rows.splat(s));
+        let unit = inlined(
             #[inline(always)]
-            |x| [V::splat(x[0].simd, zero); 3],
+            |x: [V<S, A>; 3]| [x[0] * unit_scale[0], x[1] * unit_scale[1], x[2] * unit_scale[2]],
         );
-        return hinge.loss;
+        let [ap, an, pn] = rows.sums(
+            #[inline(always)]
+            |x, sums| {
+                let [a, p, n] = unit(x);
+                [a.mul_add(p, sums[0]), a.mul_add(n, sums[1]), p.mul_add(n, sums[2])]
+            },
+        );
+        let Hinge { loss, weight, swapped } = hinge(options, A::ONE - ap, A::ONE - an, A::ONE - pn, weight);
+        let Some(to) = to else {
+            return loss;
+        };
+        if weight == A::ZERO {
+            // SAFETY: the caller's contract.
+            unsafe { zeros::<S, A, STREAM>(rows, to) };
+            return loss;
+        }
+        // Each row's share of its own direction: the cosines it takes part in, with their signs.
+        let cn = if swapped { pn } else { an };
+        let own = [ap - if swapped { A::ZERO } else { cn }, ap - if swapped { cn } else { A::ZERO }, -cn];
+        let own: [V<S, A>; 3] = std::array::from_fn(|k| rows.splat(if inverse.flat[k] { A::ZERO } else { own[k] }));
+        let scale = inverse.scale.map(|s| rows.splat(s * weight));
+        let gradient = inlined(
+            #[inline(always)]
+            |x| {
+                let [a, p, n] = unit(x);
+                if swapped {
+                    [(own[0] * a - p) * scale[0], (n - a + own[1] * p) * scale[1], (p + own[2] * n) * scale[2]]
+                } else {
+                    [(n - p + own[0] * a) * scale[0], (own[1] * p - a) * scale[1], (a + own[2] * n) * scale[2]]
+                }
+            },
+        );
+        // SAFETY: the caller's contract.
+        unsafe { rows.map::<STREAM>(to, gradient) };
+        loss
     }
-    // Each row's share of its own direction: the cosines it takes part in, with their signs.
-    let swapped = hinge.swapped;
-    let cn = if swapped { pn } else { an };
-    let own = [ap - if swapped { zero } else { cn }, ap - if swapped { cn } else { zero }, -cn];
-    let own: [V<S, T::Scalar>; 3] =
-        std::array::from_fn(|k| V::splat(rows.simd, if inverse.flat[k] { zero } else { own[k] }));
-    let scale = inverse.scale.map(|s| V::splat(rows.simd, s * hinge.weight));
-    rows.map(
-        targets,
-        #[inline(always)]
-        |x| {
-            let [a, p, n] = unit(x);
-            if swapped {
-                [(own[0] * a - p) * scale[0], (n - a + own[1] * p) * scale[1], (p + own[2] * n) * scale[2]]
-            } else {
-                [(n - p + own[0] * a) * scale[0], (own[1] * p - a) * scale[1], (a + own[2] * n) * scale[2]]
-            }
-        },
-    );
-    hinge.loss
 }
