@@ -4,7 +4,6 @@
 use pulp::Simd;
 
 use super::simd::V;
-use super::store;
 use crate::Scalar;
 
 /// Registers of running sums per sum: with two sums enough to hide the latency of an addition.
@@ -127,15 +126,12 @@ impl<'a, S: Simd, A: Scalar, const K: usize> Rows<'a, S, A, K> {
         maxima.map(|m| m.lanes().iter().copied().fold(A::ZERO, larger))
     }
 
-    /// Writes the K numbers that `f` makes of each K elements to `to`, past the cache if `STREAM`.
-    ///
-    /// # Safety
-    /// With `STREAM` the rows of `to` start at multiples of 16 bytes and are multiples of 16 bytes long.
+    /// Writes the K numbers that `f` makes of each K elements to `to`.
     ///
     /// # Panics
     /// If `to` has not rows of the same length.
     #[inline(always)]
-    pub unsafe fn map<const STREAM: bool>(&self, to: [&mut [A]; K], f: impl Fn([V<S, A>; K]) -> [V<S, A>; K]) {
+    pub fn map(&self, to: [&mut [A]; K], f: impl Fn([V<S, A>; K]) -> [V<S, A>; K]) {
         assert!(to.iter().all(|to| to.len() == self.rows[0].len()), "targets of the rows' length");
         let (registers, count) = self.registers();
         let to = to.map(
@@ -146,8 +142,8 @@ impl<'a, S: Simd, A: Scalar, const K: usize> Rows<'a, S, A, K> {
             // SAFETY: i < count.
             let y = f(unsafe { self.at(&registers, i) });
             for k in 0..K {
-                // SAFETY: a row of the same length has as many registers; aligned by the caller's contract.
-                unsafe { store::put::<STREAM, _>(to[k].0.get_unchecked_mut(i), y[k].register) };
+                // SAFETY: a row of the same length has as many registers.
+                unsafe { *to[k].0.get_unchecked_mut(i) = y[k].register };
             }
         }
         let (rest, len) = self.rest();

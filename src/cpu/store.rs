@@ -3,42 +3,55 @@
 
 use bytemuck::Pod;
 
+/// A cache line.
+const LINE: usize = 64;
+
 /// Bytes of output from which stores go past the cache: less may still be there when it is read.
 const STREAM_BYTES: usize = 16 << 20;
 
-/// What [`put`] asks of an address to go past the cache.
-const ALIGNMENT: usize = 16;
-
-/// Whether rows of `dim` numbers, `bytes` of them in all, at `starts`, can and should be written past the cache.
-pub(crate) fn worth_streaming<T>(starts: impl IntoIterator<Item = *const T>, dim: usize, bytes: usize) -> bool {
-    cfg!(target_arch = "x86_64")
-        && bytes >= STREAM_BYTES
-        && (dim * size_of::<T>()).is_multiple_of(ALIGNMENT)
-        && starts.into_iter().all(|start| start.addr().is_multiple_of(ALIGNMENT))
+/// Whether `bytes` of output are large enough.
+pub(crate) fn worth_streaming(bytes: usize) -> bool {
+    cfg!(target_arch = "x86_64") && bytes >= STREAM_BYTES
 }
 
-/// Writes a register, past the cache if `STREAM`. [`fence`] must follow before another thread reads it.
-///
-/// # Safety
-/// With `STREAM` the address is a multiple of 16, and R's size too or below 16.
-#[inline(always)]
-pub(crate) unsafe fn put<const STREAM: bool, R: Pod>(to: &mut R, register: R) {
+/// Copies a few KiB past the cache where the processor can. They should be computed first and copied then: streamed
+/// stores wait long, and on some processors a load whose address has the same last 12 bits waits with them, which made
+/// rows that were loaded and streamed in turn five times slower at unlucky addresses.
+/// [`fence`] must follow before another thread reads `to`.
+pub(crate) fn stream<T: Pod>(from: &[T], to: &mut [T]) {
+    assert_eq!(from.len(), to.len());
     #[cfg(target_arch = "x86_64")]
-    if STREAM && size_of::<R>() >= ALIGNMENT {
-        use std::arch::x86_64::{__m128i, _mm_loadu_si128, _mm_stream_si128};
-        let (from, to) = ((&raw const register).cast::<__m128i>(), (&raw mut *to).cast::<__m128i>());
-        for i in 0..size_of::<R>() / size_of::<__m128i>() {
-            // SAFETY: `i` is within R, plain data, on both sides; `to` is aligned (the caller's contract). SSE2 is part
-            // of x86-64.
-            unsafe { _mm_stream_si128(to.add(i), _mm_loadu_si128(from.add(i))) };
-        }
+    if std::is_x86_feature_detected!("avx") {
+        // SAFETY: the processor has AVX.
+        unsafe { stream_avx(bytemuck::cast_slice(from), bytemuck::cast_slice_mut(to)) };
         return;
     }
-    *to = register;
+    to.copy_from_slice(from);
+}
+
+/// # Safety
+/// The processor has AVX.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx")]
+fn stream_avx(from: &[u8], to: &mut [u8]) {
+    use std::arch::x86_64::{__m256i, _mm256_loadu_si256, _mm256_stream_si256};
+    const WIDTH: usize = size_of::<__m256i>();
+    // Whole cache lines past the cache, what is before and after them through it.
+    let head = to.as_ptr().align_offset(LINE).min(to.len());
+    let body = (to.len() - head) / LINE * LINE;
+    to[..head].copy_from_slice(&from[..head]);
+    for at in (head..head + body).step_by(WIDTH) {
+        // SAFETY: `at + WIDTH <= head + body`, within both slices, which are of one length; `to + at` is a multiple of
+        // WIDTH, as `head` leads to a multiple of LINE.
+        unsafe {
+            let x = _mm256_loadu_si256(from.as_ptr().add(at).cast());
+            _mm256_stream_si256(to.as_mut_ptr().add(at).cast(), x);
+        }
+    }
+    to[head + body..].copy_from_slice(&from[head + body..]);
 }
 
 /// Orders streamed stores before whatever this thread does next.
-#[inline(always)]
 pub(crate) fn fence() {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: no precondition; SSE is part of x86-64.
@@ -54,7 +67,6 @@ pub(crate) fn prefetch<T>(slice: &[T]) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        const LINE: usize = 64;
         let start = slice.as_ptr().cast::<i8>();
         for at in (0..size_of_val(slice)).step_by(LINE) {
             // SAFETY: a hint, which reads nothing; the address is within the slice. SSE is part of x86-64.

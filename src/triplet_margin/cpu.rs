@@ -45,9 +45,7 @@ fn run<T: Element>(problem: &Problem, pass: Pass<'_, T>) -> T::Scalar {
     let Pass { inputs, upstream, losses, grads } = pass;
     let block_rows = blocks::block_rows(problem.dim);
     let count = problem.rows.div_ceil(block_rows);
-    let outputs = || grads.iter().flatten();
-    let bytes = outputs().map(|g| size_of_val(&**g)).sum();
-    let stream = store::worth_streaming(outputs().map(|g| g.as_ptr()), problem.dim, bytes);
+    let stream = store::worth_streaming(grads.iter().flatten().map(|g| size_of_val(&**g)).sum());
 
     let [to_a, to_p, to_n] = grads.map(|grad| blocks::cut(grad, block_rows * problem.dim, count));
     let parts = blocks::cut(losses, block_rows, count).into_iter().zip(to_a).zip(to_p).zip(to_n);
@@ -61,21 +59,25 @@ fn run<T: Element>(problem: &Problem, pass: Pass<'_, T>) -> T::Scalar {
     T::Scalar::from_f64(sum * if problem.reduction == Reduction::Mean { 1.0 / problem.rows as f64 } else { 1.0 })
 }
 
-/// Numbers of one 16-bit input that are widened at a time: small enough for the first-level cache, with the others.
-const WIDENED_NUMBERS: usize = 1024;
+/// Numbers of one input that are widened, or whose gradients are held back, at a time: with the others small enough for the
+/// first-level cache, and gradients long enough to be worth streaming.
+const HELD_NUMBERS: usize = 2048;
 
-/// A pass over some rows on this thread: the sum of their losses. 16-bit rows are widened, and their gradients rounded,
-/// a few rows at a time.
+/// A pass over some rows on this thread: the sum of their losses. 16-bit rows are widened, and their gradients rounded, a
+/// few rows at a time; likewise gradients that go past the cache.
 fn block<T: Element>(problem: &Problem, pass: Pass<'_, T>, stream: bool) -> f64 {
     let Pass { inputs, upstream, mut losses, mut grads } = pass;
-    if let [Some(a), Some(p), Some(n)] = inputs.each_ref().map(Matrix::as_scalars) {
-        let grads = grads.map(|grad| grad.map(|grad| T::as_scalars_mut(grad).expect("inputs are scalars")));
-        return scalars(problem, Pass { inputs: [a, p, n], upstream, losses, grads }, stream);
+    let held = T::as_scalars(&[]).is_none();
+    if !held && !stream {
+        let inputs = inputs.map(|m| m.as_scalars().expect("are scalars"));
+        let grads = grads.map(|grad| grad.and_then(T::as_scalars_mut));
+        return scalars(problem, Pass { inputs, upstream, losses, grads });
     }
     let (rows, dim) = (inputs[0].rows(), inputs[0].dim());
-    let step = (WIDENED_NUMBERS / dim).clamp(1, rows);
-    let mut wide = [(); 3].map(|()| vec![T::Scalar::ZERO; step * dim]);
-    let mut wide_grads = grads.each_ref().map(|g| g.as_ref().map(|_| vec![T::Scalar::ZERO; step * dim]));
+    let step = (HELD_NUMBERS / dim).clamp(1, rows);
+    let buffer = |wanted: bool| if wanted { vec![T::Scalar::ZERO; step * dim] } else { Vec::new() };
+    let mut wide = [(); 3].map(|()| buffer(held));
+    let mut wide_grads = grads.each_ref().map(|g| buffer(g.is_some()));
     let mut sum = 0.0;
     for first in (0..rows).step_by(step) {
         let some = first..rows.min(first + step);
@@ -85,62 +87,64 @@ fn block<T: Element>(problem: &Problem, pass: Pass<'_, T>, stream: bool) -> f64 
                 T::widen(input.row(row), wide);
             }
         }
-        let wide = wide.each_ref().map(|wide| Matrix::new(&wide[..numbers], dim).expect("whole rows"));
+        let inputs: [Matrix<'_, T::Scalar>; 3] = std::array::from_fn(|k| match inputs[k].as_scalars() {
+            Some(scalars) => scalars.rows_in(some.clone()),
+            None => Matrix::new(&wide[k][..numbers], dim).expect("whole rows"),
+        });
         sum += scalars(
             problem,
             Pass {
-                inputs: wide,
+                inputs,
                 upstream: upstream.map(|u| if u.len() == 1 { u } else { &u[some.clone()] }),
                 losses: losses.as_mut().map(|l| &mut l[some.clone()]),
-                grads: wide_grads.each_mut().map(|g| g.as_mut().map(|g| &mut g[..numbers])),
+                grads: wide_grads.each_mut().map(|g| g.get_mut(..numbers)),
             },
-            false,
         );
         for (grad, wide) in grads.iter_mut().zip(&wide_grads) {
-            if let (Some(grad), Some(wide)) = (grad, wide) {
-                T::narrow(&wide[..numbers], &mut grad[first * dim..][..numbers]);
+            let Some(grad) = grad else { continue };
+            let grad = &mut grad[first * dim..][..numbers];
+            match T::as_scalars_mut(grad) {
+                Some(grad) => store::stream(&wide[..numbers], grad),
+                None => T::narrow(&wide[..numbers], grad),
             }
         }
+    }
+    if stream {
+        store::fence();
     }
     sum
 }
 
-fn scalars<A: Scalar>(problem: &Problem, pass: Pass<'_, A>, stream: bool) -> f64 {
+fn scalars<A: Scalar>(problem: &Problem, pass: Pass<'_, A>) -> f64 {
     match problem.metric {
-        Metric::Cosine => dispatch(problem, pass, Cosine, stream),
+        Metric::Cosine => dispatch(problem, pass, Cosine),
         Metric::Difference { root, eps: 0.0 } => {
-            dispatch(problem, pass, Subtractive(Difference::<false, A> { root, eps: A::ZERO }), stream)
+            dispatch(problem, pass, Subtractive(Difference::<false, A> { root, eps: A::ZERO }))
         }
         Metric::Difference { root, eps } => {
-            dispatch(problem, pass, Subtractive(Difference::<true, A> { root, eps: A::from_f64(eps) }), stream)
+            dispatch(problem, pass, Subtractive(Difference::<true, A> { root, eps: A::from_f64(eps) }))
         }
-        // Powers take so long that the stores do not matter.
         Metric::Power { p, eps } => {
-            let power = Power { p: A::from_f64(p), eps: A::from_f64(eps) };
-            dispatch(problem, pass, Subtractive(power), false)
+            dispatch(problem, pass, Subtractive(Power { p: A::from_f64(p), eps: A::from_f64(eps) }))
         }
     }
 }
 
-fn dispatch<A: Scalar, M: Triplet<A>>(problem: &Problem, pass: Pass<'_, A>, metric: M, stream: bool) -> f64 {
-    let arch = pulp::Arch::new();
-    match stream {
-        true => arch.dispatch(BlockOfRows::<A, M, true> { problem, pass, metric }),
-        false => arch.dispatch(BlockOfRows::<A, M, false> { problem, pass, metric }),
-    }
+fn dispatch<A: Scalar, M: Triplet<A>>(problem: &Problem, pass: Pass<'_, A>, metric: M) -> f64 {
+    pulp::Arch::new().dispatch(BlockOfRows { problem, pass, metric })
 }
 
 /// How many rows ahead of the one being computed are asked for.
 const AHEAD: usize = 4;
 
-/// One block's work, compiled for each distance and kind of processor. `STREAM`: gradients go past the cache.
-struct BlockOfRows<'a, A: Scalar, M, const STREAM: bool> {
+/// Some rows' work, compiled for each distance and kind of processor.
+struct BlockOfRows<'a, A: Scalar, M> {
     problem: &'a Problem,
     pass: Pass<'a, A>,
     metric: M,
 }
 
-impl<A: Scalar, M: Triplet<A>, const STREAM: bool> WithSimd for BlockOfRows<'_, A, M, STREAM> {
+impl<A: Scalar, M: Triplet<A>> WithSimd for BlockOfRows<'_, A, M> {
     type Output = f64;
 
     /// The sum of the rows' losses.
@@ -152,14 +156,14 @@ impl<A: Scalar, M: Triplet<A>, const STREAM: bool> WithSimd for BlockOfRows<'_, 
         let scale = A::from_f64(problem.scale());
         // A gradient that is not wanted, beside one that is, is written again and again to a row that nobody reads.
         let wanted = grads.iter().any(Option::is_some);
-        let mut unread = vec![A::ZERO; if wanted && grads.iter().any(Option::is_none) { 3 * (dim + 4) } else { 0 }];
-        let mut unread = unread.chunks_exact_mut(dim + 4);
+        let mut unread = vec![A::ZERO; if wanted && grads.iter().any(Option::is_none) { 3 * dim } else { 0 }];
+        let mut unread = unread.chunks_exact_mut(dim);
         let mut sum = 0.0;
         let mut targets = grads.each_mut().map(
             #[inline(always)]
             |grad| match grad {
                 Some(grad) => (&mut grad[..], dim),
-                None => (aligned(unread.next().unwrap_or_default(), dim), 0),
+                None => (unread.next().unwrap_or_default(), 0),
             },
         );
         for row in 0..rows {
@@ -182,28 +186,14 @@ impl<A: Scalar, M: Triplet<A>, const STREAM: bool> WithSimd for BlockOfRows<'_, 
                     )
                 },
             );
-            // SAFETY: with STREAM, `run` has seen that gradients start at multiples of 16 bytes and have rows of such
-            // lengths, as have blocks of them, and `aligned` rows.
-            let loss = unsafe { metric.triplet::<S, STREAM>(&options, &x, weight, to) };
+            let loss = metric.triplet(&options, &x, weight, to);
             sum += loss.to_f64();
             if let Some(losses) = &mut losses {
                 losses[row] = loss;
             }
         }
-        if STREAM {
-            store::fence();
-        }
         sum
     }
-}
-
-/// `dim` numbers from a multiple of 16 bytes on, of a slice that is `dim + 4` long or empty.
-fn aligned<A: Scalar>(slice: &mut [A], dim: usize) -> &mut [A] {
-    if slice.is_empty() {
-        return slice;
-    }
-    let start = slice.as_ptr().align_offset(16);
-    &mut slice[start..start + dim]
 }
 
 /// What rows are computed with, in their type of arithmetic.
@@ -256,10 +246,7 @@ fn inverse_norms<S: Simd, A: Scalar>(rows: &Rows<'_, S, A, 3>) -> Inverse<A> {
 /// A distance, as the loss and gradients of one triplet.
 trait Triplet<A: Scalar>: Copy + Sync {
     /// Writes the gradients times `weight` to `to`, returns the loss.
-    ///
-    /// # Safety
-    /// With `STREAM` the rows of `to` start at multiples of 16 bytes and are multiples of 16 bytes long.
-    unsafe fn triplet<S: Simd, const STREAM: bool>(
+    fn triplet<S: Simd>(
         &self,
         options: &Options<A>,
         rows: &Rows<'_, S, A, 3>,
@@ -404,7 +391,7 @@ struct Subtractive<M>(M);
 
 impl<A: Scalar, M: Elementwise<A>> Triplet<A> for Subtractive<M> {
     #[inline(always)]
-    unsafe fn triplet<S: Simd, const STREAM: bool>(
+    fn triplet<S: Simd>(
         &self,
         options: &Options<A>,
         rows: &Rows<'_, S, A, 3>,
@@ -418,25 +405,20 @@ impl<A: Scalar, M: Elementwise<A>> Triplet<A> for Subtractive<M> {
                 #[inline(always)]
                 |x: [V<S, A>; 3]| [x[0] * scale[0], x[1] * scale[1], x[2] * scale[2]],
             );
-            // SAFETY: the caller's contract.
-            unsafe { subtractive::<S, A, M, STREAM>(options, rows, weight, to, &self.0, unit, Some(&inverse)) }
+            subtractive(options, rows, weight, to, &self.0, unit, Some(&inverse))
         } else {
             let same = inlined(
                 #[inline(always)]
                 |x| x,
             );
-            // SAFETY: the caller's contract.
-            unsafe { subtractive::<S, A, M, STREAM>(options, rows, weight, to, &self.0, same, None) }
+            subtractive(options, rows, weight, to, &self.0, same, None)
         }
     }
 }
 
 /// `unit` normalises, or does nothing where `inverse` is `None`.
-///
-/// # Safety
-/// As [`Triplet::triplet`].
 #[inline(always)]
-unsafe fn subtractive<S: Simd, A: Scalar, M: Elementwise<A>, const STREAM: bool>(
+fn subtractive<S: Simd, A: Scalar, M: Elementwise<A>>(
     options: &Options<A>,
     rows: &Rows<'_, S, A, 3>,
     weight: A,
@@ -477,8 +459,7 @@ unsafe fn subtractive<S: Simd, A: Scalar, M: Elementwise<A>, const STREAM: bool>
         return loss;
     };
     if weight == A::ZERO {
-        // SAFETY: the caller's contract.
-        unsafe { zeros::<S, A, STREAM>(rows, to) };
+        zeros(rows, to);
         return loss;
     }
 
@@ -520,8 +501,7 @@ unsafe fn subtractive<S: Simd, A: Scalar, M: Elementwise<A>, const STREAM: bool>
         },
     );
     match inverse {
-        // SAFETY: the caller's contract.
-        None => unsafe { rows.map::<STREAM>(to, gradient) },
+        None => rows.map(to, gradient),
         Some(inverse) => {
             // Through u = x / norm:  (g - (g . u) u) / norm.
             let along = rows.sums(
@@ -546,24 +526,20 @@ unsafe fn subtractive<S: Simd, A: Scalar, M: Elementwise<A>, const STREAM: bool>
                     )
                 },
             );
-            // SAFETY: the caller's contract.
-            unsafe { rows.map::<STREAM>(to, through) }
+            rows.map(to, through);
         }
     }
     loss
 }
 
-/// # Safety
-/// As [`Triplet::triplet`].
 #[inline(always)]
-unsafe fn zeros<S: Simd, A: Scalar, const STREAM: bool>(rows: &Rows<'_, S, A, 3>, to: [&mut [A]; 3]) {
+fn zeros<S: Simd, A: Scalar>(rows: &Rows<'_, S, A, 3>, to: [&mut [A]; 3]) {
     let zero = rows.splat(A::ZERO);
     let zeros = inlined(
         #[inline(always)]
         |_| [zero; 3],
     );
-    // SAFETY: the caller's contract.
-    unsafe { rows.map::<STREAM>(to, zeros) }
+    rows.map(to, zeros);
 }
 
 /// `d(x, y) = 1 - u_x·u_y`, `grad_x d = -(u_y - (u_x·u_y) u_x) / norm_x`.
@@ -572,7 +548,7 @@ struct Cosine;
 
 impl<A: Scalar> Triplet<A> for Cosine {
     #[inline(always)]
-    unsafe fn triplet<S: Simd, const STREAM: bool>(
+    fn triplet<S: Simd>(
         &self,
         options: &Options<A>,
         rows: &Rows<'_, S, A, 3>,
@@ -597,8 +573,7 @@ impl<A: Scalar> Triplet<A> for Cosine {
             return loss;
         };
         if weight == A::ZERO {
-            // SAFETY: the caller's contract.
-            unsafe { zeros::<S, A, STREAM>(rows, to) };
+            zeros(rows, to);
             return loss;
         }
         // Each row's share of its own direction: the cosines it takes part in, with their signs.
@@ -617,8 +592,7 @@ impl<A: Scalar> Triplet<A> for Cosine {
                 }
             },
         );
-        // SAFETY: the caller's contract.
-        unsafe { rows.map::<STREAM>(to, gradient) };
+        rows.map(to, gradient);
         loss
     }
 }
