@@ -14,6 +14,11 @@ using i64 = long long;
 #define KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads, 2) name(__VA_ARGS__)
 // A block's static shared array.
 #define SHARED(type, name, count) __shared__ type name[count]
+// The block's dynamic shared memory as a Struct; the launch gives sizeof(Struct) bytes.
+#define SHARED_DYNAMIC(Struct, name)                                          \
+    extern __shared__ __align__(128) unsigned char platform_dynamic_shared[]; \
+    static_assert(alignof(Struct) <= 128, "aligned to 128 bytes at most");    \
+    Struct& name = *reinterpret_cast<Struct*>(platform_dynamic_shared)
 
 // ---- 16-bit floats: storage only; arithmetic happens in f32 ----
 
@@ -51,3 +56,52 @@ DEVICE u32 add_release_acquire(u32* p, u32 x) {
     asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(x) : "memory");
     return old;
 }
+
+// ---- a part of a block ----
+
+// Waits until `threads` threads, whole warps, have come to barrier `id`, 1 to 15 (0 is __syncthreads).
+DEVICE void named_barrier(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+// ---- tiles: cp.async, ldmatrix, mma.sync ----
+
+// 32 bits, as PTX wants addresses of the .shared space.
+DEVICE u32 shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
+
+// 16 bytes, global to shared, past the L1 cache; zeros where not `valid` (`from` is then not read). In flight until a
+// wait; both addresses are multiples of 16.
+DEVICE void copy_async16(void* to, const void* from, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+                 "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0)
+                 : "memory");
+}
+// Closes this thread's group of copies.
+DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most N of this thread's groups are in flight. Other threads see the bytes only after a barrier.
+template <int N> DEVICE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// Matrix j of 8x8 16-bit numbers has its rows at the addresses of lanes 8j .. 8j+7; lane l receives elements
+// 2 (l % 4) and 2 (l % 4) + 1 of row l / 4, transposed: rows 2 (l % 4) and 2 (l % 4) + 1 of column l / 4.
+DEVICE void load_matrix_x4(u32 (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+DEVICE void load_matrix_x4_transposed(u32 (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// d += a b with PTX's fragments, accumulated in f32. tf32 is an f32 whose 13 low bits are ignored.
+#define PLATFORM_MMA(name, shape_and_types)                                                      \
+    DEVICE void name(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {                         \
+        asm volatile("mma.sync.aligned." shape_and_types                                         \
+                     " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"          \
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                            \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));            \
+    }
+PLATFORM_MMA(mma_f16_m16n8k16, "m16n8k16.row.col.f32.f16.f16.f32")
+PLATFORM_MMA(mma_bf16_m16n8k16, "m16n8k16.row.col.f32.bf16.bf16.f32")
+PLATFORM_MMA(mma_tf32_m16n8k8, "m16n8k8.row.col.f32.tf32.tf32.f32")

@@ -30,7 +30,13 @@ pub struct Device {
 #[derive(Default)]
 struct Loaded {
     modules: HashMap<String, Arc<CudaModule>>,
-    functions: HashMap<String, CudaFunction>,
+    functions: HashMap<String, Function>,
+}
+
+struct Function {
+    function: CudaFunction,
+    /// The most dynamic shared memory of its launches so far: the driver was told.
+    shared_bytes: u32,
 }
 
 impl Device {
@@ -121,7 +127,7 @@ impl Device {
         arguments: &[u8],
     ) -> Result<(), Error> {
         let _current = Current::set(&self.context)?;
-        let function = self.function(stem, kernel)?;
+        let function = self.function(stem, kernel, grid.shared_bytes)?;
         // The driver reads the struct through this pointer before it returns, so it need not outlive the call.
         let mut parameters = [arguments.as_ptr().cast_mut().cast()];
         // SAFETY: the caller's contract; the function belongs to the current context.
@@ -151,11 +157,28 @@ impl Device {
         unsafe { result::memset_d8_async(to, 0, bytes, stream) }.map_err(|e| error("clearing memory", e))
     }
 
-    fn function(&self, stem: &str, kernel: &str) -> Result<CudaFunction, Error> {
+    /// The kernel, ready for launches with `shared_bytes` of dynamic shared memory.
+    fn function(&self, stem: &str, kernel: &str, shared_bytes: u32) -> Result<CudaFunction, Error> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = loaded.functions.get(kernel) {
-            return Ok(function.clone());
+        if !loaded.functions.contains_key(kernel) {
+            let function = self.find(&mut loaded, stem, kernel)?;
+            loaded.functions.insert(kernel.into(), function);
         }
+        let found = loaded.functions.get_mut(kernel).expect("just put there");
+        // Without being told, the driver refuses more than 48 KiB of static and dynamic shared memory together.
+        if shared_bytes > found.shared_bytes {
+            let bytes = i32::try_from(shared_bytes).unwrap_or(i32::MAX);
+            let limit = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            found.function.set_attribute(limit, bytes).map_err(|e| {
+                let most = self.properties.shared_bytes_per_block;
+                error(format!("giving {kernel} {shared_bytes} bytes of dynamic shared memory, of {most} in a block"), e)
+            })?;
+            found.shared_bytes = shared_bytes;
+        }
+        Ok(found.function.clone())
+    }
+
+    fn find(&self, loaded: &mut Loaded, stem: &str, kernel: &str) -> Result<Function, Error> {
         let module = match loaded.modules.get(stem) {
             Some(module) => module.clone(),
             None => {
@@ -165,8 +188,7 @@ impl Device {
             }
         };
         let function = module.load_function(kernel).map_err(|e| error(format!("finding {kernel} in {stem}"), e))?;
-        loaded.functions.insert(kernel.into(), function.clone());
-        Ok(function)
+        Ok(Function { function, shared_bytes: 0 })
     }
 
     fn load(&self, stem: &str) -> Result<Arc<CudaModule>, Error> {
