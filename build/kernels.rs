@@ -19,6 +19,9 @@ mod constants;
 const DEFAULT_ARCHS: &str = "80,90a,100,120";
 /// PTX for this architecture is compiled by the driver where no cubin fits.
 const PTX_ARCH: &str = "compute_80";
+/// What each wrapped instruction does: compiled as the losses' kernels are, but for tests/conformance.rs alone. Packages
+/// do not have it.
+const CONFORMANCE: &str = "emulator/tests/kernels/conformance.cu";
 
 /// One file of kernels for one target.
 struct Job {
@@ -39,10 +42,15 @@ pub fn build() {
     }
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=src/constants.rs");
+    if Path::new(CONFORMANCE).exists() {
+        println!("cargo:rerun-if-changed={CONFORMANCE}");
+    }
 
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     if crate::doc_only() {
-        fs::write(out.join("images.rs"), "&[]").expect("OUT_DIR is writable");
+        for table in ["images.rs", "conformance.rs"] {
+            fs::write(out.join(table), "&[]").expect("OUT_DIR is writable");
+        }
         return;
     }
 
@@ -70,10 +78,17 @@ pub fn build() {
     let mut images = images.into_inner().expect("no compiling thread panics");
     images.sort_by_key(|(i, _)| *i);
 
-    // A table of `Image`s; src/cuda/images.rs includes it.
+    // src/cuda/images.rs includes the first, tests/conformance.rs the second.
+    let (conformance, losses): (Vec<_>, Vec<_>) =
+        images.iter().map(|(i, image)| (&jobs[*i], image)).partition(|(job, _)| job.source == Path::new(CONFORMANCE));
+    write_table(&out, "images.rs", &losses);
+    write_table(&out, "conformance.rs", &conformance);
+}
+
+/// A table of `Image`s, with the files that it includes.
+fn write_table(out: &Path, name: &str, images: &[(&Job, &Image)]) {
     let mut table = String::from("&[\n");
-    for (i, image) in &images {
-        let job = &jobs[*i];
+    for (job, image) in images {
         let file = format!("{}.{}", job.stem, job.target);
         fs::write(out.join(&file), miniz_oxide::deflate::compress_to_vec(&image.bytes, 9))
             .expect("OUT_DIR is writable");
@@ -91,7 +106,7 @@ pub fn build() {
         table.push_str("] },\n");
     }
     table.push(']');
-    fs::write(out.join("images.rs"), table).expect("OUT_DIR is writable");
+    fs::write(out.join(name), table).expect("OUT_DIR is writable");
 }
 
 fn jobs(nvrtc: &str) -> Vec<Job> {
@@ -118,6 +133,7 @@ fn jobs(nvrtc: &str) -> Vec<Job> {
         .filter(|path| path.extension().is_some_and(|e| e == "cu"))
         .collect();
     sources.sort();
+    sources.extend(Some(PathBuf::from(CONFORMANCE)).filter(|source| source.exists()));
     let mut jobs = Vec::new();
     for source in sources {
         let stem = source.file_stem().expect("a .cu file has a stem").to_string_lossy().into_owned();

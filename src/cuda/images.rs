@@ -43,8 +43,13 @@ impl Image {
 /// The image of `stem` for a device of compute capability `major.minor`: a cubin made for it, or PTX that its driver
 /// compiles.
 pub fn image_for(stem: &str, major: u32, minor: u32) -> Option<&'static Image> {
-    let of_stem = || IMAGES.iter().filter(|image| image.stem == stem);
-    of_stem()
+    choose(IMAGES, stem, major, minor)
+}
+
+/// The same among other images.
+pub fn choose(images: &'static [Image], stem: &str, major: u32, minor: u32) -> Option<&'static Image> {
+    let of_stem = images.iter().filter(|image| image.stem == stem);
+    of_stem
         .filter_map(|image| Some((rank(image.target, major, minor)?, image)))
         .max_by_key(|(rank, _)| *rank)
         .map(|(_, image)| image)

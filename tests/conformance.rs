@@ -1,0 +1,105 @@
+//! What each instruction behind kernels/platform.cuh does: compiled for every architecture in each build, and asked of a
+//! device where there is one. What a device answered, written down, is what the emulator is held to.
+#![cfg(feature = "cuda")]
+
+#[path = "support/conformance.rs"]
+mod conformance;
+mod support;
+
+use std::collections::BTreeSet;
+
+use conformance::Probe;
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg};
+use cudarc::nvrtc::Ptx;
+use tercet::cuda::images::choose;
+use tercet::cuda::{IMAGES, Image, KernelReport};
+
+static CONFORMANCE: &[Image] = include!(concat!(env!("OUT_DIR"), "/conformance.rs"));
+
+#[test]
+fn the_probes_compile_for_every_device() {
+    if !support::package().join("emulator").is_dir() {
+        println!("skipped: a package has no emulator: the_probes_compile_for_every_device");
+        return;
+    }
+    let targets = |images: &[Image]| images.iter().map(|image| image.target).collect::<BTreeSet<_>>();
+    assert_eq!(targets(CONFORMANCE), targets(IMAGES));
+    for image in CONFORMANCE {
+        let bytes = image.inflate();
+        for Probe { kernel, .. } in conformance::probes() {
+            let found = bytes.windows(kernel.len()).any(|window| window == kernel.as_bytes());
+            assert!(found, "{kernel} is not in the image for {}", image.target);
+            let report: Option<&KernelReport> = image.kernels.iter().find(|report| report.kernel == kernel);
+            if image.target.starts_with("sm_") {
+                let report = report.unwrap_or_else(|| panic!("no assembler's report on {kernel} for {}", image.target));
+                assert_eq!(report.spill_bytes, 0, "{report:?} for {}", image.target);
+            }
+        }
+    }
+}
+
+/// `TERCET_REWRITE_RECORDS=1` writes down what this device answers.
+#[test]
+fn a_device_answers_as_defined() {
+    if tercet::cuda::device_count() == 0 {
+        assert!(
+            std::env::var_os("TERCET_REQUIRE_CUDA").is_none(),
+            "TERCET_REQUIRE_CUDA is set, and there is no device"
+        );
+        println!("skipped: no CUDA device: a_device_answers_as_defined");
+        return;
+    }
+    let context = CudaContext::new(0).unwrap();
+    let attribute = |what| u32::try_from(context.attribute(what).unwrap()).unwrap();
+    let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+    let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+    let image = choose(CONFORMANCE, "conformance", major, minor).expect("an image for this device");
+    let bytes = image.inflate();
+    let code = match image.target.starts_with("sm_") {
+        true => Ptx::from_binary(bytes),
+        false => Ptx::from_src(String::from_utf8(bytes).unwrap().trim_end_matches('\0')),
+    };
+    let module = context.load_module(code).unwrap();
+    let stream = context.default_stream();
+    let probes = conformance::probes();
+    let mut answers = Vec::new();
+    for probe in &probes {
+        let (input, mut out) = (stream.clone_htod(&probe.input).unwrap(), stream.clone_htod(&probe.initial).unwrap());
+        let kernel = module.load_function(probe.kernel).unwrap();
+        let config = LaunchConfig {
+            grid_dim: (probe.blocks, 1, 1),
+            block_dim: (probe.threads, 1, 1),
+            shared_mem_bytes: probe.shared_bytes,
+        };
+        let (input_address, _input) = cudarc::driver::DevicePtr::device_ptr(&input, &stream);
+        let (out_address, out_guard) = cudarc::driver::DevicePtrMut::device_ptr_mut(&mut out, &stream);
+        let arguments = Arguments([input_address, out_address]);
+        // SAFETY: the kernel's argument; buffers of the sizes that its probe lays down.
+        unsafe { stream.launch_builder(&kernel).arg(&arguments).launch(config) }.unwrap();
+        drop(out_guard);
+        answers.push((probe, stream.clone_dtoh(&out).unwrap()));
+    }
+
+    let device = context.name().unwrap();
+    let folder = conformance::records(&support::package());
+    if std::env::var_os("TERCET_REWRITE_RECORDS").is_some() {
+        let file = conformance::write_record(&folder, &device, &format!("{major}.{minor}"), &answers);
+        println!("{device}: {} probes written to {}", answers.len(), file.display());
+    }
+    let mut wrong: Vec<String> = answers.iter().filter_map(|(probe, out)| probe.check(out).err()).collect();
+    for (file, record) in conformance::read_records(&folder).iter().filter(|(_, record)| record["device"] == device) {
+        for (probe, out) in &answers {
+            let recorded = conformance::answer(record, probe).and_then(|record| probe.check_record(out, &record));
+            wrong.extend(recorded.err().map(|e| format!("{file}: {e}")));
+        }
+    }
+    assert!(wrong.is_empty(), "{device}:\n{}", wrong.join("\n"));
+    println!("{device}: {} probes", answers.len());
+}
+
+/// `Args` of the kernels.
+#[repr(C)]
+struct Arguments([u64; 2]);
+// SAFETY: two device addresses, laid out as the kernels' struct of two pointers.
+unsafe impl cudarc::driver::DeviceRepr for Arguments {}
