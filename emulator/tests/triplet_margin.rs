@@ -288,7 +288,8 @@ fn run<T: Element>(emulator: &Emulator, case: &Case<T>, tally: &mut Tally) {
         assert!(oracle.losses[b].is_nan(), "the oracle's row {b} holds a NaN or an infinity\n{about:?}");
     }
     let mean = if case.loss.reduction == Reduction::Mean { 1.0 / rows as f64 } else { 1.0 };
-    let mut loss_bound = bounds::unit::<T::Scalar>() * 2.0 * oracle.loss.abs();
+    // The sum over rows is one in f64, the oracle's as well, in some order; then the mean and the conversion.
+    let mut loss_bound = 2.0 * (bounds::unit::<T::Scalar>() + rows as f64 * bounds::unit::<f64>()) * oracle.loss.abs();
     for b in 0..rows {
         let weight = mean * weights[if weights.len() == 1 { 0 } else { b }];
         let bound = bounds::row::<T>(&case.loss, view.map(|m| m.row(b)), weight);
