@@ -3,10 +3,12 @@
 
 #[path = "support/triplet_margin_property.rs"]
 mod property;
+#[path = "support/triplet_margin_records.rs"]
+mod records;
 mod support;
 
 use property::{Backend, Case, Data, Output, property};
-use tercet::{Element, Matrix, Reduction, TripletMarginLoss};
+use tercet::{Element, Matrix, Reduction};
 
 #[cfg(feature = "cuda")]
 trait BackendElement: cudarc::driver::DeviceRepr {}
@@ -59,6 +61,7 @@ impl Backend for Cuda {
     where
         T::Scalar: BackendElement,
     {
+        use tercet::TripletMarginLoss;
         use tercet::cuda::CudaMatrix;
         let Case { rows, dim, gap, offset, .. } = *case;
         let stream = &self.0;
@@ -98,17 +101,69 @@ fn cpu_agrees_with_the_oracle() {
     property(&Cpu, 1500);
 }
 
+/// A file of recorded figures.
+fn record(of: &str) -> std::path::PathBuf {
+    support::package().join(format!("tests/data/triplet_margin-{of}.json"))
+}
+
+#[test]
+fn cpu_computes_what_it_did() {
+    records::unchanged(&Cpu, &record("cpu"));
+}
+
+/// Gradients a twentieth too large.
+struct Wrong(Cpu);
+
+impl Backend for Wrong {
+    const NAME: &'static str = "a wrong cpu";
+    fn run<T: Element + BackendElement>(&self, case: &Case, data: &Data<T>) -> Output<T>
+    where
+        T::Scalar: BackendElement,
+    {
+        let mut output = self.0.run(case, data);
+        output.scaled_grads.iter_mut().flatten().for_each(|x| *x = T::from_f64(x.to_f64() * 1.05));
+        output
+    }
+}
+
+#[test]
+fn a_change_is_found_in_every_case() {
+    if support::rewrite_records() {
+        return; // it would be recorded
+    }
+    let (changes, _) = records::changes(&Wrong(Cpu), &record("cpu"));
+    let mut cases: Vec<&str> = changes.iter().filter_map(|change| Some(change.split_once(": grads")?.0)).collect();
+    cases.dedup();
+    assert_eq!(cases.len(), 4 * 14, "{}", changes.join("\n"));
+}
+
+#[cfg(feature = "cuda")]
+fn device(test: &str) -> Option<Cuda> {
+    if tercet::cuda::device_count() > 0 {
+        return Some(Cuda(cudarc::driver::CudaContext::new(0).unwrap().default_stream()));
+    }
+    assert!(std::env::var_os("TERCET_REQUIRE_CUDA").is_none(), "TERCET_REQUIRE_CUDA is set, and there is no device");
+    println!("skipped: no CUDA device: {test}");
+    None
+}
+
 #[cfg(feature = "cuda")]
 #[test]
 fn cuda_agrees_with_the_oracle() {
-    if tercet::cuda::device_count() == 0 {
-        assert!(
-            std::env::var_os("TERCET_REQUIRE_CUDA").is_none(),
-            "TERCET_REQUIRE_CUDA is set, and there is no device"
-        );
-        println!("skipped: no CUDA device: cuda_agrees_with_the_oracle");
+    if let Some(cuda) = device("cuda_agrees_with_the_oracle") {
+        property(&cuda, 1500);
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_computes_what_it_did() {
+    let Some(cuda) = device("cuda_computes_what_it_did") else { return };
+    let name = cuda.0.context().name().unwrap();
+    let file = record(&name.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
+    if !file.exists() && !support::rewrite_records() {
+        println!("skipped: nothing recorded on {name}: cuda_computes_what_it_did");
         return;
     }
-    let context = cudarc::driver::CudaContext::new(0).unwrap();
-    property(&Cuda(context.default_stream()), 1500);
+    records::unchanged(&cuda, &file);
 }

@@ -14,6 +14,8 @@ use tercet_emulator::{Buffer, Emulator, Options};
 mod bounds;
 #[path = "../../tests/support/triplet_margin_property.rs"]
 mod property;
+#[path = "../../tests/support/triplet_margin_records.rs"]
+mod records;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
@@ -93,6 +95,12 @@ fn the_emulator_agrees_with_the_oracle() {
 #[test]
 fn the_detector_agrees_with_the_oracle() {
     shared_property::<true>(60);
+}
+
+#[test]
+fn the_emulator_computes_what_it_did() {
+    let file = support::package().join("../tests/data/triplet_margin-emulator.json");
+    records::unchanged(&Emulated::<false>::default(), &file);
 }
 
 struct Random(u64);

@@ -8,6 +8,11 @@ pub fn package() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
+/// Whether records of numbers are to be written again instead of compared.
+pub fn rewrite_records() -> bool {
+    std::env::var_os("TERCET_REWRITE_RECORDS").is_some_and(|value| value == "1")
+}
+
 /// SplitMix64: numbers that depend on the seed alone.
 pub struct Numbers(pub u64);
 

@@ -175,7 +175,7 @@ pub fn roundoff<T: Element>() -> f64 {
 }
 
 impl Bounds {
-    fn new<T: Element>(case: &Case) -> Self {
+    pub fn new<T: Element>(case: &Case) -> Self {
         let roots = (case.dim as f64).sqrt();
         let powers = if let Distance::Lp { p, .. } = case.loss.distance
             && p != 2.0
@@ -195,8 +195,17 @@ impl Bounds {
     }
 
     /// Of one row's loss, whose distances and margin add up to `scale`.
-    fn loss(&self, scale: f64) -> f64 {
+    pub fn loss(&self, scale: f64) -> f64 {
         self.sum * (scale + self.absolute) + 1e-35
+    }
+}
+
+/// Of a gradient in T: its relative rounding, and its smallest steps.
+pub fn storage<T: Element>() -> (f64, f64) {
+    match T::NAME {
+        "f16" => (f64::from(f32::from(f16::EPSILON)), 6e-8),
+        "bf16" => (f64::from(f32::from(bf16::EPSILON)), 1e-37),
+        _ => (0.0, 1e-37),
     }
 }
 
@@ -233,12 +242,7 @@ fn compare<T: Element>(case: &Case, data: &Data<T>, output: &Output<T>, worst: &
         check("loss", loss.to_f64(), oracle.loss, mean * total_bound + rounding)?;
     }
 
-    let rounding = match T::NAME {
-        "f16" => f64::from(f32::from(f16::EPSILON)),
-        "bf16" => f64::from(f32::from(bf16::EPSILON)),
-        _ => 0.0,
-    };
-    let smallest = if T::NAME == "f16" { 6e-8 } else { 1e-37 };
+    let (rounding, smallest) = storage::<T>();
     let mut grads = vec![(&output.scaled_grads, &oracle, data.upstream.clone())];
     grads.extend(output.grads.as_ref().map(|g| (g, &unit, vec![1.0])));
     for (actual, expected, upstream) in grads {
@@ -274,7 +278,7 @@ fn unit_rows<T>(case: &Case, data: &Data<T>, row: usize) -> ([Vec<f64>; 3], [f64
 }
 
 /// At least the sum of the triplet's distances.
-fn distance_scale<T>(case: &Case, data: &Data<T>, row: usize) -> f64 {
+pub fn distance_scale<T>(case: &Case, data: &Data<T>, row: usize) -> f64 {
     let ([a, p, n], _) = unit_rows(case, data, row);
     let d = |x: &[f64], y: &[f64]| {
         let e = || x.iter().zip(y).map(|(x, y)| (x - y).abs() + 1e-6);
@@ -290,7 +294,7 @@ fn distance_scale<T>(case: &Case, data: &Data<T>, row: usize) -> f64 {
 
 /// At least the size of any element of the gradients, before cancellation, per unit of weight; for normalised rows also
 /// what errors of the unit vectors make of it.
-fn slope_scale<T>(case: &Case, data: &Data<T>, row: usize) -> f64 {
+pub fn slope_scale<T>(case: &Case, data: &Data<T>, row: usize) -> f64 {
     let ([a, p, n], norms) = unit_rows(case, data, row);
     let units = case.loss.normalize || case.loss.distance == Distance::Cosine;
     let pair = |x: &[f64], y: &[f64]| {
@@ -311,7 +315,7 @@ fn slope_scale<T>(case: &Case, data: &Data<T>, row: usize) -> f64 {
 
 /// Euclidean and Lp slopes jump where a distance is 0, or so small that its rounding error is as large, and where
 /// elements of Lp below p = 2 are: no bound holds there. The lattice tests and the recorded values cover those points.
-fn has_bound<T: Element>(case: &Case, data: &Data<T>) -> bool {
+pub fn has_bound<T: Element>(case: &Case, data: &Data<T>) -> bool {
     (0..case.rows).all(|row| {
         let ([a, p, n], _) = unit_rows(case, data, row);
         let units = case.loss.normalize;
