@@ -387,9 +387,9 @@ fn bf16_meets_the_oracle() {
 #[test]
 fn the_detector_has_nothing_to_report() {
     // A report is an error of the launch, and fails.
-    let launches = run_many::<f32>(true, 60, 2000)
-        + run_many::<f64>(true, 60, 2000)
-        + run_many::<f16>(true, 60, 2000)
-        + run_many::<bf16>(true, 60, 2000);
+    let launches = run_many::<f32>(true, 250, 2000)
+        + run_many::<f64>(true, 250, 2000)
+        + run_many::<f16>(true, 250, 2000)
+        + run_many::<bf16>(true, 250, 2000);
     println!("emulator, triplet_margin: {launches} launches with the detector, no report");
 }
