@@ -7,13 +7,14 @@ mod conformance;
 mod support;
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use conformance::Probe;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::Ptx;
 use tercet::cuda::images::choose;
-use tercet::cuda::{IMAGES, Image, KernelReport};
+use tercet::cuda::{CudaLauncher, Grid, IMAGES, Image, KernelReport, Launcher};
 
 static CONFORMANCE: &[Image] = include!(concat!(env!("OUT_DIR"), "/conformance.rs"));
 
@@ -39,18 +40,41 @@ fn the_probes_compile_for_every_device() {
     }
 }
 
+fn device(test: &str) -> Option<Arc<CudaContext>> {
+    if tercet::cuda::device_count() > 0 {
+        return Some(CudaContext::new(0).unwrap());
+    }
+    assert!(std::env::var_os("TERCET_REQUIRE_CUDA").is_none(), "TERCET_REQUIRE_CUDA is set, and there is no device");
+    println!("skipped: no CUDA device: {test}");
+    None
+}
+
+/// More than 48 KiB needs the driver's leave; more than a block has is an error, and harms nothing.
+#[test]
+fn a_launch_may_ask_for_much_shared_memory() {
+    let Some(context) = device("a_launch_may_ask_for_much_shared_memory") else { return };
+    let stream = context.default_stream();
+    let launcher = CudaLauncher::new(&stream).unwrap();
+    let launch = |shared_bytes| {
+        let grid = Grid { blocks: 1, threads: 256, shared_bytes };
+        // No rows and no outputs: the kernel does nothing.
+        let arguments = [0u8; 192];
+        // SAFETY: zeros are an argument of this kernel, and hold no address that it would follow.
+        unsafe { launcher.launch("triplet_margin", "triplet_margin_difference_f32_l32", grid, &arguments) }
+    };
+    for bytes in [0, 1 << 10, 64 << 10, 48 << 10, 96 << 10] {
+        launch(bytes).unwrap();
+    }
+    let error = launch(1 << 30).unwrap_err().to_string();
+    assert!(error.contains("1073741824 bytes of dynamic shared memory"), "{error}");
+    launch(96 << 10).unwrap();
+    stream.synchronize().unwrap();
+}
+
 /// `TERCET_REWRITE_RECORDS=1` writes down what this device answers.
 #[test]
 fn a_device_answers_as_defined() {
-    if tercet::cuda::device_count() == 0 {
-        assert!(
-            std::env::var_os("TERCET_REQUIRE_CUDA").is_none(),
-            "TERCET_REQUIRE_CUDA is set, and there is no device"
-        );
-        println!("skipped: no CUDA device: a_device_answers_as_defined");
-        return;
-    }
-    let context = CudaContext::new(0).unwrap();
+    let Some(context) = device("a_device_answers_as_defined") else { return };
     let attribute = |what| u32::try_from(context.attribute(what).unwrap()).unwrap();
     let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
     let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
