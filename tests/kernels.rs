@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use tercet::cuda::{DeviceProperties, IMAGES};
 use tercet::triplet_margin::cuda::kernel_names;
@@ -39,6 +40,49 @@ fn no_kernel_spills_or_uses_local_memory() {
         }
     }
     assert!(kernels > 0, "the assembler reported on no kernel");
+}
+
+/// NVIDIA's disassembler: of a CUDA toolkit, or the one that Triton brings beside libtorch.
+fn disassembler() -> Option<PathBuf> {
+    let libtorch = std::env::var_os("LIBTORCH").map_or_else(|| support::package().join(".libtorch"), PathBuf::from);
+    let beside = std::fs::canonicalize(libtorch).ok().and_then(|torch| Some(torch.parent()?.to_path_buf()));
+    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let folders = toolkits.chain(["/usr/local/cuda".into()]).map(|home| home.join("bin"));
+    let beside = beside.map(|site| site.join("triton/backends/nvidia/bin"));
+    folders.chain(beside).map(|bin| bin.join("nvdisasm")).find(|file| file.is_file())
+}
+
+/// What the assembler made of the kernels: rows are read and gradients written 16 bytes at a time, and a kernel that
+/// holds its rows reads each of them once.
+#[test]
+fn rows_move_in_vectors_of_16_bytes() {
+    let Some(disassembler) = disassembler() else {
+        println!("skipped: no nvdisasm: rows_move_in_vectors_of_16_bytes");
+        return;
+    };
+    // By the bytes that a lane of the shape holds of each row: 16 for a vector, and the vectors of a lane.
+    let held = [("_l8", 1), ("_l32", 1), ("_l32x4", 4)];
+    let mut kernels = 0;
+    for image in IMAGES.iter().filter(|i| i.target.starts_with("sm_") && i.stem == "triplet_margin") {
+        let file = std::env::temp_dir().join(format!("tercet-{}-{}.cubin", std::process::id(), image.target));
+        std::fs::write(&file, image.inflate()).unwrap();
+        let output = std::process::Command::new(&disassembler).arg("-c").arg(&file).output().unwrap();
+        std::fs::remove_file(&file).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        for section in text.split(".section\t.text.").skip(1) {
+            let name = section.split([',', '\n']).next().unwrap_or_default().trim_matches('"');
+            // f64 and powers are of the shapes that read again.
+            let Some((_, vectors)) = held.iter().find(|(shape, _)| name.ends_with(shape)) else { continue };
+            let count = |what: &[&str]| section.lines().filter(|l| what.iter().all(|w| l.contains(w))).count();
+            let (loads, stores) = (count(&["LDG.E", ".128"]), count(&["STG.E", ".128"]));
+            assert_eq!(loads, 3 * vectors, "{name} for {}: 16-byte loads", image.target);
+            assert!(stores >= 3 * vectors, "{name} for {}: {stores} 16-byte stores", image.target);
+            kernels += 1;
+        }
+    }
+    assert!(kernels > 0, "no kernel of these shapes was found");
+    println!("{kernels} kernels read each row once, in vectors of 16 bytes");
 }
 
 #[test]

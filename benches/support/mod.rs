@@ -1,9 +1,14 @@
-//! Timing two things in turn, the machine's copy bandwidth, and the rows of `target/bench.json`.
+//! Timing two things in turn, the machine's copy bandwidth, peak memory, and the rows of `target/bench.json`.
+#![allow(dead_code, reason = "each bench uses its share")]
 
 use std::fmt::Write as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use cudarc::driver::{result::event, sys};
 use tch::{Device, Kind, Tensor};
+
+/// Set in a second run of the same program, in which the C library keeps the memory that is freed.
+const RECYCLING: &str = "TERCET_BENCH_RECYCLING_MALLOC";
 
 /// One measurement; the fields of `target/bench.json`.
 pub struct Row {
@@ -15,41 +20,100 @@ pub struct Row {
     pub ms: f64,
     pub peer: String,
     pub peer_ms: f64,
-    pub ratio: f64,
-    pub floor_ms: f64,
-    pub peak_bytes: u64,
+    pub floor_ms: Option<f64>,
+    pub peak_bytes: Option<u64>,
 }
 
-/// Median milliseconds of both, run in turn after two rounds of warm-up.
-pub fn paired_medians(mut ours: impl FnMut(), mut peer: impl FnMut()) -> (f64, f64) {
-    paired_medians_of(|| (), |_| ours(), || (), |_| peer())
+/// How the time of work on a device is taken: by the clock, or on CUDA by events before and after it.
+pub enum Clock {
+    Wall,
+    Events { start: sys::CUevent, end: sys::CUevent },
+}
+
+impl Clock {
+    pub fn of(device: Device) -> Self {
+        if device == Device::Cpu {
+            return Self::Wall;
+        }
+        // PyTorch makes the device's context current to this thread; events then belong to it.
+        drop(Tensor::zeros([1], (Kind::Float, device)));
+        let new = || event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).expect("an event");
+        Self::Events { start: new(), end: new() }
+    }
+
+    /// Milliseconds that `f` takes; its result is dropped afterwards.
+    pub fn time<X>(&self, f: impl FnOnce() -> X) -> f64 {
+        let (result, ms);
+        match self {
+            Self::Wall => {
+                let start = Instant::now();
+                result = f();
+                ms = start.elapsed().as_secs_f64() * 1e3;
+            }
+            Self::Events { start, end } => {
+                // The stream that PyTorch uses unless told otherwise.
+                let stream = std::ptr::null_mut();
+                // SAFETY: live events of the current context, and its default stream.
+                unsafe {
+                    event::record(*start, stream).expect("an event on the stream");
+                    result = f();
+                    event::record(*end, stream).expect("an event on the stream");
+                    while event::query(*end).is_err() {
+                        std::hint::spin_loop();
+                    }
+                    ms = f64::from(event::elapsed(*start, *end).expect("two events that have happened"));
+                }
+            }
+        }
+        drop(result);
+        ms
+    }
+}
+
+/// Median milliseconds of both.
+///
+/// They run in turn, several times each: so a machine whose speed drifts is fair to both, and neither pays for what the
+/// other left in the caches, as its first run of each turn, which is not counted, does.
+pub fn medians(clock: &Clock, mut ours: impl FnMut(), mut peer: impl FnMut()) -> (f64, f64) {
+    medians_of(clock, || (), |()| ours(), || (), |()| peer())
 }
 
 /// Likewise, each with a preparation that is not timed; nor is the end of what it prepared.
-pub fn paired_medians_of<A, B, X, Y>(
+pub fn medians_of<A, B, X, Y>(
+    clock: &Clock,
     mut prepare: impl FnMut() -> A,
     mut ours: impl FnMut(&A) -> X,
     mut prepare_peer: impl FnMut() -> B,
     mut peer: impl FnMut(&B) -> Y,
 ) -> (f64, f64) {
-    const ROUNDS: usize = 25;
+    const TURNS: usize = 12;
+    const RUNS: usize = 6;
+    const ENOUGH: Duration = Duration::from_secs(4);
     let (mut a, mut b) = (Vec::new(), Vec::new());
-    for round in 0..ROUNDS + 2 {
-        let (x, y) = (time(&prepare(), &mut ours), time(&prepare_peer(), &mut peer));
-        if round >= 2 {
-            a.push(x);
-            b.push(y);
+    let start = Instant::now();
+    for turn in 0..TURNS {
+        for run in 0..RUNS {
+            let prepared = prepare();
+            let ms = clock.time(|| ours(&prepared));
+            if run > 0 {
+                a.push(ms);
+            }
+        }
+        for run in 0..RUNS {
+            let prepared = prepare_peer();
+            let ms = clock.time(|| peer(&prepared));
+            if run > 0 {
+                b.push(ms);
+            }
+        }
+        if turn == 0 {
+            // Thread pools and allocators have just settled.
+            (a, b) = (Vec::new(), Vec::new());
+        } else if turn >= 2 && start.elapsed() > ENOUGH {
+            break;
         }
     }
     (median(&mut a), median(&mut b))
-}
-
-fn time<A, X>(prepared: &A, f: &mut impl FnMut(&A) -> X) -> f64 {
-    let start = Instant::now();
-    let result = f(prepared);
-    let ms = start.elapsed().as_secs_f64() * 1e3;
-    drop(result);
-    ms
 }
 
 fn median(x: &mut [f64]) -> f64 {
@@ -57,8 +121,8 @@ fn median(x: &mut [f64]) -> f64 {
     x[x.len() / 2]
 }
 
-/// Copies on two threads, as the kernels run on all of the machine's.
-pub fn copy(from: &[Vec<f32>; 3], to: &mut [Vec<f32>; 3]) {
+/// Copies on as many threads as the kernels run on.
+pub fn copy<const K: usize>(from: &[Vec<f32>; K], to: &mut [Vec<f32>; K]) {
     use rayon::prelude::*;
     let part = from[0].len().div_ceil(rayon::current_num_threads()).max(1);
     for (from, to) in from.iter().zip(to) {
@@ -68,28 +132,69 @@ pub fn copy(from: &[Vec<f32>; 3], to: &mut [Vec<f32>; 3]) {
 
 /// Bytes a second, read and written together, of copying a large tensor or slice.
 pub fn copy_bandwidth(device: Device) -> f64 {
-    const LEN: i64 = 8 << 20;
-    let bytes = 2.0 * 4.0 * LEN as f64;
-    let ms = match device {
-        Device::Cuda(i) => {
-            let from = Tensor::randn([8 * LEN], (Kind::Float, device));
+    let clock = Clock::of(device);
+    let (bytes, ms) = match device {
+        Device::Cuda(_) => {
+            const LEN: i64 = 64 << 20;
+            let from = Tensor::randn([LEN], (Kind::Float, device));
             let mut to = from.zeros_like();
-            let run = || {
-                to.copy_(&from);
-                tch::Cuda::synchronize(i as i64);
-            };
-            return 8.0 * bytes / (paired_medians(run, || ()).0 / 1e3);
+            (2.0 * 4.0 * LEN as f64, medians(&clock, || to.copy_(&from), || ()).0)
         }
         _ => {
-            let from = [(); 3].map(|()| vec![1.0f32; LEN as usize / 3]);
+            const LEN: usize = 8 << 20;
+            let from = [vec![1.0f32; LEN]];
             let mut to = from.clone();
-            paired_medians(|| copy(&from, &mut to), || ()).0
+            (2.0 * 4.0 * LEN as f64, medians(&clock, || copy(&from, &mut to), || ()).0)
         }
     };
     bytes / (ms / 1e3)
 }
 
-/// Writes `target/bench.json`, which `cargo xtask bench` prints as a table. Rows of other benches stay.
+/// The most memory that the process holds during one run of `f`, beyond what it held before: Linux counts it. Memory that
+/// was freed before is given back first.
+pub fn peak_bytes<X>(f: impl FnOnce() -> X) -> Option<u64> {
+    tercet::torch::release_cpu_memory();
+    // SAFETY: no precondition.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    std::fs::write("/proc/self/clear_refs", "5").ok()?;
+    let before = status_bytes("VmRSS:")?;
+    let result = f();
+    let peak = status_bytes("VmHWM:")?;
+    drop(result);
+    Some(peak.saturating_sub(before))
+}
+
+fn status_bytes(field: &str) -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// Whether this is the run in which the C library keeps freed memory.
+pub fn recycling() -> bool {
+    std::env::var_os(RECYCLING).is_some()
+}
+
+/// Runs this program again with a C library that keeps the memory that is freed instead of giving it back to the system
+/// and faulting it in again: large tensors of libtorch's operations on the CPU are several times faster then.
+pub fn run_again_recycling() {
+    let program = std::env::current_exe().expect("a running program has a file");
+    let status = std::process::Command::new(program)
+        .arg("--bench")
+        .env(RECYCLING, "1")
+        // glibc's: no block of its own for a large request, nothing given back.
+        .env("MALLOC_MMAP_MAX_", "0")
+        .env("MALLOC_TRIM_THRESHOLD_", (1u64 << 62).to_string())
+        .env("MALLOC_TOP_PAD_", (64u64 << 20).to_string())
+        .status()
+        .expect("this program starts again");
+    assert!(status.success(), "the run with a recycling malloc: {status}");
+}
+
+/// Adds rows to `target/bench.json`, which `cargo xtask bench` prints as a table.
 pub fn write_rows(rows: &[Row]) {
     let root = std::env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), std::path::PathBuf::from);
@@ -97,13 +202,24 @@ pub fn write_rows(rows: &[Row]) {
     let before = std::fs::read_to_string(&path).unwrap_or_default();
     let mut entries: Vec<String> =
         before.lines().map(|l| l.trim_end_matches(',')).filter(|l| l.starts_with('{')).map(String::from).collect();
+    let or_null = |x: Option<String>| x.unwrap_or("null".into());
     for r in rows {
         let mut entry = String::new();
         let _ = write!(
             entry,
             "{{\"op\": {:?}, \"size\": {:?}, \"dtype\": {:?}, \"backend\": {:?}, \"pass\": {:?}, \"ms\": {:.4}, \
-             \"peer\": {:?}, \"peer_ms\": {:.4}, \"ratio\": {:.3}, \"floor_ms\": {:.4}, \"peak_bytes\": {}}}",
-            r.op, r.size, r.dtype, r.backend, r.pass, r.ms, r.peer, r.peer_ms, r.ratio, r.floor_ms, r.peak_bytes
+             \"peer\": {:?}, \"peer_ms\": {:.4}, \"ratio\": {:.3}, \"floor_ms\": {}, \"peak_bytes\": {}}}",
+            r.op,
+            r.size,
+            r.dtype,
+            r.backend,
+            r.pass,
+            r.ms,
+            r.peer,
+            r.peer_ms,
+            r.peer_ms / r.ms,
+            or_null(r.floor_ms.map(|ms| format!("{ms:.4}"))),
+            or_null(r.peak_bytes.map(|bytes| bytes.to_string())),
         );
         entries.push(entry);
     }
