@@ -60,7 +60,7 @@ pub fn build() {
     let key = common_key(&found);
 
     let next = AtomicUsize::new(0);
-    let images: Mutex<Vec<(usize, Image)>> = Mutex::default();
+    let images: Mutex<Vec<(usize, Result<Image, String>)>> = Mutex::default();
     let threads = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     thread::scope(|scope| {
         for _ in 0..jobs.len().min(threads) {
@@ -77,6 +77,10 @@ pub fn build() {
     });
     let mut images = images.into_inner().expect("no compiling thread panics");
     images.sort_by_key(|(i, _)| *i);
+
+    // Said here, by the one thread that is left: to leave while NVRTC is at work in another is to crash in it.
+    let images: Vec<(usize, Image)> =
+        images.into_iter().map(|(i, image)| (i, image.unwrap_or_else(|error| fail(&error)))).collect();
 
     // src/cuda/images.rs includes the first, tests/conformance.rs the second.
     let (conformance, losses): (Vec<_>, Vec<_>) =
@@ -251,18 +255,21 @@ fn options(target: &str) -> Vec<String> {
 }
 
 /// The constants that host and kernels share; a kernel refuses to compile without the ones it needs.
-fn definitions() -> [(&'static str, String); 2] {
+fn definitions() -> [(&'static str, String); 4] {
     [
+        ("TERCET_TILE", constants::TILE.to_string()),
+        ("TERCET_SLAB", constants::SLAB.to_string()),
         ("TERCET_PAIRED_THREADS", constants::PAIRED_THREADS.to_string()),
         ("TERCET_MIN_NORM", format!("{:e}", constants::MIN_NORM)),
     ]
 }
 
-fn compile(job: &Job) -> Image {
-    let source = fs::read(&job.source).unwrap_or_else(|e| fail(&format!("{}: {e}", job.source.display())));
-    let source = CString::new(source).unwrap_or_else(|_| fail(&format!("{} holds a NUL byte", job.source.display())));
+fn compile(job: &Job) -> Result<Image, String> {
+    let path = job.source.display();
+    let source = fs::read(&job.source).map_err(|e| format!("{path}: {e}"))?;
+    let source = CString::new(source).map_err(|_| format!("{path} holds a NUL byte"))?;
     let name = CString::new(job.source.to_string_lossy().as_bytes()).expect("paths hold no NUL");
-    let program = nvrtc::create_program(&source, Some(&name)).unwrap_or_else(|e| fail(&format!("NVRTC: {e:?}")));
+    let program = nvrtc::create_program(&source, Some(&name)).map_err(|e| format!("NVRTC: {e:?}"))?;
     // SAFETY: `program` was made above and is destroyed once, below; source and name outlive it.
     let (result, log) = unsafe {
         let result = nvrtc::compile_program(program, &options(&job.target));
@@ -270,7 +277,7 @@ fn compile(job: &Job) -> Image {
         (result, text(&log))
     };
     if let Err(error) = result {
-        fail(&format!("{} does not compile for {} ({error:?})\n{log}", job.source.display(), job.target));
+        return Err(format!("{path} does not compile for {} ({error:?})\n{log}", job.target));
     }
     // SAFETY: the program compiled; each buffer has the size that NVRTC announced.
     let bytes = unsafe {
@@ -281,16 +288,16 @@ fn compile(job: &Job) -> Image {
                 cubin.resize(size, 0u8);
                 sys::nvrtcGetCUBIN(program, cubin.as_mut_ptr().cast()).result()
             });
-            read.unwrap_or_else(|e| fail(&format!("NVRTC gave no cubin for {}: {e:?}", job.target)));
+            read.map_err(|e| format!("NVRTC gave no cubin for {}: {e:?}", job.target))?;
             cubin
         } else {
-            let ptx = nvrtc::get_ptx(program).unwrap_or_else(|e| fail(&format!("NVRTC gave no PTX: {e:?}")));
+            let ptx = nvrtc::get_ptx(program).map_err(|e| format!("NVRTC gave no PTX: {e:?}"))?;
             ptx.into_iter().map(|c| c as u8).collect()
         }
     };
     // SAFETY: as above; nothing of the program is used afterwards.
     let _ = unsafe { nvrtc::destroy_program(program) };
-    Image { bytes, log }
+    Ok(Image { bytes, log })
 }
 
 fn text(c_chars: &[std::ffi::c_char]) -> String {
@@ -328,7 +335,7 @@ fn common_key(nvrtc: &str) -> u64 {
     hasher.finish()
 }
 
-fn compile_cached(job: &Job, common: u64, cache: &Path) -> Image {
+fn compile_cached(job: &Job, common: u64, cache: &Path) -> Result<Image, String> {
     let mut hasher = DefaultHasher::new();
     common.hash(&mut hasher);
     options(&job.target).hash(&mut hasher);
@@ -337,20 +344,18 @@ fn compile_cached(job: &Job, common: u64, cache: &Path) -> Image {
     let (image, log) = (stem.with_extension("image"), stem.with_extension("log"));
     // The log is written last: where it exists, the image is whole.
     if let (Ok(log), Ok(bytes)) = (fs::read_to_string(&log), fs::read(&image)) {
-        return Image { bytes, log };
+        return Ok(Image { bytes, log });
     }
-    let compiled = compile(job);
-    write_whole(&image, &compiled.bytes);
-    write_whole(&log, compiled.log.as_bytes());
-    compiled
+    let compiled = compile(job)?;
+    write_whole(&image, &compiled.bytes)?;
+    write_whole(&log, compiled.log.as_bytes())?;
+    Ok(compiled)
 }
 
 /// Under a temporary name first: another build may be writing the same file.
-fn write_whole(path: &Path, bytes: &[u8]) {
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), String> {
     let part = path.with_extension(format!("part{}", std::process::id()));
-    if let Err(e) = fs::write(&part, bytes).and_then(|()| fs::rename(&part, path)) {
-        fail(&format!("{}: {e}", path.display()));
-    }
+    fs::write(&part, bytes).and_then(|()| fs::rename(&part, path)).map_err(|e| format!("{}: {e}", path.display()))
 }
 
 // ---- the assembler's report ----

@@ -9,15 +9,16 @@ use tch::nn::{self, ModuleT, OptimizerConfig};
 use tch::{Device, Kind, Tensor, vision};
 use tercet::TripletMarginLoss;
 
-const EPOCHS: usize = 30;
-const TRIPLETS: i64 = 8;
+const EPOCHS: usize = 10;
+const IDENTITIES: i64 = 32;
+const TRIPLETS: i64 = 16;
 const SIDE: i64 = 32;
 
-/// Two noisy copies of one pattern per triplet, and a copy of another.
-fn batch(device: Device) -> [Tensor; 3] {
-    let pattern = || Tensor::randn([TRIPLETS, 3, SIDE, SIDE], (Kind::Float, device));
-    let (own, other) = (pattern(), pattern());
-    let noisy = |image: &Tensor| image + 0.5 * image.randn_like();
+/// Two noisy images of one identity per triplet, and one of another.
+fn batch(identities: &Tensor) -> [Tensor; 3] {
+    let own = Tensor::randint(IDENTITIES, [TRIPLETS], (Kind::Int64, identities.device()));
+    let other = (&own + own.randint_like_low_dtype(1, IDENTITIES)).remainder(IDENTITIES);
+    let noisy = |of: &Tensor| identities.index_select(0, of) + 0.5 * identities.index_select(0, of).randn_like();
     [noisy(&own), noisy(&own), noisy(&other)]
 }
 
@@ -26,6 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let device = Device::cuda_if_available();
     let vs = nn::VarStore::new(device);
     // ImageNet's 1000 classes give way to an embedding of 128 numbers. `resnet152` is used alike.
+    let identities = Tensor::randn([IDENTITIES, 3, SIDE, SIDE], (Kind::Float, device));
     let encoder = vision::resnet::resnet18(&vs.root(), 128);
     let mut optimiser = nn::Adam::default().build(&vs, 1e-3)?;
     // mean(relu(|a - p|^2 - |a - n|^2 + 0.2))
@@ -33,13 +35,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     for epoch in 1..=EPOCHS {
         let mut total = 0.0;
-        for _ in 0..4 {
-            let [anchor, positive, negative] = batch(device).map(|images| encoder.forward_t(&images, true));
+        for _ in 0..8 {
+            let [anchor, positive, negative] = batch(&identities).map(|images| encoder.forward_t(&images, true));
             let loss = loss_fn.forward(&anchor, &positive, &negative);
             optimiser.backward_step(&loss);
             total += loss.double_value(&[]);
         }
-        println!("epoch {epoch:2}  loss {:.4}", total / 4.0);
+        println!("epoch {epoch:2}  loss {:.4}", total / 8.0);
     }
     Ok(())
 }

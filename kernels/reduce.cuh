@@ -39,19 +39,36 @@ template <int THREADS> DEVICE double block_sum(double x) {
     return sum;
 }
 
-// Sum of `x` over all threads of the grid. True for thread 0 of the block that finishes last: `sum` is then the result.
-// partials: one number a block. ticket: 0 at launch.
-template <int THREADS> DEVICE bool grid_sum(double x, double* partials, u32* ticket, double& sum) {
+// True in all threads of the block that comes last; it then sees what all blocks wrote before. ticket: 0 at launch.
+DEVICE bool last_block(u32* ticket) {
     SHARED(u32, order, 1);
-    const double block = block_sum<THREADS>(x);
-    if (threadIdx.x == 0) {
-        partials[blockIdx.x] = block;
-        order[0] = add_release_acquire(ticket, 1);
-    }
     __syncthreads();
-    if (order[0] != gridDim.x - 1) return false;
-    double mine = 0;
-    for (u32 i = threadIdx.x; i < gridDim.x; i += THREADS) mine += partials[i];
-    sum = block_sum<THREADS>(mine);
+    if (threadIdx.x == 0) order[0] = add_release_acquire(ticket, 1);
+    __syncthreads();
+    return order[0] == gridDim.x - 1;
+}
+
+// Sums of x[0..K] over all threads of the grid. True for thread 0 of the block that finishes last: `sum` is then the
+// result. partials: K numbers a block. ticket: 0 at launch.
+template <int THREADS, int K> DEVICE bool grid_sums(const double (&x)[K], double* partials, u32* ticket, double (&sum)[K]) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+        const double block = block_sum<THREADS>(x[k]);
+        if (threadIdx.x == 0) partials[k * gridDim.x + blockIdx.x] = block;
+    }
+    if (!last_block(ticket)) return false;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+        double mine = 0;
+        for (u32 i = threadIdx.x; i < gridDim.x; i += THREADS) mine += partials[k * gridDim.x + i];
+        sum[k] = block_sum<THREADS>(mine);
+    }
     return threadIdx.x == 0;
+}
+template <int THREADS> DEVICE bool grid_sum(double x, double* partials, u32* ticket, double& sum) {
+    const double one[1] = {x};
+    double result[1];
+    const bool last = grid_sums<THREADS>(one, partials, ticket, result);
+    if (last) sum = result[0];
+    return last;
 }

@@ -6,3 +6,9 @@ pub const MIN_NORM: f64 = 1e-12;
 
 /// Threads in a block of a paired loss.
 pub const PAIRED_THREADS: u32 = 256;
+
+/// Rows and columns of a tile of the Gram matrix.
+pub const TILE: u32 = 64;
+
+/// Bytes of a row that one stage of a tile's pipeline brings.
+pub const SLAB: u32 = 64;
