@@ -33,6 +33,9 @@ pub trait Element:
 pub trait Scalar:
     Element<Scalar = Self>
     + crate::cpu::simd::Vectorised
+    + crate::cpu::batch::Engine
+    + crate::cpu::gemm::Product
+    + crate::batch_hard::cpu::Sweep
     + PartialOrd
     + Add<Output = Self>
     + AddAssign
@@ -49,6 +52,17 @@ pub trait Scalar:
     #[doc(hidden)]
     const NAN: Self;
     #[doc(hidden)]
+    const INFINITY: Self;
+    /// The largest finite number.
+    #[doc(hidden)]
+    const MAX: Self;
+    /// The distance from 1 to the next number.
+    #[doc(hidden)]
+    const EPSILON: Self;
+    /// The smallest number of full precision: more than what a sum loses where its terms have less.
+    #[doc(hidden)]
+    const TINY: Self;
+    #[doc(hidden)]
     fn sqrt(self) -> Self;
     #[doc(hidden)]
     fn abs(self) -> Self;
@@ -56,6 +70,8 @@ pub trait Scalar:
     fn powf(self, p: Self) -> Self;
     #[doc(hidden)]
     fn is_finite(self) -> bool;
+    #[doc(hidden)]
+    fn is_nan(self) -> bool;
 }
 
 mod sealed {
@@ -98,6 +114,10 @@ macro_rules! scalar {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
             const NAN: Self = $t::NAN;
+            const INFINITY: Self = $t::INFINITY;
+            const MAX: Self = $t::MAX;
+            const EPSILON: Self = $t::EPSILON;
+            const TINY: Self = $t::MIN_POSITIVE;
             #[inline(always)]
             fn sqrt(self) -> Self {
                 $t::sqrt(self)
@@ -113,6 +133,10 @@ macro_rules! scalar {
             #[inline(always)]
             fn is_finite(self) -> bool {
                 $t::is_finite(self)
+            }
+            #[inline(always)]
+            fn is_nan(self) -> bool {
+                $t::is_nan(self)
             }
         }
     };

@@ -4,6 +4,7 @@
 //! | Loss | Definition | From |
 //! |---|---|---|
 //! | [`TripletMarginLoss`] | `relu(d(a, p) - d(a, n) + margin)` over pre-formed triplets | FaceNet, Schroff et al. 2015 |
+//! | [`BatchHardTripletLoss`] | the same per anchor of a batch, with its farthest positive and its nearest negative | Hermans et al. 2017 |
 //!
 //! Options are public fields with PyTorch's names; each method that can panic has an `f_` twin that returns a
 //! [`Result`], as in tch.
@@ -31,6 +32,7 @@
 //! - neither: the CPU losses on slices, without libtorch and without CUDA.
 //! - `doc-only`: builds the documentation with nothing installed.
 
+pub mod batch_hard;
 mod constants;
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -39,14 +41,21 @@ mod distance;
 mod element;
 mod error;
 mod matrix;
+mod mined;
+mod precision;
 mod reduction;
+mod reference;
+mod stats;
 #[cfg(feature = "torch")]
 pub mod torch;
 pub mod triplet_margin;
 
+pub use batch_hard::BatchHardTripletLoss;
 pub use distance::Distance;
 pub use element::{Element, Scalar};
 pub use error::Error;
 pub use matrix::Matrix;
+pub use precision::Precision;
 pub use reduction::Reduction;
+pub use stats::Stats;
 pub use triplet_margin::TripletMarginLoss;

@@ -17,17 +17,26 @@ pub(crate) fn block_rows(dim: usize) -> usize {
 
 /// The sum of `f` over blocks, in order. The blocks are of [`block_rows`] each, the last one shorter.
 pub(crate) fn sum_blocks<W: Send>(blocks: Vec<W>, rows: usize, dim: usize, f: impl Fn(usize, W) -> f64 + Sync) -> f64 {
-    let threads = rayon::current_num_threads().min(blocks.len());
-    if threads == 1 || rows * dim <= SERIAL_NUMBERS {
+    if rows * dim <= SERIAL_NUMBERS {
         return blocks.into_iter().enumerate().map(|(i, block)| f(i, block)).sum();
     }
     let mut sums = vec![0.0; blocks.len()];
-    let queue = Mutex::new(blocks.into_iter().zip(&mut sums).enumerate());
+    for_each(blocks.into_iter().zip(&mut sums).collect(), |i, (block, sum)| *sum = f(i, block));
+    sums.into_iter().sum()
+}
+
+/// `f` of each item and its index, on all threads; items are begun in order.
+pub(crate) fn for_each<W: Send>(items: Vec<W>, f: impl Fn(usize, W) + Sync) {
+    let threads = rayon::current_num_threads().min(items.len());
+    if threads <= 1 {
+        return items.into_iter().enumerate().for_each(|(i, item)| f(i, item));
+    }
+    let queue = Mutex::new(items.into_iter().enumerate());
     let work = || {
         // A poisoned lock: another thread panicked in `next`, which has no panic of its own; the scope will hand it on.
         let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-        while let Some((i, (block, sum))) = next() {
-            *sum = f(i, block);
+        while let Some((i, item)) = next() {
+            f(i, item);
         }
     };
     // In place: the caller works from the start, while the other threads wake up.
@@ -37,7 +46,6 @@ pub(crate) fn sum_blocks<W: Send>(blocks: Vec<W>, rows: usize, dim: usize, f: im
         }
         work();
     });
-    sums.into_iter().sum()
 }
 
 /// `slice` cut into `count` blocks of `block` numbers; `count` times `None` for `None`.

@@ -1,6 +1,10 @@
-//! The CPU engine: fixed blocks of rows on threads, vectorised loops over a row, stores past the cache.
+//! The CPU engine: fixed blocks of rows on threads, vectorised loops over a row, stores past the cache; for mined losses
+//! sorted batches and tiles of their distances.
 
+pub(crate) mod batch;
 pub(crate) mod blocks;
+pub(crate) mod gemm;
 pub(crate) mod rows;
 pub(crate) mod simd;
 pub(crate) mod store;
+pub(crate) mod tiles;

@@ -155,3 +155,38 @@ impl<'a, S: Simd, A: Scalar, const K: usize> Rows<'a, S, A, K> {
         }
     }
 }
+
+/// `to += weight x`, or with `y` `to += weight (x - y)`.
+///
+/// # Panics
+/// If the rows are not of one length.
+#[inline(always)]
+pub(crate) fn add_scaled<S: Simd, A: Scalar>(simd: S, to: &mut [A], weight: A, x: &[A], y: Option<&[A]>) {
+    assert!(x.len() == to.len() && y.is_none_or(|y| y.len() == to.len()), "rows of one length");
+    let weight = V::<S, A>::splat(simd, weight);
+    let (to, to_rest) = A::registers_mut::<S>(to);
+    let (x, x_rest) = A::registers::<S>(x);
+    let load = |register| V { simd, register };
+    let part = |rest: &[A]| V { simd, register: A::load_part(simd, rest) };
+    match y {
+        None => {
+            for (to, x) in to.iter_mut().zip(x) {
+                *to = weight.mul_add(load(*x), load(*to)).register;
+            }
+            if !to_rest.is_empty() {
+                let sum = weight.mul_add(part(x_rest), part(to_rest));
+                A::store_part(simd, to_rest, sum.register);
+            }
+        }
+        Some(y) => {
+            let (y, y_rest) = A::registers::<S>(y);
+            for ((to, x), y) in to.iter_mut().zip(x).zip(y) {
+                *to = weight.mul_add(load(*x) - load(*y), load(*to)).register;
+            }
+            if !to_rest.is_empty() {
+                let sum = weight.mul_add(part(x_rest) - part(y_rest), part(to_rest));
+                A::store_part(simd, to_rest, sum.register);
+            }
+        }
+    }
+}

@@ -25,6 +25,23 @@ pub trait Vectorised: Pod {
     -> Self::Register<S>;
     #[doc(hidden)]
     fn sum<S: Simd>(simd: S, x: Self::Register<S>) -> Self;
+    #[doc(hidden)]
+    fn smallest<S: Simd>(simd: S, x: Self::Register<S>) -> Self;
+    /// Of numbers: with NaN the processors differ.
+    #[doc(hidden)]
+    fn min<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
+    /// Of numbers: with NaN the processors differ.
+    #[doc(hidden)]
+    fn max<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
+    #[doc(hidden)]
+    fn abs_of<S: Simd>(simd: S, x: Self::Register<S>) -> Self::Register<S>;
+    #[doc(hidden)]
+    fn sqrt_of<S: Simd>(simd: S, x: Self::Register<S>) -> Self::Register<S>;
+    #[doc(hidden)]
+    fn div<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
+    /// 1 where `x > y`, else 0.
+    #[doc(hidden)]
+    fn above<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
     /// Whole registers, and what is left.
     #[doc(hidden)]
     fn registers<S: Simd>(x: &[Self]) -> (&[Self::Register<S>], &[Self]);
@@ -40,6 +57,7 @@ pub trait Vectorised: Pod {
 
 macro_rules! vectorised {
     ($t:ident, $register:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $neg:ident, $mul_add:ident, $sum:ident,
+     $smallest:ident, $min:ident, $max:ident, $abs:ident, $sqrt:ident, $div:ident, $less_than:ident, $select:ident,
      $registers:ident, $registers_mut:ident, $load_part:ident, $store_part:ident) => {
         impl Vectorised for $t {
             type Register<S: Simd> = S::$register;
@@ -72,6 +90,34 @@ macro_rules! vectorised {
                 simd.$sum(x)
             }
             #[inline(always)]
+            fn smallest<S: Simd>(simd: S, x: S::$register) -> Self {
+                simd.$smallest(x)
+            }
+            #[inline(always)]
+            fn min<S: Simd>(simd: S, x: S::$register, y: S::$register) -> S::$register {
+                simd.$min(x, y)
+            }
+            #[inline(always)]
+            fn max<S: Simd>(simd: S, x: S::$register, y: S::$register) -> S::$register {
+                simd.$max(x, y)
+            }
+            #[inline(always)]
+            fn abs_of<S: Simd>(simd: S, x: S::$register) -> S::$register {
+                simd.$abs(x)
+            }
+            #[inline(always)]
+            fn sqrt_of<S: Simd>(simd: S, x: S::$register) -> S::$register {
+                simd.$sqrt(x)
+            }
+            #[inline(always)]
+            fn div<S: Simd>(simd: S, x: S::$register, y: S::$register) -> S::$register {
+                simd.$div(x, y)
+            }
+            #[inline(always)]
+            fn above<S: Simd>(simd: S, x: S::$register, y: S::$register) -> S::$register {
+                simd.$select(simd.$less_than(y, x), simd.$splat(1.0), simd.$splat(0.0))
+            }
+            #[inline(always)]
             fn registers<S: Simd>(x: &[Self]) -> (&[S::$register], &[Self]) {
                 S::$registers(x)
             }
@@ -100,6 +146,14 @@ vectorised!(
     neg_f32s,
     mul_add_e_f32s,
     reduce_sum_f32s,
+    reduce_min_f32s,
+    min_f32s,
+    max_f32s,
+    abs_f32s,
+    sqrt_f32s,
+    div_f32s,
+    less_than_f32s,
+    select_f32s,
     as_simd_f32s,
     as_mut_simd_f32s,
     partial_load_f32s,
@@ -115,6 +169,14 @@ vectorised!(
     neg_f64s,
     mul_add_e_f64s,
     reduce_sum_f64s,
+    reduce_min_f64s,
+    min_f64s,
+    max_f64s,
+    abs_f64s,
+    sqrt_f64s,
+    div_f64s,
+    less_than_f64s,
+    select_f64s,
     as_simd_f64s,
     as_mut_simd_f64s,
     partial_load_f64s,
@@ -144,6 +206,21 @@ impl<S: Simd, A: Vectorised> V<S, A> {
     #[inline(always)]
     pub fn sum(self) -> A {
         A::sum(self.simd, self.register)
+    }
+
+    #[inline(always)]
+    pub fn smallest(self) -> A {
+        A::smallest(self.simd, self.register)
+    }
+
+    #[inline(always)]
+    pub fn min(self, other: Self) -> Self {
+        Self { simd: self.simd, register: A::min(self.simd, self.register, other.register) }
+    }
+
+    #[inline(always)]
+    pub fn max(self, other: Self) -> Self {
+        Self { simd: self.simd, register: A::max(self.simd, self.register, other.register) }
     }
 
     #[inline(always)]

@@ -1,6 +1,8 @@
 //! What property tests share: numbers from a seed, and where the package's files are.
 #![allow(dead_code, reason = "each test uses its share")]
 
+pub mod mined;
+
 use std::path::PathBuf;
 
 /// The package's folder: where the tests run, which need not be where they were built.

@@ -1,0 +1,422 @@
+//! A batch of embeddings made ready for tiles of distances: in the type of arithmetic, normalised, sorted by class, and
+//! moved to where products lose little.
+//!
+//! `d² = n_i + n_j - 2 x_i·x_j` with `n = ‖x‖²` costs one product, but its error is relative to `n_i + n_j`: far from the
+//! origin nothing is left of a small distance. Translation changes no difference, so the rows are moved when their mean
+//! is farther from the origin than they are from their mean. They are moved by one of the rows, not by the mean:
+//! differences of numbers of one grid are exact, and equal distances stay equal.
+
+use pulp::{Simd, WithSimd};
+
+use super::blocks;
+use super::gemm::View;
+use super::rows::Rows;
+use crate::constants::MIN_NORM;
+use crate::distance::Metric;
+use crate::{Element, Matrix, Scalar};
+
+/// Rows of one task.
+const TASK_ROWS: usize = 64;
+
+/// What a row was divided by, and whether that is the least that rows are divided by.
+type Norm<A> = (A, bool);
+
+/// Some rows, with their norms where there are any.
+type Part<'a, A> = (&'a mut [A], Option<&'a mut [Norm<A>]>);
+
+/// Rows in the type of arithmetic, in the order asked for.
+pub struct Batch<A> {
+    pub metric: Metric,
+    pub rows: usize,
+    pub dim: usize,
+    /// The embeddings, normalised where the loss does.
+    pub x: Vec<A>,
+    /// Of each row; empty without normalisation.
+    norms: Vec<Norm<A>>,
+    /// Whether a number is NaN or infinite, or a norm to divide by overflowed.
+    pub poisoned: bool,
+}
+
+impl<A: Scalar> Batch<A> {
+    /// Row `i` is row `order[i]` of `matrix`.
+    pub fn new<T: Element<Scalar = A>>(matrix: &Matrix<'_, T>, order: &[u32], metric: Metric, normalize: bool) -> Self {
+        let (rows, dim) = (order.len(), matrix.dim());
+        let mut x = vec![A::ZERO; rows * dim];
+        blocks::for_each(x.chunks_mut(TASK_ROWS * dim).collect(), |block, to| {
+            for (to, &from) in to.chunks_exact_mut(dim).zip(&order[block * TASK_ROWS..]) {
+                T::widen(matrix.row(from as usize), to);
+            }
+        });
+        let mut batch = Self { metric, rows, dim, x, norms: Vec::new(), poisoned: false };
+        A::finish_batch(&mut batch, normalize || metric == Metric::Cosine);
+        batch
+    }
+
+    pub fn row(&self, i: usize) -> &[A] {
+        &self.x[i * self.dim..][..self.dim]
+    }
+
+    /// Normalises, and looks for what is not finite.
+    fn finish(&mut self, normalize: bool) {
+        let dim = self.dim;
+        let mut norms = vec![(A::ONE, false); if normalize { self.rows } else { 0 }];
+        let blocks = self.rows.div_ceil(TASK_ROWS);
+        let mut bad = vec![false; blocks];
+        let parts = blocks::cut(normalize.then_some(&mut norms[..]), TASK_ROWS, blocks);
+        let parts = self.x.chunks_mut(TASK_ROWS * dim).zip(parts).zip(&mut bad).collect();
+        blocks::for_each(parts, |_, ((x, mut norms), bad): (Part<'_, A>, &mut bool)| {
+            for (i, x) in x.chunks_exact_mut(dim).enumerate() {
+                if let Some(norms) = &mut norms {
+                    let norm = squares(x).sqrt();
+                    let flat = norm < A::from_f64(MIN_NORM);
+                    let divisor = if flat { A::from_f64(MIN_NORM) } else { norm };
+                    // A norm that overflowed must not turn the row into zeros.
+                    let divisor = if norm.is_finite() { divisor } else { A::NAN };
+                    x.iter_mut().for_each(|x| *x = *x / divisor);
+                    norms[i] = (divisor, flat);
+                }
+                *bad |= x.iter().fold(false, |bad, x| bad | !x.is_finite());
+            }
+        });
+        self.poisoned = bad.contains(&true);
+        self.norms = norms;
+    }
+
+    /// The gradient with respect to the given row from that with respect to row `i` of `x`, in place. For cosine the
+    /// part along the row is gone afterwards.
+    pub fn through_normalization(&self, i: usize, gradient: &mut [A]) {
+        let Some(&(norm, flat)) = self.norms.get(i) else { return };
+        // Through u = x / norm:  (g - (g·u) u) / norm.
+        if !flat {
+            let u = self.row(i);
+            let along = -dot(gradient, u);
+            add_scaled(gradient, along, u);
+        }
+        gradient.iter_mut().for_each(|g| *g = *g / norm);
+    }
+
+    /// What distances are compared by, from the rows themselves: `Σ (x - y)²`, also for Euclidean, or `1 - u·v`.
+    pub fn direct(&self, i: usize, j: usize) -> A {
+        direct(self.metric, self.row(i), self.row(j))
+    }
+
+    /// The distance, from what distances are compared by.
+    pub fn distance(&self, compared: A) -> A {
+        if self.is_root() { compared.sqrt() } else { compared }
+    }
+
+    pub fn is_root(&self) -> bool {
+        matches!(self.metric, Metric::Difference { root: true, .. })
+    }
+
+    /// The gradient of the distance with respect to row `i` of `x` is `slope (x_i - x_j)`, for cosine `-slope x_j`.
+    pub fn slope(&self, distance: A) -> A {
+        match self.metric {
+            Metric::Difference { root: true, .. } if distance > A::ZERO => A::ONE / distance,
+            Metric::Difference { root: true, .. } => A::ZERO,
+            Metric::Cosine => A::ONE,
+            _ => A::ONE + A::ONE,
+        }
+    }
+
+    /// Adds `weight` times the gradient of the distance with respect to row `i` of `x` to `gradient`, where `weight` has
+    /// [`slope`](Self::slope) in it.
+    pub fn pull(&self, gradient: &mut [A], weight: A, i: usize, j: usize) {
+        match self.metric {
+            Metric::Cosine => add_scaled(gradient, -weight, self.row(j)),
+            _ => add_scaled_difference(gradient, weight, self.row(i), self.row(j)),
+        }
+    }
+}
+
+/// Rows sorted by class.
+pub struct Classes {
+    /// The given row of each sorted one: within a class in the given order, so that the first of equals is the lowest.
+    pub order: Vec<u32>,
+    /// The sorted row of each given one.
+    pub position: Vec<u32>,
+    /// Of each sorted row, where its class starts and ends.
+    pub ranges: Vec<(u32, u32)>,
+}
+
+impl Classes {
+    pub fn new(labels: &[i64]) -> Self {
+        let count = u32::try_from(labels.len()).expect("checked: fewer rows than u32 has numbers");
+        let mut order: Vec<u32> = (0..count).collect();
+        order.sort_unstable_by_key(|&i| (labels[i as usize], i));
+        let mut position = vec![0; labels.len()];
+        for (sorted, &given) in (0..).zip(&order) {
+            position[given as usize] = sorted;
+        }
+        let mut ranges = Vec::with_capacity(labels.len());
+        for class in order.chunk_by(|&i, &j| labels[i as usize] == labels[j as usize]) {
+            let start = ranges.len() as u32;
+            ranges.extend(class.iter().map(|_| (start, start + class.len() as u32)));
+        }
+        Self { order, position, ranges }
+    }
+
+    /// The other rows of row `i`'s class.
+    pub fn positives(&self, i: usize) -> impl Iterator<Item = usize> + use<> {
+        let (start, end) = self.ranges[i];
+        (start as usize..end as usize).filter(move |&p| p != i)
+    }
+
+    /// How many other rows there are in row `i`'s class.
+    pub fn count_positives(&self, i: usize) -> usize {
+        let (start, end) = self.ranges[i];
+        (end - start) as usize - 1
+    }
+
+    /// Whether row `i` has both a positive and a negative.
+    pub fn is_valid(&self, i: usize) -> bool {
+        let (start, end) = self.ranges[i];
+        end - start > 1 && ((end - start) as usize) < self.ranges.len()
+    }
+}
+
+/// Rows as products see them. A distance by products is compared as `n_i + n_j - factor x_i·x_j`.
+pub struct Products<A> {
+    /// Where the rows were moved.
+    moved: Option<Vec<A>>,
+    /// `‖x‖²` after the move; for cosine a half.
+    pub norms: Vec<A>,
+    /// 2, for cosine 1.
+    pub factor: A,
+    /// A distance by products differs from one from the rows themselves by at most `error (n_i + n_j) + tiny`.
+    pub error: A,
+    pub tiny: A,
+    /// Below `near (n_i + n_j)` a distance by products has lost too much.
+    pub near: A,
+    /// Whether the squares overflow, so that products tell nothing.
+    pub huge: bool,
+}
+
+impl<A: Scalar> Products<A> {
+    pub fn new(batch: &Batch<A>) -> Self {
+        let mut all = Self::of([batch]);
+        all.pop().expect("as many as given")
+    }
+
+    /// Of several sets of rows that are moved together.
+    pub fn of<const K: usize>(batches: [&Batch<A>; K]) -> Vec<Self> {
+        let by = A::shift(&batches);
+        batches.map(|batch| A::products(batch, by.as_deref())).into()
+    }
+
+    /// With u the unit roundoff, products are off by `D u (n_i + n_j)` and norms by `(D / 4 + 8) u n` in the worst case,
+    /// sums over rows themselves by `(D / 4 + 8) u d`, `d <= 2 (n_i + n_j)`; the move and the additions give 7 u, the root
+    /// and the square of a threshold 8 u more. Together less than `(2 D + 64) u`, of which `u = ε / 2`.
+    fn build(batch: &Batch<A>, by: Option<&[A]>) -> Self {
+        let (dim, cosine) = (batch.dim, batch.metric == Metric::Cosine);
+        let half = A::ONE / (A::ONE + A::ONE);
+        let mut norms = vec![half; batch.rows];
+        let mut moved = by.map(|_| vec![A::ZERO; batch.x.len()]);
+        if !cosine {
+            let parts = blocks::cut(moved.as_deref_mut(), TASK_ROWS * dim, batch.rows.div_ceil(TASK_ROWS));
+            let parts = parts.into_iter().zip(norms.chunks_mut(TASK_ROWS)).collect();
+            blocks::for_each(parts, |block, (moved, norms): (Option<&mut [A]>, &mut [A])| {
+                let x = &batch.x[block * TASK_ROWS * dim..][..norms.len() * dim];
+                if let (Some(to), Some(by)) = (moved, by) {
+                    for ((to, x), norm) in to.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(norms) {
+                        for ((to, x), by) in to.iter_mut().zip(x).zip(by) {
+                            *to = *x - *by;
+                        }
+                        *norm = squares(to);
+                    }
+                } else {
+                    for (x, norm) in x.chunks_exact(dim).zip(norms) {
+                        *norm = squares(x);
+                    }
+                }
+            });
+        }
+        let largest = norms.iter().fold(A::ZERO, |m, &n| if n <= m { m } else { n });
+        Self {
+            moved,
+            norms,
+            factor: if cosine { A::ONE } else { A::ONE + A::ONE },
+            error: A::from_f64((dim as f64 + 32.0) * A::EPSILON.to_f64()),
+            tiny: A::TINY,
+            near: if cosine { A::ZERO } else { A::from_f64(1.0 / 64.0) },
+            huge: !(largest * A::from_f64(16.0)).is_finite(),
+        }
+    }
+
+    /// The rows that products are taken of.
+    pub fn x<'a>(&'a self, batch: &'a Batch<A>) -> &'a [A] {
+        self.moved.as_deref().unwrap_or(&batch.x)
+    }
+
+    /// Some of them.
+    pub fn rows<'a>(&'a self, batch: &'a Batch<A>, rows: &std::ops::Range<usize>) -> View<'a, A> {
+        View::new(&self.x(batch)[rows.start * batch.dim..], rows.len(), batch.dim, batch.dim)
+    }
+}
+
+/// The row that is nearest to the mean of all, if moving by it pays: the squared norm of the mean is then more than the
+/// mean square distance to it. Rows that are not finite do not count.
+fn shift<A: Scalar>(batches: &[&Batch<A>]) -> Option<Vec<A>> {
+    if batches[0].metric == Metric::Cosine {
+        return None;
+    }
+    let dim = batches[0].dim;
+    // Per task: how many rows, the sum of each column, and of all squares.
+    let mut sums = Vec::new();
+    let tasks: Vec<&[A]> = batches.iter().flat_map(|b| b.x.chunks(TASK_ROWS * dim)).collect();
+    sums.resize_with(tasks.len(), || (0usize, vec![0.0; dim], 0.0));
+    blocks::for_each(tasks.iter().zip(&mut sums).collect(), |_, (x, (count, columns, total))| {
+        for x in x.chunks_exact(dim) {
+            let square = x.iter().fold(0.0, |sum, x| sum + x.to_f64() * x.to_f64());
+            if square.is_finite() {
+                *count += 1;
+                *total += square;
+                columns.iter_mut().zip(x).for_each(|(sum, x)| *sum += x.to_f64());
+            }
+        }
+    });
+    let (mut count, mut mean, mut total) = (0usize, vec![0.0; dim], 0.0);
+    for (c, columns, t) in &sums {
+        count += c;
+        total += t;
+        mean.iter_mut().zip(columns).for_each(|(sum, x)| *sum += x);
+    }
+    drop(sums);
+    let each = 1.0 / count as f64;
+    mean.iter_mut().for_each(|m| *m *= each);
+    let offset: f64 = mean.iter().map(|m| m * m).sum();
+    // The mean square distance to the mean is the mean square less the square of the mean.
+    if count == 0 || offset.is_nan() || 2.0 * offset <= total * each {
+        return None;
+    }
+    let mut nearest = vec![(f64::INFINITY, 0); tasks.len()];
+    blocks::for_each(tasks.iter().zip(&mut nearest).collect(), |_, (x, nearest)| {
+        for (i, x) in x.chunks_exact(dim).enumerate() {
+            let d = x.iter().zip(&mean).fold(0.0, |sum, (x, m)| sum + (x.to_f64() - m) * (x.to_f64() - m));
+            if d < nearest.0 {
+                *nearest = (d, i);
+            }
+        }
+    });
+    let mut best = (f64::INFINITY, None);
+    for (task, (d, i)) in tasks.iter().zip(nearest) {
+        if d < best.0 {
+            best = (d, Some(&task[i * dim..][..dim]));
+        }
+    }
+    best.1.map(<[A]>::to_vec)
+}
+
+/// Compiled once for each type of arithmetic, here, and not in every crate that calls a generic function.
+pub trait Engine: Sized {
+    #[doc(hidden)]
+    fn finish_batch(batch: &mut Batch<Self>, normalize: bool);
+    #[doc(hidden)]
+    fn shift(batches: &[&Batch<Self>]) -> Option<Vec<Self>>;
+    #[doc(hidden)]
+    fn products(batch: &Batch<Self>, by: Option<&[Self]>) -> Products<Self>;
+}
+
+macro_rules! engine {
+    ($($t:ident),*) => {$(
+        impl Engine for $t {
+            fn finish_batch(batch: &mut Batch<Self>, normalize: bool) {
+                batch.finish(normalize);
+            }
+            fn shift(batches: &[&Batch<Self>]) -> Option<Vec<Self>> {
+                shift(batches)
+            }
+            fn products(batch: &Batch<Self>, by: Option<&[Self]>) -> Products<Self> {
+                Products::build(batch, by)
+            }
+        }
+    )*};
+}
+engine!(f32, f64);
+
+/// Loops over one row or two, each compiled for the processor at hand.
+enum Loop<'a, A> {
+    Squares(&'a [A]),
+    SquaredDifference(&'a [A], &'a [A]),
+    Dot(&'a [A], &'a [A]),
+}
+
+impl<A: Scalar> WithSimd for Loop<'_, A> {
+    type Output = A;
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> A {
+        match self {
+            Loop::Squares(x) => {
+                let [sum] = Rows::new(simd, [x]).sums(
+                    #[inline(always)]
+                    |[x], [sum]| [x.mul_add(x, sum)],
+                );
+                sum
+            }
+            Loop::SquaredDifference(x, y) => squared_difference(simd, x, y),
+            Loop::Dot(x, y) => product_sum(simd, x, y),
+        }
+    }
+}
+
+#[inline(always)]
+fn squared_difference<S: Simd, A: Scalar>(simd: S, x: &[A], y: &[A]) -> A {
+    let [sum] = Rows::new(simd, [x, y]).sums(
+        #[inline(always)]
+        |[x, y], [sum]| {
+            let e = x - y;
+            [e.mul_add(e, sum)]
+        },
+    );
+    sum
+}
+
+#[inline(always)]
+fn product_sum<S: Simd, A: Scalar>(simd: S, x: &[A], y: &[A]) -> A {
+    let [sum] = Rows::new(simd, [x, y]).sums(
+        #[inline(always)]
+        |[x, y], [sum]| [x.mul_add(y, sum)],
+    );
+    sum
+}
+
+fn squares<A: Scalar>(x: &[A]) -> A {
+    pulp::Arch::new().dispatch(Loop::Squares(x))
+}
+
+fn dot<A: Scalar>(x: &[A], y: &[A]) -> A {
+    pulp::Arch::new().dispatch(Loop::Dot(x, y))
+}
+
+/// See [`Batch::direct`].
+pub fn direct<A: Scalar>(metric: Metric, x: &[A], y: &[A]) -> A {
+    match metric {
+        Metric::Cosine => A::ONE - dot(x, y),
+        _ => pulp::Arch::new().dispatch(Loop::SquaredDifference(x, y)),
+    }
+}
+
+/// `to += weight x`, or with `y` `to += weight (x - y)`.
+struct AddScaled<'a, A> {
+    to: &'a mut [A],
+    weight: A,
+    x: &'a [A],
+    y: Option<&'a [A]>,
+}
+
+impl<A: Scalar> WithSimd for AddScaled<'_, A> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { to, weight, x, y } = self;
+        super::rows::add_scaled(simd, to, weight, x, y);
+    }
+}
+
+pub fn add_scaled<A: Scalar>(to: &mut [A], weight: A, x: &[A]) {
+    pulp::Arch::new().dispatch(AddScaled { to, weight, x, y: None });
+}
+
+pub fn add_scaled_difference<A: Scalar>(to: &mut [A], weight: A, x: &[A], y: &[A]) {
+    pulp::Arch::new().dispatch(AddScaled { to, weight, x, y: Some(y) });
+}

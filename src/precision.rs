@@ -1,0 +1,16 @@
+//! How exactly products of f32 are computed.
+
+/// How exactly distances are filtered on a CUDA device; the names are PyTorch's for float32 matmul precision.
+///
+/// Positives, and every pair that a loss selects, are always computed from the difference of their rows. The CPU always
+/// computes as `Highest` says, whatever is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// The error of f32 arithmetic.
+    #[default]
+    Highest,
+    /// One product of TF32 numbers (10 bits after the point).
+    High,
+    /// One product of 16-bit numbers.
+    Medium,
+}

@@ -1,0 +1,482 @@
+//! Property tests of `batch_hard`: every backend x dtype x distance x option against the f64 oracle, with bounds that
+//! follow from the arithmetic, and the laws that hold for any implementation.
+
+mod support;
+
+use std::fmt::Debug;
+
+use half::{bf16, f16};
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
+use support::Numbers;
+use support::mined::{self, Batch, Bounds, Content, Data, Worst};
+use tercet::batch_hard::reference::{self, Reference};
+use tercet::{BatchHardTripletLoss, Distance, Element, Error, Matrix, Reduction, Stats};
+
+#[derive(Clone, Debug)]
+struct Case {
+    loss: BatchHardTripletLoss,
+    batch: Batch,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let reductions = prop_oneof![Just(Reduction::Mean), Just(Reduction::Sum), Just(Reduction::None)];
+    let margins = proptest::sample::select(vec![0.0, 0.2, 1.0, 1e4]);
+    let options = (mined::distances(), reductions, margins, any::<bool>(), any::<bool>());
+    (options, mined::batches(300)).prop_map(|((distance, reduction, margin, normalize, soft_margin), batch)| Case {
+        loss: BatchHardTripletLoss { margin, distance, normalize, soft_margin, reduction, ..Default::default() },
+        batch,
+    })
+}
+
+fn oracle<T: Element>(case: &Case, data: &Data<T>, upstream: &[f64], selection: Option<(&[u32], &[u32])>) -> Reference {
+    let embeddings = Matrix::new(&data.exact, case.batch.dim).unwrap();
+    reference::run(&case.loss, embeddings, &data.labels, upstream, selection).unwrap()
+}
+
+/// What a backend returned.
+struct Output<T: Element> {
+    positive: Vec<u32>,
+    negative: Vec<u32>,
+    losses: Vec<T::Scalar>,
+    stats: Stats,
+    /// The reduced loss and the gradient for an upstream of 1; absent for `Reduction::None`.
+    reduced: Option<(T::Scalar, Vec<T>)>,
+    /// For the case's upstream.
+    scaled_grad: Vec<T>,
+}
+
+trait Backend {
+    const NAME: &'static str;
+    fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T>;
+}
+
+struct Cpu;
+
+impl Backend for Cpu {
+    const NAME: &'static str = "cpu";
+    fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
+        let embeddings = data.matrix(&case.batch);
+        let size = case.batch.rows * case.batch.dim;
+        let mut losses = mined::poison(case.batch.rows);
+        case.loss.losses(embeddings, &data.labels, &mut losses).unwrap();
+        let selection = case.loss.select(embeddings, &data.labels).unwrap();
+        let reduced = (case.loss.reduction != Reduction::None).then(|| {
+            let forward = case.loss.loss(embeddings, &data.labels).unwrap();
+            let mut grad = mined::poison(size);
+            let both = case.loss.loss_and_grad(embeddings, &data.labels, &mut grad).unwrap();
+            assert_eq!(forward, both, "with and without gradients");
+            assert_eq!(case.loss.loss_with_stats(embeddings, &data.labels).unwrap(), (both, selection.stats));
+            (both, grad)
+        });
+        let mut scaled_grad = mined::poison(size);
+        let upstream = Data::<T>::scalars(&data.upstream);
+        case.loss.grad(embeddings, &data.labels, &upstream, &mut scaled_grad).unwrap();
+        assert_eq!(losses, selection.losses);
+        Output {
+            positive: selection.positive,
+            negative: selection.negative,
+            losses,
+            stats: selection.stats,
+            reduced,
+            scaled_grad,
+        }
+    }
+}
+
+/// The gradient bounds per row: what each selected pair may be off by, and for anchors that rounding decides all of it.
+fn gradient_bounds(case: &Case, bounds: &Bounds, own: &Reference, upstream: &[f64]) -> Vec<f64> {
+    let rows = case.batch.rows;
+    let mut total = vec![0.0; rows];
+    let mut sizes = vec![(0.0, 0usize); rows];
+    let mean = if case.loss.reduction == Reduction::Mean { 1.0 / own.stats.valid.max(1) as f64 } else { 1.0 };
+    for a in (0..rows).filter(|&a| own.positive[a] != u32::MAX) {
+        let (p, n) = (own.positive[a] as usize, own.negative[a] as usize);
+        let up = mean * upstream[if upstream.len() == 1 { 0 } else { a }].abs();
+        let unsure = anchor_bound(case, bounds, a, p, n);
+        // The sigmoid's slope is at most a quarter, and at most the sigmoid itself.
+        let weight = match case.loss.soft_margin {
+            true => 1.0,
+            false if own.arguments[a].abs() <= unsure => 1.0,
+            false if own.arguments[a] <= 0.0 => continue,
+            false => 1.0,
+        };
+        let undecided = match case.loss.soft_margin {
+            true => (0.25 * unsure).min(1.0) + 4.0 * bounds.epsilon,
+            false => f64::from(own.arguments[a].abs() <= unsure),
+        };
+        for (i, j) in [(a, p), (p, a), (a, n), (n, a)] {
+            let (size, error) = bounds.slope(i, j);
+            total[i] += up * (weight * error + undecided * size);
+            sizes[i].0 += up * weight * size;
+            sizes[i].1 += 1;
+        }
+    }
+    // A sum of K terms in the order they come in.
+    total
+        .iter()
+        .zip(sizes)
+        .map(|(total, (size, count))| total + 4.0 * (count as f64).sqrt() * bounds.epsilon * size)
+        .collect()
+}
+
+/// Of one anchor's loss.
+fn anchor_bound(case: &Case, bounds: &Bounds, a: usize, p: usize, n: usize) -> f64 {
+    bounds.of_distance(a, p) + bounds.of_distance(a, n) + 4.0 * bounds.epsilon * (case.loss.margin + 1.0)
+}
+
+fn compare<T: Element>(
+    case: &Case,
+    data: &Data<T>,
+    output: &Output<T>,
+    worst: &mut Worst,
+) -> Result<(), TestCaseError> {
+    let Batch { rows, dim, .. } = case.batch;
+    let bounds = Bounds::new::<T>(&data.exact, dim, case.loss.distance, case.loss.normalize);
+    let truth = oracle(case, data, &data.upstream, None);
+    let lattice = matches!(case.batch.content, Content::Lattice { .. }) && !bounds.units && T::NAME != "bf16";
+    if lattice {
+        prop_assert_eq!(&output.positive, &truth.positive);
+        prop_assert_eq!(&output.negative, &truth.negative);
+    }
+
+    // The selection: of the right class, and within rounding of the extremes.
+    for a in 0..rows {
+        prop_assert_eq!(output.positive[a] == u32::MAX, truth.positive[a] == u32::MAX);
+        prop_assert_eq!(output.negative[a] == u32::MAX, truth.negative[a] == u32::MAX);
+        if truth.positive[a] == u32::MAX {
+            continue;
+        }
+        let (p, n) = (output.positive[a] as usize, output.negative[a] as usize);
+        prop_assert!(p != a && data.labels[p] == data.labels[a] && data.labels[n] != data.labels[a]);
+        for (found, true_one) in [(p, truth.positive[a] as usize), (n, truth.negative[a] as usize)] {
+            let bound = bounds.of_distance(a, found) + bounds.of_distance(a, true_one);
+            worst.check(|| format!("distance of {a}'s"), bounds.d(a, found), bounds.d(a, true_one), bound)?;
+        }
+    }
+
+    let own = oracle(case, data, &data.upstream, Some((&output.positive, &output.negative)));
+    let mut total = 0.0;
+    let mut distance_bounds = [0.0; 2];
+    for a in 0..rows {
+        let (mut bound, expected) = (0.0, own.losses[a]);
+        if own.positive[a] != u32::MAX {
+            let (p, n) = (own.positive[a] as usize, own.negative[a] as usize);
+            bound = anchor_bound(case, &bounds, a, p, n) + 4.0 * bounds.epsilon * expected;
+            distance_bounds[0] += bounds.of_distance(a, p);
+            distance_bounds[1] += bounds.of_distance(a, n);
+        }
+        total += bound;
+        worst.check(|| format!("losses[{a}]"), output.losses[a].to_f64(), expected, bound + 1e-35)?;
+    }
+    let valid = own.stats.valid.max(1) as f64;
+    prop_assert_eq!(output.stats.valid, own.stats.valid);
+    let active = output.losses.iter().filter(|loss| loss.to_f64() > 0.0).count() as u64;
+    prop_assert_eq!(output.stats.active, active);
+    let means = [
+        (output.stats.mean_positive_distance, own.stats.mean_positive_distance),
+        (output.stats.mean_negative_distance, own.stats.mean_negative_distance),
+    ];
+    for ((actual, expected), bound) in means.into_iter().zip(distance_bounds) {
+        worst.check(|| "a mean distance".into(), actual, expected, bound / valid + bounds.epsilon * expected.abs())?;
+    }
+    let mean = if case.loss.reduction == Reduction::Mean { 1.0 / valid } else { 1.0 };
+    let unit = oracle(case, data, &[1.0], Some((&output.positive, &output.negative)));
+    let mut grads = vec![(&output.scaled_grad, &own, data.upstream.clone())];
+    if let Some((loss, grad)) = &output.reduced {
+        let rounding = bounds.epsilon * own.loss.abs();
+        worst.check(|| "loss".into(), loss.to_f64(), own.loss, mean * total + rounding + 1e-35)?;
+        grads.push((grad, &unit, vec![1.0]));
+    }
+    for (actual, expected, upstream) in grads {
+        let rows_bounds = gradient_bounds(case, &bounds, &own, &upstream);
+        for i in 0..rows * dim {
+            let expected = expected.grad[i];
+            let bound = rows_bounds[i / dim] + mined::rounding::<T>(expected);
+            if mined::overflows::<T>(expected.abs() + bound) {
+                continue;
+            }
+            worst.check(|| format!("grad[{}, {}]", i / dim, i % dim), actual[i].to_f64(), expected, bound)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs `count` cases for each dtype; the same ones in every run.
+fn property<B: Backend>(backend: &B, count: u32) {
+    fn one<B: Backend, T: Element + Debug>(backend: &B, count: u32) {
+        let worst = std::cell::RefCell::new(Worst::default());
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[11; 32]);
+        let outcome = TestRunner::new_with_rng(mined::config(count), rng).run(&cases(), |case| {
+            let data = Data::<T>::new(&case.batch, case.loss.reduction);
+            let output = backend.run(&case, &data);
+            let mut worst = worst.borrow_mut();
+            worst.cases += 1;
+            compare(&case, &data, &output, &mut worst)
+        });
+        if let Err(error) = outcome {
+            panic!("{} {}: {error}", B::NAME, T::NAME);
+        }
+        worst.borrow().print("batch_hard", B::NAME, T::NAME);
+    }
+    one::<B, f32>(backend, count);
+    one::<B, f64>(backend, count);
+    one::<B, f16>(backend, count);
+    one::<B, bf16>(backend, count);
+}
+
+#[test]
+fn cpu_agrees_with_the_oracle() {
+    property(&Cpu, 300);
+}
+
+/// A batch of f32, uniform, with `each` rows a class.
+fn uniform(rows: usize, dim: usize, each: usize) -> (Vec<f32>, Vec<i64>) {
+    let mut numbers = Numbers(1);
+    let x = (0..rows * dim).map(|_| numbers.unit() as f32).collect();
+    (x, (0..rows).map(|i| ((i * 7) % rows / each) as i64).collect())
+}
+
+fn options() -> Vec<BatchHardTripletLoss> {
+    let mut all = Vec::new();
+    for distance in [Distance::SquaredEuclidean, Distance::Euclidean, Distance::Cosine] {
+        for (normalize, soft_margin) in [(false, false), (true, false), (false, true)] {
+            all.push(BatchHardTripletLoss { margin: 1.0, distance, normalize, soft_margin, ..Default::default() });
+        }
+    }
+    all
+}
+
+fn both<T: Element>(loss: &BatchHardTripletLoss, x: &[T], dim: usize, labels: &[i64]) -> (T::Scalar, Vec<T>) {
+    let mut grad = mined::poison(x.len());
+    let loss = loss.loss_and_grad(Matrix::new(x, dim).unwrap(), labels, &mut grad).unwrap();
+    (loss, grad)
+}
+
+#[test]
+fn the_same_bits_for_any_number_of_threads() {
+    let (x, labels) = uniform(1000, 33, 5);
+    for loss in options() {
+        let run = || both(&loss, &x, 33, &labels);
+        let first = run();
+        for threads in [1, 2, 3, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            for _ in 0..3 {
+                assert_eq!(pool.install(run), first, "{threads} threads, {loss:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_order_of_the_batch_and_the_names_of_its_classes_do_not_matter() {
+    let (x, labels) = uniform(300, 20, 4);
+    let (rows, dim) = (300, 20);
+    for loss in options() {
+        let matrix = Matrix::new(&x, dim).unwrap();
+        let given = loss.select(matrix, &labels).unwrap();
+        let renamed: Vec<i64> = labels.iter().map(|l| i64::MAX - l * 1_000_000_007).collect();
+        let other = loss.select(matrix, &renamed).unwrap();
+        assert_eq!(
+            (&given.positive, &given.negative, &given.losses),
+            (&other.positive, &other.negative, &other.losses)
+        );
+
+        // 7 and 300 have no common divisor.
+        let from = |i: usize| i * 7 % rows;
+        let moved: Vec<f32> = (0..rows).flat_map(|i| x[from(i) * dim..][..dim].to_vec()).collect();
+        let moved_labels: Vec<i64> = (0..rows).map(|i| labels[from(i)]).collect();
+        let moved = loss.select(Matrix::new(&moved, dim).unwrap(), &moved_labels).unwrap();
+        for i in 0..rows {
+            assert_eq!(from(moved.positive[i] as usize), given.positive[from(i)] as usize);
+            assert_eq!(from(moved.negative[i] as usize), given.negative[from(i)] as usize);
+            assert_eq!(moved.losses[i], given.losses[from(i)]);
+        }
+    }
+}
+
+#[test]
+fn translation_changes_nothing() {
+    // Multiples of 2^-12 below 1, moved by 1024: exact in f32.
+    let (x, labels) = uniform(200, 24, 4);
+    let x: Vec<f32> = x.iter().map(|x| (x * 4096.0).round() / 4096.0).collect();
+    let moved: Vec<f32> = x.iter().map(|x| x + 1024.0).collect();
+    for loss in options().into_iter().filter(|l| l.distance != Distance::Cosine && !l.normalize) {
+        assert_eq!(both(&loss, &x, 24, &labels), both(&loss, &moved, 24, &labels), "{loss:?}");
+    }
+}
+
+#[test]
+fn the_oracle_agrees_with_finite_differences() {
+    let mut numbers = Numbers(3);
+    let (rows, dim) = (12, 3);
+    let labels: Vec<i64> = (0..rows as i64).map(|i| i % 4).collect();
+    let x: Vec<f64> = (0..rows * dim).map(|_| numbers.unit()).collect();
+    for loss in options() {
+        let loss = BatchHardTripletLoss { reduction: Reduction::Sum, ..loss };
+        let run = |x: &[f64]| reference::run(&loss, Matrix::new(x, dim).unwrap(), &labels, &[1.0], None).unwrap();
+        let expected = run(&x);
+        for i in 0..x.len() {
+            let h = 1e-6;
+            let at = |step: f64| {
+                let mut x = x.clone();
+                x[i] += step;
+                run(&x).loss
+            };
+            let slope = (at(h) - at(-h)) / (2.0 * h);
+            assert!((slope - expected.grad[i]).abs() <= 1e-6 * (1.0 + slope.abs()), "{loss:?} {i}: {slope}");
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinity_are_seen() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for labels in [[0, 0, 1, 1, 2], [0, 0, 0, 0, 0], [0, 1, 2, 3, 4]] {
+            for loss in options() {
+                let mut x: Vec<f32> = (0..15).map(|i| (i as f32).sin()).collect();
+                x[7] = bad;
+                let (value, grad) = both(&loss, &x, 3, &labels);
+                assert!(value.is_nan() && grad[6..9].iter().all(|g| g.is_nan()), "{loss:?}");
+                let mut losses = [0.0; 5];
+                loss.losses(Matrix::new(&x, 3).unwrap(), &labels, &mut losses).unwrap();
+                let wide: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+                let expected = reference::run(&loss, Matrix::new(&wide, 3).unwrap(), &labels, &[1.0], None).unwrap();
+                for (actual, expected) in losses.iter().zip(expected.losses) {
+                    assert_eq!(actual.is_nan(), expected.is_nan(), "{losses:?}");
+                }
+                assert!(losses[2].is_nan());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_selected_distance_that_overflows_gives_nan() {
+    for distance in [Distance::SquaredEuclidean, Distance::Euclidean] {
+        for soft_margin in [false, true] {
+            let loss = BatchHardTripletLoss { distance, soft_margin, ..Default::default() };
+            // The positives, the negatives, both too far for f32.
+            for x in [[-1e20f32, 1e20, 0.0, 0.0], [-1e20, -1e20, 1e20, 1e20], [-1e38, 1e38, -3e38, 3e38]] {
+                let (value, grad) = both(&loss, &x, 1, &[0, 0, 1, 1]);
+                assert!(!value.is_finite() && grad.iter().any(|g| g.is_nan()), "{distance:?} {x:?}: {value} {grad:?}");
+            }
+            // Squares of the rows overflow, those of the selected differences do not.
+            let near = [0.0, 1e15, 2e15, 4e15].map(|x: f32| x + 3e19);
+            let x = [near, near.map(|x| -x)].concat();
+            let (value, grad) = both(&loss, &x, 1, &[0, 0, 1, 1, 2, 2, 3, 3]);
+            assert!(value.is_finite() && grad.iter().all(|g| g.is_finite()), "{value} {grad:?}");
+        }
+    }
+    let loss = BatchHardTripletLoss { normalize: true, ..Default::default() };
+    let (value, grad) = both(&loss, &[1e20f32, 1e20, 1.0, 0.0, 0.0, 1.0, 0.5, 0.5], 2, &[0, 0, 1, 1]);
+    assert!(value.is_nan() && grad[0].is_nan());
+}
+
+#[test]
+fn without_a_triplet_everything_is_zero() {
+    let (x, _) = uniform(100, 10, 1);
+    for loss in options() {
+        for labels in [vec![3; 100], (0..100).collect::<Vec<i64>>()] {
+            let (value, grad) = both(&loss, &x, 10, &labels);
+            assert!(value.to_bits() == 0 && grad.iter().all(|g| *g == 0.0));
+            let stats = loss.loss_with_stats(Matrix::new(&x, 10).unwrap(), &labels).unwrap().1;
+            assert_eq!(stats, Stats::default());
+        }
+        assert_eq!(both(&loss, &x[..10], 10, &[1]), (0.0, vec![0.0; 10]));
+    }
+}
+
+#[test]
+fn soft_margin_does_not_overflow() {
+    let loss = BatchHardTripletLoss { soft_margin: true, ..Default::default() };
+    // d_ap - d_an is 1e6, then -1e6.
+    let (value, grad) = both(&loss, &[0f32, 1000.0, 0.0, 1000.0], 1, &[0, 0, 1, 1]);
+    assert_eq!(value, 1e6);
+    assert!(grad.iter().all(|g| g.is_finite()));
+    let (value, grad) = both(&loss, &[0f32, 0.0, 1000.0, 1000.0], 1, &[0, 0, 1, 1]);
+    assert!(value == 0.0 && grad.iter().all(|g| *g == 0.0));
+}
+
+#[test]
+fn ties_take_the_lowest_index() {
+    // Everything coincides, and the classes are not in order.
+    let labels: Vec<i64> = (0..200).map(|i| [3, 1, 2, 1][i % 4] as i64).collect();
+    for distance in [Distance::SquaredEuclidean, Distance::Euclidean, Distance::Cosine] {
+        let loss = BatchHardTripletLoss { distance, ..Default::default() };
+        let found = loss.select(Matrix::new(&vec![0.7f32; 200 * 130], 130).unwrap(), &labels).unwrap();
+        for a in 0..200 {
+            let first = |want: &dyn Fn(usize) -> bool| (0..200).find(|&i| i != a && want(i)).unwrap() as u32;
+            assert_eq!(found.positive[a], first(&|i| labels[i] == labels[a]));
+            assert_eq!(found.negative[a], first(&|i| labels[i] != labels[a]));
+        }
+    }
+}
+
+#[test]
+fn wrong_arguments_are_named() {
+    let x = [1f32, 2.0, 3.0, 4.0];
+    let matrix = Matrix::new(&x, 2).unwrap();
+    let refused = |loss: BatchHardTripletLoss, matrix: Matrix<'_, f32>, labels: &[i64], argument: &str, got: &str| {
+        let all = [
+            loss.select(matrix, labels).map(drop),
+            loss.losses(matrix, labels, &mut [0.0; 2]),
+            loss.grad(matrix, labels, &[1.0], &mut [0.0; 4]),
+            loss.loss(matrix, labels).map(drop),
+            loss.loss_with_stats(matrix, labels).map(drop),
+            loss.loss_and_grad(matrix, labels, &mut [0.0; 4]).map(drop),
+        ];
+        for result in all {
+            let error = result.expect_err("accepted");
+            let Error::Argument { argument: named, actual, .. } = &error else { panic!("{error}") };
+            assert!(*named == argument && actual.contains(got), "{error}");
+        }
+    };
+    let default = BatchHardTripletLoss::default();
+    for margin in [-0.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let text = margin.to_string();
+        refused(BatchHardTripletLoss { margin, ..default }, matrix, &[0, 1], "margin", &text);
+    }
+    for p in [1.0, 2.0] {
+        let distance = Distance::Lp { p, eps: 0.0 };
+        refused(BatchHardTripletLoss { distance, ..default }, matrix, &[0, 1], "distance", "Lp");
+    }
+    refused(default, matrix, &[0], "labels", "1");
+    refused(default, matrix, &[0, 1, 2], "labels", "3");
+    refused(default, Matrix::new(&[], 2).unwrap(), &[], "embeddings", "[0, 2]");
+    // A row again and again: more of them than indices.
+    let many = Matrix::strided(&x, u32::MAX as usize, 1, 0).unwrap();
+    refused(default, many, &[0, 1], "embeddings", "4294967295");
+
+    let named = |result: Result<f32, Error>, argument: &str| {
+        let error = result.expect_err("accepted");
+        assert!(error.to_string().starts_with(argument), "{error}");
+    };
+    let none = BatchHardTripletLoss { reduction: Reduction::None, ..default };
+    named(none.loss(matrix, &[0, 1]), "reduction");
+    named(none.loss_and_grad(matrix, &[0, 1], &mut [0.0; 4]), "reduction");
+    named(none.grad(matrix, &[0, 1], &[1.0], &mut [0.0; 4]).map(|()| 0.0), "upstream");
+    named(default.grad(matrix, &[0, 1], &[1.0; 2], &mut [0.0; 4]).map(|()| 0.0), "upstream");
+    named(default.grad(matrix, &[0, 1], &[1.0], &mut [0.0; 3]).map(|()| 0.0), "grad");
+    named(default.loss_and_grad(matrix, &[0, 1], &mut [0.0; 5]), "grad");
+    named(default.losses(matrix, &[0, 1], &mut [0.0; 3]).map(|()| 0.0), "losses");
+}
+
+#[test]
+fn gradients_of_16_bit_embeddings_survive_a_mean_over_many() {
+    // 1 / N is below f16's smallest number times a gradient of 1e-3; an upstream of 2^16 brings it back.
+    let mut numbers = Numbers(5);
+    let (rows, dim) = (4096, 2);
+    let x: Vec<f16> = (0..rows * dim).map(|_| f16::from_f64(1e-3 * numbers.unit())).collect();
+    let labels: Vec<i64> = (0..rows as i64).map(|i| i / 4).collect();
+    let loss = BatchHardTripletLoss::default();
+    let mut grad = vec![f16::NAN; rows * dim];
+    loss.grad(Matrix::new(&x, dim).unwrap(), &labels, &[65536.0], &mut grad).unwrap();
+    let wide: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
+    let found = loss.select(Matrix::new(&x, dim).unwrap(), &labels).unwrap();
+    let own = Some((&found.positive[..], &found.negative[..]));
+    let expected = reference::run(&loss, Matrix::new(&wide, dim).unwrap(), &labels, &[65536.0], own).unwrap();
+    for (actual, expected) in grad.iter().zip(expected.grad) {
+        assert!((actual.to_f64() - expected).abs() <= 1e-3 * expected.abs() + 1e-4, "{actual} for {expected}");
+    }
+}

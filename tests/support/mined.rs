@@ -1,0 +1,286 @@
+//! What the tests of mined losses share: batches, and how far from the oracle their distances may be.
+
+use proptest::prelude::*;
+use tercet::{Distance, Element, Matrix, Reduction};
+
+use super::Numbers;
+
+/// What the embeddings look like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Content {
+    /// Uniform in [-scale, scale).
+    Uniform { scale: f64 },
+    /// Integers from -2 to 2, moved by `offset`: equal distances, coincident points, exact zeros of the hinge.
+    Lattice { offset: f64 },
+    /// A large common offset, which must cancel.
+    Offset,
+    /// All rows a hair from one unit vector.
+    Collapsed,
+    /// Classes, or halves of the batch, far from each other, their rows close together.
+    Clusters,
+    /// Some rows all zero, some equal.
+    Degenerate,
+}
+
+/// How the rows are labelled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Labelling {
+    /// At random, with so many rows a class on average.
+    Random { each: usize },
+    /// One class.
+    One,
+    /// Every row its own.
+    Singletons,
+    /// Two classes, by turns.
+    Two,
+    /// A class of all but the last few rows, which are on their own.
+    Large,
+}
+
+#[derive(Clone, Debug)]
+pub struct Batch {
+    pub rows: usize,
+    pub dim: usize,
+    /// Numbers between the end of a row and the start of the next.
+    pub gap: usize,
+    /// Numbers before the first row.
+    pub offset: usize,
+    pub content: Content,
+    pub labelling: Labelling,
+    pub seed: u64,
+}
+
+pub fn batches(largest: usize) -> impl Strategy<Value = Batch> {
+    let contents = prop_oneof![
+        4 => proptest::sample::select(vec![1.0, 0.1, 30.0]).prop_map(|scale| Content::Uniform { scale }),
+        2 => proptest::sample::select(vec![0.0, 1000.0]).prop_map(|offset| Content::Lattice { offset }),
+        1 => Just(Content::Offset),
+        1 => Just(Content::Collapsed),
+        1 => Just(Content::Clusters),
+        1 => Just(Content::Degenerate),
+    ];
+    let labels = prop_oneof![
+        6 => proptest::sample::select(vec![2, 4, 8]).prop_map(|each| Labelling::Random { each }),
+        1 => Just(Labelling::One),
+        1 => Just(Labelling::Singletons),
+        1 => Just(Labelling::Two),
+        1 => Just(Labelling::Large),
+    ];
+    let boundaries = [1, 2, 3, 4, 7, 8, 9, 31, 32, 33, 63, 64, 65, 95, 96, 97, 127, 128, 129, 255, 256, 257, 300];
+    let boundaries: Vec<usize> = boundaries.into_iter().filter(|n| *n <= largest).collect();
+    let rows = prop_oneof![3 => proptest::sample::select(boundaries), 1 => 1..=largest];
+    let dims = proptest::sample::select(vec![1, 2, 3, 5, 8, 17, 31, 33, 64, 127, 128, 513]);
+    (contents, labels, rows, dims, 0usize..5, 0usize..3, any::<u64>()).prop_map(
+        |(content, labelling, rows, dim, gap, offset, seed)| {
+            // The oracle is slow: many rows only where they are short.
+            let rows = if rows * rows * dim > 1_000_000 { rows.min(40) } else { rows };
+            Batch { rows, dim, gap, offset, content, labelling, seed }
+        },
+    )
+}
+
+/// Numbers that T holds exactly, as the backend sees them and as the oracle does.
+pub struct Data<T> {
+    /// With offset and gaps.
+    pub laid_out: Vec<T>,
+    pub exact: Vec<f64>,
+    pub labels: Vec<i64>,
+    /// One number, or one a row.
+    pub upstream: Vec<f64>,
+}
+
+impl<T: Element> Data<T> {
+    pub fn new(batch: &Batch, reduction: Reduction) -> Self {
+        let Batch { rows, dim, gap, offset, content, labelling, .. } = *batch;
+        let mut numbers = Numbers(batch.seed);
+        let labels: Vec<i64> = (0..rows)
+            .map(|i| match labelling {
+                Labelling::Random { each } => numbers.below(rows.div_ceil(each)) as i64 * 1_000_003 - 17,
+                Labelling::One => i64::MAX,
+                Labelling::Singletons => i64::MIN + i as i64,
+                Labelling::Two => (i % 2) as i64,
+                Labelling::Large => {
+                    if i + 3 < rows {
+                        5
+                    } else {
+                        -(i as i64)
+                    }
+                }
+            })
+            .collect();
+        let direction: Vec<f64> = (0..dim).map(|_| numbers.unit()).collect();
+        let norm = direction.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-3);
+        let mut exact: Vec<f64> = Vec::new();
+        for (row, label) in labels.iter().enumerate() {
+            let copied = row > 0 && numbers.below(4) == 0;
+            let from = if copied { numbers.below(row) } else { 0 };
+            for k in 0..dim {
+                let value = match content {
+                    Content::Uniform { scale } => scale * numbers.unit(),
+                    Content::Lattice { offset } => offset + numbers.below(5) as f64 - 2.0,
+                    Content::Offset => 1000.0 + numbers.unit(),
+                    Content::Collapsed => direction[k] / norm + 1e-3 * numbers.unit(),
+                    Content::Clusters => {
+                        let center = if label % 2 == 0 { 10.0 } else { -10.0 } * direction[k];
+                        center + 1e-2 * numbers.unit()
+                    }
+                    Content::Degenerate if copied => exact[from * dim + k],
+                    Content::Degenerate if row % 5 == 0 => 0.0,
+                    Content::Degenerate => numbers.unit(),
+                };
+                exact.push(T::from_f64(value).to_f64());
+            }
+        }
+        // Whatever lies between the rows must not matter.
+        let mut laid_out = vec![T::from_f64(f64::NAN); offset + rows * (dim + gap)];
+        for (row, from) in exact.chunks(dim).enumerate() {
+            for (to, from) in laid_out[offset + row * (dim + gap)..].iter_mut().zip(from) {
+                *to = T::from_f64(*from);
+            }
+        }
+        let count = if reduction == Reduction::None { rows } else { 1 };
+        let upstream = (0..count).map(|_| T::Scalar::from_f64(2.0 * numbers.unit()).to_f64()).collect();
+        Self { laid_out, exact, labels, upstream }
+    }
+
+    pub fn matrix(&self, batch: &Batch) -> Matrix<'_, T> {
+        Matrix::strided(&self.laid_out[batch.offset..], batch.rows, batch.dim, batch.dim + batch.gap).unwrap()
+    }
+
+    pub fn scalars(numbers: &[f64]) -> Vec<T::Scalar> {
+        numbers.iter().map(|x| T::Scalar::from_f64(*x)).collect()
+    }
+}
+
+pub fn poison<T: Element>(len: usize) -> Vec<T> {
+    vec![T::from_f64(f64::NAN); len]
+}
+
+pub fn distances() -> impl Strategy<Value = Distance> {
+    proptest::sample::select(vec![Distance::SquaredEuclidean, Distance::Euclidean, Distance::Cosine])
+}
+
+/// The machine epsilon of the arithmetic for T: twice the unit roundoff.
+pub fn epsilon<T: Element>() -> f64 {
+    if T::Scalar::NAME == "f64" { f64::EPSILON } else { f64::from(f32::EPSILON) }
+}
+
+/// The embeddings as distances see them, and how far from them the backend may be.
+///
+/// With unit roundoff u a sum of D non-negative terms is off by at most (D + 3) u of itself; in practice by about √D u, so
+/// 8 (√D + 4) u for u = ε leaves room without hiding a mistake. Differences of given numbers are exact to u; after
+/// normalisation each element carries the error of its row's norm, so distances are off absolutely, by as much as unit
+/// vectors can be.
+pub struct Bounds {
+    pub distance: Distance,
+    pub units: bool,
+    pub dim: usize,
+    pub x: Vec<Vec<f64>>,
+    pub norms: Vec<f64>,
+    /// Relative error of a sum.
+    pub sum: f64,
+    /// Of a single operation.
+    pub epsilon: f64,
+    all: Vec<f64>,
+}
+
+impl Bounds {
+    pub fn new<T: Element>(exact: &[f64], dim: usize, distance: Distance, normalize: bool) -> Self {
+        let units = normalize || distance == Distance::Cosine;
+        let mut x: Vec<Vec<f64>> = exact.chunks(dim).map(<[f64]>::to_vec).collect();
+        let norms: Vec<f64> = x
+            .iter()
+            .map(|x| if units { x.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12) } else { 1.0 })
+            .collect();
+        for (x, norm) in x.iter_mut().zip(&norms) {
+            x.iter_mut().for_each(|x| *x /= norm);
+        }
+        let epsilon = epsilon::<T>();
+        let mut all = Vec::with_capacity(x.len() * x.len());
+        for a in &x {
+            for b in &x {
+                let pairs = || a.iter().zip(b);
+                let squared = || pairs().map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
+                all.push(match distance {
+                    Distance::Cosine => 1.0 - pairs().map(|(a, b)| a * b).sum::<f64>(),
+                    Distance::Euclidean => squared().sqrt(),
+                    _ => squared(),
+                });
+            }
+        }
+        Self { distance, units, dim, x, norms, sum: 8.0 * ((dim as f64).sqrt() + 4.0) * epsilon, epsilon, all }
+    }
+
+    pub fn d(&self, i: usize, j: usize) -> f64 {
+        self.all[i * self.x.len() + j]
+    }
+
+    /// Of a distance computed from the difference of the rows.
+    pub fn of_distance(&self, i: usize, j: usize) -> f64 {
+        self.sum * (self.d(i, j) + if self.units { 4.0 } else { 0.0 }) + 1e-35
+    }
+
+    /// At least the size of an element of the distance's gradient with respect to the given row, before cancellation;
+    /// and how far from the oracle it may be.
+    pub fn slope(&self, i: usize, j: usize) -> (f64, f64) {
+        let d = self.d(i, j).max(0.0);
+        let norm = if self.units { self.norms[i] } else { 1.0 };
+        let (size, error) = match self.distance {
+            Distance::Cosine => (2.0, 4.0 * self.sum),
+            Distance::SquaredEuclidean => {
+                let size = 2.0 * d.sqrt();
+                (size, self.sum * (size + if self.units { 4.0 } else { 0.0 }))
+            }
+            // e / d is at most 1; errors of unit vectors grow by 1 / d.
+            _ if self.units => (1.0, (self.sum * (1.0 + 4.0 / d)).min(2.0)),
+            _ => (1.0, self.sum),
+        };
+        (2.0 * size / norm, 2.0 * error / norm)
+    }
+}
+
+/// What rounding to T adds to a gradient of this size: nothing for f32 and f64, whose rounding is in the other bounds.
+pub fn rounding<T: Element>(gradient: f64) -> f64 {
+    let (epsilon, smallest) = match T::NAME {
+        "f16" => (f64::from(f32::from(half::f16::EPSILON)), 6e-8),
+        "bf16" => (f64::from(f32::from(half::bf16::EPSILON)), 1e-37),
+        _ => (0.0, 1e-37),
+    };
+    epsilon * gradient.abs() + smallest
+}
+
+/// Whether T has no number for this, as for the gradient of a zero row, which is divided by 1e-12.
+pub fn overflows<T: Element>(gradient: f64) -> bool {
+    T::NAME == "f16" && gradient.abs() >= f64::from(f32::from(half::f16::MAX))
+}
+
+/// The largest error over bound, per dtype, of how many cases.
+#[derive(Default)]
+pub struct Worst {
+    pub cases: usize,
+    pub ratio: f64,
+}
+
+impl Worst {
+    /// NaN fails.
+    pub fn check(
+        &mut self,
+        what: impl Fn() -> String,
+        actual: f64,
+        expected: f64,
+        bound: f64,
+    ) -> Result<(), TestCaseError> {
+        let err = (actual - expected).abs();
+        self.ratio = self.ratio.max(err / bound);
+        prop_assert!(err <= bound, "{}: {actual} for {expected}, error {err:e}, bound {bound:e}", what());
+        Ok(())
+    }
+
+    pub fn print(&self, op: &str, backend: &str, dtype: &str) {
+        println!("{op} on {backend} {dtype}: {} cases, worst error / bound {:.3}", self.cases, self.ratio);
+    }
+}
+
+pub fn config(cases: u32) -> proptest::test_runner::Config {
+    proptest::test_runner::Config { cases, failure_persistence: None, ..Default::default() }
+}
