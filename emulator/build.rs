@@ -90,6 +90,8 @@ fn compile(compiler: &cc::Tool, out: &Path, hooks: &Path, stem: &str, detect: bo
     ]);
     command.arg(format!("-DTERCET_PAIRED_THREADS={}", constants::PAIRED_THREADS));
     command.arg(format!("-DTERCET_MIN_NORM={:e}", constants::MIN_NORM));
+    command.arg(format!("-DTERCET_TILE={}", constants::TILE));
+    command.arg(format!("-DTERCET_SLAB={}", constants::SLAB));
     if detect {
         command.arg("-fsanitize=thread");
     }

@@ -54,6 +54,7 @@ EMU_INLINE int emu_lane() { return int(emu_index(0) % 32); }
 EMU_INLINE float __uint_as_float(u32 x) { return __builtin_bit_cast(float, x); }
 EMU_INLINE float __int_as_float(int x) { return __builtin_bit_cast(float, x); }
 EMU_INLINE u32 __float_as_uint(float x) { return __builtin_bit_cast(u32, x); }
+EMU_INLINE int __ffs(int x) { return __builtin_ffs(x); }
 EMU_INLINE int __float_as_int(float x) { return __builtin_bit_cast(int, x); }
 EMU_INLINE double __longlong_as_double(i64 x) { return __builtin_bit_cast(double, x); }
 EMU_INLINE i64 __double_as_longlong(double x) { return __builtin_bit_cast(i64, x); }

@@ -4,7 +4,12 @@ use crate::distance::Metric;
 use crate::{Distance, Element, Error, Matrix, Precision, Reduction, Stats, mined};
 
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub mod cuda;
 pub mod reference;
+#[cfg(feature = "torch")]
+mod torch;
 
 pub use cpu::Selection;
 

@@ -2,6 +2,8 @@
 //! device properties.
 
 #[doc(hidden)]
+pub mod batch;
+#[doc(hidden)]
 pub mod device;
 #[doc(hidden)]
 pub mod images;

@@ -1,0 +1,154 @@
+// The preparation of a batch for mined losses, in up to four launches: order, survey, nearest, gather.
+//
+// Translation changes no Euclidean distance, but a Gram matrix of rows far from the origin cancels. Rows are moved by
+// one of them, the nearest to the mean, where the mean is larger than the spread: by a row and not by the mean, so that
+// differences of integers stay integers, and ties stay ties.
+#include "batch.cuh"
+
+// rank_i = #{j : (label_j, j) < (label_i, i)}: the place of row i in class order.
+KERNEL(batch_order, BATCH_THREADS, const Batch b) {
+    SHARED(i64, tile, BATCH_THREADS);
+    const u32 i = blockIdx.x * BATCH_THREADS + threadIdx.x;
+    if (!b.labels) {
+        if (i < b.rows) {
+            b.order[i] = i;
+            b.first[i] = i;
+            b.end[i] = i + 1;
+        }
+        return;
+    }
+    const i64 mine = i < b.rows ? b.labels[i] : 0;
+    u32 smaller = 0, equal = 0, before = 0;
+    for (u32 base = 0; base < b.rows; base += BATCH_THREADS) {
+        __syncthreads();
+        if (base + threadIdx.x < b.rows) tile[threadIdx.x] = b.labels[base + threadIdx.x];
+        __syncthreads();
+        const u32 count = b.rows - base < BATCH_THREADS ? b.rows - base : BATCH_THREADS;
+        for (u32 k = 0; k < count; ++k) {
+            const i64 label = tile[k];
+            smaller += label < mine;
+            equal += label == mine;
+            before += label == mine && base + k < i;
+        }
+    }
+    if (i >= b.rows) return;
+    const u32 rank = smaller + before;
+    b.order[rank] = i;
+    b.first[rank] = smaller;
+    b.end[rank] = smaller + equal;
+}
+
+// Sums of columns over chunks of BATCH_THREADS rows; the last block makes the mean of them.
+template <class T> DEVICE void survey(const Batch& b) {
+    const u32 begin = blockIdx.x * BATCH_THREADS, end = begin + BATCH_THREADS < b.rows ? begin + BATCH_THREADS : b.rows;
+    for (u32 c = threadIdx.x; c < b.dim; c += BATCH_THREADS) {
+        double sum = 0;
+        for (u32 i = begin; i < end; ++i) sum += double(widen(static_cast<const T*>(b.x)[i * b.stride + c]));
+        b.sums[i64(blockIdx.x) * b.dim + c] = sum;
+    }
+    if (!last_block(&b.survey->tickets[0])) return;
+    for (u32 c = threadIdx.x; c < b.dim; c += BATCH_THREADS) {
+        double sum = 0;
+        for (u32 chunk = 0; chunk < gridDim.x; ++chunk) sum += b.sums[i64(chunk) * b.dim + c];
+        b.sums[i64(gridDim.x) * b.dim + c] = sum / b.rows;
+    }
+}
+
+// The row nearest to the mean, and whether moving by it pays. `chunks` blocks made the sums.
+template <class T> DEVICE void nearest(const Batch& b) {
+    const u32 chunks = (b.rows + BATCH_THREADS - 1) / BATCH_THREADS, lane = threadIdx.x % 32;
+    const double* mean = b.sums + i64(chunks) * b.dim;
+    double spread = 0;
+    for (u32 i = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; i < b.rows; i += gridDim.x * (BATCH_THREADS / 32)) {
+        double sum = 0;
+        for (u32 c = lane; c < b.dim; c += 32) {
+            const double e = double(widen(static_cast<const T*>(b.x)[i * b.stride + c])) - mean[c];
+            sum += e * e;
+        }
+        sum = group_sum<32>(sum);
+        if (lane == 0) {
+            spread += sum;
+            atomicMax(&b.survey->nearest, ~(u64(__float_as_uint(float(sum))) << 32 | i));
+        }
+    }
+    double total;
+    const bool last = grid_sum<BATCH_THREADS>(spread, b.partials, &b.survey->tickets[1], total);
+    if (last) {
+        double size = 0;
+        for (u32 c = 0; c < b.dim; ++c) size += mean[c] * mean[c];
+        b.survey->shifted = size * b.rows > total;
+    }
+}
+
+// One warp makes a row of class order ready.
+template <class T, class P> DEVICE void gather(const Batch& b) {
+    const u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (row >= b.padded) return;
+    const i64 at = i64(row) * b.slabs * (SLAB / P::bytes);
+    const u32 width = b.slabs * (SLAB / P::bytes);
+    if (row >= b.rows) {
+        for (u32 c = lane; c < width; c += 32) P::encode(0.f, b.plane, at + c);
+        for (u32 c = lane; c < b.dim; c += 32) b.y[i64(row) * b.dim + c] = 0.f;
+        if (lane == 0) {
+            b.norm[row] = 0.f;
+            b.scale[row] = b.inverse[row] = 1.f;
+        }
+        return;
+    }
+    const T* x = static_cast<const T*>(b.x) + b.order[row] * b.stride;
+    const u32 origin = ~u32(b.origin_survey->nearest);
+    const bool shifted = b.centre && b.origin_survey->shifted;
+    const T* shift = shifted ? static_cast<const T*>(b.origin) + origin * b.origin_stride : nullptr;
+    float factor = 1.f;
+    bool flat = false;
+    if (b.normalize) {
+        float squares = 0;
+        for (u32 c = lane; c < b.dim; c += 32) squares += widen(x[c]) * widen(x[c]);
+        const float norm = sqrtf(group_sum<32>(squares));
+        flat = norm < float(TERCET_MIN_NORM);
+        factor = is_finite(norm) ? 1.f / (flat ? float(TERCET_MIN_NORM) : norm) : nan_value<float>();
+    }
+    const auto value = [&](u32 c) { return shift ? widen(x[c]) - widen(shift[c]) : widen(x[c]) * factor; };
+    float largest = 0, squares = 0;
+    bool finite = true;
+    for (u32 c = lane; c < b.dim; c += 32) {
+        const float y = value(c);
+        b.y[i64(row) * b.dim + c] = y;
+        largest = fmaxf(largest, fabsf(y));
+        squares += y * y;
+        finite = finite && is_finite(y) && is_finite(widen(x[c]));
+    }
+    finite = __all_sync(0xffffffff, finite);
+    largest = group_max<32>(largest);
+    squares = group_sum<32>(squares);
+    // The largest power of two up to `largest`, and at least the least normal number.
+    const u32 exponent = __float_as_uint(largest) & 0x7f800000;
+    const float scale = finite && exponent ? __uint_as_float(exponent) : 1.f / 0x1p126f;
+    float rounded = 0;
+    for (u32 c = lane; c < width; c += 32) {
+        const float y = c < b.dim ? b.y[i64(row) * b.dim + c] : 0.f;
+        const float kept = P::encode(finite ? y / scale : 0.f, b.plane, at + c) * scale;
+        rounded += kept * kept;
+    }
+    rounded = group_sum<32>(rounded);
+    if (lane == 0) {
+        // The planes of a row that is not finite hold zeros: its norm must tell.
+        b.norm[row] = !finite ? nan_value<float>() : b.unit_norms ? 1.f : P::rounds ? rounded : squares;
+        b.scale[row] = scale;
+        b.inverse[row] = flat ? -factor : factor;
+        if (!finite) atomicOr(&b.survey->bad, 1u);
+    }
+}
+
+#define OF_TYPE(dtype, T)                                                             \
+    KERNEL(batch_survey_##dtype, BATCH_THREADS, const Batch b) { survey<T>(b); }      \
+    KERNEL(batch_nearest_##dtype, BATCH_THREADS, const Batch b) { nearest<T>(b); }    \
+    KERNEL(batch_gather_##dtype##_highest, BATCH_THREADS, const Batch b) { gather<T, Split>(b); }
+OF_TYPE(f32, float)
+OF_TYPE(f16, f16)
+OF_TYPE(bf16, bf16)
+// Lower precision is for f32; 16-bit numbers are multiplied as they are.
+KERNEL(batch_gather_f32_high, BATCH_THREADS, const Batch b) { gather<float, Tf32>(b); }
+KERNEL(batch_gather_f32_medium, BATCH_THREADS, const Batch b) { gather<float, Half<bf16>>(b); }
+KERNEL(batch_gather_f16_medium, BATCH_THREADS, const Batch b) { gather<f16, Half<f16>>(b); }
+KERNEL(batch_gather_bf16_medium, BATCH_THREADS, const Batch b) { gather<bf16, Half<bf16>>(b); }

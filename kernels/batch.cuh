@@ -1,0 +1,82 @@
+// A batch of embeddings made ready for mined losses (batch.cu): rows in the order of their classes, so that each class is
+// one contiguous block; translated or normalised; in planes of bytes for the tile engine.
+#pragma once
+#include "distance.cuh"
+#include "reduce.cuh"
+#include "tile.cuh"
+
+#define BATCH_THREADS 256
+
+constexpr u32 NONE = 0xffffffff;
+
+// What the preparation finds out; zeros at launch.
+struct Survey {
+    u64 nearest;  // max of ~(bits of the squared distance to the mean, row)
+    u32 tickets[2];
+    u32 bad;      // a row that is not finite
+    u32 shifted;  // whether rows are translated by -x[~nearest & 0xffffffff]
+};
+
+// The same layout as `Batch` in src/cuda/batch.rs. All in class order but x and labels.
+struct Batch {
+    const void* x;        // [rows, dim], `stride` elements from row to row
+    i64 stride;
+    const i64* labels;    // null: one class of its own for each row, in the given order
+    u32* order;           // the row's original index
+    u32* first;           // its class: rows first .. end
+    u32* end;
+    float* y;             // [padded, dim]: translated or normalised
+    u8* plane[2];         // [padded, slabs * SLAB]: y / scale
+    float* norm;          // |y|^2 as the planes have it; 1 for cosine
+    float* scale;         // a power of two
+    float* inverse;       // 1 / max(|x|, MIN_NORM), negative where the minimum took over; 1 without normalisation
+    double* sums;         // [chunks, dim] and then the mean [dim]
+    double* partials;     // one a block
+    Survey* survey;
+    const void* origin;   // the batch whose nearest row all are moved by: x itself, or the one it is compared with
+    i64 origin_stride;
+    const Survey* origin_survey;
+    u32 rows, padded, dim, slabs;
+    u32 centre, normalize, unit_norms, unused;
+
+    DEVICE Operand operand() const { return {{plane[0], plane[1]}, slabs}; }
+};
+
+// f of each pair of elements of rows i and j of a batch, by a warp: from the caller's numbers, so that a difference is
+// rounded once. Normalised rows are multiplied by their inverse norms first.
+template <class T> struct Row {
+    const T* x;
+    float factor;
+    DEVICE float operator()(u32 column) const { return widen(x[column]) * factor; }
+};
+template <class T> DEVICE Row<T> original_row(const Batch& b, u32 row) {
+    return {static_cast<const T*>(b.x) + b.order[row] * b.stride, fabsf(b.inverse[row])};
+}
+
+// The distance of two rows by a warp, directly. kind: 0 squared, 1 Euclidean, 2 cosine.
+template <class T> DEVICE float direct_distance(const Row<T>& x, const Row<T>& y, u32 dim, u32 kind) {
+    float sum = 0;
+    for (u32 c = threadIdx.x % 32; c < dim; c += 32) {
+        const float a = x(c), b = y(c), e = a - b;
+        sum += kind == 2 ? a * b : e * e;
+    }
+    sum = group_sum<32>(sum);
+    return kind == 0 ? sum : kind == 1 ? sqrtf(sum) : 1.f - sum;
+}
+
+// |y_i - y_j|^2 from the product of their planes. Where it is `near`, below a fixed fraction of the norms, the product has
+// cancelled, and the difference must be taken: few pairs are that near.
+DEVICE float squared_distance(const Batch& a, u32 i, const Batch& b, u32 j, float product, bool& near) {
+    const float norms = a.norm[i] + b.norm[j];
+    const float d = norms - 2.f * (product * a.scale[i] * b.scale[j]);
+    near = d < norms * (1.f / 64);
+    return d;
+}
+DEVICE float near_squared_distance(const Batch& a, u32 i, const Batch& b, u32 j) {
+    float sum = 0;
+    for (u32 c = 0; c < a.dim; ++c) {
+        const float e = a.y[i64(i) * a.dim + c] - b.y[i64(j) * b.dim + c];
+        sum += e * e;
+    }
+    return sum;
+}

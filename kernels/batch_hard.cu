@@ -1,0 +1,263 @@
+// batch_hard:  per anchor a, the farthest positive p and the nearest negative n;  relu(d_ap - d_an + m), or softplus(d_ap - d_an).
+//
+// negatives: the nearest negative by Gram tiles, a running minimum per row in registers; each block takes a row of tiles
+//            and every `splits`-th column.
+// finish:    per anchor a warp finds the farthest positive directly, O(P D), merges the splits, and takes both distances
+//            directly: the mined pairs carry no error of the Gram matrix.
+// backward:  row i gathers what it is part of, as anchor, positive or negative, in the order of the anchors.
+// Equal distances: the lowest original index. Sorted by class, positives come in that order; negatives compare it.
+#include "batch.cuh"
+
+// The same layout as `Args` in src/batch_hard/cuda.rs. Per anchor means [rows], by original index.
+struct Args {
+    Batch batch;
+    float* candidate;     // [splits, padded]
+    u32* candidate_row;   // [splits, padded], in class order
+    u32* positive;        // per anchor; NONE without one
+    u32* negative;
+    float* d_ap;          // per anchor
+    float* d_an;
+    float* weight;        // per anchor: d loss / d (d_ap - d_an)
+    float* losses;        // per anchor; null: not wanted
+    float* loss;          // null: not wanted
+    double* stats;        // valid, active, sums of d_ap and d_an over the valid, what the sum is multiplied by
+    double* partials;     // 5 a block
+    u32* ticket;          // 0 at launch
+    const float* upstream;  // [1] (stride 0) or per anchor (stride 1)
+    i64 upstream_stride;
+    void* grad;           // [rows, dim] T, by original index
+    float* work;          // [rows, dim], for 16-bit gradients; else the gradient itself
+    double margin;
+    u32 splits, kind, soft, mean;
+};
+static_assert(sizeof(Args) == sizeof(Batch) + 152, "Args must match src/batch_hard/cuda.rs");
+
+template <class P> DEVICE void negatives(const Args& args) {
+    SHARED_DYNAMIC(TileBuffers<P>, buffers);
+    const Batch& b = args.batch;
+    const u32 tiles = b.padded / TILE, row_tile = blockIdx.x / args.splits, split = blockIdx.x % args.splits;
+    using Tile = GramTile<P>;
+    float best[Tile::ROWS];
+    u32 best_row[Tile::ROWS], best_index[Tile::ROWS], first[Tile::ROWS], end[Tile::ROWS];
+#pragma unroll
+    for (int s = 0; s < Tile::ROWS; ++s) {
+        const u32 row = row_tile * TILE + Tile::row_of(s);
+        best[s] = __uint_as_float(0x7f800000);
+        best_row[s] = best_index[s] = NONE;
+        first[s] = row < b.rows ? b.first[row] : 0;
+        end[s] = row < b.rows ? b.end[row] : 0;
+    }
+    const Operand side[2] = {b.operand(), b.operand()};
+    for (u32 column_tile = split; column_tile < tiles; column_tile += args.splits) {
+        Tile tile;
+        const u32 base[2] = {row_tile * TILE, column_tile * TILE};
+        tile.run(buffers, side, base);
+        const auto consider = [&](int s, u32 column, float d) {
+            if (!(d <= best[s])) return;  // NaN is no candidate
+            const u32 index = b.order[column];
+            if (d < best[s] || index < best_index[s]) {
+                best[s] = d;
+                best_row[s] = column;
+                best_index[s] = index;
+            }
+        };
+        tile.each(
+            [&](int s, int r, int c, float product) {
+                const u32 row = base[0] + r, column = base[1] + c;
+                if (column >= b.rows || (column >= first[s] && column < end[s])) return false;
+                bool near;
+                const float d = squared_distance(b, row, b, column, product, near);
+                if (!near) consider(s, column, d);
+                return near;
+            },
+            [&](int slot, int r, int c) {
+                const float d = near_squared_distance(b, base[0] + r, b, base[1] + c);
+#pragma unroll
+                for (int s = 0; s < Tile::ROWS; ++s)
+                    if (s == slot) consider(s, base[1] + c, d);
+            });
+    }
+    // Four lanes hold parts of a row, and two warps.
+    SHARED(float, other, TILE);
+    SHARED(u32, other_row, TILE);
+    SHARED(u32, other_index, TILE);
+    const auto merge = [&](int s, float d, u32 row, u32 index) {
+        if (d < best[s] || (d == best[s] && index < best_index[s])) {
+            best[s] = d;
+            best_row[s] = row;
+            best_index[s] = index;
+        }
+    };
+#pragma unroll
+    for (int s = 0; s < Tile::ROWS; ++s)
+#pragma unroll
+        for (int offset = 1; offset < 4; offset *= 2) {
+            const float d = __shfl_xor_sync(0xffffffff, best[s], offset);
+            const u32 row = __shfl_xor_sync(0xffffffff, best_row[s], offset);
+            const u32 index = __shfl_xor_sync(0xffffffff, best_index[s], offset);
+            merge(s, d, row, index);
+        }
+    const bool right = threadIdx.x / 32 % 2, writes = threadIdx.x % 4 == 0;
+#pragma unroll
+    for (int s = 0; s < Tile::ROWS; ++s)
+        if (right && writes) {
+            other[Tile::row_of(s)] = best[s];
+            other_row[Tile::row_of(s)] = best_row[s];
+            other_index[Tile::row_of(s)] = best_index[s];
+        }
+    __syncthreads();
+#pragma unroll
+    for (int s = 0; s < Tile::ROWS; ++s)
+        if (!right && writes) {
+            const int r = Tile::row_of(s);
+            merge(s, other[r], other_row[r], other_index[r]);
+            const i64 at = i64(split) * b.padded + row_tile * TILE + r;
+            args.candidate[at] = best[s];
+            args.candidate_row[at] = best_row[s];
+        }
+}
+
+// softplus(x) = log(1 + e^x), and its derivative.
+DEVICE float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x))); }
+DEVICE float sigmoid(float x) { return x >= 0.f ? 1.f / (1.f + expf(-x)) : expf(x) / (1.f + expf(x)); }
+
+template <class T> DEVICE void finish(const Args& args) {
+    const Batch& b = args.batch;
+    const u32 lane = threadIdx.x % 32;
+    const bool bad = b.survey->bad;
+    double sums[5] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
+    for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < b.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
+        const u32 anchor = b.order[row];
+        const Row<T> x = original_row<T>(b, row);
+        u32 positive = NONE, negative = NONE;
+        float d_ap = 0, d_an = 0;
+        // Compared before the root, which would make some of them equal.
+        const u32 compared = args.kind == 1 ? 0 : args.kind;
+        for (u32 p = b.first[row]; p < b.end[row]; ++p) {
+            if (p == row) continue;
+            const float d = direct_distance(x, original_row<T>(b, p), b.dim, compared);
+            if (positive == NONE || d > d_ap) {
+                d_ap = d;
+                positive = p;
+            }
+        }
+        if (args.kind == 1) d_ap = sqrtf(d_ap);
+        float best = 0;
+        u32 index = NONE;
+        for (u32 s = 0; s < args.splits; ++s) {
+            const i64 at = i64(s) * b.padded + row;
+            const u32 candidate = args.candidate_row[at];
+            if (candidate == NONE) continue;
+            const float d = args.candidate[at];
+            if (negative == NONE || d < best || (d == best && b.order[candidate] < index)) {
+                best = d;
+                negative = candidate;
+                index = b.order[candidate];
+            }
+        }
+        // No distance was a number: any negative tells that.
+        if (negative == NONE && b.end[row] - b.first[row] < b.rows) {
+            negative = b.first[row] > 0 ? 0 : b.end[row];
+            index = b.order[negative];
+        }
+        if (negative != NONE) d_an = direct_distance(x, original_row<T>(b, negative), b.dim, args.kind);
+        const bool valid = positive != NONE && negative != NONE;
+        const float t = args.soft ? d_ap - d_an : d_ap - d_an + float(args.margin);
+        float loss = 0, weight = 0;
+        if (valid) {
+            loss = args.soft ? softplus(t) : t > 0.f ? t : 0.f;
+            weight = args.soft ? sigmoid(t) : t > 0.f ? 1.f : 0.f;
+        }
+        const bool poisoned = valid ? bad || !is_finite(d_ap) || !is_finite(d_an) : bad && b.norm[row] != b.norm[row];
+        if (poisoned) loss = weight = nan_value<float>();
+        if (lane == 0) {
+            args.positive[anchor] = valid ? b.order[positive] : NONE;
+            args.negative[anchor] = valid ? index : NONE;
+            args.d_ap[anchor] = d_ap;
+            args.d_an[anchor] = d_an;
+            args.weight[anchor] = weight;
+            if (args.losses) args.losses[anchor] = loss;
+            sums[0] += double(loss);
+            if (valid) {
+                sums[1] += 1;
+                sums[2] += loss > 0.f ? 1 : 0;
+                sums[3] += double(d_ap);
+                sums[4] += double(d_an);
+            }
+        }
+    }
+    double total[5];
+    if (!grid_sums<BATCH_THREADS>(sums, args.partials, args.ticket, total)) return;
+    const double scale = args.mean ? 1 / (total[1] > 0 ? total[1] : 1) : 1;
+    if (args.loss) *args.loss = bad ? nan_value<float>() : float(total[0] * scale);
+    for (int k = 0; k < 4; ++k) args.stats[k] = total[k + 1];
+    args.stats[4] = scale;
+}
+
+template <class T> DEVICE void backward(const Args& args) {
+    const Batch& b = args.batch;
+    const u32 lane = threadIdx.x % 32, row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
+    if (row >= b.rows) return;
+    const u32 i = b.order[row];
+    const bool bad = b.survey->bad;
+    float* g = args.work + i64(i) * b.dim;
+    for (u32 c = lane; c < b.dim; c += 32) g[c] = 0.f;
+    const T* all = static_cast<const T*>(b.x);
+    // Rows by original index, with the factor that normalises them.
+    const auto row_of = [&](u32 index, float factor) { return Row<T>{all + index * b.stride, factor}; };
+    const auto factor_of = [&](u32 index) {
+        if (!b.normalize) return 1.f;
+        float squares = 0;
+        for (u32 c = lane; c < b.dim; c += 32) squares += widen(all[index * b.stride + c]) * widen(all[index * b.stride + c]);
+        const float norm = sqrtf(group_sum<32>(squares));
+        return 1.f / (norm < float(TERCET_MIN_NORM) ? float(TERCET_MIN_NORM) : norm);
+    };
+    const float inverse = b.inverse[row];
+    const Row<T> x = row_of(i, fabsf(inverse));
+    // Adds weight * d distance(x, y) / dx.
+    const auto add = [&](u32 index, float distance, float weight) {
+        const Row<T> y = row_of(index, factor_of(index));
+        const float slope = args.kind == 0 ? 2.f * weight : distance > 0.f ? weight / distance : 0.f;
+        for (u32 c = lane; c < b.dim; c += 32) g[c] += args.kind == 2 ? -weight * y(c) : slope * (x(c) - y(c));
+    };
+    const float scale = float(args.stats[4]);
+    for (u32 base = 0; base < b.rows; base += 32) {
+        const u32 a = base + lane;
+        bool part = false;
+        if (a < b.rows && args.positive[a] != NONE) part = a == i || args.positive[a] == i || args.negative[a] == i;
+        for (u32 hits = __ballot_sync(0xffffffff, part); hits; hits &= hits - 1) {
+            const u32 anchor = base + u32(__ffs(int(hits))) - 1;
+            const float weight = args.weight[anchor] * args.upstream[anchor * args.upstream_stride] * scale;
+            if (weight == 0.f) continue;
+            const u32 p = args.positive[anchor], n = args.negative[anchor];
+            if (anchor == i) {
+                add(p, args.d_ap[anchor], weight);
+                add(n, args.d_an[anchor], -weight);
+            } else {
+                add(anchor, p == i ? args.d_ap[anchor] : args.d_an[anchor], p == i ? weight : -weight);
+            }
+        }
+    }
+    float along = 0;
+    if (b.normalize && inverse > 0.f) {
+        for (u32 c = lane; c < b.dim; c += 32) along += g[c] * x(c);
+        along = group_sum<32>(along);
+    }
+    for (u32 c = lane; c < b.dim; c += 32) {
+        const float y = b.normalize ? (g[c] - along * x(c)) * fabsf(inverse) : g[c];
+        T result;
+        narrow(result, bad ? nan_value<float>() : y);
+        static_cast<T*>(args.grad)[i64(i) * b.dim + c] = result;
+    }
+}
+
+KERNEL(batch_hard_negatives_highest, TILE_THREADS, const Args args) { negatives<Split>(args); }
+KERNEL(batch_hard_negatives_high, TILE_THREADS, const Args args) { negatives<Tf32>(args); }
+KERNEL(batch_hard_negatives_f16, TILE_THREADS, const Args args) { negatives<Half<f16>>(args); }
+KERNEL(batch_hard_negatives_bf16, TILE_THREADS, const Args args) { negatives<Half<bf16>>(args); }
+#define OF_TYPE(dtype, T)                                                              \
+    KERNEL(batch_hard_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); }     \
+    KERNEL(batch_hard_backward_##dtype, BATCH_THREADS, const Args args) { backward<T>(args); }
+OF_TYPE(f32, float)
+OF_TYPE(f16, f16)
+OF_TYPE(bf16, bf16)

@@ -1,0 +1,257 @@
+//! A batch made ready for mined losses: kernels/batch.cu.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Address, DeviceProperties, Grid, Launcher, Memory};
+use crate::constants::{SLAB, TILE};
+use crate::distance::Metric;
+use crate::{Element, Error, Precision};
+
+const STEM: &str = "batch";
+/// `BATCH_THREADS` of kernels/batch.cuh.
+pub(crate) const THREADS: u32 = 256;
+/// `TILE_THREADS` of kernels/tile.cuh.
+pub(crate) const TILE_THREADS: u32 = 128;
+const STAGES: u32 = 3;
+
+/// How a Gram tile is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Product {
+    /// The last part of a preparing kernel's name.
+    pub mode: &'static str,
+    /// The last part of a tile kernel's name.
+    pub tile: &'static str,
+    planes: u32,
+    /// Of one number in a plane.
+    bytes: u32,
+}
+
+impl Product {
+    pub fn of<T: Element>(precision: Precision) -> Self {
+        match (precision, T::NAME) {
+            (Precision::Medium, "f16") => Self { mode: "medium", tile: "f16", planes: 1, bytes: 2 },
+            (Precision::Medium, _) => Self { mode: "medium", tile: "bf16", planes: 1, bytes: 2 },
+            (Precision::High, "f32") => Self { mode: "high", tile: "high", planes: 1, bytes: 4 },
+            _ => Self { mode: "highest", tile: "highest", planes: 2, bytes: 2 },
+        }
+    }
+
+    /// Dynamic shared memory of a block that multiplies tiles.
+    pub fn shared_bytes(&self) -> u32 {
+        STAGES * 2 * self.planes * TILE * SLAB
+    }
+}
+
+/// The distances of mined losses as kernels number them.
+pub(crate) fn kind(metric: Metric) -> u32 {
+    match metric {
+        Metric::Difference { root: false, .. } => 0,
+        Metric::Difference { root: true, .. } => 1,
+        Metric::Cosine => 2,
+        Metric::Power { .. } => unreachable!("refused by the checks of mined losses"),
+    }
+}
+
+/// What is prepared, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Problem {
+    pub rows: usize,
+    pub dim: usize,
+    pub metric: Metric,
+    pub normalize: bool,
+    pub product: Product,
+}
+
+impl Problem {
+    pub fn tiles(&self) -> u32 {
+        (self.rows as u32).div_ceil(TILE)
+    }
+
+    fn padded(&self) -> usize {
+        self.tiles() as usize * TILE as usize
+    }
+
+    fn chunks(&self) -> u32 {
+        (self.rows as u32).div_ceil(THREADS)
+    }
+
+    /// Warps of a block take a row each; as many blocks as the device holds, or as there are rows.
+    pub fn row_blocks(&self, device: &DeviceProperties) -> u32 {
+        let resident = device.multiprocessors * (device.threads_per_multiprocessor / THREADS);
+        (self.rows as u32).div_ceil(THREADS / 32).min(resident).max(1)
+    }
+}
+
+/// The caller's embeddings and labels, in device memory.
+#[derive(Clone, Copy, Debug)]
+#[doc(hidden)]
+pub struct Input {
+    pub x: Address,
+    /// From row to row, in elements.
+    pub stride: usize,
+    /// One i64 a row; 0: no two rows are of one class.
+    pub labels: Address,
+}
+
+/// `Batch` of kernels/batch.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub(crate) struct Batch {
+    x: Address,
+    stride: i64,
+    labels: Address,
+    order: Address,
+    first: Address,
+    end: Address,
+    y: Address,
+    plane: [Address; 2],
+    norm: Address,
+    scale: Address,
+    inverse: Address,
+    sums: Address,
+    partials: Address,
+    survey: Address,
+    origin: Address,
+    origin_stride: i64,
+    origin_survey: Address,
+    rows: u32,
+    padded: u32,
+    dim: u32,
+    slabs: u32,
+    centre: u32,
+    normalize: u32,
+    unit_norms: u32,
+    unused: u32,
+}
+
+impl Batch {
+    /// The embeddings may lie elsewhere when the batch is looked at again.
+    pub fn moved_to(self, input: &Input) -> Self {
+        Self { x: input.x, stride: input.stride as i64, ..self }
+    }
+}
+
+/// Parts of one allocation.
+#[derive(Default)]
+pub(crate) struct Layout {
+    bytes: usize,
+}
+
+impl Layout {
+    /// Where `count` numbers of `size` bytes will lie, from the start of the allocation.
+    pub fn part(&mut self, count: usize, size: usize) -> Address {
+        const ALIGNMENT: usize = 256;
+        let at = self.bytes;
+        self.bytes = (at + count * size).next_multiple_of(ALIGNMENT);
+        at as Address
+    }
+
+    pub fn allocate<L: Launcher>(&self, launcher: &L) -> Result<L::Memory, Error> {
+        launcher.allocate(self.bytes.max(1))
+    }
+}
+
+/// A prepared batch. `kept` is what a backward pass needs.
+pub(crate) struct Prepared<M> {
+    pub batch: Batch,
+    pub kept: M,
+    /// Until the launches of the forward pass are made.
+    pub scratch: M,
+}
+
+/// Size of `Survey` of kernels/batch.cuh.
+const SURVEY_BYTES: usize = 24;
+
+/// Launches the preparation. Batches whose rows are compared with each other are moved alike: `origin` is the first of
+/// them, prepared before.
+///
+/// # Safety
+/// `input` is device memory of the launcher: `rows` rows of `dim` elements of T, and labels unless 0; alive until the
+/// kernels have run.
+pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
+    launcher: &L,
+    problem: &Problem,
+    input: &Input,
+    origin: Option<&Batch>,
+) -> Result<Prepared<L::Memory>, Error> {
+    let (rows, dim, padded) = (problem.rows, problem.dim, problem.padded());
+    let slabs = (dim * problem.product.bytes as usize).div_ceil(SLAB as usize);
+    let cosine = problem.metric == Metric::Cosine;
+    let normalize = problem.normalize || cosine;
+    let row_blocks = problem.row_blocks(launcher.properties());
+
+    let mut kept = Layout::default();
+    let (survey, order) = (kept.part(1, SURVEY_BYTES), kept.part(rows, 4));
+    let (first, end, inverse) = (kept.part(rows, 4), kept.part(rows, 4), kept.part(padded, 4));
+    let mut scratch = Layout::default();
+    let y = scratch.part(padded * dim, 4);
+    let plane = [(); 2].map(|()| scratch.part(padded * slabs, SLAB as usize));
+    let (norm, scale) = (scratch.part(padded, 4), scratch.part(padded, 4));
+    let sums = scratch.part((problem.chunks() as usize + 1) * dim, 8);
+    let partials = scratch.part(row_blocks as usize, 8);
+    let (kept, scratch) = (kept.allocate(launcher)?, scratch.allocate(launcher)?);
+    let (in_kept, in_scratch) = (|at| kept.address() + at, |at| scratch.address() + at);
+
+    let mut batch = Batch {
+        x: input.x,
+        stride: input.stride as i64,
+        labels: input.labels,
+        order: in_kept(order),
+        first: in_kept(first),
+        end: in_kept(end),
+        y: in_scratch(y),
+        plane: plane.map(in_scratch),
+        norm: in_scratch(norm),
+        scale: in_scratch(scale),
+        inverse: in_kept(inverse),
+        sums: in_scratch(sums),
+        partials: in_scratch(partials),
+        survey: in_kept(survey),
+        origin: input.x,
+        origin_stride: input.stride as i64,
+        origin_survey: in_kept(survey),
+        rows: rows as u32,
+        padded: padded as u32,
+        dim: dim as u32,
+        slabs: slabs as u32,
+        // Unit vectors are near enough to the origin.
+        centre: (!normalize).into(),
+        normalize: normalize.into(),
+        unit_norms: cosine.into(),
+        unused: 0,
+    };
+    if let Some(other) = origin {
+        (batch.origin, batch.origin_stride) = (other.origin, other.origin_stride);
+        batch.origin_survey = other.origin_survey;
+    }
+    let launch = |kernel: &str, blocks: u32| {
+        let grid = Grid { blocks, threads: THREADS, shared_bytes: 0 };
+        // SAFETY: `Batch` is these kernels' argument; the caller vouches for the input, and both allocations are laid
+        // out above and live as `Memory` says.
+        unsafe { launcher.launch(STEM, kernel, grid, bytemuck::bytes_of(&batch)) }
+    };
+    // SAFETY: the first bytes of our own allocation.
+    unsafe { launcher.clear(batch.survey, SURVEY_BYTES)? };
+    launch("batch_order", problem.chunks())?;
+    if batch.centre == 1 && origin.is_none() {
+        launch(&format!("batch_survey_{}", T::NAME), problem.chunks())?;
+        launch(&format!("batch_nearest_{}", T::NAME), row_blocks)?;
+    }
+    launch(&format!("batch_gather_{}_{}", T::NAME, problem.product.mode), (padded as u32).div_ceil(THREADS / 32))?;
+    Ok(Prepared { batch, kept, scratch })
+}
+
+/// Every kernel of the preparation.
+#[doc(hidden)]
+pub fn kernel_names() -> Vec<String> {
+    let mut names = vec!["batch_order".to_string(), "batch_gather_f32_high".into()];
+    for dtype in ["f32", "f16", "bf16"] {
+        for step in ["survey", "nearest"] {
+            names.push(format!("batch_{step}_{dtype}"));
+        }
+        for mode in ["highest", "medium"] {
+            names.push(format!("batch_gather_{dtype}_{mode}"));
+        }
+    }
+    names
+}
