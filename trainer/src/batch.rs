@@ -26,6 +26,8 @@ pub struct BatchShape {
 pub struct TripletBatch {
     /// Indices into the dataset's images.
     pub images: Vec<usize>,
+    /// Each image's identity, as a number within the batch.
+    pub labels: Vec<i64>,
     /// Row of `images` for each triplet's anchor.
     pub anchor: Vec<i64>,
     /// The same for the positive.
@@ -39,12 +41,13 @@ pub fn draw(members: &[Vec<usize>], shape: BatchShape, seed: u64, epoch: u64, st
     let mut rng = stream(seed, Purpose::Batch, epoch, step);
     // Rows of the batch, by identity.
     let mut rows: Vec<Vec<i64>> = Vec::new();
-    let mut images = Vec::new();
+    let (mut images, mut labels) = (Vec::new(), Vec::new());
     for identity in draw_identities(&mut rng, members, shape.identities) {
         let own = &members[identity];
         let first = images.len() as i64;
         let chosen = index::sample(&mut rng, own.len(), shape.images.min(own.len()));
         images.extend(chosen.iter().map(|i| own[i]));
+        labels.resize(images.len(), rows.len() as i64);
         rows.push((first..images.len() as i64).collect());
     }
     let paired: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].len() > 1).collect();
@@ -59,7 +62,7 @@ pub fn draw(members: &[Vec<usize>], shape: BatchShape, seed: u64, epoch: u64, st
         positive.push(rows[own][p]);
         negative.push(rows[other][rng.random_range(0..rows[other].len())]);
     }
-    TripletBatch { images, anchor, positive, negative }
+    TripletBatch { images, labels, anchor, positive, negative }
 }
 
 /// Different identities, of which at least the first can give a pair.
@@ -92,6 +95,9 @@ mod tests {
             let distinct: HashSet<_> = batch.images.iter().collect();
             assert_eq!(distinct.len(), batch.images.len());
             assert_eq!(batch.anchor.len(), 50);
+            for (i, j) in (0..batch.images.len()).flat_map(|i| (0..i).map(move |j| (i, j))) {
+                assert_eq!(batch.labels[i] == batch.labels[j], owner(batch.images[i]) == owner(batch.images[j]));
+            }
             for i in 0..50 {
                 let [a, p, n] =
                     [&batch.anchor, &batch.positive, &batch.negative].map(|rows| batch.images[rows[i] as usize]);

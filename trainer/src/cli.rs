@@ -2,10 +2,11 @@
 
 use crate::encoder::Architecture;
 use crate::images::OnBadImage;
+use crate::loss::LossName;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
-/// Trains embedding networks with Tercet's triplet loss.
+/// Trains embedding networks with Tercet's triplet losses.
 #[derive(Debug, Parser)]
 #[command(name = "tercet", version, about)]
 pub struct Cli {
@@ -95,17 +96,21 @@ pub struct TrainArgs {
     #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Training")]
     pub time_limit: Option<f64>,
 
+    /// What the encoder learns from
+    #[arg(long, value_enum, default_value = "triplet", help_heading = "Training")]
+    pub loss: LossName,
+
     /// Identities per batch
-    #[arg(long, value_name = "N", default_value_t = 12,
+    #[arg(long, value_name = "P", default_value_t = 12, alias = "batch-identities",
           value_parser = clap::value_parser!(u64).range(2..), help_heading = "Training")]
-    pub batch_identities: u64,
+    pub classes_per_batch: u64,
 
     /// Images of each identity in a batch
-    #[arg(long, value_name = "N", default_value_t = 4,
+    #[arg(long, value_name = "K", default_value_t = 4, alias = "batch-images",
           value_parser = clap::value_parser!(u64).range(2..), help_heading = "Training")]
-    pub batch_images: u64,
+    pub samples_per_class: u64,
 
-    /// Triplets drawn among a batch's images
+    /// Triplets drawn among a batch's images, for the triplet loss
     #[arg(long, value_name = "N", default_value_t = 512,
           value_parser = clap::value_parser!(u64).range(1..), help_heading = "Training")]
     pub batch_triplets: u64,

@@ -8,6 +8,7 @@ mod encoder;
 mod evaluate;
 mod folders;
 mod images;
+mod loss;
 mod metrics;
 mod plot;
 mod progress;

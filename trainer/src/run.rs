@@ -5,6 +5,7 @@ use crate::batch::BatchShape;
 use crate::cli::{GenerateArgs, TrainArgs};
 use crate::encoder::Encoder;
 use crate::evaluate::Evaluation;
+use crate::loss::Loss;
 use crate::random::{Purpose, stream};
 use crate::run_folder::{self, MetricsCsv, Summary};
 use crate::signatures::Signer;
@@ -14,7 +15,6 @@ use anyhow::{Context, Result};
 use rand::Rng;
 use std::time::{Duration, Instant};
 use tch::{Cuda, Device, nn};
-use tercet::TripletMarginLoss;
 
 /// Seconds for a run on a CPU that has no other limit.
 const CPU_SECONDS: f64 = 240.0;
@@ -61,8 +61,8 @@ pub fn train(args: &TrainArgs) -> Result<()> {
 
     let plan = Plan {
         shape: BatchShape {
-            identities: args.batch_identities as usize,
-            images: args.batch_images as usize,
+            identities: args.classes_per_batch as usize,
+            images: args.samples_per_class as usize,
             triplets: args.batch_triplets as usize,
         },
         // Steps alone are a wish for exactly that many.
@@ -74,7 +74,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
             (start + limit).checked_sub(reserve).unwrap_or(start)
         }),
         learning_rate: args.learning_rate,
-        loss: TripletMarginLoss { margin: args.margin, normalize: args.normalize, ..Default::default() },
+        loss: Loss::new(args.loss, args.margin, args.normalize),
         augment: args.augment as f32,
         seed: args.seed,
     };
@@ -83,7 +83,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     eprintln!("after:  EER {:.4}  AUC {:.4}  recall@1 {:.4}", after.eer, after.auc, after.recall_at_1);
 
     let title = |what: &str| format!("{what}: {name}, {}", data_title(&source.description));
-    plot::loss_curve(&folder.join("loss.png"), &outcome.losses, &title("Triplet loss"))?;
+    plot::loss_curve(&folder.join("loss.png"), &outcome.losses, &title(args.loss.title()))?;
     plot::roc_curves(&folder.join("roc.png"), &before, &after, &title("Verification of unseen identities"))?;
     weights::save(&vs, &folder.join("encoder.safetensors"))?;
     Summary {
@@ -100,6 +100,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         seed: args.seed,
         data: source.description,
         encoder: name,
+        loss: args.loss.name().into(),
         image_size: size,
         training_identities: train.members.len(),
         validation_identities: val.members.len(),

@@ -60,6 +60,8 @@ pub struct Summary {
     pub data: String,
     /// The encoder's name.
     pub encoder: String,
+    /// The loss's name, as `--loss` takes it.
+    pub loss: String,
     /// Side of the images in pixels.
     pub image_size: usize,
     /// Identities trained on.

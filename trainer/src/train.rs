@@ -1,8 +1,9 @@
-//! The training loop: triplet batches, Adam, the triplet loss; until epochs, steps or time are over.
+//! The training loop: batches, Adam, the loss; until epochs, steps or time are over.
 
 use crate::batch::{self, BatchShape, TripletBatch};
 use crate::dataset::Dataset;
 use crate::encoder::{Encoder, Pass};
+use crate::loss::Loss;
 use crate::progress::{Progress, State};
 use crate::random::{Purpose, stream};
 use crate::run_folder::MetricsCsv;
@@ -12,7 +13,6 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 use tch::nn::{self, OptimizerConfig};
 use tch::{Device, Tensor};
-use tercet::TripletMarginLoss;
 
 /// How to train.
 pub struct Plan {
@@ -27,7 +27,7 @@ pub struct Plan {
     /// Adam's.
     pub learning_rate: f64,
     /// The loss.
-    pub loss: TripletMarginLoss,
+    pub loss: Loss,
     /// Strength of the random views.
     pub augment: f32,
     /// Of every draw.
@@ -102,9 +102,7 @@ impl Plan {
     /// One forward and backward pass and one update.
     fn step(&self, encoder: &Encoder, optimiser: &mut nn::Optimizer, batch: &TripletBatch, xs: &Tensor) -> Result<f64> {
         let embeddings = encoder.forward(xs, Pass::Train);
-        let pick = |rows: &[i64]| embeddings.index_select(0, &Tensor::from_slice(rows).to_device(xs.device()));
-        let [a, p, n] = [&batch.anchor, &batch.positive, &batch.negative].map(|rows| pick(rows));
-        let loss = self.loss.f_forward(&a, &p, &n)?;
+        let loss = self.loss.of(&embeddings, batch)?;
         optimiser.zero_grad();
         loss.f_backward()?;
         optimiser.step();

@@ -11,7 +11,7 @@ fn tercet(arguments: &[&str]) -> Output {
 fn train(out: &Path, arguments: &[&str]) -> Output {
     let out = out.to_str().unwrap();
     let mut all = vec!["train", "--encoder", "resnet18", "--image-size", "32", "--device", "cpu"];
-    all.extend(["--steps", "2", "--batch-identities", "3", "--batch-images", "2"]);
+    all.extend(["--steps", "2", "--classes-per-batch", "3", "--samples-per-class", "2"]);
     all.extend(["--val-images", "24", "--out", out]);
     all.extend(arguments);
     tercet(&all)
@@ -146,4 +146,19 @@ fn generated_signatures_are_a_data_set_in_folders() {
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(std::fs::read_dir(&out).unwrap().count(), 3);
     assert!(out.join("generated-0002/0001.png").is_file());
+}
+
+#[test]
+fn every_loss_trains() {
+    let dir = tempfile::tempdir().unwrap();
+    for loss in ["triplet", "batch-hard"] {
+        let out = dir.path().join(loss);
+        let output = train(&out, &["--loss", loss]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let summary = std::fs::read_to_string(out.join("summary.json")).unwrap();
+        let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+        assert_eq!((&summary["loss"], &summary["steps"]), (&loss.into(), &2.into()));
+    }
+    let output = train(&dir.path().join("none"), &["--loss", "nothing"]);
+    refused(&output, &["--loss", "triplet", "batch-hard"]);
 }
