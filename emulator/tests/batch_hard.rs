@@ -4,9 +4,10 @@
 use std::cell::Cell;
 
 use tercet::batch_hard::cuda::Output as Places;
+use tercet::batch_hard::reference;
 use tercet::cuda::batch::Input;
 use tercet::cuda::{Address, Launcher, Memory};
-use tercet::{BatchHardTripletLoss, Element, Reduction, Stats};
+use tercet::{BatchHardTripletLoss, Element, Precision, Reduction, Stats};
 use tercet_emulator::{Emulator, Options};
 
 #[path = "../../tests/support/batch_hard_property.rs"]
@@ -98,4 +99,54 @@ fn the_emulator_agrees_with_the_oracle() {
 #[test]
 fn the_detector_agrees_with_the_oracle() {
     shared_property::<true>(12);
+}
+
+/// With fewer bits a negative may be taken that is not the nearest, by no more than those bits explain; its distance is
+/// exact all the same.
+#[test]
+fn lower_precision_is_as_good_as_its_bits() {
+    let (rows, dim) = (130usize, 70usize);
+    let mut numbers = support::Numbers(3);
+    let x: Vec<f32> = (0..rows * dim).map(|_| 3.0 + numbers.unit() as f32).collect();
+    let labels: Vec<i64> = (0..rows as i64).map(|i| i * 7 % 33).collect();
+    let exact: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    let squared =
+        |i: usize, j: usize| -> f64 { (0..dim).map(|c| (exact[i * dim + c] - exact[j * dim + c]).powi(2)).sum() };
+    // At most how far a row is from the one that all are moved by.
+    let radius = (0..rows).flat_map(|i| (0..rows).map(move |j| (i, j))).map(|(i, j)| squared(i, j)).fold(0.0, f64::max);
+    for (precision, unit) in
+        [(Precision::Highest, 0.5f64.powi(24)), (Precision::High, 0.5f64.powi(11)), (Precision::Medium, 0.5f64.powi(9))]
+    {
+        let loss_fn = BatchHardTripletLoss { margin: 10.0, precision, ..Default::default() };
+        let emulator = Emulator::new(Options::default());
+        let (on_device, device_labels) = (emulator.upload(&x), emulator.upload(&labels));
+        let input = Input { x: on_device.address(), stride: dim, labels: device_labels.address() };
+        let memory = |bytes: usize| emulator.allocate(bytes).expect("memory");
+        let (positive, negative, loss) = (memory(rows * 4), memory(rows * 4), memory(4));
+        let places = Places {
+            positive: positive.address(),
+            negative: negative.address(),
+            loss: loss.address(),
+            ..Places::default()
+        };
+        // SAFETY: buffers of the emulator, of the shapes that the call expects.
+        unsafe { loss_fn.forward_on::<f32, _>(&emulator, [rows, dim], &input, &places) }
+            .unwrap_or_else(|e| panic!("{e}"));
+        let (positive, negative) = (positive.read::<u32>(), negative.read::<u32>());
+        let mut missed = 0;
+        for (a, &n) in negative.iter().enumerate() {
+            let nearest = (0..rows).filter(|&j| labels[j] != labels[a]).map(|j| squared(a, j)).fold(f64::MAX, f64::min);
+            let over = squared(a, n as usize) - nearest;
+            // Both norms and the product, of two pairs, each off by a unit a factor.
+            assert!(over <= 16.0 * unit * radius, "{precision:?}, anchor {a}: {over} farther than the nearest");
+            missed += usize::from(over > 1e-4);
+        }
+        println!("batch_hard on the emulator, {precision:?}: {missed} of {rows} negatives are not the nearest");
+        assert!(precision != Precision::Highest || missed == 0);
+        let matrix = tercet::Matrix::new(&exact, dim).expect("whole rows");
+        let own =
+            reference::run(&loss_fn, matrix, &labels, &[1.0], Some((&positive, &negative))).expect("valid options");
+        let got = f64::from(loss.read::<f32>()[0]);
+        assert!((got - own.loss).abs() <= 1e-5 * own.loss, "{precision:?}: {got} for {}", own.loss);
+    }
 }
