@@ -73,7 +73,8 @@ impl Clock {
 /// Median milliseconds of both.
 ///
 /// They run in turn, several times each: so a machine whose speed drifts is fair to both, and neither pays for what the
-/// other left in the caches, as its first run of each turn, which is not counted, does.
+/// other left behind, its data in the caches and its threads that spin for a while before they sleep. The first third of
+/// each turn, which does pay, is not counted.
 pub fn medians(clock: &Clock, mut ours: impl FnMut(), mut peer: impl FnMut()) -> (f64, f64) {
     medians_of(clock, || (), |()| ours(), || (), |()| peer())
 }
@@ -87,33 +88,40 @@ pub fn medians_of<A, B, X, Y>(
     mut peer: impl FnMut(&B) -> Y,
 ) -> (f64, f64) {
     const TURNS: usize = 12;
-    const RUNS: usize = 6;
     const ENOUGH: Duration = Duration::from_secs(4);
     let (mut a, mut b) = (Vec::new(), Vec::new());
     let start = Instant::now();
     for turn in 0..TURNS {
-        for run in 0..RUNS {
+        let of_ours = a_turn(|| {
             let prepared = prepare();
-            let ms = clock.time(|| ours(&prepared));
-            if run > 0 {
-                a.push(ms);
-            }
-        }
-        for run in 0..RUNS {
+            clock.time(|| ours(&prepared))
+        });
+        let of_peer = a_turn(|| {
             let prepared = prepare_peer();
-            let ms = clock.time(|| peer(&prepared));
-            if run > 0 {
-                b.push(ms);
-            }
+            clock.time(|| peer(&prepared))
+        });
+        // In the first turn thread pools and allocators settle.
+        if turn > 0 {
+            a.extend(of_ours);
+            b.extend(of_peer);
         }
-        if turn == 0 {
-            // Thread pools and allocators have just settled.
-            (a, b) = (Vec::new(), Vec::new());
-        } else if turn >= 2 && start.elapsed() > ENOUGH {
+        if turn >= 2 && start.elapsed() > ENOUGH {
             break;
         }
     }
     (median(&mut a), median(&mut b))
+}
+
+/// What counts of a turn's times.
+fn a_turn(mut run: impl FnMut() -> f64) -> Vec<f64> {
+    const RUNS: usize = 6;
+    const LASTS: Duration = Duration::from_millis(30);
+    let start = Instant::now();
+    let mut times = Vec::new();
+    while times.len() < RUNS || start.elapsed() < LASTS {
+        times.push(run());
+    }
+    times.split_off(times.len() / 3)
 }
 
 fn median(x: &mut [f64]) -> f64 {
