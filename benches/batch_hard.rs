@@ -9,20 +9,12 @@ mod support;
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion};
+use support::mined::{batch, gradient};
 use support::{Clock, Row, medians, peak_bytes, recycling, run_again_recycling, write_rows};
 use tch::{Device, Kind, Tensor};
 use tercet::BatchHardTripletLoss;
 
 const SIZES: [(i64, i64); 3] = [(256, 128), (1024, 128), (4096, 128)];
-/// Rows of a class: each anchor has seven positives.
-const EACH: i64 = 8;
-
-fn batch((rows, dim): (i64, i64)) -> (Tensor, Tensor) {
-    let device = Device::cuda_if_available();
-    let x = Tensor::randn([rows, dim], (Kind::Float, device)).set_requires_grad(true);
-    (x, Tensor::arange(rows, (Kind::Int64, device)).remainder((rows / EACH).max(1)))
-}
-
 /// Batch hard of Hermans et al. with squared distances and margin 0.2.
 fn in_tch_operations(x: &Tensor, labels: &Tensor) -> Tensor {
     let norms = x.square().sum_dim_intlist(1, true, Kind::Float);
@@ -31,10 +23,6 @@ fn in_tch_operations(x: &Tensor, labels: &Tensor) -> Tensor {
     let farthest = d.masked_fill(&same.logical_not(), f64::NEG_INFINITY).amax([1], false);
     let nearest = d.masked_fill(&same, f64::INFINITY).amin([1], false);
     (farthest - nearest + 0.2).relu().mean(Kind::Float)
-}
-
-fn gradient(loss: &Tensor, x: &Tensor) -> Vec<Tensor> {
-    Tensor::run_backward(&[loss], &[x], false, false)
 }
 
 fn tables() -> Vec<Row> {

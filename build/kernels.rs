@@ -255,10 +255,11 @@ fn options(target: &str) -> Vec<String> {
 }
 
 /// The constants that host and kernels share; a kernel refuses to compile without the ones it needs.
-fn definitions() -> [(&'static str, String); 4] {
+fn definitions() -> [(&'static str, String); 5] {
     [
         ("TERCET_TILE", constants::TILE.to_string()),
         ("TERCET_SLAB", constants::SLAB.to_string()),
+        ("TERCET_COMPARED", constants::COMPARED.to_string()),
         ("TERCET_PAIRED_THREADS", constants::PAIRED_THREADS.to_string()),
         ("TERCET_MIN_NORM", format!("{:e}", constants::MIN_NORM)),
     ]

@@ -92,6 +92,7 @@ fn compile(compiler: &cc::Tool, out: &Path, hooks: &Path, stem: &str, detect: bo
     command.arg(format!("-DTERCET_MIN_NORM={:e}", constants::MIN_NORM));
     command.arg(format!("-DTERCET_TILE={}", constants::TILE));
     command.arg(format!("-DTERCET_SLAB={}", constants::SLAB));
+    command.arg(format!("-DTERCET_COMPARED={}", constants::COMPARED));
     if detect {
         command.arg("-fsanitize=thread");
     }

@@ -12,3 +12,6 @@ pub const TILE: u32 = 64;
 
 /// Bytes of a row that one stage of a tile's pipeline brings.
 pub const SLAB: u32 = 64;
+
+/// batch_all on CUDA: classes of at most so many rows are compared threshold by threshold, larger ones sorted and searched.
+pub const COMPARED: u32 = 32;

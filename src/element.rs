@@ -36,6 +36,7 @@ pub trait Scalar:
     + crate::cpu::batch::Engine
     + crate::cpu::gemm::Product
     + crate::batch_hard::cpu::Sweep
+    + crate::batch_all::cpu::Sweep
     + PartialOrd
     + Add<Output = Self>
     + AddAssign

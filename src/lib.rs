@@ -4,6 +4,7 @@
 //! | Loss | Definition | From |
 //! |---|---|---|
 //! | [`TripletMarginLoss`] | `relu(d(a, p) - d(a, n) + margin)` over pre-formed triplets | FaceNet, Schroff et al. 2015 |
+//! | [`BatchAllTripletLoss`] | the same over every triplet of a batch | Hermans et al. 2017 |
 //! | [`BatchHardTripletLoss`] | the same per anchor of a batch, with its farthest positive and its nearest negative | Hermans et al. 2017 |
 //!
 //! Options are public fields with PyTorch's names; each method that can panic has an `f_` twin that returns a
@@ -32,6 +33,7 @@
 //! - neither: the CPU losses on slices, without libtorch and without CUDA.
 //! - `doc-only`: builds the documentation with nothing installed.
 
+pub mod batch_all;
 pub mod batch_hard;
 mod constants;
 mod cpu;
@@ -50,6 +52,7 @@ mod stats;
 pub mod torch;
 pub mod triplet_margin;
 
+pub use batch_all::{BatchAllTripletLoss, MeanOver};
 pub use batch_hard::BatchHardTripletLoss;
 pub use distance::Distance;
 pub use element::{Element, Scalar};

@@ -1,6 +1,8 @@
 //! Timing two things in turn, the machine's copy bandwidth, peak memory, and the rows of `target/bench.json`.
 #![allow(dead_code, reason = "each bench uses its share")]
 
+pub mod mined;
+
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 

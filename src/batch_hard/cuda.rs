@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{BatchHardTripletLoss, Problem};
 use crate::cuda::batch::{self, Batch, Input, Layout, Product};
-use crate::cuda::{Address, DeviceProperties, Grid, Launcher, Memory};
+use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, Reduction};
 
 const STEM: &str = "batch_hard";
@@ -83,12 +83,6 @@ pub fn kernel_names() -> Vec<String> {
     tiles.into_iter().chain(steps).collect()
 }
 
-/// Into how many parts the columns are split, so that each multiprocessor has two blocks.
-#[doc(hidden)]
-pub fn splits(tiles: u32, device: &DeviceProperties) -> u32 {
-    (2 * device.multiprocessors).div_ceil(tiles).clamp(1, tiles)
-}
-
 fn prepared(problem: &Problem, product: Product) -> batch::Problem {
     batch::Problem {
         rows: problem.rows,
@@ -116,7 +110,7 @@ pub(crate) unsafe fn forward<T: Element, L: Launcher>(
     let batch::Prepared { batch, kept, scratch } = unsafe { batch::prepare::<T, L>(launcher, &shape, input, None)? };
 
     let (rows, tiles) = (problem.rows, shape.tiles());
-    let splits = splits(tiles, launcher.properties());
+    let splits = shape.splits(launcher.properties());
     let row_blocks = shape.row_blocks(launcher.properties());
     let mut selection = Layout::default();
     let (ticket, stats) = (selection.part(1, 4), selection.part(STATS, 8));

@@ -1,10 +1,10 @@
 //! The loss on tch tensors: the forward pass keeps what it mined, and backward gathers each row's gradient from that.
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::{BatchHardTripletLoss, Problem, cpu};
-use crate::torch::mined::{self, TensorStats, WithStats};
-use crate::torch::tensors::{OfKind, as_in_memory, matrix, slice, slice_mut, with_element};
+use crate::torch::mined::{self, Mined, TensorStats, WithStats};
+use crate::torch::tensors::{OfKind, as_in_memory, matrix, slice, slice_mut};
 use crate::torch::{CustomFunction, needs_grad, pool};
 use crate::{Error, Reduction};
 
@@ -55,99 +55,99 @@ impl BatchHardTripletLoss {
     /// # Errors
     /// As [`f_forward`](Self::f_forward).
     pub fn f_forward_with_stats(&self, embeddings: &Tensor, labels: &Tensor) -> Result<WithStats, Error> {
-        let (rows, labels) = mined::batch(embeddings, labels)?;
-        let problem = self.checked(rows.size()[0] as usize, rows.size()[1] as usize, labels.numel())?;
-        match embeddings.device() {
-            Device::Cpu => {
-                with_element!(embeddings.kind(), T => on_cpu::<T>(problem, embeddings, &rows, &labels))
-            }
-            #[cfg(feature = "cuda")]
-            Device::Cuda(ordinal) => match embeddings.kind() {
-                tch::Kind::Half => on_cuda::<half::f16>(problem, ordinal, embeddings, &rows, &labels),
-                tch::Kind::BFloat16 => on_cuda::<half::bf16>(problem, ordinal, embeddings, &rows, &labels),
-                _ => on_cuda::<f32>(problem, ordinal, embeddings, &rows, &labels),
-            },
-            device => unreachable!("checked: {device:?}"),
+        mined::forward(self, embeddings, labels)
+    }
+}
+
+impl Mined for BatchHardTripletLoss {
+    type Problem = Problem;
+
+    fn problem(&self, rows: usize, dim: usize, labels: usize) -> Result<Problem, Error> {
+        self.checked(rows, dim, labels)
+    }
+
+    fn on_cpu<T: OfKind>(
+        problem: Problem,
+        embeddings: &Tensor,
+        rows: &Tensor,
+        labels: &Tensor,
+    ) -> Result<WithStats, Error>
+    where
+        T::Scalar: OfKind,
+    {
+        let (batch, classes, selection) = cpu::select(&problem, &matrix::<T>(rows)?, mined::labels_of(labels));
+        let per_row = problem.reduction == Reduction::None;
+        let mut output = mined::empty_output(per_row, embeddings)?;
+        match per_row {
+            true => slice_mut::<T::Scalar>(&mut output).copy_from_slice(&selection.losses),
+            false => slice_mut::<T::Scalar>(&mut output)[0] = selection.loss(&problem),
         }
+        let stats = TensorStats::of(&selection.stats);
+        if !needs_grad(embeddings) {
+            return Ok(WithStats { loss: output, stats });
+        }
+        let loss =
+            CustomFunction::new(NAME).inputs(&[embeddings]).saved(&[embeddings]).attach(&output, move |ctx| {
+                let upstream = as_in_memory(ctx.upstream())?.f_contiguous()?;
+                let mut grad = pool::empty(&ctx.saved(0).size(), T::KIND)?;
+                let upstream = Some(slice::<T::Scalar>(&upstream));
+                let grad_slice = slice_mut::<T>(&mut grad);
+                cpu::gradient(&problem, &batch, Some(&classes.position), &selection, upstream, grad_slice);
+                Ok(vec![Some(grad)])
+            })?;
+        Ok(WithStats { loss, stats })
     }
-}
 
-fn on_cpu<T: OfKind>(problem: Problem, embeddings: &Tensor, rows: &Tensor, labels: &Tensor) -> Result<WithStats, Error>
-where
-    T::Scalar: OfKind,
-{
-    let (batch, classes, selection) = cpu::select(&problem, &matrix::<T>(rows)?, mined::labels_of(labels));
-    let per_row = problem.reduction == Reduction::None;
-    let mut output = mined::empty_output(per_row, embeddings)?;
-    match per_row {
-        true => slice_mut::<T::Scalar>(&mut output).copy_from_slice(&selection.losses),
-        false => slice_mut::<T::Scalar>(&mut output)[0] = selection.loss(&problem),
-    }
-    let stats = TensorStats::of(&selection.stats);
-    if !needs_grad(embeddings) {
-        return Ok(WithStats { loss: output, stats });
-    }
-    let loss = CustomFunction::new(NAME).inputs(&[embeddings]).saved(&[embeddings]).attach(&output, move |ctx| {
-        let upstream = as_in_memory(ctx.upstream())?.f_contiguous()?;
-        let mut grad = pool::empty(&ctx.saved(0).size(), T::KIND)?;
-        let upstream = Some(slice::<T::Scalar>(&upstream));
-        let grad_slice = slice_mut::<T>(&mut grad);
-        cpu::gradient(&problem, &batch, Some(&classes.position), &selection, upstream, grad_slice);
-        Ok(vec![Some(grad)])
-    })?;
-    Ok(WithStats { loss, stats })
-}
+    #[cfg(feature = "cuda")]
+    fn on_cuda<T: OfKind>(
+        problem: Problem,
+        ordinal: usize,
+        embeddings: &Tensor,
+        rows: &Tensor,
+        labels: &Tensor,
+    ) -> Result<WithStats, Error> {
+        use super::cuda::{Output, backward, forward};
+        use crate::torch::launcher::{TorchLauncher, address};
+        use crate::torch::tensors::with_contiguous_rows;
 
-#[cfg(feature = "cuda")]
-fn on_cuda<T: OfKind>(
-    problem: Problem,
-    ordinal: usize,
-    embeddings: &Tensor,
-    rows: &Tensor,
-    labels: &Tensor,
-) -> Result<WithStats, Error> {
-    use super::cuda::{Output, backward, forward};
-    use crate::cuda::batch::Input;
-    use crate::torch::launcher::{TorchLauncher, address};
-    use crate::torch::tensors::{row_stride, with_contiguous_rows};
-
-    let per_row = problem.reduction == Reduction::None;
-    let output = mined::empty_output(per_row, embeddings)?;
-    let sums = Tensor::f_empty([5], (tch::Kind::Double, embeddings.device()))?;
-    let places = Output {
-        losses: if per_row { address(&output) } else { 0 },
-        loss: if per_row { 0 } else { address(&output) },
-        stats: address(&sums),
-        ..Output::default()
-    };
-    let input = |rows: &Tensor, labels| Input { x: address(rows), stride: row_stride(rows), labels };
-    let launcher = TorchLauncher::current(ordinal)?;
-    // SAFETY: checked tensors on this device, of the problem's shape; outputs are contiguous tensors of this function's
-    // making. PyTorch's allocator keeps memory for this stream's work until the stream has done it.
-    let mined = unsafe { forward::<T, _>(&launcher, &problem, &input(rows, address(labels)), &places)? };
-    let stats = TensorStats::of_sums(&sums)?;
-    if !needs_grad(embeddings) {
-        return Ok(WithStats { loss: output, stats });
-    }
-    let loss = CustomFunction::new(NAME).inputs(&[embeddings]).saved(&[embeddings]).attach(&output, move |ctx| {
-        let rows = with_contiguous_rows(ctx.saved(0))?;
-        let upstream = as_in_memory(ctx.upstream())?.f_contiguous()?;
-        let grad = Tensor::f_empty(rows.size(), (rows.kind(), rows.device()))?;
+        let per_row = problem.reduction == Reduction::None;
+        let output = mined::empty_output(per_row, embeddings)?;
+        let sums = Tensor::f_empty([5], (tch::Kind::Double, embeddings.device()))?;
+        let places = Output {
+            losses: if per_row { address(&output) } else { 0 },
+            loss: if per_row { 0 } else { address(&output) },
+            stats: address(&sums),
+            ..Output::default()
+        };
         let launcher = TorchLauncher::current(ordinal)?;
-        // The factor of the mean is among the statistics, which this closure keeps.
-        let _ = &sums;
-        // SAFETY: as above; the embeddings are what they were (`saved`), and `mined` was made of them.
-        unsafe {
-            backward::<T, _>(
-                &launcher,
-                &problem,
-                &mined,
-                &input(&rows, 0),
-                (address(&upstream), per_row),
-                address(&grad),
-            )?;
+        // SAFETY: checked tensors on this device, of the problem's shape; outputs are contiguous tensors of this function's
+        // making. PyTorch's allocator keeps memory for this stream's work until the stream has done it.
+        let mined = unsafe { forward::<T, _>(&launcher, &problem, &mined::input(rows, Some(labels)), &places)? };
+        let stats = TensorStats::of_sums(&sums)?;
+        if !needs_grad(embeddings) {
+            return Ok(WithStats { loss: output, stats });
         }
-        Ok(vec![Some(grad)])
-    })?;
-    Ok(WithStats { loss, stats })
+        let loss =
+            CustomFunction::new(NAME).inputs(&[embeddings]).saved(&[embeddings]).attach(&output, move |ctx| {
+                let rows = with_contiguous_rows(ctx.saved(0))?;
+                let upstream = as_in_memory(ctx.upstream())?.f_contiguous()?;
+                let grad = Tensor::f_empty(rows.size(), (rows.kind(), rows.device()))?;
+                let launcher = TorchLauncher::current(ordinal)?;
+                // The factor of the mean is among the statistics, which this closure keeps.
+                let _ = &sums;
+                // SAFETY: as above; the embeddings are what they were (`saved`), and `mined` was made of them.
+                unsafe {
+                    backward::<T, _>(
+                        &launcher,
+                        &problem,
+                        &mined,
+                        &mined::input(&rows, None),
+                        (address(&upstream), per_row),
+                        address(&grad),
+                    )?;
+                }
+                Ok(vec![Some(grad)])
+            })?;
+        Ok(WithStats { loss, stats })
+    }
 }

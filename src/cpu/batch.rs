@@ -109,13 +109,20 @@ impl<A: Scalar> Batch<A> {
         matches!(self.metric, Metric::Difference { root: true, .. })
     }
 
+    /// A [`slope`](Self::slope) but for the division by the distance.
+    pub fn slope_factor(&self) -> A {
+        match self.metric {
+            Metric::Difference { root: false, .. } => A::ONE + A::ONE,
+            _ => A::ONE,
+        }
+    }
+
     /// The gradient of the distance with respect to row `i` of `x` is `slope (x_i - x_j)`, for cosine `-slope x_j`.
     pub fn slope(&self, distance: A) -> A {
         match self.metric {
             Metric::Difference { root: true, .. } if distance > A::ZERO => A::ONE / distance,
             Metric::Difference { root: true, .. } => A::ZERO,
-            Metric::Cosine => A::ONE,
-            _ => A::ONE + A::ONE,
+            _ => self.slope_factor(),
         }
     }
 

@@ -223,6 +223,12 @@ impl<S: Simd, A: Vectorised> V<S, A> {
         Self { simd: self.simd, register: A::max(self.simd, self.register, other.register) }
     }
 
+    /// 1 in lanes below those of `limit`, else 0.
+    #[inline(always)]
+    pub fn if_below(self, limit: Self) -> Self {
+        Self { simd: self.simd, register: A::above(self.simd, limit.register, self.register) }
+    }
+
     #[inline(always)]
     pub fn lanes(&self) -> &[A] {
         bytemuck::cast_slice(bytemuck::bytes_of(&self.register))

@@ -75,6 +75,11 @@ impl Problem {
         (self.rows as u32).div_ceil(THREADS)
     }
 
+    /// Into how many parts the columns are split, so that each multiprocessor has two blocks of a row of tiles.
+    pub fn splits(&self, device: &DeviceProperties) -> u32 {
+        (2 * device.multiprocessors).div_ceil(self.tiles()).clamp(1, self.tiles())
+    }
+
     /// Warps of a block take a row each; as many blocks as the device holds, or as there are rows.
     pub fn row_blocks(&self, device: &DeviceProperties) -> u32 {
         let resident = device.multiprocessors * (device.threads_per_multiprocessor / THREADS);

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::tensors::{as_in_memory, check_embeddings, with_contiguous_rows};
+use super::tensors::{OfKind, as_in_memory, check_embeddings, with_contiguous_rows, with_element};
 use crate::{Error, Stats};
 
 /// A loss, and what it found in the batch.
@@ -53,8 +53,59 @@ impl TensorStats {
     }
 }
 
+/// A mined loss on tensors of each device and dtype.
+pub(crate) trait Mined {
+    /// Its options and shape, checked.
+    type Problem;
+
+    fn problem(&self, rows: usize, dim: usize, labels: usize) -> Result<Self::Problem, Error>;
+
+    /// `rows` are the embeddings with contiguous rows.
+    fn on_cpu<T: OfKind>(
+        problem: Self::Problem,
+        embeddings: &Tensor,
+        rows: &Tensor,
+        labels: &Tensor,
+    ) -> Result<WithStats, Error>
+    where
+        T::Scalar: OfKind;
+
+    #[cfg(feature = "cuda")]
+    fn on_cuda<T: OfKind>(
+        problem: Self::Problem,
+        ordinal: usize,
+        embeddings: &Tensor,
+        rows: &Tensor,
+        labels: &Tensor,
+    ) -> Result<WithStats, Error>;
+}
+
+/// Checks the arguments and runs the loss where they are.
+pub(crate) fn forward<L: Mined>(loss: &L, embeddings: &Tensor, labels: &Tensor) -> Result<WithStats, Error> {
+    let (rows, labels) = batch(embeddings, labels)?;
+    let problem = loss.problem(rows.size()[0] as usize, rows.size()[1] as usize, labels.numel())?;
+    match embeddings.device() {
+        Device::Cpu => with_element!(embeddings.kind(), T => L::on_cpu::<T>(problem, embeddings, &rows, &labels)),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(ordinal) => match embeddings.kind() {
+            Kind::Half => L::on_cuda::<half::f16>(problem, ordinal, embeddings, &rows, &labels),
+            Kind::BFloat16 => L::on_cuda::<half::bf16>(problem, ordinal, embeddings, &rows, &labels),
+            _ => L::on_cuda::<f32>(problem, ordinal, embeddings, &rows, &labels),
+        },
+        device => unreachable!("checked: {device:?}"),
+    }
+}
+
+/// Rows, and labels where they are looked at, as kernels take them; the tensors must outlive the launches.
+#[cfg(feature = "cuda")]
+pub(crate) fn input(rows: &Tensor, labels: Option<&Tensor>) -> crate::cuda::batch::Input {
+    use crate::torch::launcher::address;
+    let labels = labels.map_or(0, address);
+    crate::cuda::batch::Input { x: address(rows), stride: super::tensors::row_stride(rows), labels }
+}
+
 /// Embeddings with contiguous rows, and their labels as contiguous i64.
-pub(crate) fn batch(embeddings: &Tensor, labels: &Tensor) -> Result<(Tensor, Tensor), Error> {
+fn batch(embeddings: &Tensor, labels: &Tensor) -> Result<(Tensor, Tensor), Error> {
     check_embeddings("embeddings", embeddings)?;
     if embeddings.device() != Device::Cpu {
         if cfg!(not(feature = "cuda")) {

@@ -181,6 +181,9 @@ pub struct Bounds {
     pub sum: f64,
     /// Of a single operation.
     pub epsilon: f64,
+    /// Of each row, what a Gram matrix may see of it: the larger of its squared norm and of its squared distance to the
+    /// row that all may be moved by.
+    squares: Vec<f64>,
     all: Vec<f64>,
 }
 
@@ -208,7 +211,40 @@ impl Bounds {
                 });
             }
         }
-        Self { distance, units, dim, x, norms, sum: 8.0 * ((dim as f64).sqrt() + 4.0) * epsilon, epsilon, all }
+        let mean: Vec<f64> = (0..dim).map(|k| x.iter().map(|x| x[k]).sum::<f64>() / x.len() as f64).collect();
+        let squared = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
+        let nearest = x.iter().min_by(|a, b| squared(a, &mean).total_cmp(&squared(b, &mean))).expect("a row");
+        let zero = vec![0.0; dim];
+        let squares = x.iter().map(|x| squared(x, &zero).max(squared(x, nearest))).collect();
+        Self { distance, units, dim, squares, norms, sum: 8.0 * ((dim as f64).sqrt() + 4.0) * epsilon, epsilon, all, x }
+    }
+
+    /// `n_i + n_j` over `d²`: how much larger the terms of a distance by products are. Pairs with more than 64 are computed
+    /// by difference.
+    fn cancellation(&self, i: usize, j: usize) -> f64 {
+        let d = self.d(i, j).max(0.0);
+        let squared = if self.distance == Distance::Euclidean { d * d } else { d };
+        if squared > 0.0 { ((self.squares[i] + self.squares[j]) / squared).clamp(1.0, 64.0) } else { 64.0 }
+    }
+
+    /// Of a distance computed from the product of the rows, or where that cancels from their difference.
+    pub fn of_product(&self, i: usize, j: usize) -> f64 {
+        match self.distance {
+            Distance::Cosine => self.of_distance(i, j),
+            _ => self.of_distance(i, j) + self.sum * self.cancellation(i, j) * self.d(i, j),
+        }
+    }
+
+    /// As [`slope`](Self::slope), for a distance as of [`of_product`](Self::of_product), and a sum over rows in which
+    /// `x_i - x_j` is never computed.
+    pub fn product_slope(&self, i: usize, j: usize) -> (f64, f64) {
+        let (size, error) = self.slope(i, j);
+        let ratio = self.cancellation(i, j);
+        match self.distance {
+            Distance::Cosine => (size, error),
+            Distance::SquaredEuclidean => (size, error + self.sum * ratio.sqrt() * size),
+            _ => (size, error + self.sum * ratio * size),
+        }
     }
 
     pub fn d(&self, i: usize, j: usize) -> f64 {

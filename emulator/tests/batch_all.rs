@@ -1,0 +1,181 @@
+//! `batch_all`'s kernels, run by the emulator through the crate's own launches: the property test that every backend
+//! takes.
+
+use std::cell::Cell;
+
+use tercet::batch_all::cuda::Output as Places;
+use tercet::batch_all::reference;
+use tercet::cuda::batch::Input;
+use tercet::cuda::{Address, Launcher, Memory};
+use tercet::{BatchAllTripletLoss, Element, Matrix, Precision, Stats};
+use tercet_emulator::{Emulator, Options};
+
+#[path = "../../tests/support/batch_all_property.rs"]
+mod property;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use property::{Backend, Case, Output, property};
+use support::mined::Data;
+
+/// A batch on the emulator: the loss, its statistics, and the gradient for each upstream.
+fn run<T: Element>(
+    emulator: &Emulator,
+    loss_fn: &BatchAllTripletLoss,
+    shape: [usize; 2],
+    input: &Input,
+    upstreams: &[f64],
+) -> (f32, Stats, Vec<Vec<T>>) {
+    // Fresh memory is NaN.
+    let memory = |bytes: usize| emulator.allocate(bytes).expect("memory");
+    let (loss, stats) = (memory(4), memory(5 * 8));
+    let places = Places { loss: loss.address(), stats: stats.address() };
+    // SAFETY: buffers of the emulator, of the shapes that the call expects.
+    let swept = unsafe { loss_fn.forward_on::<T, _>(emulator, shape, input, &places, true) };
+    let swept = swept.unwrap_or_else(|e| panic!("{e}\n{loss_fn:?} {shape:?}"));
+    let grads = upstreams.iter().map(|&upstream| {
+        let grad = memory(shape[0] * shape[1] * size_of::<T>());
+        let upstream = emulator.upload(&[upstream as f32]);
+        // SAFETY: as above.
+        let done = unsafe { loss_fn.backward_on::<T, _>(emulator, shape, &swept, upstream.address(), grad.address()) };
+        done.unwrap_or_else(|e| panic!("{e}\n{loss_fn:?} {shape:?}"));
+        grad.read::<T>()
+    });
+    let grads = grads.collect();
+    let alone = memory(4);
+    let places = Places { loss: alone.address(), stats: 0 };
+    // SAFETY: as above.
+    unsafe { loss_fn.forward_on::<T, _>(emulator, shape, input, &places, false) }.unwrap_or_else(|e| panic!("{e}"));
+    let loss = loss.read::<f32>()[0];
+    assert_eq!(loss.to_bits(), alone.read::<f32>()[0].to_bits(), "with and without gradient");
+    let [valid, active, positives, negatives, _] = stats.read::<f64>()[..] else { unreachable!("five") };
+    let stats = Stats {
+        valid: valid as u64,
+        active: active as u64,
+        mean_positive_distance: positives / valid.max(1.0),
+        mean_negative_distance: negatives / valid.max(1.0),
+    };
+    (loss, stats, grads)
+}
+
+/// With the detector or without.
+#[derive(Default)]
+struct Emulated<const DETECT: bool> {
+    launches: Cell<u64>,
+}
+
+impl<const DETECT: bool> Backend for Emulated<DETECT> {
+    const NAME: &'static str = if DETECT { "the emulator with its detector" } else { "the emulator" };
+    const TAKES_F64: bool = false;
+
+    fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
+        let (rows, dim) = (case.batch.rows, case.batch.dim);
+        let emulator = Emulator::new(Options { detect: DETECT, seed: case.batch.seed % 4, os_threads: 1 });
+        let (x, labels) = (emulator.upload(&data.laid_out), emulator.upload(&data.labels));
+        let input = Input {
+            x: x.address() + (case.batch.offset * size_of::<T>()) as Address,
+            stride: dim + case.batch.gap,
+            labels: labels.address(),
+        };
+        let (loss, stats, grads) = run::<T>(&emulator, &case.loss, [rows, dim], &input, &[1.0, data.upstream[0]]);
+        self.launches.set(self.launches.get() + emulator.launches());
+        let Ok([grad, scaled_grad]) = <[_; 2]>::try_from(grads) else { unreachable!("two upstreams") };
+        Output { loss: T::Scalar::from_f64(f64::from(loss)), stats, grad, scaled_grad }
+    }
+}
+
+fn shared_property<const DETECT: bool>(count: u32) {
+    let start = std::time::Instant::now();
+    let backend = Emulated::<DETECT>::default();
+    property(&backend, count);
+    let (name, seconds) = (Emulated::<DETECT>::NAME, start.elapsed().as_secs_f64());
+    println!("batch_all on {name}: {} launches, {seconds:.1} s", backend.launches.get());
+}
+
+#[test]
+fn the_emulator_agrees_with_the_oracle() {
+    shared_property::<false>(40);
+}
+#[test]
+fn the_detector_agrees_with_the_oracle() {
+    shared_property::<true>(6);
+}
+
+fn uniform(rows: usize, dim: usize) -> Vec<f32> {
+    let mut numbers = support::Numbers(3);
+    (0..rows * dim).map(|_| 3.0 + numbers.unit() as f32).collect()
+}
+
+/// Blocks in any order and on several threads: the same bits.
+#[test]
+fn the_same_bits_under_every_schedule() {
+    let (rows, dim) = (150usize, 20usize);
+    let x = uniform(rows, dim);
+    // Classes that are compared and one that is searched.
+    let labels: Vec<i64> = (0..rows as i64).map(|i| if i % 3 == 0 { -1 } else { i % 20 }).collect();
+    let loss_fn = BatchAllTripletLoss { margin: 1.0, ..Default::default() };
+    let results = (0..6u64).map(|seed| {
+        let emulator = Emulator::new(Options { detect: false, seed, os_threads: 1 + seed as usize % 2 });
+        let (on_device, device_labels) = (emulator.upload(&x), emulator.upload(&labels));
+        let input = Input { x: on_device.address(), stride: dim, labels: device_labels.address() };
+        run::<f32>(&emulator, &loss_fn, [rows, dim], &input, &[1.0])
+    });
+    let results: Vec<_> = results.collect();
+    assert!(results[0].0 > 0.0);
+    assert!(results.iter().all(|result| *result == results[0]));
+}
+
+/// The loss and the gradient are off by no more than the fewer bits explain.
+#[test]
+fn lower_precision_is_as_good_as_its_bits() {
+    let (rows, dim) = (130usize, 70usize);
+    let x = uniform(rows, dim);
+    let labels: Vec<i64> = (0..rows as i64).map(|i| i * 7 % 33).collect();
+    let exact: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    // All triplets active: what is counted cannot hide how exact distances are.
+    let loss_fn = BatchAllTripletLoss { margin: 200.0, ..Default::default() };
+    let expected =
+        reference::run(&loss_fn, Matrix::new(&exact, dim).expect("whole rows"), &labels, 1.0).expect("valid");
+    for (precision, unit) in
+        [(Precision::Highest, 0.5f64.powi(24)), (Precision::High, 0.5f64.powi(11)), (Precision::Medium, 0.5f64.powi(9))]
+    {
+        let loss_fn = BatchAllTripletLoss { precision, ..loss_fn };
+        let emulator = Emulator::new(Options::default());
+        let (on_device, device_labels) = (emulator.upload(&x), emulator.upload(&labels));
+        let input = Input { x: on_device.address(), stride: dim, labels: device_labels.address() };
+        let (loss, stats, grads) = run::<f32>(&emulator, &loss_fn, [rows, dim], &input, &[1.0]);
+        let error = (f64::from(loss) - expected.loss).abs();
+        println!("batch_all on the emulator, {precision:?}: loss {loss} off by {error:.1e}");
+        assert!(error <= 16.0 * unit * expected.stats.mean_negative_distance + 1e-4, "{precision:?}: {error}");
+        assert_eq!(stats.active, stats.valid);
+        // The weights are counts, and the rows are never rounded.
+        let size = expected.grad.iter().fold(0f64, |m, g| m.max(g.abs()));
+        for (actual, expected) in grads[0].iter().zip(&expected.grad) {
+            assert!((f64::from(*actual) - expected).abs() <= 1e-4 * size, "{precision:?}: {actual} for {expected}");
+        }
+    }
+}
+
+/// What there is no room for is NaN, never a number.
+#[test]
+fn classes_too_large_give_nan() {
+    let rows = 4000usize;
+    assert!(rows * rows / 2 > tercet::batch_all::cuda::capacity(rows));
+    let labels: Vec<i64> = (0..rows as i64).map(|i| i % 2).collect();
+    let emulator = Emulator::new(Options::default());
+    let (x, labels) = (emulator.upload(&uniform(rows, 1)), emulator.upload(&labels));
+    let input = Input { x: x.address(), stride: 1, labels: labels.address() };
+    let (loss, stats) = (emulator.allocate(4).expect("memory"), emulator.allocate(40).expect("memory"));
+    let places = Places { loss: loss.address(), stats: stats.address() };
+    let loss_fn = BatchAllTripletLoss::default();
+    // SAFETY: buffers of the emulator, of the shapes that the call expects.
+    let swept = unsafe { loss_fn.forward_on::<f32, _>(&emulator, [rows, 1], &input, &places, true) };
+    let swept = swept.unwrap_or_else(|e| panic!("{e}"));
+    assert!(loss.read::<f32>()[0].is_nan());
+    assert_eq!(stats.read::<f64>()[0], (rows * (rows / 2 - 1) * (rows / 2)) as f64);
+    let (upstream, grad) = (emulator.upload(&[1f32]), emulator.allocate(rows * 4).expect("memory"));
+    // SAFETY: as above.
+    unsafe { loss_fn.backward_on::<f32, _>(&emulator, [rows, 1], &swept, upstream.address(), grad.address()) }
+        .unwrap_or_else(|e| panic!("{e}"));
+    assert!(grad.read::<f32>().iter().all(|g| g.is_nan()));
+}

@@ -1,0 +1,471 @@
+// batch_all:  sum over all (a, p, n) of relu(d_ap - d_an + m).
+//
+// With t_ap = d_ap + m, c_an = #{p : t_ap > d_an} and c_ap = #{n : d_an < t_ap}:
+//     sum = sum_ap c_ap t_ap - sum_an c_an d_an,      active triplets = sum_ap c_ap,
+// and the gradient's weights are W_ap = c_ap, W_an = -c_an: never a list of triplets. docs/batch-all.md derives it.
+//
+// starts:   where each row's pairs with its class lie in memory; sizes are known on the device alone.
+// pairs:    d_ap directly, and the thresholds t_ap.
+// sort:     thresholds of large classes, ascending: counts by binary search.
+// sweep:    Gram tiles; each pair is counted against its row's thresholds and against its column's, and the row is pushed
+//           away from the column by both, over the whole width of the batch: a block owns its rows, nothing is atomic but
+//           integers.
+// ranks:    c_ap of large classes from a histogram.
+// finish:   the positives' part of the gradient, normalisation, the loss.
+// backward: times upstream / M, in the caller's type.
+#include "batch.cuh"
+
+#ifndef TERCET_COMPARED
+#error "TERCET_COMPARED comes from src/constants.rs"
+#endif
+// Classes of at most so many rows are compared threshold by threshold.
+constexpr u32 COMPARED = TERCET_COMPARED;
+constexpr float MASKED = 3.402823466e38f;  // farther than any threshold
+
+// The same layout as `Args` in src/batch_all/cuda.rs. Rows are in class order, but in `gradient`. A row's pairs are its class in
+// order, itself included: `start[row] + k` is the one with row `first[row] + k`.
+struct Args {
+    Batch batch;
+    u64* start;       // [rows + 1]
+    float* distance;  // [capacity]: d_ap
+    float* threshold; // [capacity]: d_ap + m, -inf for the row itself; large classes: ascending, then c_ap by `ranks`
+    u32* owner;       // [capacity]: large classes: whose threshold it is
+    u32* count;       // [capacity]: c_ap; large classes: a histogram of how many thresholds are not above d_an
+    float* reach;     // [rows]: the largest threshold
+    float* pushed;    // [splits, padded, dim]: sum_j S_ij (y_i - y_j), for cosine -sum_j S_ij y_j
+    double* sums;     // [splits, padded, 2]: sum_n c_an d_an, sum_n d_an
+    float* gradient;  // [rows, dim] by original index, times M; null: not wanted
+    double* partials; // 5 a block
+    u32* state;       // 0 at launch: a ticket, and whether a distance overflowed
+    float* loss;      // null: not wanted
+    double* stats;    // valid, active, sums of d_ap and d_an over the valid triplets, what the sum is multiplied by
+    const float* upstream;
+    void* grad;       // [rows, dim] T
+    double margin;
+    u64 capacity;
+    u32 splits, kind, mean;  // mean: 0 sum, 1 over active triplets, 2 over valid ones
+    u32 unused;
+};
+static_assert(sizeof(Args) == sizeof(Batch) + 152, "Args must match src/batch_all/cuda.rs");
+
+DEVICE u32 size_of_class(const Batch& b, u32 row) { return b.end[row] - b.first[row]; }
+DEVICE bool fits(const Args& args) { return args.start[args.batch.rows] <= args.capacity; }
+DEVICE void overflow(const Args& args) { atomicOr(&args.state[1], 1u); }
+DEVICE float threshold_of(const Args& args, float d_ap) { return d_ap + float(args.margin); }
+
+// One block: each thread adds up a run of rows.
+KERNEL(batch_all_starts, BATCH_THREADS, const Args args) {
+    const Batch& b = args.batch;
+    SHARED(u64, total, BATCH_THREADS);
+    const u32 run = (b.rows + BATCH_THREADS - 1) / BATCH_THREADS;
+    const u32 begin = threadIdx.x * run < b.rows ? threadIdx.x * run : b.rows, end = begin + run < b.rows ? begin + run : b.rows;
+    u64 sum = 0;
+    for (u32 i = begin; i < end; ++i) sum += size_of_class(b, i);
+    total[threadIdx.x] = sum;
+    __syncthreads();
+    u64 at = 0;
+    for (u32 t = 0; t < threadIdx.x; ++t) at += total[t];
+    for (u32 i = begin; i < end; ++i) {
+        args.start[i] = at;
+        at += size_of_class(b, i);
+    }
+    if (threadIdx.x == BATCH_THREADS - 1) {
+        args.start[b.rows] = at;
+        if (at > args.capacity) overflow(args);
+    }
+}
+
+// A warp takes a row.
+template <class T> DEVICE void pairs(const Args& args) {
+    const Batch& b = args.batch;
+    if (!fits(args)) return;
+    const u32 lane = threadIdx.x % 32;
+    for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < b.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
+        const Row<T> x = original_row<T>(b, row);
+        const u32 first = b.first[row], size = size_of_class(b, row);
+        float reach = -MASKED;
+        for (u32 k = 0; k < size; ++k) {
+            const u64 at = args.start[row] + k;
+            const bool own = first + k == row;
+            const float d = own ? 0.f : direct_distance(x, original_row<T>(b, first + k), b.dim, args.kind);
+            const float t = own ? -MASKED : threshold_of(args, d);
+            if (!is_finite(t)) overflow(args);
+            reach = fmaxf(reach, t);
+            if (lane == 0) {
+                args.distance[at] = d;
+                args.threshold[at] = t;
+                args.count[at] = 0;
+                if (size > COMPARED) args.owner[at] = k;
+            }
+        }
+        if (lane == 0) args.reach[row] = reach;
+    }
+}
+
+// Bitonic: each merge begins with the mirror image, so that all comparisons go one way and a length that is no power of
+// two only leaves some out. A block takes a row.
+KERNEL(batch_all_sort, BATCH_THREADS, const Args args) {
+    const Batch& b = args.batch;
+    if (!fits(args)) return;
+    for (u32 row = blockIdx.x; row < b.rows; row += gridDim.x) {
+        const u32 size = size_of_class(b, row);
+        if (size <= COMPARED) continue;
+        float* threshold = args.threshold + args.start[row];
+        u32* owner = args.owner + args.start[row];
+        const auto exchange = [&](u32 flip) {
+            for (u32 i = threadIdx.x; i < size; i += BATCH_THREADS) {
+                const u32 j = i ^ flip;
+                if (j > i && j < size && threshold[j] < threshold[i]) {
+                    const float t = threshold[i];
+                    const u32 o = owner[i];
+                    threshold[i] = threshold[j];
+                    owner[i] = owner[j];
+                    threshold[j] = t;
+                    owner[j] = o;
+                }
+            }
+            __syncthreads();
+        };
+        for (u32 width = 2; width < 2 * size; width *= 2) {
+            exchange(width - 1);
+            for (u32 apart = width / 4; apart > 0; apart /= 2) exchange(apart);
+        }
+    }
+}
+
+// ---- the sweep ----
+
+// Rows of distances and of weights: two threads of a row, and of the 16 rows of a warp, are in 32 banks.
+constexpr int PITCH = TILE + 2;
+// Columns of the embeddings that are pushed at a time.
+constexpr int CHUNK = 64, CHUNK_PITCH = CHUNK + 4;
+constexpr int HALF = TILE / 2;
+static_assert(TILE_THREADS == 2 * TILE, "two threads a row");
+
+template <class P> struct Shared {
+    union {
+        TileBuffers<P> buffers;
+        float y[2][TILE][CHUNK_PITCH];  // of the tile's rows, and of its columns
+    };
+    float d[TILE][PITCH];
+    float weight[TILE][PITCH];
+    u32 count[COMPARED][TILE];
+};
+constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
+
+// What one of a row's two threads knows of it.
+struct Anchor {
+    u64 start;
+    u32 size;
+    float reach;
+
+    static DEVICE Anchor of(const Args& args, u32 row) {
+        const Batch& b = args.batch;
+        if (row >= b.rows) return {0, 1, -MASKED};
+        return {args.start[row], size_of_class(b, row), args.reach[row]};
+    }
+    // c of each of d; `total(k, n)`: n of both threads' d are below threshold k, or in large classes n = 1 has k thresholds
+    // not above it. Both threads of the row must call.
+    template <class F> DEVICE bool count(const Args& args, const float (&d)[HALF], u32 (&c)[HALF], F total) const {
+        float nearest = MASKED;
+#pragma unroll
+        for (int q = 0; q < HALF; ++q) {
+            c[q] = 0;
+            nearest = fminf(nearest, d[q]);
+        }
+        nearest = fminf(nearest, __shfl_xor_sync(group_mask<2>(), nearest, 1));
+        if (!(nearest < reach)) return false;
+        const float* threshold = args.threshold + start;
+        if (size <= COMPARED) {
+            for (u32 k = 0; k < size; ++k) {
+                const float t = threshold[k];
+                u32 n = 0;
+#pragma unroll
+                for (int q = 0; q < HALF; ++q) {
+                    const u32 active = d[q] < t;
+                    c[q] += active;
+                    n += active;
+                }
+                total(k, group_sum<2>(n));
+            }
+            return true;
+        }
+#pragma unroll
+        for (int q = 0; q < HALF; ++q)
+            if (d[q] < reach) {
+                u32 from = 0, to = size - 1;  // the first threshold above d lies in from .. to
+                while (from < to) {
+                    const u32 middle = (from + to) / 2;
+                    if (threshold[middle] > d[q]) to = middle;
+                    else from = middle + 1;
+                }
+                c[q] = size - from;
+                total(from, 1);
+            }
+        return true;
+    }
+};
+
+template <class P> DEVICE void sweep(const Args& args) {
+    SHARED_DYNAMIC(Shared<P>, s);
+    static_assert(sizeof(Shared<P>) == larger(sizeof(TileBuffers<P>), 2 * TILE * CHUNK_PITCH * 4) + 2 * TILE * PITCH * 4 + COMPARED * TILE * 4,
+                  "shared_bytes in src/batch_all/cuda.rs");
+    SHARED(u32, any, 1);
+    using Tile = GramTile<P>;
+    const Batch& b = args.batch;
+    if (!fits(args)) return;
+    const u32 tiles = b.padded / TILE, row_tile = blockIdx.x / args.splits, split = blockIdx.x % args.splits;
+    const u32 row_base = row_tile * TILE;
+    // Who looks at distances two threads a row (or column) of the tile, every second one each.
+    const u32 mine = threadIdx.x / 2, half = threadIdx.x % 2;
+    const Anchor row = Anchor::of(args, row_base + mine);
+    double active_distances = 0, distances = 0;
+
+    u32 first[Tile::ROWS], end[Tile::ROWS];
+#pragma unroll
+    for (int slot = 0; slot < Tile::ROWS; ++slot) {
+        const u32 r = row_base + Tile::row_of(slot);
+        first[slot] = r < b.rows ? b.first[r] : 0;
+        end[slot] = r < b.rows ? b.end[r] : 0xffffffff;
+    }
+    for (u32 k = threadIdx.x; k < COMPARED * TILE; k += TILE_THREADS) s.count[k / TILE][k % TILE] = 0;
+    float* pushed = args.pushed + (i64(split) * b.padded + row_base) * b.dim;
+    if (args.gradient)
+        for (u32 k = threadIdx.x; k < TILE * b.dim; k += TILE_THREADS) pushed[k] = 0.f;
+    __syncthreads();  // there may be no tile to wait in
+
+    const Operand side[2] = {b.operand(), b.operand()};
+    for (u32 column_tile = split; column_tile < tiles; column_tile += args.splits) {
+        const u32 base[2] = {row_base, column_tile * TILE};
+        const u32 lowest = base[0] < base[1] ? base[0] : base[1], highest = (base[0] < base[1] ? base[1] : base[0]) + TILE;
+        if (b.end[lowest] >= (highest < b.rows ? highest : b.rows)) continue;  // one class
+        {
+            Tile tile;
+            tile.run(s.buffers, side, base);
+            const auto keep = [&](int r, int c, float squared) {
+                // Squares compare alike, but t^2 would not tell equals: t is a rounded root already.
+                s.d[r][c] = args.kind == 0 ? squared : args.kind == 1 ? sqrtf(squared) : squared * .5f;
+            };
+            tile.each(
+                [&](int slot, int r, int c, float product) {
+                    const u32 i = base[0] + r, j = base[1] + c;
+                    s.d[r][c] = MASKED;
+                    if (j >= b.rows || (j >= first[slot] && j < end[slot])) return false;
+                    bool near;
+                    const float d = squared_distance(b, i, b, j, product, near);
+                    near = near || !is_finite(d);
+                    if (!near) keep(r, c, d);
+                    return near;
+                },
+                [&](int, int r, int c) {
+                    const float d = near_squared_distance(b, base[0] + r, b, base[1] + c);
+                    if (!is_finite(d)) overflow(args);
+                    else keep(r, c, d);
+                });
+        }
+        if (threadIdx.x == 0) any[0] = 0;
+        __syncthreads();
+
+        float d[HALF];
+        u32 c[HALF];
+        float sum = 0, active_sum = 0;
+#pragma unroll
+        for (int q = 0; q < HALF; ++q) {
+            d[q] = s.d[mine][2 * q + half];
+            sum += d[q] < MASKED ? d[q] : 0.f;
+        }
+        bool active = row.count(args, d, c, [&](u32 k, u32 n) {
+            if (row.size > COMPARED) atomicAdd(&args.count[row.start + k], n);
+            else if (half == 0) s.count[k][mine] += n;
+        });
+#pragma unroll
+        for (int q = 0; q < HALF; ++q) {
+            if (c[q]) active_sum += float(c[q]) * d[q];
+            s.weight[mine][2 * q + half] = float(c[q]);
+        }
+        distances += double(sum);
+        active_distances += double(active_sum);
+        if (!args.gradient) {
+            __syncthreads();
+            continue;
+        }
+        __syncthreads();
+
+        // The same with the tile's columns as anchors: their rows are pushed too.
+#pragma unroll
+        for (int q = 0; q < HALF; ++q) d[q] = s.d[2 * q + half][mine];
+        active = Anchor::of(args, base[1] + mine).count(args, d, c, [](u32, u32) {}) || active;
+#pragma unroll
+        for (int q = 0; q < HALF; ++q) {
+            float& weight = s.weight[2 * q + half][mine];
+            const float both = weight + float(c[q]);
+            weight = args.kind != 1 ? both : d[q] > 0.f ? both / d[q] : 0.f;
+        }
+        if (active) atomicOr(&any[0], 1u);
+        __syncthreads();
+        if (!any[0]) {
+            __syncthreads();
+            continue;
+        }
+
+        // Differences and not S y: rows that are near each other lose nothing.
+        constexpr int ROWS = 8, COLUMNS = 4;
+        const int r0 = threadIdx.x / (CHUNK / COLUMNS) * ROWS, c0 = threadIdx.x % (CHUNK / COLUMNS) * COLUMNS;
+        for (u32 chunk = 0; chunk < b.dim; chunk += CHUNK) {
+            for (int k = threadIdx.x; k < 2 * TILE * CHUNK; k += TILE_THREADS) {
+                const int which = k / (TILE * CHUNK), r = k / CHUNK % TILE, column = k % CHUNK;
+                s.y[which][r][column] = chunk + column < b.dim ? b.y[i64((which ? base[1] : base[0]) + r) * b.dim + chunk + column] : 0.f;
+            }
+            __syncthreads();
+            float sums[ROWS][COLUMNS], y[ROWS][COLUMNS];
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+                for (int k = 0; k < COLUMNS; ++k) {
+                    sums[r][k] = 0.f;
+                    y[r][k] = args.kind == 2 ? 0.f : s.y[0][r0 + r][c0 + k];
+                }
+#pragma unroll 4
+            for (int j = 0; j < TILE; ++j) {
+                float other[COLUMNS];
+#pragma unroll
+                for (int k = 0; k < COLUMNS; ++k) other[k] = s.y[1][j][c0 + k];
+#pragma unroll
+                for (int r = 0; r < ROWS; ++r) {
+                    const float weight = s.weight[r0 + r][j];
+#pragma unroll
+                    for (int k = 0; k < COLUMNS; ++k) sums[r][k] += weight * (y[r][k] - other[k]);
+                }
+            }
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+                for (int k = 0; k < COLUMNS; ++k)
+                    if (chunk + c0 + k < b.dim) pushed[i64(r0 + r) * b.dim + chunk + c0 + k] += sums[r][k];
+            __syncthreads();
+        }
+    }
+    // Both threads of a row.
+    active_distances = group_sum<2>(active_distances);
+    distances = group_sum<2>(distances);
+    if (row_base + mine < b.rows) {
+        double* sums = args.sums + (i64(split) * b.padded + row_base + mine) * 2;
+        sums[half] = half ? distances : active_distances;
+        if (row.size <= COMPARED && half == 0)
+            for (u32 k = 0; k < row.size; ++k)
+                if (s.count[k][mine]) atomicAdd(&args.count[row.start + k], s.count[k][mine]);
+    }
+}
+
+// The k-th smallest threshold is above those d_an that have at most k thresholds not above them.
+KERNEL(batch_all_ranks, BATCH_THREADS, const Args args) {
+    const Batch& b = args.batch;
+    if (!fits(args)) return;
+    SHARED(u32, total, BATCH_THREADS);
+    for (u32 row = blockIdx.x; row < b.rows; row += gridDim.x) {
+        const u32 size = size_of_class(b, row);
+        if (size <= COMPARED) continue;
+        const u64 start = args.start[row];
+        const u32 run = (size + BATCH_THREADS - 1) / BATCH_THREADS;
+        const u32 begin = threadIdx.x * run < size ? threadIdx.x * run : size, end = begin + run < size ? begin + run : size;
+        u32 sum = 0;
+        for (u32 k = begin; k < end; ++k) sum += args.count[start + k];
+        total[threadIdx.x] = sum;
+        __syncthreads();
+        u32 below = 0;
+        for (u32 t = 0; t < threadIdx.x; ++t) below += total[t];
+        for (u32 k = begin; k < end; ++k) {
+            below += args.count[start + k];
+            args.threshold[start + args.owner[start + k]] = __uint_as_float(below);
+        }
+        __syncthreads();
+    }
+}
+
+// c_ap of row's k-th pair.
+DEVICE u32 count_of(const Args& args, u32 row, u32 k) {
+    const u64 at = args.start[row] + k;
+    return size_of_class(args.batch, row) > COMPARED ? __float_as_uint(args.threshold[at]) : args.count[at];
+}
+
+// A warp takes a row.
+template <class T> DEVICE void finish(const Args& args) {
+    const Batch& b = args.batch;
+    const u32 lane = threadIdx.x % 32;
+    const bool bad = b.survey->bad, lost = bad || args.state[1];
+    double sums[5] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
+    for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < b.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
+        const u32 first = b.first[row], size = size_of_class(b, row), negatives = b.rows - size;
+        if (lane == 0) sums[1] += double(size - 1) * negatives;
+        if (!fits(args)) continue;
+        for (u32 k = lane; k < size; k += 32) {
+            const float d = args.distance[args.start[row] + k];
+            const u32 count = count_of(args, row, k);
+            if (count) sums[0] += double(threshold_of(args, d)) * count;
+            sums[2] += count;
+            sums[3] += double(d) * negatives;
+        }
+        for (u32 split = lane; split < args.splits; split += 32) {
+            const double* of_row = args.sums + (i64(split) * b.padded + row) * 2;
+            sums[0] -= of_row[0];
+            sums[4] += of_row[1] * (size - 1);
+        }
+        if (!args.gradient) continue;
+        const Row<T> x = original_row<T>(b, row);
+        float* g = args.gradient + i64(b.order[row]) * b.dim;
+        const float inverse = b.inverse[row], sign = args.kind == 0 ? -2.f : -1.f;
+        float along = 0;
+        for (u32 c = lane; c < b.dim; c += 32) {
+            float sum = 0;
+            for (u32 split = 0; split < args.splits; ++split) sum += args.pushed[(i64(split) * b.padded + row) * b.dim + c];
+            sum *= sign;
+            for (u32 k = 0; k < size; ++k) {
+                const u32 p = first + k;
+                if (p == row) continue;
+                const u32 count = count_of(args, row, k) + count_of(args, p, row - first);
+                if (!count) continue;
+                const float d = args.distance[args.start[row] + k];
+                const float slope = float(count) * (args.kind == 0 ? 2.f : args.kind == 2 ? 1.f : d > 0.f ? 1.f / d : 0.f);
+                const float y = original_row<T>(b, p)(c);
+                sum += args.kind == 2 ? -slope * y : slope * (x(c) - y);
+            }
+            g[c] = sum;
+            along += sum * x(c);
+        }
+        if (!b.normalize) continue;
+        along = group_sum<32>(along);
+        for (u32 c = lane; c < b.dim; c += 32) g[c] = (inverse > 0.f ? g[c] - along * x(c) : g[c]) * fabsf(inverse);
+    }
+    double total[5];
+    if (!grid_sums<BATCH_THREADS>(sums, args.partials, &args.state[0], total)) return;
+    const double over = args.mean == 0 ? 1 : args.mean == 1 ? total[2] : total[1];
+    const double scale = over > 0 ? 1 / over : 1;
+    if (args.loss) *args.loss = lost ? nan_value<float>() : float(total[0] > 0 ? total[0] * scale : 0);
+    args.stats[0] = total[1];
+    args.stats[1] = lost ? 0 : total[2];
+    args.stats[2] = lost ? nan_value<double>() : total[3];
+    args.stats[3] = lost ? nan_value<double>() : total[4];
+    args.stats[4] = lost ? nan_value<double>() : scale;
+}
+
+template <class T> DEVICE void backward(const Args& args) {
+    const u64 count = u64(args.batch.rows) * args.batch.dim;
+    const float factor = *args.upstream * float(args.stats[4]);  // NaN where the batch is lost
+    for (u64 i = u64(blockIdx.x) * BATCH_THREADS + threadIdx.x; i < count; i += u64(gridDim.x) * BATCH_THREADS) {
+        T y;
+        narrow(y, args.gradient[i] * factor);
+        static_cast<T*>(args.grad)[i] = y;
+    }
+}
+
+KERNEL(batch_all_sweep_highest, TILE_THREADS, const Args args) { sweep<Split>(args); }
+KERNEL(batch_all_sweep_high, TILE_THREADS, const Args args) { sweep<Tf32>(args); }
+KERNEL(batch_all_sweep_f16, TILE_THREADS, const Args args) { sweep<Half<f16>>(args); }
+KERNEL(batch_all_sweep_bf16, TILE_THREADS, const Args args) { sweep<Half<bf16>>(args); }
+#define OF_TYPE(dtype, T)                                                                     \
+    KERNEL(batch_all_pairs_##dtype, BATCH_THREADS, const Args args) { pairs<T>(args); }       \
+    KERNEL(batch_all_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); }     \
+    KERNEL(batch_all_backward_##dtype, BATCH_THREADS, const Args args) { backward<T>(args); }
+OF_TYPE(f32, float)
+OF_TYPE(f16, f16)
+OF_TYPE(bf16, bf16)
