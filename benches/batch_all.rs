@@ -30,8 +30,8 @@ fn in_tch_operations(x: &Tensor, labels: &Tensor, pairs: &(Tensor, Tensor)) -> T
 
 /// Every anchor with every positive.
 fn pairs(labels: &Tensor) -> (Tensor, Tensor) {
-    let same = labels.unsqueeze(0).eq_tensor(&labels.unsqueeze(1));
-    let found = same.fill_diagonal(0.0, false).nonzero();
+    let mut same = labels.unsqueeze(0).eq_tensor(&labels.unsqueeze(1));
+    let found = same.fill_diagonal_(0.0, false).nonzero();
     (found.select(1, 0), found.select(1, 1))
 }
 

@@ -112,7 +112,7 @@ fn compare<T: Element>(
     output: &Output<T>,
     worst: &mut Worst,
 ) -> Result<(), TestCaseError> {
-    let Batch { rows, dim, .. } = case.batch;
+    let dim = case.batch.dim;
     let bounds = Bounds::new::<T>(&data.exact, dim, case.loss.distance, case.loss.normalize);
     let truth = oracle(case, data);
     let allowed = allowed(case, data, &bounds);
@@ -146,14 +146,14 @@ fn compare<T: Element>(
     }
     for (actual, upstream) in [(&output.grad, 1.0), (&output.scaled_grad, data.upstream[0])] {
         let factor = upstream / divisor;
-        for i in 0..rows * dim {
-            let expected = truth.grad[i] * truth.divisor * factor;
+        for (i, (actual, expected)) in actual.iter().zip(&truth.grad).enumerate() {
+            let expected = expected * truth.divisor * factor;
             let rounding = mined::rounding::<T>(expected) + 4.0 * bounds.epsilon * expected.abs();
             let bound = allowed.grad[i / dim] * factor.abs() + rounding;
             if mined::overflows::<T>(expected.abs() + bound) {
                 continue;
             }
-            worst.check(|| format!("grad[{}, {}]", i / dim, i % dim), actual[i].to_f64(), expected, bound)?;
+            worst.check(|| format!("grad[{}, {}]", i / dim, i % dim), actual.to_f64(), expected, bound)?;
         }
     }
     Ok(())
