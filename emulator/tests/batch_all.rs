@@ -6,57 +6,23 @@ use std::cell::Cell;
 use tercet::batch_all::cuda::Output as Places;
 use tercet::batch_all::reference;
 use tercet::cuda::batch::Input;
-use tercet::cuda::{Address, Launcher, Memory};
-use tercet::{BatchAllTripletLoss, Element, Matrix, Precision, Stats};
+use tercet::cuda::{Launcher, Memory};
+use tercet::{BatchAllTripletLoss, Element, Matrix, Precision};
 use tercet_emulator::{Emulator, Options};
 
+#[path = "../../tests/support/device.rs"]
+mod device;
+mod emulated;
+#[path = "../../tests/support/batch_all_device.rs"]
+mod on_device;
 #[path = "../../tests/support/batch_all_property.rs"]
 mod property;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use on_device::{run, run_case};
 use property::{Backend, Case, Output, property};
 use support::mined::Data;
-
-/// A batch on the emulator: the loss, its statistics, and the gradient for each upstream.
-fn run<T: Element>(
-    emulator: &Emulator,
-    loss_fn: &BatchAllTripletLoss,
-    shape: [usize; 2],
-    input: &Input,
-    upstreams: &[f64],
-) -> (f32, Stats, Vec<Vec<T>>) {
-    // Fresh memory is NaN.
-    let memory = |bytes: usize| emulator.allocate(bytes).expect("memory");
-    let (loss, stats) = (memory(4), memory(5 * 8));
-    let places = Places { loss: loss.address(), stats: stats.address() };
-    // SAFETY: buffers of the emulator, of the shapes that the call expects.
-    let swept = unsafe { loss_fn.forward_on::<T, _>(emulator, shape, input, &places, true) };
-    let swept = swept.unwrap_or_else(|e| panic!("{e}\n{loss_fn:?} {shape:?}"));
-    let grads = upstreams.iter().map(|&upstream| {
-        let grad = memory(shape[0] * shape[1] * size_of::<T>());
-        let upstream = emulator.upload(&[upstream as f32]);
-        // SAFETY: as above.
-        let done = unsafe { loss_fn.backward_on::<T, _>(emulator, shape, &swept, upstream.address(), grad.address()) };
-        done.unwrap_or_else(|e| panic!("{e}\n{loss_fn:?} {shape:?}"));
-        grad.read::<T>()
-    });
-    let grads = grads.collect();
-    let alone = memory(4);
-    let places = Places { loss: alone.address(), stats: 0 };
-    // SAFETY: as above.
-    unsafe { loss_fn.forward_on::<T, _>(emulator, shape, input, &places, false) }.unwrap_or_else(|e| panic!("{e}"));
-    let loss = loss.read::<f32>()[0];
-    assert_eq!(loss.to_bits(), alone.read::<f32>()[0].to_bits(), "with and without gradient");
-    let [valid, active, positives, negatives, _] = stats.read::<f64>()[..] else { unreachable!("five") };
-    let stats = Stats {
-        valid: valid as u64,
-        active: active as u64,
-        mean_positive_distance: positives / valid.max(1.0),
-        mean_negative_distance: negatives / valid.max(1.0),
-    };
-    (loss, stats, grads)
-}
 
 /// With the detector or without.
 #[derive(Default)]
@@ -69,18 +35,10 @@ impl<const DETECT: bool> Backend for Emulated<DETECT> {
     const TAKES_F64: bool = false;
 
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
-        let (rows, dim) = (case.batch.rows, case.batch.dim);
         let emulator = Emulator::new(Options { detect: DETECT, seed: case.batch.seed % 4, os_threads: 1 });
-        let (x, labels) = (emulator.upload(&data.laid_out), emulator.upload(&data.labels));
-        let input = Input {
-            x: x.address() + (case.batch.offset * size_of::<T>()) as Address,
-            stride: dim + case.batch.gap,
-            labels: labels.address(),
-        };
-        let (loss, stats, grads) = run::<T>(&emulator, &case.loss, [rows, dim], &input, &[1.0, data.upstream[0]]);
+        let output = run_case(&emulator, case, data);
         self.launches.set(self.launches.get() + emulator.launches());
-        let Ok([grad, scaled_grad]) = <[_; 2]>::try_from(grads) else { unreachable!("two upstreams") };
-        Output { loss: T::Scalar::from_f64(f64::from(loss)), stats, grad, scaled_grad }
+        output
     }
 }
 
@@ -118,7 +76,7 @@ fn the_same_bits_under_every_schedule() {
         let emulator = Emulator::new(Options { detect: false, seed, os_threads: 1 + seed as usize % 2 });
         let (on_device, device_labels) = (emulator.upload(&x), emulator.upload(&labels));
         let input = Input { x: on_device.address(), stride: dim, labels: device_labels.address() };
-        run::<f32>(&emulator, &loss_fn, [rows, dim], &input, &[1.0])
+        run::<f32, _>(&emulator, &loss_fn, [rows, dim], &input, &[1.0])
     });
     let results: Vec<_> = results.collect();
     assert!(results[0].0 > 0.0);
@@ -143,7 +101,7 @@ fn lower_precision_is_as_good_as_its_bits() {
         let emulator = Emulator::new(Options::default());
         let (on_device, device_labels) = (emulator.upload(&x), emulator.upload(&labels));
         let input = Input { x: on_device.address(), stride: dim, labels: device_labels.address() };
-        let (loss, stats, grads) = run::<f32>(&emulator, &loss_fn, [rows, dim], &input, &[1.0]);
+        let (loss, stats, grads) = run::<f32, _>(&emulator, &loss_fn, [rows, dim], &input, &[1.0]);
         let error = (f64::from(loss) - expected.loss).abs();
         println!("batch_all on the emulator, {precision:?}: loss {loss} off by {error:.1e}");
         assert!(error <= 16.0 * unit * expected.stats.mean_negative_distance + 1e-4, "{precision:?}: {error}");

@@ -4,13 +4,15 @@ use crate::batch::TripletBatch;
 use anyhow::Result;
 use clap::ValueEnum;
 use tch::Tensor;
-use tercet::{BatchHardTripletLoss, TripletMarginLoss};
+use tercet::{BatchAllTripletLoss, BatchHardTripletLoss, TripletMarginLoss};
 
 /// A loss, as the command line names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LossName {
     /// Triplets drawn at random among the images of a batch (FaceNet's loss)
     Triplet,
+    /// Every triplet of the batch, the mean over those whose loss is above 0
+    BatchAll,
     /// For each image its farthest positive and its nearest negative in the batch
     BatchHard,
 }
@@ -20,6 +22,7 @@ impl LossName {
     pub fn name(self) -> &'static str {
         match self {
             Self::Triplet => "triplet",
+            Self::BatchAll => "batch-all",
             Self::BatchHard => "batch-hard",
         }
     }
@@ -28,6 +31,7 @@ impl LossName {
     pub fn title(self) -> &'static str {
         match self {
             Self::Triplet => "Triplet loss",
+            Self::BatchAll => "Batch-all triplet loss",
             Self::BatchHard => "Batch-hard triplet loss",
         }
     }
@@ -37,6 +41,7 @@ impl LossName {
 #[derive(Clone, Copy, Debug)]
 pub enum Loss {
     Triplet(TripletMarginLoss),
+    BatchAll(BatchAllTripletLoss),
     BatchHard(BatchHardTripletLoss),
 }
 
@@ -44,6 +49,7 @@ impl Loss {
     pub fn new(name: LossName, margin: f64, normalize: bool) -> Self {
         match name {
             LossName::Triplet => Self::Triplet(TripletMarginLoss { margin, normalize, ..Default::default() }),
+            LossName::BatchAll => Self::BatchAll(BatchAllTripletLoss { margin, normalize, ..Default::default() }),
             LossName::BatchHard => Self::BatchHard(BatchHardTripletLoss { margin, normalize, ..Default::default() }),
         }
     }
@@ -57,6 +63,7 @@ impl Loss {
                 let [a, p, n] = [&batch.anchor, &batch.positive, &batch.negative].map(|rows| pick(rows));
                 loss.f_forward(&a, &p, &n)?
             }
+            Self::BatchAll(loss) => loss.f_forward(embeddings, &on_device(&batch.labels))?,
             Self::BatchHard(loss) => loss.f_forward(embeddings, &on_device(&batch.labels))?,
         })
     }

@@ -151,7 +151,7 @@ fn generated_signatures_are_a_data_set_in_folders() {
 #[test]
 fn every_loss_trains() {
     let dir = tempfile::tempdir().unwrap();
-    for loss in ["triplet", "batch-hard"] {
+    for loss in ["triplet", "batch-all", "batch-hard"] {
         let out = dir.path().join(loss);
         let output = train(&out, &["--loss", loss]);
         assert!(output.status.success(), "{}", stderr(&output));
@@ -160,5 +160,5 @@ fn every_loss_trains() {
         assert_eq!((&summary["loss"], &summary["steps"]), (&loss.into(), &2.into()));
     }
     let output = train(&dir.path().join("none"), &["--loss", "nothing"]);
-    refused(&output, &["--loss", "triplet", "batch-hard"]);
+    refused(&output, &["--loss", "triplet", "batch-all", "batch-hard"]);
 }

@@ -1,0 +1,54 @@
+//! The first CUDA device, for tests that every backend takes.
+
+use std::sync::Arc;
+
+use bytemuck::Pod;
+use cudarc::driver::{CudaContext, CudaStream, result};
+use tercet::cuda::{CudaLauncher, Launcher, Memory};
+
+use super::device::{MemoryOf, TestDevice};
+
+pub struct Cuda {
+    stream: Arc<CudaStream>,
+    launcher: CudaLauncher,
+}
+
+impl Cuda {
+    /// `None`, said by name, where there is no device.
+    pub fn first(test: &str) -> Option<Self> {
+        if tercet::cuda::device_count() > 0 {
+            let stream = CudaContext::new(0).unwrap().default_stream();
+            return Some(Self { launcher: CudaLauncher::new(&stream).unwrap(), stream });
+        }
+        assert!(
+            std::env::var_os("TERCET_REQUIRE_CUDA").is_none(),
+            "TERCET_REQUIRE_CUDA is set, and there is no device"
+        );
+        println!("skipped: no CUDA device: {test}");
+        None
+    }
+}
+
+impl TestDevice for Cuda {
+    type Launcher = CudaLauncher;
+
+    fn launcher(&self) -> &CudaLauncher {
+        &self.launcher
+    }
+
+    fn upload<T: Pod>(&self, data: &[T]) -> MemoryOf<Self> {
+        let memory = self.launcher.allocate(size_of_val(data).max(1)).unwrap();
+        // SAFETY: fresh memory of at least that size.
+        unsafe { result::memcpy_htod_async(memory.address(), data, self.stream.cu_stream()) }.unwrap();
+        self.stream.synchronize().unwrap();
+        memory
+    }
+
+    fn read<T: Pod>(&self, memory: &MemoryOf<Self>, len: usize) -> Vec<T> {
+        let mut to = vec![T::zeroed(); len];
+        // SAFETY: the caller allocated at least `len` numbers of T.
+        unsafe { result::memcpy_dtoh_async(&mut to, memory.address(), self.stream.cu_stream()) }.unwrap();
+        self.stream.synchronize().unwrap();
+        to
+    }
+}
