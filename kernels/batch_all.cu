@@ -14,6 +14,7 @@
 // finish:   the positives' part of the gradient, normalisation, the loss.
 // backward: times upstream / M, in the caller's type.
 #include "batch.cuh"
+#include "push.cuh"
 
 #ifndef TERCET_COMPARED
 #error "TERCET_COMPARED comes from src/constants.rs"
@@ -135,20 +136,16 @@ KERNEL(batch_all_sort, BATCH_THREADS, const Args args) {
 
 // ---- the sweep ----
 
-// Rows of distances and of weights: two threads of a row, and of the 16 rows of a warp, are in 32 banks.
-constexpr int PITCH = TILE + 2;
-// Columns of the embeddings that are pushed at a time.
-constexpr int CHUNK = 64, CHUNK_PITCH = CHUNK + 4;
 constexpr int HALF = TILE / 2;
 static_assert(TILE_THREADS == 2 * TILE, "two threads a row");
 
 template <class P> struct Shared {
     union {
         TileBuffers<P> buffers;
-        float y[2][TILE][CHUNK_PITCH];  // of the tile's rows, and of its columns
+        RowChunks y;
     };
-    float d[TILE][PITCH];
-    float weight[TILE][PITCH];
+    WeightTile d;
+    WeightTile weight;
     u32 count[COMPARED][TILE];
 };
 constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
@@ -208,7 +205,7 @@ struct Anchor {
 
 template <class P> DEVICE void sweep(const Args& args) {
     SHARED_DYNAMIC(Shared<P>, s);
-    static_assert(sizeof(Shared<P>) == larger(sizeof(TileBuffers<P>), 2 * TILE * CHUNK_PITCH * 4) + 2 * TILE * PITCH * 4 + COMPARED * TILE * 4,
+    static_assert(sizeof(Shared<P>) == larger(sizeof(TileBuffers<P>), sizeof(RowChunks)) + 2 * sizeof(WeightTile) + sizeof(u32) * COMPARED * TILE,
                   "shared_bytes in src/batch_all/cuda.rs");
     SHARED(u32, any, 1);
     using Tile = GramTile<P>;
@@ -308,42 +305,7 @@ template <class P> DEVICE void sweep(const Args& args) {
             continue;
         }
 
-        // Differences and not S y: rows that are near each other lose nothing.
-        constexpr int ROWS = 8, COLUMNS = 4;
-        const int r0 = threadIdx.x / (CHUNK / COLUMNS) * ROWS, c0 = threadIdx.x % (CHUNK / COLUMNS) * COLUMNS;
-        for (u32 chunk = 0; chunk < b.dim; chunk += CHUNK) {
-            for (int k = threadIdx.x; k < 2 * TILE * CHUNK; k += TILE_THREADS) {
-                const int which = k / (TILE * CHUNK), r = k / CHUNK % TILE, column = k % CHUNK;
-                s.y[which][r][column] = chunk + column < b.dim ? b.y[i64((which ? base[1] : base[0]) + r) * b.dim + chunk + column] : 0.f;
-            }
-            __syncthreads();
-            float sums[ROWS][COLUMNS], y[ROWS][COLUMNS];
-#pragma unroll
-            for (int r = 0; r < ROWS; ++r)
-#pragma unroll
-                for (int k = 0; k < COLUMNS; ++k) {
-                    sums[r][k] = 0.f;
-                    y[r][k] = args.kind == 2 ? 0.f : s.y[0][r0 + r][c0 + k];
-                }
-#pragma unroll 4
-            for (int j = 0; j < TILE; ++j) {
-                float other[COLUMNS];
-#pragma unroll
-                for (int k = 0; k < COLUMNS; ++k) other[k] = s.y[1][j][c0 + k];
-#pragma unroll
-                for (int r = 0; r < ROWS; ++r) {
-                    const float weight = s.weight[r0 + r][j];
-#pragma unroll
-                    for (int k = 0; k < COLUMNS; ++k) sums[r][k] += weight * (y[r][k] - other[k]);
-                }
-            }
-#pragma unroll
-            for (int r = 0; r < ROWS; ++r)
-#pragma unroll
-                for (int k = 0; k < COLUMNS; ++k)
-                    if (chunk + c0 + k < b.dim) pushed[i64(r0 + r) * b.dim + chunk + c0 + k] += sums[r][k];
-            __syncthreads();
-        }
+        push(s.weight, s.y, b.y + i64(base[0]) * b.dim, b.y + i64(base[1]) * b.dim, b.dim, args.kind != 2, pushed);
     }
     // Both threads of a row.
     active_distances = group_sum<2>(active_distances);

@@ -37,6 +37,7 @@ pub trait Scalar:
     + crate::cpu::gemm::Product
     + crate::batch_hard::cpu::Sweep
     + crate::batch_all::cpu::Sweep
+    + crate::pairwise_distance::cpu::Tiles
     + PartialOrd
     + Add<Output = Self>
     + AddAssign

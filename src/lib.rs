@@ -6,6 +6,7 @@
 //! | [`TripletMarginLoss`] | `relu(d(a, p) - d(a, n) + margin)` over pre-formed triplets | FaceNet, Schroff et al. 2015 |
 //! | [`BatchAllTripletLoss`] | the same over every triplet of a batch | Hermans et al. 2017 |
 //! | [`BatchHardTripletLoss`] | the same per anchor of a batch, with its farthest positive and its nearest negative | Hermans et al. 2017 |
+//! | [`PairwiseDistance`] | the matrix of distances itself, differentiable: `cdist` without its cancellation | – |
 //!
 //! Options are public fields with PyTorch's names; each method that can panic has an `f_` twin that returns a
 //! [`Result`], as in tch.
@@ -44,6 +45,7 @@ mod element;
 mod error;
 mod matrix;
 mod mined;
+pub mod pairwise_distance;
 mod precision;
 mod reduction;
 mod reference;
@@ -58,6 +60,7 @@ pub use distance::Distance;
 pub use element::{Element, Scalar};
 pub use error::Error;
 pub use matrix::Matrix;
+pub use pairwise_distance::PairwiseDistance;
 pub use precision::Precision;
 pub use reduction::Reduction;
 pub use stats::Stats;

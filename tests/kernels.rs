@@ -17,6 +17,7 @@ fn every_kernel_is_in_every_image() {
             "batch" => tercet::cuda::batch::kernel_names(),
             "batch_all" => tercet::batch_all::cuda::kernel_names(),
             "batch_hard" => tercet::batch_hard::cuda::kernel_names(),
+            "pairwise_distance" => tercet::pairwise_distance::cuda::kernel_names(),
             "triplet_margin" => tercet::triplet_margin::cuda::kernel_names(),
             other => panic!("nothing launches the kernels of {other}.cu"),
         }

@@ -454,7 +454,7 @@ impl<A: Scalar> Ring<'_, A> {
                 }
             } else {
                 let norms = &products.norms[cols.clone()];
-                let near = pulp::Arch::new().dispatch(FromProducts { to, norms, norm: products.norms[i], products });
+                let near = products.to_distances(to, products.norms[i], norms);
                 if near {
                     let (norm, limit) = (products.norms[i], products.near);
                     for j in others() {
@@ -507,40 +507,6 @@ impl<A: Scalar> Ring<'_, A> {
                 }
             }
         }
-    }
-}
-
-/// From products to squared distances, or to cosine distances; whether one of them is near.
-struct FromProducts<'a, A> {
-    to: &'a mut [A],
-    norms: &'a [A],
-    norm: A,
-    products: &'a Products<A>,
-}
-
-impl<A: Scalar> WithSimd for FromProducts<'_, A> {
-    type Output = bool;
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> bool {
-        let Self { to, norms, norm, products: Products { factor, near, .. } } = self;
-        let splat = |x| V::<S, A>::splat(simd, x);
-        let load = |register| V::<S, A> { simd, register };
-        let (minus_factor, norm_i, limit) = (splat(-*factor), splat(norm), splat(*near));
-        let (to, to_rest) = A::registers_mut::<S>(to);
-        let (norms, norms_rest) = A::registers::<S>(norms);
-        let mut least = splat(A::INFINITY);
-        for (to, norm_j) in to.iter_mut().zip(norms) {
-            let both = norm_i + load(*norm_j);
-            let d = minus_factor.mul_add(load(*to), both);
-            least = least.min(d - limit * both);
-            *to = d.register;
-        }
-        let mut found = least.smallest() < A::ZERO;
-        for (to, &norm_j) in to_rest.iter_mut().zip(norms_rest) {
-            *to = norm + norm_j - *factor * *to;
-            found |= *to < *near * (norm + norm_j);
-        }
-        found
     }
 }
 

@@ -88,10 +88,7 @@ pub fn capacity(rows: usize) -> usize {
 
 /// `sizeof(Shared)` of kernels/batch_all.cu.
 fn shared_bytes(product: Product) -> u32 {
-    const CHUNK_PITCH: u32 = 64 + 4;
-    const PITCH: u32 = TILE + 2;
-    let pushed = 2 * TILE * CHUNK_PITCH * 4;
-    product.shared_bytes().max(pushed) + 2 * TILE * PITCH * 4 + COMPARED * TILE * 4
+    product.shared_bytes().max(batch::ROW_CHUNKS_BYTES) + 2 * batch::WEIGHT_TILE_BYTES + COMPARED * TILE * 4
 }
 
 /// Sweeps the batch and writes its loss; with `with_grad` what `backward` needs, too.

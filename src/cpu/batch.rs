@@ -11,6 +11,7 @@ use pulp::{Simd, WithSimd};
 use super::blocks;
 use super::gemm::View;
 use super::rows::Rows;
+use super::simd::V;
 use crate::constants::MIN_NORM;
 use crate::distance::Metric;
 use crate::{Element, Matrix, Scalar};
@@ -250,6 +251,12 @@ impl<A: Scalar> Products<A> {
         }
     }
 
+    /// From products of one row, whose norm is `norm`, with those of `norms` to squared distances, or to cosine distances;
+    /// whether one of them is near.
+    pub fn to_distances(&self, products: &mut [A], norm: A, norms: &[A]) -> bool {
+        pulp::Arch::new().dispatch(FromProducts { to: products, norms, norm, products: self })
+    }
+
     /// The rows that products are taken of.
     pub fn x<'a>(&'a self, batch: &'a Batch<A>) -> &'a [A] {
         self.moved.as_deref().unwrap_or(&batch.x)
@@ -258,6 +265,40 @@ impl<A: Scalar> Products<A> {
     /// Some of them.
     pub fn rows<'a>(&'a self, batch: &'a Batch<A>, rows: &std::ops::Range<usize>) -> View<'a, A> {
         View::new(&self.x(batch)[rows.start * batch.dim..], rows.len(), batch.dim, batch.dim)
+    }
+}
+
+/// From products to squared distances, or to cosine distances; whether one of them is near.
+struct FromProducts<'a, A> {
+    to: &'a mut [A],
+    norms: &'a [A],
+    norm: A,
+    products: &'a Products<A>,
+}
+
+impl<A: Scalar> WithSimd for FromProducts<'_, A> {
+    type Output = bool;
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> bool {
+        let Self { to, norms, norm, products: Products { factor, near, .. } } = self;
+        let splat = |x| V::<S, A>::splat(simd, x);
+        let load = |register| V::<S, A> { simd, register };
+        let (minus_factor, norm_i, limit) = (splat(-*factor), splat(norm), splat(*near));
+        let (to, to_rest) = A::registers_mut::<S>(to);
+        let (norms, norms_rest) = A::registers::<S>(norms);
+        let mut least = splat(A::INFINITY);
+        for (to, norm_j) in to.iter_mut().zip(norms) {
+            let both = norm_i + load(*norm_j);
+            let d = minus_factor.mul_add(load(*to), both);
+            least = least.min(d - limit * both);
+            *to = d.register;
+        }
+        let mut found = least.smallest() < A::ZERO;
+        for (to, &norm_j) in to_rest.iter_mut().zip(norms_rest) {
+            *to = norm + norm_j - *factor * *to;
+            found |= *to < *near * (norm + norm_j);
+        }
+        found
     }
 }
 

@@ -13,6 +13,10 @@ pub(crate) const THREADS: u32 = 256;
 /// `TILE_THREADS` of kernels/tile.cuh.
 pub(crate) const TILE_THREADS: u32 = 128;
 const STAGES: u32 = 3;
+/// `sizeof(WeightTile)` of kernels/push.cuh.
+pub(crate) const WEIGHT_TILE_BYTES: u32 = TILE * (TILE + 2) * 4;
+/// `sizeof(RowChunks)` of kernels/push.cuh.
+pub(crate) const ROW_CHUNKS_BYTES: u32 = 2 * TILE * (64 + 4) * 4;
 
 /// How a Gram tile is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,9 +79,15 @@ impl Problem {
         (self.rows as u32).div_ceil(THREADS)
     }
 
-    /// Into how many parts the columns are split, so that each multiprocessor has two blocks of a row of tiles.
+    /// Into how many parts the columns, the batch's own, are split, so that each multiprocessor has two blocks of a row of
+    /// tiles.
     pub fn splits(&self, device: &DeviceProperties) -> u32 {
-        (2 * device.multiprocessors).div_ceil(self.tiles()).clamp(1, self.tiles())
+        self.splits_of(self.tiles(), device)
+    }
+
+    /// Likewise, for another number of column tiles.
+    pub fn splits_of(&self, columns: u32, device: &DeviceProperties) -> u32 {
+        (2 * device.multiprocessors).div_ceil(self.tiles()).clamp(1, columns)
     }
 
     /// Warps of a block take a row each; as many blocks as the device holds, or as there are rows.

@@ -1,8 +1,8 @@
 //! `batch_all` on whatever launches its kernels.
 
 use tercet::batch_all::cuda::Output as Places;
-use tercet::cuda::batch::Input;
 use tercet::cuda::Memory;
+use tercet::cuda::batch::Input;
 use tercet::{BatchAllTripletLoss, Element, Stats};
 
 use super::device::{OnDevice, TestDevice};

@@ -1,0 +1,94 @@
+//! `pairwise_distance`'s kernels, run by the emulator through the crate's own launches: the property test that every
+//! backend takes.
+
+use std::cell::Cell;
+
+use tercet::cuda::batch::Input;
+use tercet::cuda::{Launcher, Memory};
+use tercet::{Distance, Element, PairwiseDistance, Precision};
+use tercet_emulator::{Emulator, Options};
+
+#[path = "../../tests/support/device.rs"]
+mod device;
+mod emulated;
+#[path = "../../tests/support/pairwise_distance_device.rs"]
+mod on_device;
+#[path = "../../tests/support/pairwise_distance_property.rs"]
+mod property;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use on_device::run_case;
+use property::{Backend, Case, Output, property};
+use support::mined::Data;
+
+/// With the detector or without.
+#[derive(Default)]
+struct Emulated<const DETECT: bool> {
+    launches: Cell<u64>,
+}
+
+impl<const DETECT: bool> Backend for Emulated<DETECT> {
+    const NAME: &'static str = if DETECT { "the emulator with its detector" } else { "the emulator" };
+    const TAKES_F64: bool = false;
+
+    fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
+        let emulator = Emulator::new(Options { detect: DETECT, seed: case.batch.seed % 4, os_threads: 1 });
+        let output = run_case(&emulator, case, data);
+        self.launches.set(self.launches.get() + emulator.launches());
+        output
+    }
+}
+
+fn shared_property<const DETECT: bool>(count: u32) {
+    let start = std::time::Instant::now();
+    let backend = Emulated::<DETECT>::default();
+    property(&backend, count);
+    let (name, seconds) = (Emulated::<DETECT>::NAME, start.elapsed().as_secs_f64());
+    println!("pairwise_distance on {name}: {} launches, {seconds:.1} s", backend.launches.get());
+}
+
+#[test]
+fn the_emulator_agrees_with_the_oracle() {
+    shared_property::<false>(120);
+}
+#[test]
+fn the_detector_agrees_with_the_oracle() {
+    shared_property::<true>(20);
+}
+
+/// Distances are off by no more than the fewer bits explain, whatever the schedule.
+#[test]
+fn lower_precision_is_as_good_as_its_bits() {
+    let (rows, dim) = ([70usize, 90], 40usize);
+    let mut numbers = support::Numbers(3);
+    let x: Vec<f32> = (0..(rows[0] + rows[1]) * dim).map(|_| numbers.unit() as f32).collect();
+    let exact = |i: usize, j: usize| -> f64 {
+        let row = |i: usize| x[i * dim..(i + 1) * dim].iter().map(|x| f64::from(*x));
+        row(i).zip(row(rows[0] + j)).map(|(a, b)| (a - b) * (a - b)).sum::<f64>()
+    };
+    for (precision, unit) in
+        [(Precision::Highest, 0.5f64.powi(24)), (Precision::High, 0.5f64.powi(11)), (Precision::Medium, 0.5f64.powi(9))]
+    {
+        let op = PairwiseDistance { distance: Distance::SquaredEuclidean, precision, ..Default::default() };
+        let results: Vec<Vec<f32>> = (0..3u64)
+            .map(|seed| {
+                let emulator = Emulator::new(Options { detect: false, seed, os_threads: 1 + seed as usize % 2 });
+                let on_device = emulator.upload(&x);
+                let at = |row: usize| Input { x: on_device.address() + (row * dim * 4) as u64, stride: dim, labels: 0 };
+                let out = emulator.allocate(rows[0] * rows[1] * 4).expect("memory");
+                // SAFETY: buffers of the emulator, of the shapes that the call expects.
+                unsafe { op.forward_on::<f32, _>(&emulator, rows, dim, &[at(0), at(rows[0])], out.address()) }
+                    .unwrap_or_else(|e| panic!("{e}"));
+                out.read::<f32>()
+            })
+            .collect();
+        assert!(results.iter().all(|result| *result == results[0]), "{precision:?}");
+        let mut worst = 0.0f64;
+        for (at, d) in results[0].iter().enumerate() {
+            worst = worst.max((f64::from(*d) - exact(at / rows[1], at % rows[1])).abs());
+        }
+        println!("pairwise_distance on the emulator, {precision:?}: off by {worst:.1e} of about {}", dim * 2 / 3);
+        assert!(worst <= 4.0 * unit * (dim as f64), "{precision:?}: {worst}");
+    }
+}

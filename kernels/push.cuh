@@ -1,0 +1,55 @@
+// The second product of losses over pairs: sum_j w_ij (y_i - y_j) for a tile of weights in shared memory, by a block of
+// TILE_THREADS threads on its 64 rows. Differences, and not the sum of w_ij times y_i less a product: rows that are near
+// each other lose nothing.
+#pragma once
+#include "tile.cuh"
+
+// Rows of weights: two threads of a row, and of the 16 rows of a warp, are in 32 banks.
+constexpr int PITCH = TILE + 2;
+// Columns of the embeddings that are pushed at a time.
+constexpr int CHUNK = 64, CHUNK_PITCH = CHUNK + 4;
+
+using WeightTile = float[TILE][PITCH];
+using RowChunks = float[2][TILE][CHUNK_PITCH];  // of the tile's rows, and of its columns
+
+// Adds to `pushed`, [TILE, dim], from TILE rows each at `rows` and `others`, [.., dim]; without `difference` -sum_j w_ij y_j.
+// The weights must be there for all threads; what is in shared memory is free again when it returns.
+DEVICE void push(const WeightTile& weights, RowChunks& y, const float* rows, const float* others, u32 dim, bool difference, float* pushed) {
+    constexpr int ROWS = 8, COLUMNS = 4;
+    static_assert(TILE / ROWS * (CHUNK / COLUMNS) == TILE_THREADS, "a thread has ROWS x COLUMNS sums");
+    const int r0 = threadIdx.x / (CHUNK / COLUMNS) * ROWS, c0 = threadIdx.x % (CHUNK / COLUMNS) * COLUMNS;
+    for (u32 chunk = 0; chunk < dim; chunk += CHUNK) {
+        for (int k = threadIdx.x; k < 2 * TILE * CHUNK; k += TILE_THREADS) {
+            const int r = k / CHUNK % TILE, column = k % CHUNK;
+            const float* from = (k < TILE * CHUNK ? rows : others) + i64(r) * dim + chunk;
+            y[k / (TILE * CHUNK)][r][column] = chunk + column < dim ? from[column] : 0.f;
+        }
+        __syncthreads();
+        float sums[ROWS][COLUMNS], mine[ROWS][COLUMNS];
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+            for (int k = 0; k < COLUMNS; ++k) {
+                sums[r][k] = 0.f;
+                mine[r][k] = difference ? y[0][r0 + r][c0 + k] : 0.f;
+            }
+#pragma unroll 4
+        for (int j = 0; j < TILE; ++j) {
+            float other[COLUMNS];
+#pragma unroll
+            for (int k = 0; k < COLUMNS; ++k) other[k] = y[1][j][c0 + k];
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r) {
+                const float weight = weights[r0 + r][j];
+#pragma unroll
+                for (int k = 0; k < COLUMNS; ++k) sums[r][k] += weight * (mine[r][k] - other[k]);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+            for (int k = 0; k < COLUMNS; ++k)
+                if (chunk + c0 + k < dim) pushed[i64(r0 + r) * dim + chunk + c0 + k] += sums[r][k];
+        __syncthreads();
+    }
+}

@@ -1,0 +1,127 @@
+//! The distances on tch tensors.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{PairwiseDistance, Problem, cpu};
+use crate::Error;
+use crate::torch::tensors::{
+    OfKind, as_in_memory, check_embeddings, matrix, slice, slice_mut, with_contiguous_rows, with_element,
+};
+use crate::torch::{CustomFunction, needs_grad, pool};
+
+const NAME: &str = "PairwiseDistance";
+
+impl PairwiseDistance {
+    /// The distances `[N, M]` between the rows of `x`, `[N, D]`, and of `y`, `[M, D]`, part of the autograd graph.
+    ///
+    /// Both are f32, f16, bf16 or on the CPU f64, of one dtype, on the CPU or one CUDA device; the rows may be views with
+    /// any strides, and both may be the same tensor. The result is f64 for f64 and f32 for all others. On CUDA nothing
+    /// waits for the device.
+    ///
+    /// # Panics
+    /// Where [`f_forward`](Self::f_forward) returns an error, with its text.
+    ///
+    /// ```
+    /// use tch::{Device, Kind, Tensor};
+    /// use tercet::PairwiseDistance;
+    ///
+    /// let x = Tensor::randn([8, 128], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    /// let y = Tensor::randn([100, 128], (Kind::Float, Device::Cpu));
+    /// let nearest = PairwiseDistance::default().forward(&x, &y).amin([1], false);
+    /// nearest.sum(Kind::Float).backward();
+    /// assert_eq!(x.grad().size(), [8, 128]);
+    /// ```
+    pub fn forward(&self, x: &Tensor, y: &Tensor) -> Tensor {
+        self.f_forward(x, y).unwrap_or_else(|error| panic!("{NAME}: {error}"))
+    }
+
+    /// As [`forward`](Self::forward).
+    ///
+    /// # Errors
+    /// If shapes, dtypes or devices are not as above, a matrix is empty, an option is out of range, or memory runs out.
+    pub fn f_forward(&self, x: &Tensor, y: &Tensor) -> Result<Tensor, Error> {
+        check_embeddings("x", x)?;
+        check_embeddings("y", y)?;
+        let differs =
+            |what: &str, of_x: String, of_y: String| Error::argument("y", format!("{what} {of_x}, as x"), of_y);
+        if y.kind() != x.kind() {
+            return Err(differs("dtype", format!("{:?}", x.kind()), format!("{:?}", y.kind())));
+        }
+        if y.device() != x.device() {
+            return Err(differs("the device", format!("{:?}", x.device()), format!("{:?}", y.device())));
+        }
+        let size = |tensor: &Tensor, i: usize| tensor.size()[i] as usize;
+        let problem = self.checked([size(x, 0), size(y, 0)], [size(x, 1), size(y, 1)])?;
+        match x.device() {
+            Device::Cpu => with_element!(x.kind(), T => on_cpu::<T>(problem, x, y)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => match x.kind() {
+                Kind::Double => Err(Error::argument("x", "dtype f32, f16 or bf16 on a CUDA device", "Double")),
+                Kind::Half => on_cuda::<half::f16>(problem, ordinal, x, y),
+                Kind::BFloat16 => on_cuda::<half::bf16>(problem, ordinal, x, y),
+                _ => on_cuda::<f32>(problem, ordinal, x, y),
+            },
+            _ => Err(Error::argument("x", "a CPU tensor (built without the cuda feature)", "a CUDA tensor")),
+        }
+    }
+}
+
+fn on_cpu<T: OfKind>(problem: Problem, x: &Tensor, y: &Tensor) -> Result<Tensor, Error>
+where
+    T::Scalar: OfKind,
+{
+    let shape = problem.rows.map(|rows| rows as i64);
+    let mut output = pool::empty(&shape, T::Scalar::KIND)?;
+    let rows = [with_contiguous_rows(x)?, with_contiguous_rows(y)?];
+    let matrices = [matrix::<T>(&rows[0])?, matrix::<T>(&rows[1])?];
+    cpu::distances(&problem, [&matrices[0], &matrices[1]], slice_mut::<T::Scalar>(&mut output));
+    let wanted = [needs_grad(x), needs_grad(y)];
+    if wanted == [false; 2] {
+        return Ok(output);
+    }
+    CustomFunction::new(NAME).inputs(&[x, y]).saved(&[x, y]).attach(&output, move |ctx| {
+        let upstream = as_in_memory(ctx.upstream())?.f_contiguous()?;
+        let rows = [with_contiguous_rows(ctx.saved(0))?, with_contiguous_rows(ctx.saved(1))?];
+        let matrices = [matrix::<T>(&rows[0])?, matrix::<T>(&rows[1])?];
+        let mut grads = [None, None];
+        for ((grad, rows), wanted) in grads.iter_mut().zip(&rows).zip(wanted) {
+            *grad = if wanted { Some(pool::empty(&rows.size(), T::KIND)?) } else { None };
+        }
+        let to = grads.each_mut().map(|grad| grad.as_mut().map(slice_mut::<T>));
+        cpu::gradients(&problem, [&matrices[0], &matrices[1]], slice::<T::Scalar>(&upstream), to);
+        Ok(grads.into())
+    })
+}
+
+#[cfg(feature = "cuda")]
+fn on_cuda<T: OfKind>(problem: Problem, ordinal: usize, x: &Tensor, y: &Tensor) -> Result<Tensor, Error> {
+    use super::cuda::{backward, forward};
+    use crate::torch::launcher::{TorchLauncher, address};
+    use crate::torch::mined::input;
+
+    let shape = problem.rows.map(|rows| rows as i64);
+    let output = Tensor::f_empty(shape, (Kind::Float, x.device()))?;
+    let rows = [with_contiguous_rows(x)?, with_contiguous_rows(y)?];
+    let launcher = TorchLauncher::current(ordinal)?;
+    // SAFETY: checked tensors on this device, of the problem's shape; the output is a contiguous tensor of this function's
+    // making. PyTorch's allocator keeps memory for this stream's work until the stream has done it.
+    unsafe { forward::<T, _>(&launcher, &problem, &rows.each_ref().map(|rows| input(rows, None)), address(&output))? };
+    let wanted = [needs_grad(x), needs_grad(y)];
+    if wanted == [false; 2] {
+        return Ok(output);
+    }
+    CustomFunction::new(NAME).inputs(&[x, y]).saved(&[x, y]).attach(&output, move |ctx| {
+        let upstream = as_in_memory(ctx.upstream())?.f_contiguous()?;
+        let rows = [with_contiguous_rows(ctx.saved(0))?, with_contiguous_rows(ctx.saved(1))?];
+        let mut grads = [None, None];
+        for ((grad, rows), wanted) in grads.iter_mut().zip(&rows).zip(wanted) {
+            *grad = if wanted { Some(Tensor::f_empty(rows.size(), (rows.kind(), rows.device()))?) } else { None };
+        }
+        let launcher = TorchLauncher::current(ordinal)?;
+        let to = grads.each_ref().map(|grad| grad.as_ref().map_or(0, address));
+        let inputs = rows.each_ref().map(|rows| input(rows, None));
+        // SAFETY: as above; the matrices are what they were (`saved`).
+        unsafe { backward::<T, _>(&launcher, &problem, &inputs, address(&upstream), to)? };
+        Ok(grads.into())
+    })
+}

@@ -1,0 +1,153 @@
+//! The property test of `pairwise_distance` that every backend takes: dtype x distance x option against the f64 oracle,
+//! with bounds that follow from the arithmetic.
+
+use std::fmt::Debug;
+
+use half::{bf16, f16};
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
+use tercet::pairwise_distance::reference;
+use tercet::{Distance, Element, Matrix, PairwiseDistance, Reduction};
+
+use super::support::Numbers;
+use super::support::mined::{self, Batch, Bounds, Content, Data, Worst};
+
+/// The first `split` rows of the batch with the others, or all with themselves.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub op: PairwiseDistance,
+    pub batch: Batch,
+    pub split: Option<usize>,
+    pub sparse: bool,
+}
+
+impl Case {
+    /// Where the rows of each side are in the batch.
+    pub fn sides(&self) -> [std::ops::Range<usize>; 2] {
+        match self.split {
+            Some(split) => [0..split, split..self.batch.rows],
+            None => [0..self.batch.rows, 0..self.batch.rows],
+        }
+    }
+
+    pub fn size(&self) -> usize {
+        self.sides().iter().map(|side| side.len()).product()
+    }
+
+    /// One side, contiguous.
+    pub fn side<T: Element>(&self, data: &Data<T>, which: usize) -> Vec<T> {
+        let Batch { dim, gap, offset, .. } = self.batch;
+        let rows = self.sides()[which].clone();
+        rows.flat_map(|i| data.laid_out[offset + i * (dim + gap)..][..dim].to_vec()).collect()
+    }
+
+    /// `[N, M]`; sparse ones have zeros, which must hide nothing else.
+    pub fn upstream<T: Element>(&self) -> Vec<f64> {
+        let mut numbers = Numbers(self.batch.seed ^ 1);
+        let one = |_| {
+            let number = numbers.unit();
+            if self.sparse && numbers.below(4) > 0 { 0.0 } else { number }
+        };
+        (0..self.size()).map(one).map(|u| T::Scalar::from_f64(u).to_f64()).collect()
+    }
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let options = (mined::distances(), any::<bool>());
+    (options, mined::batches(300), any::<u64>(), any::<bool>()).prop_map(
+        |((distance, normalize), batch, split, sparse)| {
+            let split = (batch.rows > 1 && !split.is_multiple_of(3)).then(|| 1 + split as usize % (batch.rows - 1));
+            Case { op: PairwiseDistance { distance, normalize, ..Default::default() }, batch, split, sparse }
+        },
+    )
+}
+
+/// What a backend returned.
+pub struct Output<T: Element> {
+    pub distances: Vec<T::Scalar>,
+    /// With respect to both sides.
+    pub grads: [Vec<T>; 2],
+}
+
+pub trait Backend {
+    const NAME: &'static str;
+    /// Devices take no f64.
+    const TAKES_F64: bool;
+    fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T>;
+}
+
+fn compare<T: Element>(
+    case: &Case,
+    data: &Data<T>,
+    output: &Output<T>,
+    worst: &mut Worst,
+) -> Result<(), TestCaseError> {
+    let dim = case.batch.dim;
+    let bounds = Bounds::new::<T>(&data.exact, dim, case.op.distance, case.op.normalize);
+    let [rows, columns] = case.sides();
+    let side = |side: &std::ops::Range<usize>| Matrix::new(&data.exact[side.start * dim..side.end * dim], dim).unwrap();
+    let upstream = case.upstream::<T>();
+    let truth = reference::run(&case.op, side(&rows), side(&columns), &upstream).unwrap();
+
+    let lattice = matches!(case.batch.content, Content::Lattice { .. }) && !bounds.units && T::NAME != "bf16";
+    let mut allowed = vec![[0.0f64; 3]; case.batch.rows * 2];
+    for (a, i) in rows.clone().enumerate() {
+        for (b, j) in columns.clone().enumerate() {
+            let at = a * columns.len() + b;
+            let (actual, expected) = (output.distances[at].to_f64(), truth.distances[at]);
+            worst.check(|| format!("d[{a}, {b}]"), actual, expected, bounds.of_product(i, j))?;
+            if lattice && case.op.distance == Distance::SquaredEuclidean {
+                prop_assert_eq!(actual, expected, "integers are exact");
+            }
+            if i == j && case.op.distance != Distance::Cosine {
+                prop_assert_eq!(actual, 0.0, "a row with itself");
+            }
+            let (size, error) = bounds.product_slope(i, j);
+            for at in [i, case.batch.rows + j] {
+                let weight = upstream[a * columns.len() + b].abs();
+                allowed[at][0] += weight * error;
+                allowed[at][1] += weight * size;
+                allowed[at][2] += f64::from(weight > 0.0);
+            }
+        }
+    }
+    for (which, range) in [&rows, &columns].into_iter().enumerate() {
+        for (at, (actual, expected)) in output.grads[which].iter().zip(&truth.grads[which]).enumerate() {
+            let row = which * case.batch.rows + range.start + at / dim;
+            let [error, size, count] = allowed[row];
+            let rounding = mined::rounding::<T>(*expected) + 4.0 * bounds.epsilon * expected.abs();
+            let bound = error + 4.0 * count.sqrt() * bounds.epsilon * size + rounding;
+            if mined::overflows::<T>(expected.abs() + bound) {
+                continue;
+            }
+            let what = || format!("grads[{which}][{}, {}]", at / dim, at % dim);
+            worst.check(what, actual.to_f64(), *expected, bound)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs `count` cases for each dtype; the same ones in every run.
+pub fn property<B: Backend>(backend: &B, count: u32) {
+    fn one<B: Backend, T: Element + Debug>(backend: &B, count: u32) {
+        let worst = std::cell::RefCell::new(Worst::default());
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[13; 32]);
+        let outcome = TestRunner::new_with_rng(mined::config(count), rng).run(&cases(), |case| {
+            let data = Data::<T>::new(&case.batch, Reduction::Mean);
+            let output = backend.run(&case, &data);
+            let mut worst = worst.borrow_mut();
+            worst.cases += 1;
+            compare(&case, &data, &output, &mut worst)
+        });
+        if let Err(error) = outcome {
+            panic!("{} {}: {error}", B::NAME, T::NAME);
+        }
+        worst.borrow().print("pairwise_distance", B::NAME, T::NAME);
+    }
+    one::<B, f32>(backend, count);
+    if B::TAKES_F64 {
+        one::<B, f64>(backend, count);
+    }
+    one::<B, f16>(backend, count);
+    one::<B, bf16>(backend, count);
+}
