@@ -1,4 +1,5 @@
 //! What tests ask of whatever launches kernels: memory that they fill and read.
+#![allow(dead_code, reason = "each test uses its share")]
 
 use bytemuck::Pod;
 use tercet::Element;

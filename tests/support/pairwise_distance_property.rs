@@ -34,13 +34,6 @@ impl Case {
         self.sides().iter().map(|side| side.len()).product()
     }
 
-    /// One side, contiguous.
-    pub fn side<T: Element>(&self, data: &Data<T>, which: usize) -> Vec<T> {
-        let Batch { dim, gap, offset, .. } = self.batch;
-        let rows = self.sides()[which].clone();
-        rows.flat_map(|i| data.laid_out[offset + i * (dim + gap)..][..dim].to_vec()).collect()
-    }
-
     /// `[N, M]`; sparse ones have zeros, which must hide nothing else.
     pub fn upstream<T: Element>(&self) -> Vec<f64> {
         let mut numbers = Numbers(self.batch.seed ^ 1);
