@@ -208,6 +208,30 @@ fn nan_and_infinity_stay_in_their_row() {
     }
 }
 
+/// What cannot be compared must not hide that another pair of its tile is near, or that products overflow.
+#[test]
+fn nan_and_infinity_change_no_other_distance() {
+    let (rows, dim) = (64, 37);
+    let x = uniform(rows, dim, 5);
+    let huge: Vec<f32> = x.iter().enumerate().map(|(i, x)| if i / dim == 3 { x * 1e19 + 3e19 } else { *x }).collect();
+    for op in options().into_iter().filter(|op| op.distance != Distance::Cosine && !op.normalize) {
+        for x in [&x, &huge] {
+            let (clean, _) = run(&op, x, x, dim);
+            assert!((0..rows).all(|i| clean[i * rows + i] == 0.0), "{op:?}");
+            for bad in [f32::NAN, f32::INFINITY] {
+                for row in [0, 5, 31, 60, 63] {
+                    let mut y = x.clone();
+                    y[row * dim] = bad;
+                    let (d, _) = run(&op, x, &y, dim);
+                    for i in (0..rows).filter(|&i| i != row) {
+                        assert_eq!(d[i * rows + i], 0.0, "{op:?}: d[{i}, {i}] beside {bad} in row {row}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_distance_that_overflows_is_no_number() {
     for distance in [Distance::SquaredEuclidean, Distance::Euclidean] {

@@ -239,7 +239,8 @@ impl<A: Scalar> Products<A> {
                 }
             });
         }
-        let largest = norms.iter().fold(A::ZERO, |m, &n| if n <= m { m } else { n });
+        // NaN is no norm to compare with: kept, it would hide the others.
+        let largest = norms.iter().fold(A::ZERO, |m, &n| if n > m { n } else { m });
         Self {
             moved,
             norms,
@@ -286,14 +287,16 @@ impl<A: Scalar> WithSimd for FromProducts<'_, A> {
         let (minus_factor, norm_i, limit) = (splat(-*factor), splat(norm), splat(*near));
         let (to, to_rest) = A::registers_mut::<S>(to);
         let (norms, norms_rest) = A::registers::<S>(norms);
-        let mut least = splat(A::INFINITY);
+        // Counted, and not the least of them kept: a minimum forgets what came before a NaN.
+        let mut near_ones = splat(A::ZERO);
         for (to, norm_j) in to.iter_mut().zip(norms) {
             let both = norm_i + load(*norm_j);
             let d = minus_factor.mul_add(load(*to), both);
-            least = least.min(d - limit * both);
+            let above = A::above(simd, (limit * both).register, d.register);
+            near_ones = near_ones + load(above);
             *to = d.register;
         }
-        let mut found = least.smallest() < A::ZERO;
+        let mut found = near_ones.sum() > A::ZERO;
         for (to, &norm_j) in to_rest.iter_mut().zip(norms_rest) {
             *to = norm + norm_j - *factor * *to;
             found |= *to < *near * (norm + norm_j);
