@@ -74,6 +74,11 @@ DEVICE float squared_distance(const Batch& a, u32 i, const Batch& b, u32 j, floa
 }
 DEVICE float near_squared_distance(const Batch& a, u32 i, const Batch& b, u32 j) {
     float sum = 0;
+    // |u - v|^2 is 2 (1 - u.v) of unit vectors, which rows below MIN_NORM do not become.
+    if (a.unit_norms && (a.inverse[i] < 0.f || b.inverse[j] < 0.f)) {
+        for (u32 c = 0; c < a.dim; ++c) sum += a.y[i64(i) * a.dim + c] * b.y[i64(j) * b.dim + c];
+        return 2.f - 2.f * sum;
+    }
     for (u32 c = 0; c < a.dim; ++c) {
         const float e = a.y[i64(i) * a.dim + c] - b.y[i64(j) * b.dim + c];
         sum += e * e;

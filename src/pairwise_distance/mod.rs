@@ -18,8 +18,8 @@ mod torch;
 /// ```
 ///
 /// What `torch.cdist` is for, without its cancellation: products of rows give most distances, and those that are small
-/// against the rows' norms are computed from the difference of the rows. Coincident rows are at distance exactly 0, where
-/// the gradient of the Euclidean distance is taken as 0.
+/// against the rows' norms are computed from the difference of the rows. Coincident rows are at distance exactly 0 (cosine:
+/// within rounding), where the gradient of the Euclidean distance is taken as 0.
 ///
 /// `x` is `[N, D]` and `y` `[M, D]`, f32, f64, f16 or bf16; the result is `[N, M]`, f64 for f64 and f32 for all others.
 /// NaN or infinity in a row makes its distances NaN; a distance that overflows is infinity or NaN.
