@@ -21,7 +21,8 @@ pub enum Command {
     /// Without --data it trains on generated handwritten signatures. The run folder holds the
     /// weights, metrics.csv, the loss and ROC curves, and summary.json.
     Train(Box<TrainArgs>),
-    /// Write generated handwritten signatures as PNG files, one folder per identity.
+    /// Write generated handwritten signatures as PNG files, one folder per identity, and skilled forgeries
+    /// of them.
     Generate(GenerateArgs),
 }
 
@@ -156,9 +157,14 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub identities: u64,
 
-    /// Drawings of each
+    /// Genuine drawings of each
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub drawings: u64,
+
+    /// Skilled forgeries of each. With any, there are two folders: genuine/generated-0000 and so on, and
+    /// forged/generated-0000 and so on
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub forgeries: u64,
 
     /// Seed of every random draw
     #[arg(long, default_value_t = 0)]

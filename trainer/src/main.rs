@@ -7,6 +7,7 @@ mod dataset;
 mod encoder;
 mod evaluate;
 mod folders;
+mod generate;
 mod images;
 mod loss;
 mod metrics;
@@ -28,7 +29,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let result = match cli::Cli::parse().command {
         cli::Command::Train(args) => run::train(&args),
-        cli::Command::Generate(args) => run::generate(&args),
+        cli::Command::Generate(args) => generate::generate(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

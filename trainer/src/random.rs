@@ -30,6 +30,8 @@ pub enum Purpose {
     Drawing = 6,
     /// The initial weights: the first draw is libtorch's own seed.
     Weights = 7,
+    /// One forgery of a generated signature.
+    Forgery = 20,
 }
 
 /// The stream of draws for one purpose at one (epoch, step).

@@ -2,16 +2,15 @@
 
 use crate::bad_input::bad_input;
 use crate::batch::BatchShape;
-use crate::cli::{GenerateArgs, TrainArgs};
+use crate::cli::TrainArgs;
 use crate::encoder::Encoder;
 use crate::evaluate::Evaluation;
 use crate::loss::Loss;
 use crate::random::{Purpose, stream};
 use crate::run_folder::{self, MetricsCsv, Summary};
-use crate::signatures::Signer;
 use crate::train::Plan;
 use crate::{plot, source, waiting, weights};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rand::Rng;
 use std::time::{Duration, Instant};
 use tch::{Cuda, Device, nn};
@@ -116,23 +115,6 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         outcome.losses.len(),
         start.elapsed().as_secs_f64()
     );
-    println!("{}", folder.display());
-    Ok(())
-}
-
-/// `tercet generate`.
-pub fn generate(args: &GenerateArgs) -> Result<()> {
-    let folder = run_folder::create(Some(&args.out))?;
-    for identity in 0..args.identities {
-        let own = folder.join(format!("generated-{identity:04}"));
-        std::fs::create_dir(&own)?;
-        let signer = Signer::new(args.seed, identity);
-        for index in 0..args.drawings {
-            let file = own.join(format!("{index:04}.png"));
-            let drawing = signer.draw(index);
-            drawing.save(&file).with_context(|| format!("cannot write {}", file.display()))?;
-        }
-    }
     println!("{}", folder.display());
     Ok(())
 }

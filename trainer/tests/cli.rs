@@ -146,6 +146,20 @@ fn generated_signatures_are_a_data_set_in_folders() {
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(std::fs::read_dir(&out).unwrap().count(), 3);
     assert!(out.join("generated-0002/0001.png").is_file());
+
+    // With forgeries: two folders of the same names, so that each can be told whom it forges.
+    let out = dir.path().join("forged");
+    let arguments = ["--identities", "2", "--drawings", "3", "--forgeries", "1", "--out", out.to_str().unwrap()];
+    let output = tercet(&[&["generate"], &arguments[..]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(out.join("genuine/generated-0001/0002.png").is_file());
+    let names = |folder: &str| {
+        let entries = std::fs::read_dir(out.join(folder)).unwrap().map(|e| e.unwrap().file_name());
+        entries.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(names("genuine"), names("forged"));
+    assert_eq!(names("forged/generated-0000").len(), 1);
+    refused(&tercet(&[&["generate"], &arguments[..]].concat()), &["--out", "not empty"]);
 }
 
 #[test]
