@@ -19,11 +19,20 @@ pub enum Command {
     /// Train an encoder on triplets of images and evaluate it on identities it has never seen.
     ///
     /// Without --data it trains on generated handwritten signatures. The run folder holds the
-    /// weights, metrics.csv, the loss and ROC curves, and summary.json.
+    /// weights and the calibrated threshold, metrics.csv, pictures, report.html and summary.json.
     Train(Box<TrainArgs>),
     /// Write generated handwritten signatures as PNG files, one folder per identity, and skilled forgeries
     /// of them.
     Generate(GenerateArgs),
+    /// Say whether two images show the same identity, or measure that on a file of pairs.
+    ///
+    /// The distance of the two embeddings is compared with the threshold that was calibrated on the
+    /// run's validation identities. The exit code is 0 for either decision, 2 for wrong input.
+    Verify(VerifyArgs),
+    /// Write the embeddings of a folder's images, their labels and names to a .safetensors file.
+    Embed(EmbedArgs),
+    /// Measure a model on a folder of identities: verification, retrieval and one-shot classification.
+    Eval(EvalArgs),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -33,6 +42,11 @@ pub struct TrainArgs {
     /// identity, at any depth [default: generated signatures]
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub data: Option<PathBuf>,
+
+    /// How many signers are generated, where there is no --data
+    #[arg(long, value_name = "N", default_value_t = 240, conflicts_with = "data",
+          value_parser = clap::value_parser!(u64).range(4..=100_000), help_heading = "Data")]
+    pub signers: u64,
 
     /// Validation images, laid out in the same way; all of --data is then trained on
     #[arg(long, value_name = "DIR", requires = "data", help_heading = "Data",
@@ -169,6 +183,117 @@ pub struct GenerateArgs {
     /// Seed of every random draw
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// The run folder of a `tercet train`
+    #[arg(long, value_name = "RUN")]
+    pub model: PathBuf,
+
+    /// cpu, cuda, cuda:N, or auto: a GPU where there is one
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(allow_negative_numbers = true)] // so that a negative threshold is refused as such
+pub struct VerifyArgs {
+    /// The two images
+    #[arg(value_name = "IMAGE", num_args = 2, required_unless_present = "pairs", conflicts_with = "pairs")]
+    pub images: Vec<PathBuf>,
+
+    /// A file of pairs as LFW's pairs.txt: accuracy with its standard error over the folds, AUC, EER,
+    /// and the true accepts at 1 and 0.1 per cent of false ones
+    #[arg(long, value_name = "FILE", requires = "data")]
+    pub pairs: Option<PathBuf>,
+
+    /// Where the images of --pairs are: DIR/NAME/NAME_0001.jpg, or else the n-th image in DIR/NAME
+    #[arg(long, value_name = "DIR", requires = "pairs")]
+    pub data: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// Accept distances up to this one [default: the model's calibrated threshold]
+    #[arg(long, value_name = "DISTANCE", value_parser = crate::verify::threshold)]
+    pub threshold: Option<f32>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct EmbedArgs {
+    /// Folders of images; each folder that directly holds images is one identity
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// The file to write, which must not be there yet: tensors embeddings [N, D] and labels [N], and the
+    /// metadata names and identities, both JSON lists
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    /// What to do about an image that cannot be read
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "skip")]
+    pub on_bad_image: OnBadImage,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct EvalArgs {
+    /// Folders of images; each folder that directly holds images is one identity
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// Only these top-level folders of DIR, e.g. those held out in training
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub only: Vec<String>,
+
+    /// Skilled forgeries, in folders named as the identities that they imitate: scored apart
+    #[arg(long, value_name = "DIR")]
+    pub forgeries: Option<PathBuf>,
+
+    /// Places among the nearest that recall is measured at
+    #[arg(long, value_name = "K", value_delimiter = ',', default_value = "1,2,4,8", value_parser = count)]
+    pub recall_at: Vec<usize>,
+
+    /// Identities to tell apart in a one-shot trial
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "5,20", value_parser = count)]
+    pub ways: Vec<usize>,
+
+    /// One-shot trials
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = count)]
+    pub trials: usize,
+
+    /// What to do about an image that cannot be read
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "skip")]
+    pub on_bad_image: OnBadImage,
+
+    /// Seed of the one-shot trials
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+
+    /// Write eval.json, pictures and report.html to this folder, absent or empty
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(value) if (1..=1_000_000).contains(&value) => Ok(value),
+        _ => Err("expected a whole number from 1 to 1000000".into()),
+    }
 }
 
 fn fraction(text: &str) -> Result<f64, String> {

@@ -14,6 +14,8 @@ pub struct Dataset {
     pub images: Images,
     /// For each identity, its images.
     pub members: Vec<Vec<usize>>,
+    /// For each identity, its name.
+    pub names: Vec<String>,
 }
 
 impl Dataset {
@@ -25,13 +27,19 @@ impl Dataset {
             .enumerate()
             .flat_map(|(owner, files)| std::iter::repeat_n(owner, files.len()))
             .collect();
-        let (images, kept) = Images::read(&files, size, on_bad)?;
+        let (images, kept) = Images::read(&files, size, on_bad).map_err(|error| {
+            // Only where there is such an option.
+            bad_input(format!("{error:#} (--on-bad-image skip leaves such images out)"))
+        })?;
         let mut members = vec![Vec::new(); identities.len()];
         for (image, file) in kept.into_iter().enumerate() {
             members[owners[file]].push(image);
         }
+        let mut names: Vec<String> = identities.keys().cloned().collect();
+        let mut there = members.iter().map(|images| !images.is_empty());
+        names.retain(|_| there.next() == Some(true));
         members.retain(|images| !images.is_empty());
-        Ok(Self { images, members })
+        Ok(Self { images, members, names })
     }
 
     /// How many identities have at least two images, so that they can give a pair.
@@ -96,16 +104,13 @@ pub fn split_fraction(all: Identities, fraction: f64, seed: u64) -> (Identities,
     all.into_iter().partition(|(name, _)| !held.contains(name))
 }
 
-/// Holds out whole top-level folders by name: `(training, validation)`.
-pub fn split_folders(all: Identities, held: &[String]) -> Result<(Identities, Identities)> {
+/// Holds out whole top-level folders by name: `(training, validation)`. `option` is named in errors.
+pub fn split_folders(all: Identities, held: &[String], option: &str) -> Result<(Identities, Identities)> {
     let top = |name: &str| name.split('/').next().unwrap_or(name).to_owned();
     let folders: BTreeSet<String> = all.keys().map(|name| top(name)).collect();
     if let Some(unknown) = held.iter().find(|name| !folders.contains(*name)) {
         let there: Vec<_> = folders.into_iter().collect();
-        return Err(bad_input(format!(
-            "--hold-out {unknown}: no such top-level folder; there are {}",
-            there.join(", ")
-        )));
+        return Err(bad_input(format!("{option} {unknown}: no such top-level folder; there are {}", there.join(", "))));
     }
     Ok(all.into_iter().partition(|(name, _)| !held.contains(&top(name))))
 }
@@ -124,7 +129,8 @@ mod tests {
         let images = Images::from_grey(vec![image::GrayImage::new(2, 2); total], 2);
         let mut next = 0..total;
         let members = counts.iter().map(|&n| next.by_ref().take(n).collect()).collect();
-        Dataset { images, members }
+        let names = (0..counts.len()).map(|i| format!("identity {i}")).collect();
+        Dataset { images, members, names }
     }
 
     #[test]
@@ -151,10 +157,10 @@ mod tests {
     #[test]
     fn whole_folders_are_held_out_by_name() {
         let all = identities(&["Greek/a", "Greek/b", "Greeklike/a", "Latin/a"]);
-        let (train, val) = split_folders(all.clone(), &["Greek".into()]).unwrap();
+        let (train, val) = split_folders(all.clone(), &["Greek".into()], "--hold-out").unwrap();
         assert_eq!(train.into_keys().collect::<Vec<_>>(), ["Greeklike/a", "Latin/a"]);
         assert_eq!(val.len(), 2);
-        let error = split_folders(all, &["Korean".into()]).unwrap_err().to_string();
+        let error = split_folders(all, &["Korean".into()], "--hold-out").unwrap_err().to_string();
         assert!(error.contains("Korean") && error.contains("Greek, Greeklike, Latin"), "{error}");
     }
 

@@ -2,38 +2,83 @@
 
 use crate::dataset::Dataset;
 use crate::encoder::{Encoder, Pass};
-use crate::metrics::{Verification, verify};
+use crate::metrics::{Comparison, Verification, verify};
 use crate::random::{Purpose, stream};
+use crate::tally::Tally;
+use crate::vectors::{Vectors, squared_distance};
 use crate::view::{Affine, tensor};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use rand::Rng;
-use tch::{Device, Kind, Tensor};
+use std::collections::BTreeMap;
+use tch::{Device, Tensor};
 
 /// Images per forward pass.
 const BATCH: usize = 64;
 /// Batches that batch norm's statistics are estimated on.
 const STATISTICS: usize = 4;
 
+/// Images that are compared: rows of [`Vectors`].
+#[derive(Clone, Debug, Default)]
+pub struct Subjects {
+    /// Which image of its set each row is.
+    pub image: Vec<usize>,
+    /// Whose image it is; of a forgery, whose signature it imitates.
+    pub identity: Vec<usize>,
+}
+
+impl Subjects {
+    fn new(sample: Vec<(usize, usize)>) -> Self {
+        let (image, identity) = sample.into_iter().unzip();
+        Self { image, identity }
+    }
+}
+
 /// The validation images and how they are compared.
 pub struct Evaluation {
-    views: Vec<(usize, Affine)>,
-    identity: Vec<usize>,
+    images: Subjects,
+    forgeries: Option<(Dataset, Subjects)>,
     normalize: bool,
     seed: u64,
     device: Device,
 }
 
+/// What came of one evaluation.
+pub struct Evaluated {
+    /// The metrics.
+    pub scores: Verification,
+    /// The embeddings of [`Evaluation::images`].
+    pub vectors: Vectors,
+    /// Those of the forgeries.
+    pub forged: Vectors,
+}
+
 impl Evaluation {
     /// At most `limit` images of `val`.
     pub fn new(val: &Dataset, limit: usize, normalize: bool, seed: u64, device: Device) -> Self {
-        let (images, identity): (Vec<_>, Vec<_>) = val.sample(limit, seed).into_iter().unzip();
-        let views = images.into_iter().map(|image| (image, Affine::IDENTITY)).collect();
-        Self { views, identity, normalize, seed, device }
+        Self { images: Subjects::new(val.sample(limit, seed)), forgeries: None, normalize, seed, device }
     }
 
-    /// How many images.
+    /// Compares with forgeries too: `forged.members[i]` imitate the identity `i` of `val`. At most half as
+    /// many as the validation images.
+    pub fn with_forgeries(mut self, forged: Dataset) -> Self {
+        let sample = Subjects::new(forged.sample((self.len() / 2).max(1), self.seed));
+        self.forgeries = Some((forged, sample));
+        self
+    }
+
+    /// How many images, without forgeries.
     pub fn len(&self) -> usize {
-        self.views.len()
+        self.images.image.len()
+    }
+
+    /// The validation images, row for row.
+    pub fn images(&self) -> &Subjects {
+        &self.images
+    }
+
+    /// The forgeries, where there are any, and which of them are compared.
+    pub fn forgeries(&self) -> Option<(&Dataset, &Subjects)> {
+        self.forgeries.as_ref().map(|(set, subjects)| (set, subjects))
     }
 
     /// First sets batch norm's running statistics from training images, then measures.
@@ -42,7 +87,7 @@ impl Evaluation {
     /// compounds: after a short run the outputs in evaluation mode can be meaningless. So
     /// they are re-estimated, before the first evaluation and the last one alike; validation images
     /// have no part in it.
-    pub fn run(&self, encoder: &Encoder, train: &Dataset, val: &Dataset) -> Result<Verification> {
+    pub fn run(&self, encoder: &Encoder, train: &Dataset, val: &Dataset) -> Result<Evaluated> {
         let _guard = tch::no_grad_guard();
         for before in 0..STATISTICS {
             let mut rng = stream(self.seed, Purpose::Statistics, 0, before as u64);
@@ -51,22 +96,45 @@ impl Evaluation {
             let xs = tensor(&train.images, &views, self.device);
             let _ = encoder.forward(&xs, Pass::Estimate { before });
         }
-        let embed = |views: &[_]| encoder.forward(&tensor(&val.images, views, self.device), Pass::Evaluate);
-        let parts: Vec<Tensor> = self.views.chunks(BATCH).map(embed).collect();
-        self.measure(&Tensor::f_cat(&parts, 0)?)
+        let vectors = self.embed(encoder, val, &self.images)?;
+        let forged = match &self.forgeries {
+            Some((set, subjects)) => self.embed(encoder, set, subjects)?,
+            None => Vectors::default(),
+        };
+        let identity = &self.images.identity;
+        let mut scores = verify(identity, |i, j| vectors.distance(i, j));
+        if let Some((_, subjects)) = &self.forgeries {
+            scores.skilled = skilled(&vectors, identity, &forged, &subjects.identity);
+        }
+        Ok(Evaluated { scores, vectors, forged })
     }
 
-    /// By squared Euclidean distance, the loss's; of unit vectors if the loss makes them so.
-    fn measure(&self, embeddings: &Tensor) -> Result<Verification> {
-        let mut embeddings = embeddings.to_device(Device::Cpu).to_kind(Kind::Float);
-        if self.normalize {
-            let norm = embeddings.norm_scalaropt_dim(2.0, [1i64].as_slice(), true);
-            embeddings /= norm.clamp_min(1e-12);
+    fn embed(&self, encoder: &Encoder, set: &Dataset, subjects: &Subjects) -> Result<Vectors> {
+        let mut vectors = Vectors::default();
+        for batch in subjects.image.chunks(BATCH) {
+            let views: Vec<_> = batch.iter().map(|&image| (image, Affine::IDENTITY)).collect();
+            let embeddings: Tensor = encoder.forward(&tensor(&set.images, &views, self.device), Pass::Evaluate);
+            vectors.extend(&Vectors::from_tensor(&embeddings, self.normalize)?);
         }
-        let dim = embeddings.size()[1] as usize;
-        let rows: Vec<f32> = embeddings.contiguous().view([-1]).try_into()?;
-        ensure!(rows.iter().all(|v| v.is_finite()), "the encoder's output is not finite");
-        let row = |i: usize| &rows[i * dim..][..dim];
-        Ok(verify(&self.identity, |i, j| row(i).iter().zip(row(j)).map(|(a, b)| (a - b) * (a - b)).sum()))
+        Ok(vectors)
     }
+}
+
+/// Genuine pairs against pairs of an image and a forgery of its identity: the question a bank's clerk has,
+/// with an impostor who has practised. `None` without both kinds of pairs.
+pub fn skilled(vectors: &Vectors, identity: &[usize], forged: &Vectors, of: &[usize]) -> Option<Comparison> {
+    let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    identity.iter().enumerate().for_each(|(i, &owner)| members.entry(owner).or_default().push(i));
+    let mut pairs = Vec::new();
+    for images in members.values() {
+        let all = images.iter().enumerate().flat_map(|(n, &i)| images[..n].iter().map(move |&j| (i, j)));
+        pairs.extend(all.map(|(i, j)| (vectors.distance(i, j), true)));
+    }
+    let genuine = pairs.len();
+    for (forgery, owner) in of.iter().enumerate() {
+        let images = members.get(owner).into_iter().flatten();
+        pairs.extend(images.map(|&i| (squared_distance(vectors.row(i), forged.row(forgery)), false)));
+    }
+    let both = genuine > 0 && pairs.len() > genuine;
+    both.then(|| Comparison::new(Tally::of_pairs(pairs)))
 }

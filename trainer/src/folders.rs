@@ -29,6 +29,15 @@ pub fn find(root: &Path) -> Result<Identities> {
     Ok(identities)
 }
 
+/// The images that lie directly in a folder, sorted.
+pub fn images_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
+    let mut files = entries.collect::<std::io::Result<Vec<PathBuf>>>()?;
+    files.retain(|path| !is_hidden(path) && is_image(path) && !path.is_dir());
+    files.sort();
+    Ok(files)
+}
+
 /// `seen` holds canonical paths: links to folders are followed, loops of links are not.
 fn walk(root: &Path, folder: &Path, seen: &mut HashSet<PathBuf>, found: &mut Identities) -> Result<()> {
     let unreadable = || format!("cannot read the folder {}", folder.display());

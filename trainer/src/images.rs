@@ -42,10 +42,7 @@ impl Images {
                     kept.push(index);
                 }
                 Err(error) if on_bad == OnBadImage::Skip => eprintln!("skipped: {error:#}"),
-                Err(error) => {
-                    let hint = "(--on-bad-image skip leaves such images out)";
-                    return Err(bad_input(format!("{error:#} {hint}")));
-                }
+                Err(error) => return Err(bad_input(format!("{error:#}"))),
             }
         }
         Ok((Self::assemble(&pictures, size), kept))

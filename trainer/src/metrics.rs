@@ -1,7 +1,12 @@
-//! Verification metrics from distances: ROC, EER, AUC and recall@1.
+//! Verification metrics from distances: ROC, EER, AUC, thresholds.
 //!
 //! A pair is accepted when its distance is at most the threshold. `far` is the share of impostor
 //! pairs (two identities) that are accepted, `tar` the share of genuine pairs.
+
+use crate::chart::Measured;
+use crate::ranking::{self, Ranking};
+use crate::tally::Tally;
+use serde::{Deserialize, Serialize};
 
 /// One operating point of the ROC curve.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -10,6 +15,45 @@ pub struct RocPoint {
     pub far: f64,
     /// True accept rate.
     pub tar: f64,
+    /// Pairs up to this distance are accepted; minus infinity where none is.
+    pub threshold: f32,
+}
+
+/// A threshold, and what it does to the pairs that it was chosen on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Operating {
+    /// Pairs up to this distance are accepted.
+    pub threshold: f32,
+    /// Share of impostor pairs accepted.
+    pub far: f64,
+    /// Share of genuine pairs rejected.
+    pub frr: f64,
+}
+
+/// A set of genuine and impostor pairs, compared.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    /// Equal error rate: where `far = 1 - tar`.
+    pub eer: f64,
+    /// Area under the ROC curve: how often a genuine pair is nearer than an impostor pair.
+    pub auc: f64,
+    /// The curve from (0, 0) to (1, 1).
+    pub roc: Vec<RocPoint>,
+    /// The pairs by distance.
+    pub tally: Tally,
+}
+
+impl Comparison {
+    /// There must be genuine and impostor pairs.
+    pub fn new(tally: Tally) -> Self {
+        let roc = roc(&tally);
+        Self { eer: eer(&roc), auc: auc(&roc), roc, tally }
+    }
+
+    /// The share of genuine pairs that are accepted where at most this share of impostor pairs is.
+    pub fn tar_at_far(&self, far: f64) -> f64 {
+        tar_at_far(&self.roc, far)
+    }
 }
 
 /// What is reported before and after training.
@@ -21,36 +65,62 @@ pub struct Verification {
     pub auc: f64,
     /// Share of images whose nearest other image has the same identity.
     pub recall_at_1: f64,
-    /// The curve from (0, 0) to (1, 1).
-    pub roc: Vec<RocPoint>,
+    /// Recall and precision among the nearest.
+    pub ranking: Ranking,
+    /// All pairs: those of two identities are random impostors.
+    pub random: Comparison,
+    /// Genuine pairs against skilled forgeries, where there are any.
+    pub skilled: Option<Comparison>,
+    /// The threshold at the equal error rate of `random`.
+    pub operating: Operating,
+}
+
+impl Verification {
+    /// As a point of a run's history.
+    pub fn measured(&self, step: u64) -> Measured {
+        Measured { step, eer: self.eer, eer_skilled: self.skilled.as_ref().map(|c| c.eer) }
+    }
+}
+
+impl std::fmt::Display for Verification {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "EER {:.4}  AUC {:.4}  recall@1 {:.4}", self.eer, self.auc, self.recall_at_1)?;
+        match &self.skilled {
+            Some(skilled) => write!(f, "  EER of skilled forgeries {:.4}", skilled.eer),
+            None => Ok(()),
+        }
+    }
 }
 
 /// All metrics of `rows` embeddings. `distance(i, j)` is symmetric; `identity[i]` says whose image
 /// `i` is. There must be two identities, and one of them with two images.
-pub fn verify(identity: &[usize], distance: impl Fn(usize, usize) -> f32) -> Verification {
-    let rows = identity.len();
-    let mut pairs = Vec::with_capacity(rows * (rows - 1) / 2);
-    for i in 0..rows {
-        pairs.extend((0..i).map(|j| (distance(i, j), identity[i] == identity[j])));
+pub fn verify(identity: &[usize], distance: impl Fn(usize, usize) -> f32 + Sync) -> Verification {
+    let random = Comparison::new(Tally::of_all(identity, &distance));
+    let ranking = ranking::rank(identity, &distance, &[1]);
+    let operating = at_equal_error(&random.roc);
+    Verification {
+        eer: random.eer,
+        auc: random.auc,
+        recall_at_1: ranking.recall[0].1,
+        ranking,
+        random,
+        skilled: None,
+        operating,
     }
-    let roc = roc(pairs);
-    Verification { eer: eer(&roc), auc: auc(&roc), recall_at_1: recall_at_1(identity, distance), roc }
 }
 
 /// One point per *different* distance: pairs at the same distance are accepted together, so the
 /// curve runs diagonally through a tie and does not depend on the order of the pairs.
-pub fn roc(mut pairs: Vec<(f32, bool)>) -> Vec<RocPoint> {
-    pairs.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-    let genuine = pairs.iter().filter(|pair| pair.1).count();
-    let impostor = pairs.len() - genuine;
+pub fn roc(tally: &Tally) -> Vec<RocPoint> {
+    let (genuine, impostor) = tally.totals();
     assert!(genuine > 0 && impostor > 0, "a ROC curve needs genuine and impostor pairs");
-    let mut points = vec![RocPoint { far: 0.0, tar: 0.0 }];
+    let mut points = vec![RocPoint { far: 0.0, tar: 0.0, threshold: f32::NEG_INFINITY }];
     let (mut accepted, mut wrongly) = (0, 0);
-    for tied in pairs.chunk_by(|a, b| a.0 == b.0) {
-        let hits = tied.iter().filter(|pair| pair.1).count();
-        accepted += hits;
-        wrongly += tied.len() - hits;
-        points.push(RocPoint { far: wrongly as f64 / impostor as f64, tar: accepted as f64 / genuine as f64 });
+    for at in tally.counts() {
+        accepted += at.genuine;
+        wrongly += at.impostor;
+        let (far, tar) = (wrongly as f64 / impostor as f64, accepted as f64 / genuine as f64);
+        points.push(RocPoint { far, tar, threshold: at.distance });
     }
     points
 }
@@ -74,21 +144,60 @@ pub fn auc(roc: &[RocPoint]) -> f64 {
     roc.windows(2).map(|w| (w[1].far - w[0].far) * (w[1].tar + w[0].tar) / 2.0).sum()
 }
 
-/// Over the images whose identity has another image. Of equally near ones the lowest index counts.
-pub fn recall_at_1(identity: &[usize], distance: impl Fn(usize, usize) -> f32) -> f64 {
-    let rows = identity.len();
-    let (mut asked, mut found) = (0usize, 0usize);
-    for i in 0..rows {
-        let others = || (0..rows).filter(|&j| j != i);
-        if !others().any(|j| identity[j] == identity[i]) {
-            continue;
+/// The best `tar` among the points whose `far` is at most this.
+pub fn tar_at_far(roc: &[RocPoint], far: f64) -> f64 {
+    // Both rates never fall along the curve; it starts at far 0.
+    roc[..roc.partition_point(|p| p.far <= far)].last().map_or(0.0, |p| p.tar)
+}
+
+/// The threshold where the two errors differ least; of equally good ones the lowest.
+pub fn at_equal_error(roc: &[RocPoint]) -> Operating {
+    let gap = |i: usize| (roc[i].far + roc[i].tar - 1.0).abs();
+    // The first point accepts nothing, at no distance.
+    let best = (1..roc.len()).min_by(|&i, &j| gap(i).total_cmp(&gap(j))).expect("the curve has two points");
+    Operating { threshold: above(roc, best), far: roc[best].far, frr: 1.0 - roc[best].tar }
+}
+
+/// The threshold with the most right decisions, genuine and impostor pairs counted alike; of equally
+/// good ones the lowest. A point that accepts nothing has a threshold below every distance.
+pub fn most_accurate(tally: &Tally) -> f32 {
+    let (_, impostor) = tally.totals();
+    let mut right = impostor as i128;
+    let mut best = (right, f32::NEG_INFINITY);
+    let counts = tally.counts();
+    for (i, at) in counts.iter().enumerate() {
+        right += i128::from(at.genuine) - i128::from(at.impostor);
+        if right > best.0 {
+            best = (right, between(at.distance, counts.get(i + 1).map(|next| next.distance)));
         }
-        asked += 1;
-        // `min_by` keeps the first of equal ones.
-        let nearest = others().min_by(|&j, &k| distance(i, j).total_cmp(&distance(i, k)));
-        found += usize::from(nearest.is_some_and(|j| identity[j] == identity[i]));
     }
-    found as f64 / asked.max(1) as f64
+    best.1
+}
+
+/// The share of pairs that a threshold decides rightly: `(distance, genuine)`.
+pub fn accuracy(pairs: &[(f32, bool)], threshold: f32) -> f64 {
+    let right = pairs.iter().filter(|(distance, genuine)| (*distance <= threshold) == *genuine).count();
+    right as f64 / pairs.len() as f64
+}
+
+/// Errors at a threshold that was chosen elsewhere.
+pub fn at_threshold(tally: &Tally, threshold: f32) -> Operating {
+    let (genuine, impostor) = tally.totals();
+    let accepted = tally.counts().iter().filter(|c| c.distance <= threshold);
+    let (tar, far) = accepted.fold((0, 0), |(g, i), c| (g + c.genuine, i + c.impostor));
+    let share = |part: u64, all: u64| part as f64 / all.max(1) as f64;
+    Operating { threshold, far: share(far, impostor), frr: 1.0 - share(tar, genuine) }
+}
+
+fn above(roc: &[RocPoint], point: usize) -> f32 {
+    between(roc[point].threshold, roc.get(point + 1).map(|next| next.threshold))
+}
+
+/// Halfway to the next distance: as far as possible from pairs on either side.
+fn between(distance: f32, next: Option<f32>) -> f32 {
+    let middle = next.map_or(distance, |next| distance + (next - distance) / 2.0);
+    // Neighbouring numbers have none between them, and infinity is no threshold to choose.
+    if middle.is_finite() && next.is_none_or(|next| middle < next) { middle } else { distance }
 }
 
 #[cfg(test)]
@@ -97,7 +206,7 @@ mod tests {
 
     fn curve(genuine: &[f32], impostor: &[f32]) -> Vec<RocPoint> {
         let genuine = genuine.iter().map(|&d| (d, true));
-        roc(genuine.chain(impostor.iter().map(|&d| (d, false))).collect())
+        roc(&Tally::of_pairs(genuine.chain(impostor.iter().map(|&d| (d, false)))))
     }
 
     #[test]
@@ -126,7 +235,7 @@ mod tests {
             vec![(0.0, true), (1.0, true), (1.0, false), (2.0, false)],
             vec![(1.0, false), (2.0, false), (1.0, true), (0.0, true)],
         ] {
-            let curve = roc(pairs);
+            let curve = roc(&Tally::of_pairs(pairs));
             assert_eq!(curve.len(), 4);
             assert_eq!((eer(&curve), auc(&curve)), (0.25, 0.875));
         }
@@ -157,15 +266,43 @@ mod tests {
     }
 
     #[test]
-    fn recall_by_hand() {
-        // On a line: A at 0, A at 1, B at 1.5, B at 9, C (alone) at 8.5. Nearest: A of A(0), B of
-        // A(1), A of B(1.5), C of B(9). C has no second image and is not asked: 1 of 4.
-        let at = [0.0f32, 1.0, 1.5, 9.0, 8.5];
-        let identity = [0, 0, 1, 1, 2];
-        let distance = |i: usize, j: usize| (at[i] - at[j]).abs();
-        assert_eq!(recall_at_1(&identity, distance), 0.25);
-        // Equal distances: the lowest index wins.
-        assert_eq!(recall_at_1(&[0, 1, 0, 1], |_, _| 1.0), 0.25);
+    fn tar_at_far_by_hand() {
+        // Points (far, tar): (0, 1/2) at 1, (1/4, 1/2) at 2, (1/4, 1) at 3, then far to 1.
+        let curve = curve(&[1.0, 3.0], &[2.0, 4.0, 5.0, 6.0]);
+        assert_eq!([0.0, 0.2, 0.25, 1.0].map(|far| tar_at_far(&curve, far)), [0.5, 0.5, 1.0, 1.0]);
+        // The nearest pair is an impostor: nothing can be accepted.
+        assert_eq!(tar_at_far(&self::curve(&[2.0], &[1.0]), 0.5), 0.0);
+    }
+
+    #[test]
+    fn the_threshold_lies_halfway_to_the_next_pair_and_does_what_it_says() {
+        let separated = at_equal_error(&curve(&[1.0, 2.0], &[4.0, 5.0]));
+        assert_eq!(separated, Operating { threshold: 3.0, far: 0.0, frr: 0.0 });
+        // Of (1/4, 1/3 rejected) at 3 and (1/4, 0) at 4 the first has the smaller gap.
+        let pairs = [1.0f32, 2.0, 4.0].map(|d| (d, true)).into_iter().chain([3.0, 5.0, 6.0, 7.0].map(|d| (d, false)));
+        let tally = Tally::of_pairs(pairs);
+        let chosen = at_equal_error(&roc(&tally));
+        assert_eq!((chosen.threshold, chosen.far), (3.5, 0.25));
+        assert_eq!(at_threshold(&tally, chosen.threshold), chosen);
+        // No number lies between neighbours; and nothing lies beyond the last distance.
+        let next = f32::from_bits(1f32.to_bits() + 1);
+        assert_eq!(at_equal_error(&curve(&[1.0], &[next])).threshold, 1.0);
+        assert_eq!(at_equal_error(&curve(&[1.0], &[1.0])).threshold, 1.0);
+        assert_eq!(at_equal_error(&curve(&[1.0], &[f32::INFINITY])).threshold, 1.0);
+    }
+
+    #[test]
+    fn the_most_accurate_threshold_by_hand() {
+        // g g i g i i i: after two 6 of 7 are right, after four again 6; the lower one is taken.
+        let tally = |genuine: &[f32], impostor: &[f32]| {
+            let genuine = genuine.iter().map(|&d| (d, true));
+            Tally::of_pairs(genuine.chain(impostor.iter().map(|&d| (d, false))))
+        };
+        assert_eq!(most_accurate(&tally(&[1.0, 2.0, 4.0], &[3.0, 5.0, 6.0, 7.0])), 2.5);
+        assert_eq!(most_accurate(&tally(&[9.0], &[1.0, 2.0])), f32::NEG_INFINITY, "accepting nothing is best");
+        let pairs = [(1.0, true), (2.0, true), (3.0, false), (2.5, false)];
+        assert_eq!(accuracy(&pairs, 2.5), 0.75);
+        assert_eq!(accuracy(&pairs, f32::NEG_INFINITY), 0.5);
     }
 
     #[test]

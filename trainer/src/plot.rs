@@ -1,78 +1,50 @@
-//! The run's pictures: the loss curve, the ROC curves, and a sheet of the validation images.
+//! The run's pictures: charts, a sheet of the validation images, and a sheet of the hardest pairs.
 //!
 //! Text is drawn with a font that is part of the binary, so a machine needs none.
 
+use crate::chart::{Chart, Corner, Mark, Tone};
 use crate::images::Images;
-use crate::metrics::{RocPoint, Verification};
 use anyhow::{Result, anyhow};
 use image::imageops::{FilterType, resize};
 use image::{ImageFormat, RgbImage};
+use plotters::coord::Shift;
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::register_font;
 use std::io::Cursor;
-use std::ops::Range;
 use std::path::Path;
 
 /// Drawn at twice the final size: plotters has no smooth thick lines of its own.
 const SIZE: (u32, u32) = (1920, 1280);
-const BEFORE: RGBColor = RGBColor(150, 150, 150);
-const AFTER: RGBColor = RGBColor(20, 90, 170);
-const LIGHT: RGBColor = RGBColor(150, 180, 220);
 
-/// The loss of each step, and its running mean.
-pub fn loss_curve(file: &Path, losses: &[f64], title: &str) -> Result<()> {
-    // The first steps may be ten times the rest: the axis ends at the running mean's maximum, or
-    // at the 98th percentile where that is higher, and single spikes leave through the top.
-    let mean = running_mean(losses, (losses.len() / 20).max(1));
-    let mut sorted = losses.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let high = sorted.get(sorted.len() * 98 / 100).copied().unwrap_or(1.0);
-    let top = mean.iter().copied().fold(high, f64::max).max(1e-6) * 1.1;
-    let points = |values: &[f64]| -> Vec<(f64, f64)> {
-        values.iter().enumerate().map(|(i, &y)| ((i + 1) as f64, y.min(top))).collect()
-    };
-    let series = [
-        Series { label: "each step".into(), style: LIGHT.stroke_width(2), points: points(losses) },
-        Series { label: "running mean".into(), style: AFTER.stroke_width(6), points: points(&mean) },
+fn colour(tone: Tone) -> RGBColor {
+    const IDENTITIES: [[u8; 3]; crate::chart::COLOURS] = [
+        [31, 119, 180],
+        [255, 127, 14],
+        [44, 160, 44],
+        [214, 39, 40],
+        [148, 103, 189],
+        [140, 86, 75],
+        [227, 119, 194],
+        [23, 170, 190],
     ];
-    let axes = Axes {
-        title,
-        x: ("step", 1.0..losses.len().max(2) as f64),
-        y: ("triplet loss", 0.0..top),
-        legend: SeriesLabelPosition::UpperRight,
+    let [r, g, b] = match tone {
+        Tone::Before => [150, 150, 150],
+        Tone::After | Tone::Genuine => [20, 90, 170],
+        Tone::Faint => [150, 180, 220],
+        Tone::Guide => [210, 170, 120],
+        Tone::Impostor => [150, 150, 150],
+        Tone::Skilled => [200, 70, 40],
+        Tone::Identity(which) => IDENTITIES[usize::from(which) % IDENTITIES.len()],
     };
-    draw(file, &axes, &series)
+    RGBColor(r, g, b)
 }
 
-/// Before and after on one picture, with the diagonal where the errors are equal.
-pub fn roc_curves(file: &Path, before: &Verification, after: &Verification, title: &str) -> Result<()> {
-    let label = |name: &str, v: &Verification| format!("{name}: EER {:.1} %, AUC {:.3}", 100.0 * v.eer, v.auc);
-    let equal = RGBColor(210, 170, 120).stroke_width(2);
-    let series = [
-        Series { label: label("before training", before), style: BEFORE.stroke_width(6), points: thinned(&before.roc) },
-        Series { label: label("after training", after), style: AFTER.stroke_width(6), points: thinned(&after.roc) },
-        Series { label: "equal error rates".into(), style: equal, points: vec![(0.0, 1.0), (1.0, 0.0)] },
-    ];
-    let axes = Axes {
-        title,
-        x: ("false accept rate", 0.0..1.0),
-        y: ("true accept rate", 0.0..1.0),
-        legend: SeriesLabelPosition::LowerRight,
-    };
-    draw(file, &axes, &series)
-}
-
-/// Points at least a pixel apart: a thick line through thousands of steps smaller than a pixel
-/// comes out ragged.
-fn thinned(roc: &[RocPoint]) -> Vec<(f64, f64)> {
-    let mut kept: Vec<(f64, f64)> = Vec::new();
-    for (i, p) in roc.iter().enumerate() {
-        let far_enough = kept.last().is_none_or(|l| (p.far - l.0).hypot(p.tar - l.1) > 0.002);
-        if far_enough || i + 1 == roc.len() {
-            kept.push((p.far, p.tar));
-        }
-    }
-    kept
+/// Writes `NAME.png` into the folder; `context` follows the chart's title.
+pub fn chart(folder: &Path, chart: &Chart, context: &str) -> Result<()> {
+    let file = folder.join(chart.name).with_extension("png");
+    let picture = canvas(SIZE, &file, |root| draw_chart(root, chart, &format!("{}: {context}", chart.title)))?;
+    save(&file, &resize(&picture, SIZE.0 / 2, SIZE.1 / 2, FilterType::Triangle))
 }
 
 /// One row per identity, `columns` of its images each, as the encoder sees them.
@@ -83,113 +55,248 @@ pub fn sheet(file: &Path, images: &Images, rows: &[Vec<usize>], columns: usize) 
     let mut picture = RgbImage::from_pixel(side(columns), side(rows.len()), blue);
     for (row, members) in rows.iter().enumerate() {
         for (column, &member) in members.iter().take(columns).enumerate() {
-            let bytes = images.get(member);
-            for (i, pixel) in bytes.chunks_exact(images.channels()).enumerate() {
-                let (x, y) = (i as u32 % size, i as u32 / size);
-                let rgb = image::Rgb([pixel[0], pixel[pixel.len() / 2], pixel[pixel.len() - 1]]);
-                picture.put_pixel(side(column) + x, side(row) + y, rgb);
-            }
+            let (x, y) = (i64::from(side(column)), i64::from(side(row)));
+            image::imageops::replace(&mut picture, &thumbnail(images, member), x, y);
         }
     }
     save(file, &picture)
 }
 
-struct Series {
-    label: String,
-    style: ShapeStyle,
-    points: Vec<(f64, f64)>,
+/// An image as the encoder sees it.
+pub fn thumbnail(images: &Images, index: usize) -> RgbImage {
+    let (bytes, channels, size) = (images.get(index), images.channels(), images.size());
+    RgbImage::from_fn(size as u32, size as u32, |x, y| {
+        let pixel = &bytes[(y as usize * size + x as usize) * channels..][..channels];
+        image::Rgb([pixel[0], pixel[channels / 2], pixel[channels - 1]])
+    })
 }
 
-struct Axes<'a> {
-    title: &'a str,
-    x: (&'a str, Range<f64>),
-    y: (&'a str, Range<f64>),
-    legend: SeriesLabelPosition,
+/// Two images side by side, and what is said about them.
+pub struct Compared {
+    pub first: RgbImage,
+    pub second: RgbImage,
+    pub distance: f32,
+    /// Whether the threshold decides it wrongly.
+    pub wrong: bool,
+    /// Whose images they are.
+    pub names: String,
 }
 
-fn draw(file: &Path, axes: &Axes, series: &[Series]) -> Result<()> {
+/// A contact sheet: for each group a title and its pairs, with their distances.
+pub fn contact_sheet(file: &Path, groups: &[(String, Vec<Compared>)]) -> Result<()> {
+    const COLUMNS: usize = 4;
+    const SIDE: u32 = 112;
+    const GAP: u32 = 12;
+    const LINE: u32 = 30;
+    let cell = (2 * SIDE + 2 + GAP, SIDE + LINE + GAP);
+    let rows = |group: &[Compared]| group.len().div_ceil(COLUMNS) as u32;
+    let height = groups.iter().map(|(_, pairs)| 2 * LINE + rows(pairs) * cell.1).sum::<u32>() + GAP;
+    let size = (COLUMNS as u32 * cell.0 + GAP, height);
+    let mut places = Vec::new();
+    let mut picture = canvas(size, file, |root| {
+        let mut top = GAP;
+        for (title, pairs) in groups {
+            let at = |x: u32, y: u32| (x as i32, y as i32);
+            root.draw(&Text::new(title.as_str(), at(GAP, top + LINE / 3), ("sans-serif", 26).into_font()))?;
+            top += 2 * LINE;
+            for (n, pair) in pairs.iter().enumerate() {
+                let (x, y) = (GAP + (n % COLUMNS) as u32 * cell.0, top + (n / COLUMNS) as u32 * cell.1);
+                places.push((x, y, pair));
+                let tone = if pair.wrong { colour(Tone::Skilled) } else { BLACK };
+                let text = format!("{:.3} {}", pair.distance, if pair.wrong { "wrong" } else { "right" });
+                root.draw(&Text::new(text, at(x, y + SIDE + 4), ("sans-serif", 20).into_font().color(&tone)))?;
+            }
+            top += rows(pairs) * cell.1;
+        }
+        Ok(())
+    })?;
+    for (x, y, pair) in places {
+        for (image, x) in [(&pair.first, x), (&pair.second, x + SIDE + 2)] {
+            let filter = if image.width() < SIDE { FilterType::CatmullRom } else { FilterType::Triangle };
+            image::imageops::replace(&mut picture, &resize(image, SIDE, SIDE, filter), x.into(), y.into());
+        }
+    }
+    save(file, &picture)
+}
+
+type Canvas<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
+type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
+
+/// A white picture that something is drawn on.
+fn canvas(size: (u32, u32), file: &Path, draw: impl FnOnce(&Canvas) -> Drawn) -> Result<RgbImage> {
     // Twice is harmless: the name is then replaced by itself.
     register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT)
         .map_err(|_| anyhow!("the built-in font cannot be read"))?;
-    let mut bytes = vec![255; (SIZE.0 * SIZE.1 * 3) as usize];
-    draw_into(&mut bytes, axes, series).map_err(|e| anyhow!("{}: {e}", file.display()))?;
-    let picture = RgbImage::from_raw(SIZE.0, SIZE.1, bytes).expect("the buffer has this size");
-    save(file, &resize(&picture, SIZE.0 / 2, SIZE.1 / 2, FilterType::Triangle))
+    let mut bytes = vec![255; size.0 as usize * size.1 as usize * 3];
+    {
+        let root = BitMapBackend::with_buffer(&mut bytes, size).into_drawing_area();
+        let drawn = draw(&root).and_then(|()| Ok(root.present()?));
+        drawn.map_err(|e| anyhow!("{}: {e}", file.display()))?;
+    }
+    Ok(RgbImage::from_raw(size.0, size.1, bytes).expect("the buffer has this size"))
 }
 
-fn draw_into(bytes: &mut [u8], axes: &Axes, series: &[Series]) -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let root = BitMapBackend::with_buffer(bytes, SIZE).into_drawing_area();
-    root.fill(&WHITE)?;
-    let mut chart = ChartBuilder::on(&root)
-        .caption(axes.title, ("sans-serif", 52))
+fn draw_chart(root: &Canvas, chart: &Chart, title: &str) -> Drawn {
+    let (mut x, y) = (chart.x.range, chart.y.range);
+    if chart.series.iter().any(|one| one.mark == Mark::Dots) {
+        x.1 += 0.4 * (x.1 - x.0); // dots are everywhere: the legend gets a place of its own
+    }
+    let mut area = ChartBuilder::on(root)
+        .caption(title, ("sans-serif", 48))
         .margin(32)
         .margin_right(56)
         .x_label_area_size(104)
         .y_label_area_size(144)
-        .build_cartesian_2d(axes.x.1.clone(), axes.y.1.clone())?;
-    let small = axes.y.1.end < 0.1;
-    chart
-        .configure_mesh()
+        .build_cartesian_2d(x.0..x.1, y.0..y.1)?;
+    let decimals = |span: f64, few: usize| {
+        if span > 20.0 {
+            0
+        } else if span < 0.2 {
+            few + 1
+        } else {
+            few
+        }
+    };
+    let (x_decimals, y_decimals) = (decimals(x.1 - x.0, 1), decimals(y.1 - y.0, 2));
+    area.configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(RGBColor(215, 215, 215).stroke_width(2))
         .axis_style(BLACK.stroke_width(2))
-        .x_desc(axes.x.0)
-        .y_desc(axes.y.0)
+        .x_desc(&chart.x.label)
+        .y_desc(&chart.y.label)
         .axis_desc_style(("sans-serif", 44))
         .label_style(("sans-serif", 36))
-        .x_label_formatter(&|x| if axes.x.1.end > 2.0 { format!("{x:.0}") } else { format!("{x:.1}") })
-        .y_label_formatter(&|y| if small { format!("{y:.3}") } else { format!("{y:.2}") })
+        .x_label_formatter(&|x| format!("{:.x_decimals$}", unsigned_zero(*x)))
+        .y_label_formatter(&|y| format!("{:.y_decimals$}", unsigned_zero(*y)))
         .draw()?;
-    for one in series {
-        let style = one.style;
-        chart
-            .draw_series(LineSeries::new(one.points.iter().copied(), style))?
-            .label(one.label.clone())
-            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 48, y)], style));
+    for one in &chart.series {
+        draw_series(&mut area, one)?;
     }
-    chart
-        .configure_series_labels()
-        .position(axes.legend.clone())
+    let position = match chart.legend {
+        Corner::UpperRight => SeriesLabelPosition::UpperRight,
+        Corner::LowerRight => SeriesLabelPosition::LowerRight,
+    };
+    area.configure_series_labels()
+        .position(position)
         .margin(32)
         .legend_area_size(68)
         .label_font(("sans-serif", 40))
-        .background_style(WHITE.mix(0.9))
+        .background_style(WHITE.mix(0.85))
         .border_style(RGBColor(180, 180, 180))
         .draw()?;
-    root.present()?;
+    Ok(())
+}
+
+/// Steps of a tenth come back to zero as a tiny negative number, and that is written as -0.0.
+fn unsigned_zero(value: f64) -> f64 {
+    if value.abs() < 1e-9 { 0.0 } else { value }
+}
+
+fn draw_series(
+    area: &mut ChartContext<BitMapBackend, Cartesian2d<RangedCoordf64, RangedCoordf64>>,
+    one: &crate::chart::Series,
+) -> Drawn {
+    let tone = colour(one.tone);
+    let points = || one.points.iter().copied();
+    let line = tone.stroke_width(match one.mark {
+        Mark::Thin | Mark::Area => 2,
+        Mark::Dashed => 4,
+        _ => 6,
+    });
+    let drawn = match one.mark {
+        Mark::Line | Mark::Thin => area.draw_series(LineSeries::new(points(), line))?,
+        Mark::Dashed => area.draw_series(DashedLineSeries::new(points(), 16, 10, line))?,
+        Mark::Knots => {
+            area.draw_series(points().map(|at| Circle::new(at, 10, tone.filled())))?;
+            area.draw_series(LineSeries::new(points(), line))?
+        }
+        Mark::Dots => area.draw_series(points().map(|at| Circle::new(at, 8, tone.mix(0.8).filled())))?,
+        Mark::Area => {
+            let ends = [one.points.last(), one.points.first()];
+            let closed: Vec<_> = points().chain(ends.into_iter().flatten().map(|end| (end.0, 0.0))).collect();
+            area.draw_series([Polygon::new(closed, tone.mix(0.3))])?;
+            area.draw_series(LineSeries::new(points(), line))?
+        }
+    };
+    if !one.label.is_empty() {
+        let dots = one.mark == Mark::Dots;
+        drawn.label(one.label.clone()).legend(move |(x, y)| {
+            let style = if dots { tone.stroke_width(14) } else { line };
+            let ends = if dots { vec![(x + 18, y), (x + 32, y)] } else { vec![(x, y), (x + 48, y)] };
+            PathElement::new(ends, style)
+        });
+    }
     Ok(())
 }
 
 fn save(file: &Path, picture: &RgbImage) -> Result<()> {
-    let mut png = Cursor::new(Vec::new());
-    picture.write_to(&mut png, ImageFormat::Png)?;
-    crate::run_folder::atomically(file, png.get_ref())
+    crate::run_folder::atomically(file, &png(picture)?)
 }
 
-/// The mean over the last `width` values, or all so far.
-fn running_mean(values: &[f64], width: usize) -> Vec<f64> {
-    let window = |end: usize| &values[(end + 1).saturating_sub(width)..=end];
-    (0..values.len()).map(|i| window(i).iter().sum::<f64>() / window(i).len() as f64).collect()
+/// As a PNG file's bytes.
+pub fn png(picture: &RgbImage) -> Result<Vec<u8>> {
+    let mut png = Cursor::new(Vec::new());
+    picture.write_to(&mut png, ImageFormat::Png)?;
+    Ok(png.into_inner())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_running_mean_starts_with_what_there_is() {
-        assert_eq!(running_mean(&[1.0, 3.0, 5.0, 7.0], 2), [1.0, 2.0, 4.0, 6.0]);
-        assert!(running_mean(&[], 3).is_empty());
-    }
+    use crate::chart::{Axis, Series};
 
     #[test]
     fn text_is_drawn_without_any_system_font() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("loss.png");
-        loss_curve(&file, &[1.0, 0.5, 0.25], "a title").unwrap();
-        let picture = image::open(&file).unwrap().to_luma8();
+        chart(dir.path(), &crate::chart::loss(&[1.0, 0.5, 0.25], "a title", "loss"), "a context").unwrap();
+        let picture = image::open(dir.path().join("loss.png")).unwrap().to_luma8();
         // The caption's place has dark pixels only if glyphs were drawn.
         assert!((16..44).any(|y| (300..660).any(|x| picture.get_pixel(x, y).0[0] < 100)));
-        loss_curve(&file, &[], "no step at all").unwrap();
+        chart(dir.path(), &crate::chart::loss(&[], "no step at all", "loss"), "").unwrap();
+    }
+
+    #[test]
+    fn every_mark_leaves_its_colour() {
+        let dir = tempfile::tempdir().unwrap();
+        for mark in [Mark::Line, Mark::Thin, Mark::Dashed, Mark::Knots, Mark::Area, Mark::Dots] {
+            let series = Series {
+                label: "x".into(),
+                tone: Tone::Skilled,
+                mark,
+                points: vec![(0.2, 0.3), (0.5, 0.5), (0.7, 0.4)],
+            };
+            let axis = || Axis { label: "axis".into(), range: (0.0, 1.0) };
+            let title = format!("{mark:?}");
+            let (x, y, legend) = (axis(), axis(), Corner::UpperRight);
+            chart(
+                dir.path(),
+                &Chart { name: "mark", title, x, y, series: vec![series], note: String::new(), legend },
+                "",
+            )
+            .unwrap();
+            let picture = image::open(dir.path().join("mark.png")).unwrap().to_rgb8();
+            let red = |p: &image::Rgb<u8>| p.0[0] > p.0[2] + 40;
+            // Left of the legend.
+            let count = picture.enumerate_pixels().filter(|(x, _, p)| *x < 720 && red(p)).count();
+            assert!(count > 40, "{mark:?}: {count}");
+        }
+    }
+
+    #[test]
+    fn a_contact_sheet_shows_both_images_of_each_pair() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mistakes.png");
+        let plain = |red, blue| RgbImage::from_pixel(32, 32, image::Rgb([red, 0, blue]));
+        let pair = || Compared {
+            first: plain(255, 0),
+            second: plain(0, 255),
+            distance: 0.5,
+            wrong: true,
+            names: String::new(),
+        };
+        contact_sheet(&file, &[("first".into(), (0..5).map(|_| pair()).collect()), ("second".into(), vec![])]).unwrap();
+        let picture = image::open(&file).unwrap().to_rgb8();
+        let count = |colour: [u8; 3]| picture.pixels().filter(|p| p.0 == colour).count();
+        assert_eq!((count([255, 0, 0]), count([0, 0, 255])), (5 * 112 * 112, 5 * 112 * 112));
     }
 }

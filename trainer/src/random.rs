@@ -32,6 +32,8 @@ pub enum Purpose {
     Weights = 7,
     /// One forgery of a generated signature.
     Forgery = 20,
+    /// The identities and images of a one-shot trial.
+    Trial = 21,
 }
 
 /// The stream of draws for one purpose at one (epoch, step).

@@ -6,10 +6,13 @@ use crate::cli::TrainArgs;
 use crate::encoder::Encoder;
 use crate::evaluate::Evaluation;
 use crate::loss::Loss;
+use crate::model::{Calibration, Settings};
 use crate::random::{Purpose, stream};
+use crate::report::History;
 use crate::run_folder::{self, MetricsCsv, Summary};
+use crate::run_report::Run;
 use crate::train::Plan;
-use crate::{plot, source, waiting, weights};
+use crate::{model, plot, source, waiting, weights};
 use anyhow::Result;
 use rand::Rng;
 use std::time::{Duration, Instant};
@@ -28,9 +31,13 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         waiting::sleep_instead_of_spinning();
     }
     let size = args.image_size.unwrap_or(if device == Device::Cpu { 32 } else { 224 }) as usize;
-    let source = source::open(args, size)?;
+    let mut source = source::open(args, size)?;
+    let forged = source.forged.take();
     let (train, val) = (&source.train, &source.val);
-    let evaluation = Evaluation::new(val, args.val_images as usize, args.normalize, args.seed, device);
+    let mut evaluation = Evaluation::new(val, args.val_images as usize, args.normalize, args.seed, device);
+    if let Some(forged) = forged {
+        evaluation = evaluation.with_forgeries(forged);
+    }
 
     tch::manual_seed(stream(args.seed, Purpose::Weights, 0, 0).random());
     let vs = nn::VarStore::new(device);
@@ -56,7 +63,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     let clock = Instant::now();
     let before = evaluation.run(&encoder, train, val)?;
     let evaluating = clock.elapsed();
-    eprintln!("before: EER {:.4}  AUC {:.4}  recall@1 {:.4}", before.eer, before.auc, before.recall_at_1);
+    eprintln!("before: {}", before.scores);
 
     let plan = Plan {
         shape: BatchShape {
@@ -79,19 +86,25 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     };
     let outcome = plan.run(&encoder, &vs, train, &mut csv)?;
     let after = evaluation.run(&encoder, train, val)?;
-    eprintln!("after:  EER {:.4}  AUC {:.4}  recall@1 {:.4}", after.eer, after.auc, after.recall_at_1);
+    eprintln!("after:  {}", after.scores);
 
-    let title = |what: &str| format!("{what}: {name}, {}", data_title(&source.description));
-    plot::loss_curve(&folder.join("loss.png"), &outcome.losses, &title(args.loss.title()))?;
-    plot::roc_curves(&folder.join("roc.png"), &before, &after, &title("Verification of unseen identities"))?;
-    weights::save(&vs, &folder.join("encoder.safetensors"))?;
-    Summary {
-        eer_before: before.eer,
-        eer_after: after.eer,
-        auc_before: before.auc,
-        auc_after: after.auc,
-        recall_at_1_before: before.recall_at_1,
-        recall_at_1_after: after.recall_at_1,
+    let calibration = Calibration::new(&after.scores, val.members.len(), evaluation.len());
+    let settings =
+        Settings::new(args.encoder, args.embedding_dim, size, args.normalize, calibration, &source.description);
+    model::save(&folder, &vs, &settings)?;
+    let (was, is) = (&before.scores, &after.scores);
+    let mut summary = Summary {
+        eer_before: was.eer,
+        eer_after: is.eer,
+        auc_before: was.auc,
+        auc_after: is.auc,
+        recall_at_1_before: was.recall_at_1,
+        recall_at_1_after: is.recall_at_1,
+        eer_skilled_before: was.skilled.as_ref().map(|c| c.eer),
+        eer_skilled_after: is.skilled.as_ref().map(|c| c.eer),
+        map_at_r_before: was.ranking.map_at_r,
+        map_at_r_after: is.ranking.map_at_r,
+        threshold: is.operating.threshold,
         steps: outcome.losses.len() as u64,
         seconds: start.elapsed().as_secs_f64(),
         images_per_second: outcome.images as f64 / outcome.seconds.max(1e-9),
@@ -106,14 +119,24 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         validation_images: evaluation.len(),
         ended_by: outcome.ended_by.into(),
         version: env!("CARGO_PKG_VERSION").into(),
+    };
+    let measured = vec![was.measured(0), is.measured(summary.steps)];
+    Run {
+        folder: &folder,
+        summary: &summary,
+        loss: args.loss.title(),
+        history: &History { losses: outcome.losses, active: Vec::new(), measured },
+        before: was,
+        after: &after,
+        evaluation: &evaluation,
+        val,
     }
-    .write(&folder)?;
+    .write()?;
+    summary.seconds = start.elapsed().as_secs_f64();
+    summary.write(&folder)?;
     println!(
         "EER {:.4} -> {:.4} in {} steps, {:.0} s",
-        before.eer,
-        after.eer,
-        outcome.losses.len(),
-        start.elapsed().as_secs_f64()
+        summary.eer_before, summary.eer_after, summary.steps, summary.seconds
     );
     println!("{}", folder.display());
     Ok(())
@@ -127,7 +150,8 @@ fn time_limit(args: &TrainArgs, device: Device) -> Option<Duration> {
     (limit > 0.0).then(|| Duration::from_secs_f64(limit))
 }
 
-fn device(name: &str) -> Result<Device> {
+/// The device that `--device` names.
+pub fn device(name: &str) -> Result<Device> {
     let there = Cuda::device_count().max(0) as usize;
     let number = match name {
         "cpu" => return Ok(Device::Cpu),
@@ -147,10 +171,4 @@ fn device_name(device: Device) -> String {
         Device::Cuda(number) => format!("cuda:{number}"),
         other => format!("{other:?}").to_lowercase(),
     }
-}
-
-/// A folder's own name: a title has no room for a path.
-fn data_title(description: &str) -> String {
-    let name = std::path::Path::new(description).file_name();
-    name.map_or(description.into(), |name| name.to_string_lossy().into_owned())
 }

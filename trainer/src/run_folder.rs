@@ -46,6 +46,18 @@ pub struct Summary {
     pub recall_at_1_before: f64,
     /// The same after training.
     pub recall_at_1_after: f64,
+    /// Equal error rate against skilled forgeries, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eer_skilled_before: Option<f64>,
+    /// The same after training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eer_skilled_after: Option<f64>,
+    /// Mean average precision at R.
+    pub map_at_r_before: f64,
+    /// The same after training.
+    pub map_at_r_after: f64,
+    /// The calibrated threshold, a distance: where the error rates after training are equal.
+    pub threshold: f32,
     /// Optimiser steps done.
     pub steps: u64,
     /// Of the whole run, evaluations included.

@@ -326,12 +326,11 @@ impl Stroke {
             |tick: usize| normal_cdf(((tick as f32 * TICK - self.start) / self.median).max(1e-6).ln() / self.skew);
         let total = done(last + 1).max(1e-6);
         let mut before = 0.0;
-        for tick in first..=last {
+        for (tick, v) in velocity.iter_mut().enumerate().take(last + 1).skip(first) {
             let after = done(tick + 1) / total;
             let angle = self.direction + self.turn * ((before + after) / 2.0 - 0.5);
             let speed = self.length * (after - before) / TICK;
-            velocity[tick][0] += speed * angle.cos();
-            velocity[tick][1] += speed * angle.sin();
+            *v = [v[0] + speed * angle.cos(), v[1] + speed * angle.sin()];
             before = after;
         }
     }

@@ -7,12 +7,13 @@ use crate::folders;
 use crate::images::Images;
 use crate::signatures::Signer;
 use anyhow::Result;
+use image::GrayImage;
 use rayon::prelude::*;
 use std::path::Path;
 
-/// How many signers are generated, and how often each signs.
-const SIGNERS: usize = 240;
+/// How often a generated signer signs, and how often a validation signer is forged.
 const DRAWINGS: usize = 12;
+const FORGERIES: usize = 4;
 
 /// The two sets of a run.
 pub struct Source {
@@ -20,6 +21,8 @@ pub struct Source {
     pub train: Dataset,
     /// Evaluated on.
     pub val: Dataset,
+    /// Skilled forgeries of the validation identities, where there are any: never trained on.
+    pub forged: Option<Dataset>,
     /// What it is, for people: `generated signatures`, or the folder.
     pub description: String,
 }
@@ -44,11 +47,12 @@ pub fn open(args: &TrainArgs, size: usize) -> Result<Source> {
         }
         split_fraction(all, args.val_split, args.seed)
     } else {
-        split_folders(all, &args.hold_out)?
+        split_folders(all, &args.hold_out, "--hold-out")?
     };
     let source = Source {
         train: Dataset::read(&train, size, args.on_bad_image)?,
         val: Dataset::read(&val, size, args.on_bad_image)?,
+        forged: None,
         description: data.display().to_string(),
     };
     source.train.check("training")?;
@@ -72,23 +76,34 @@ fn refuse_overlap(data: &Path, val_data: &Path) -> Result<()> {
 
 /// Signers are independent draws, so the first so many are as random a split as any.
 fn generated(args: &TrainArgs, size: usize) -> Source {
-    let held = (args.val_split * SIGNERS as f64).round() as usize;
-    let train = SIGNERS - held.clamp(2, SIGNERS - 2);
+    let all = args.signers as usize;
+    let held = (args.val_split * all as f64).round() as usize;
+    let train = all - held.clamp(2, all - 2);
+    let signers = |range, count, draw| signers(args.seed, range, size, count, draw);
     Source {
-        train: signers(args.seed, 0..train, size),
-        val: signers(args.seed, train..SIGNERS, size),
+        train: signers(0..train, DRAWINGS, Signer::draw),
+        val: signers(train..all, DRAWINGS, Signer::draw),
+        forged: Some(signers(train..all, FORGERIES, Signer::forge)),
         description: "generated signatures".into(),
     }
 }
 
-fn signers(seed: u64, range: std::ops::Range<usize>, size: usize) -> Dataset {
-    let count = range.len();
+/// `count` drawings of each signer.
+fn signers(
+    seed: u64,
+    range: std::ops::Range<usize>,
+    size: usize,
+    count: usize,
+    draw: fn(&Signer, u64) -> GrayImage,
+) -> Dataset {
+    let names: Vec<String> = range.clone().map(|identity| format!("generated-{identity:04}")).collect();
     let drawings = range.into_par_iter().flat_map_iter(|identity| {
         let signer = Signer::new(seed, identity as u64);
-        (0..DRAWINGS).map(move |i| signer.draw(i as u64))
+        (0..count).map(move |i| draw(&signer, i as u64))
     });
     Dataset {
         images: Images::from_grey(drawings.collect(), size),
-        members: (0..count).map(|i| (i * DRAWINGS..(i + 1) * DRAWINGS).collect()).collect(),
+        members: (0..names.len()).map(|i| (i * count..(i + 1) * count).collect()).collect(),
+        names,
     }
 }

@@ -10,8 +10,17 @@ use tch::{Tensor, nn};
 /// classifier's), and so is `num_batches_tracked`. Everything else must be there in the right shape:
 /// one error names all that is not.
 pub fn load(vs: &nn::VarStore, file: &Path) -> Result<()> {
+    copy(vs, file, "--weights", |name| name.starts_with("fc."))
+}
+
+/// The same without an exception: `fc` must fit too. `option` is named in errors.
+pub fn load_all(vs: &nn::VarStore, file: &Path, option: &str) -> Result<()> {
+    copy(vs, file, option, |_| false)
+}
+
+fn copy(vs: &nn::VarStore, file: &Path, option: &str, may_differ: impl Fn(&str) -> bool) -> Result<()> {
     let tensors =
-        Tensor::read_safetensors(file).map_err(|error| bad_input(format!("--weights {}: {error}", file.display())))?;
+        Tensor::read_safetensors(file).map_err(|error| bad_input(format!("{option} {}: {error}", file.display())))?;
     let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
     let mut variables: Vec<_> = vs.variables().into_iter().collect();
     variables.sort_by(|a, b| a.0.cmp(&b.0));
@@ -19,10 +28,9 @@ pub fn load(vs: &nn::VarStore, file: &Path) -> Result<()> {
     let mut wrong = Vec::new();
     let mut copies = Vec::new();
     for (name, variable) in variables {
-        let head = name.starts_with("fc.");
         match tensors.get(&name) {
             Some(tensor) if tensor.size() == variable.size() => copies.push((variable, tensor)),
-            _ if head => {}
+            _ if may_differ(&name) => {}
             Some(tensor) => {
                 wrong.push(format!("{name}: {:?} in the file, {:?} wanted", tensor.size(), variable.size()))
             }
@@ -31,7 +39,7 @@ pub fn load(vs: &nn::VarStore, file: &Path) -> Result<()> {
     }
     if !wrong.is_empty() {
         return Err(bad_input(format!(
-            "--weights {} does not fit the encoder; {} tensors are missing or misshapen:\n  {}",
+            "{option} {} does not fit the encoder; {} tensors are missing or misshapen:\n  {}",
             file.display(),
             wrong.len(),
             wrong.join("\n  ")

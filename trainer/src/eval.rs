@@ -1,0 +1,268 @@
+//! `tercet eval`: how well a model tells the identities of a folder apart.
+
+use crate::bad_input::bad_input;
+use crate::cli::EvalArgs;
+use crate::dataset::split_folders;
+use crate::evaluate::skilled;
+use crate::folders::{self, Identities};
+use crate::images::{Images, OnBadImage};
+use crate::metrics::{Comparison, Operating, Verification, at_threshold};
+use crate::model::Model;
+use crate::plot::thumbnail;
+use crate::ranking::{OneShot, Ranking, one_shot, rank};
+use crate::report::{Compare, Number, Page};
+use crate::run_folder;
+use crate::run_report::data_title;
+use crate::tally::Tally;
+use crate::vectors::Vectors;
+use anyhow::Result;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// What is measured, as `--json` and `eval.json` have it.
+#[derive(Serialize)]
+struct Outcome {
+    data: String,
+    model: String,
+    images: usize,
+    identities: usize,
+    genuine_pairs: u64,
+    impostor_pairs: u64,
+    eer: f64,
+    auc: f64,
+    tar_at_far_1e2: f64,
+    tar_at_far_1e3: f64,
+    at_threshold: Operating,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skilled: Option<Skilled>,
+    ranking: Ranking,
+    one_shot: Vec<OneShot>,
+    version: &'static str,
+}
+
+/// Against skilled forgeries.
+#[derive(Serialize)]
+struct Skilled {
+    forgeries: usize,
+    pairs: u64,
+    eer: f64,
+    auc: f64,
+    at_threshold: Operating,
+}
+
+/// The images of a folder, embedded.
+struct Set {
+    /// Of each row.
+    files: Vec<PathBuf>,
+    /// Of each row: an index into `names`.
+    identity: Vec<usize>,
+    vectors: Vectors,
+}
+
+impl Set {
+    /// `names` gives the identities' numbers.
+    fn read(model: &Model, found: &Identities, names: &[String], on_bad: OnBadImage) -> Result<Self> {
+        let number = |name: &str| names.iter().position(|n| n == name).expect("checked by the caller");
+        let all = found.iter().map(|(name, files)| (number(name), files));
+        let (owners, files): (Vec<usize>, Vec<PathBuf>) =
+            all.flat_map(|(owner, files)| files.iter().map(move |file| (owner, file.clone()))).unzip();
+        let (vectors, kept) = model.embed(&files, on_bad)?;
+        Ok(Self {
+            identity: kept.iter().map(|&index| owners[index]).collect(),
+            files: kept.iter().map(|&index| files[index].clone()).collect(),
+            vectors,
+        })
+    }
+}
+
+/// Measures, prints, and writes a report where `--out` says so.
+pub fn eval(args: &EvalArgs) -> Result<()> {
+    let device = args.model.device()?;
+    let all = folders::find(&args.folder)?;
+    let found = if args.only.is_empty() { all } else { split_folders(all, &args.only, "--only")?.1 };
+    let names: Vec<String> = found.keys().cloned().collect();
+    let forged = args.forgeries.as_ref().map(|folder| forgeries(folder, &names)).transpose()?;
+    let model = Model::load(&args.model.model, device)?;
+
+    let set = Set::read(&model, &found, &names, args.on_bad_image)?;
+    check(&args.folder, &set.identity)?;
+    let forged = forged.map(|found| Set::read(&model, &found, &names, args.on_bad_image)).transpose()?;
+    let folder = args.out.as_deref().map(|out| run_folder::create(Some(out))).transpose()?;
+
+    let distance = |i: usize, j: usize| set.vectors.distance(i, j);
+    let random = Comparison::new(Tally::of_all(&set.identity, distance));
+    let ranking = rank(&set.identity, distance, &args.recall_at);
+    let one_shot = args.ways.iter().filter_map(|&ways| one_shot(&set.identity, distance, ways, args.trials, args.seed));
+    let one_shot: Vec<_> = one_shot.collect();
+    let skilled = forged.as_ref().and_then(|f| skilled(&set.vectors, &set.identity, &f.vectors, &f.identity));
+    let threshold = model.threshold();
+    let (genuine_pairs, impostor_pairs) = random.tally.totals();
+    let mut owners = set.identity.clone();
+    owners.dedup();
+    let outcome = Outcome {
+        data: args.folder.display().to_string(),
+        model: args.model.model.display().to_string(),
+        images: set.files.len(),
+        identities: owners.len(),
+        genuine_pairs,
+        impostor_pairs,
+        eer: random.eer,
+        auc: random.auc,
+        tar_at_far_1e2: random.tar_at_far(1e-2),
+        tar_at_far_1e3: random.tar_at_far(1e-3),
+        at_threshold: at_threshold(&random.tally, threshold),
+        skilled: skilled.as_ref().zip(forged.as_ref()).map(|(c, f)| Skilled {
+            forgeries: f.files.len(),
+            pairs: c.tally.totals().1,
+            eer: c.eer,
+            auc: c.auc,
+            at_threshold: at_threshold(&c.tally, threshold),
+        }),
+        ranking,
+        one_shot,
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&outcome)?),
+        false => print(&outcome, &model),
+    }
+    if let Some(folder) = folder {
+        let scores = Verification {
+            operating: outcome.at_threshold,
+            eer: random.eer,
+            auc: random.auc,
+            recall_at_1: outcome.ranking.recall.first().map_or(0.0, |r| r.1),
+            ranking: outcome.ranking.clone(),
+            random,
+            skilled,
+        };
+        let (none, nobody) = (Vectors::default(), Vec::new());
+        let picture = |file: &PathBuf| {
+            let (images, _) = Images::read(std::slice::from_ref(file), model.settings.image_size, OnBadImage::Stop)?;
+            Ok(thumbnail(&images, 0))
+        };
+        let compare = Compare {
+            scores: &scores,
+            vectors: &set.vectors,
+            identity: &set.identity,
+            names: &names,
+            forged: forged.as_ref().map_or((&none, &nobody[..]), |f| (&f.vectors, &f.identity[..])),
+            picture: &|row| picture(&set.files[row]),
+            forgery: &|row| picture(&forged.as_ref().expect("there are forgeries").files[row]),
+        };
+        page(args, &outcome, &model, &compare)?.write(&folder)?;
+        let mut text = serde_json::to_string_pretty(&outcome)?;
+        text.push('\n');
+        run_folder::atomically(&folder.join("eval.json"), text.as_bytes())?;
+        if !args.json {
+            println!("{}", folder.display());
+        }
+    }
+    Ok(())
+}
+
+/// Two identities and one pair: without them there is no ROC curve. `identity` is sorted.
+fn check(folder: &Path, identity: &[usize]) -> Result<()> {
+    let images: Vec<usize> = identity.chunk_by(|a, b| a == b).map(<[usize]>::len).collect();
+    if images.len() < 2 || images.iter().all(|&n| n < 2) {
+        return Err(bad_input(format!(
+            "{}: {} identities with readable images, {} of them with more than one; needed are two identities, one of \
+             them with two images",
+            folder.display(),
+            images.len(),
+            images.iter().filter(|&&n| n > 1).count()
+        )));
+    }
+    Ok(())
+}
+
+/// The folders of `--forgeries` must have the names of the identities that they imitate.
+fn forgeries(folder: &Path, names: &[String]) -> Result<Identities> {
+    let mut found = folders::find(folder)?;
+    found.retain(|name, _| names.contains(name));
+    if found.is_empty() {
+        return Err(bad_input(format!(
+            "--forgeries {}: no folder there has the name of an identity, such as {}",
+            folder.display(),
+            names[0]
+        )));
+    }
+    Ok(found)
+}
+
+fn print(outcome: &Outcome, model: &Model) {
+    println!("{} images of {} identities", outcome.images, outcome.identities);
+    println!("verification, {} genuine and {} impostor pairs", outcome.genuine_pairs, outcome.impostor_pairs);
+    println!("  EER              {:.4}", outcome.eer);
+    println!("  AUC              {:.4}", outcome.auc);
+    println!("  TAR at FAR 1e-2  {:.4}", outcome.tar_at_far_1e2);
+    println!("  TAR at FAR 1e-3  {:.4}", outcome.tar_at_far_1e3);
+    let there = outcome.at_threshold;
+    println!("  at threshold {:.4}: FAR {:.4}, FRR {:.4}", model.threshold(), there.far, there.frr);
+    if let Some(skilled) = &outcome.skilled {
+        println!("skilled forgeries, {} of them in {} pairs", skilled.forgeries, skilled.pairs);
+        println!("  EER              {:.4}", skilled.eer);
+        println!("  AUC              {:.4}", skilled.auc);
+        let there = skilled.at_threshold;
+        println!("  at threshold {:.4}: FAR {:.4}, FRR {:.4}", model.threshold(), there.far, there.frr);
+    }
+    println!("retrieval, {} queries", outcome.ranking.queries);
+    for (k, recall) in &outcome.ranking.recall {
+        println!("  recall@{k:<9} {recall:.4}");
+    }
+    println!("  R-precision      {:.4}", outcome.ranking.r_precision);
+    println!("  MAP@R            {:.4}", outcome.ranking.map_at_r);
+    for shot in &outcome.one_shot {
+        println!(
+            "one-shot, {}-way: {:.4} ± {:.4} in {} trials",
+            shot.ways, shot.accuracy, shot.standard_error, shot.trials
+        );
+    }
+}
+
+fn page(args: &EvalArgs, outcome: &Outcome, model: &Model, compare: &Compare) -> Result<Page> {
+    let settings = &model.settings;
+    let mut numbers = vec![
+        Number::share("equal error rate", None, outcome.eer),
+        Number::share("true accepts at 1 % false ones", None, outcome.tar_at_far_1e2),
+        Number::share("recall@1", None, compare.scores.recall_at_1),
+        Number::share("MAP@R", None, outcome.ranking.map_at_r),
+    ];
+    numbers.extend(outcome.skilled.as_ref().map(|s| Number::share("EER, skilled forgeries", None, s.eer)));
+    let shots = outcome.one_shot.iter();
+    let shots = shots.map(|s| format!("{}-way {:.1} ± {:.1} %", s.ways, 100.0 * s.accuracy, 100.0 * s.standard_error));
+    let recall = outcome.ranking.recall.iter().map(|(k, recall)| format!("@{k} {:.1} %", 100.0 * recall));
+    let there = outcome.at_threshold;
+    Ok(Page {
+        title: format!("Evaluation of {}", outcome.data),
+        context: data_title(&outcome.data),
+        lead: format!(
+            "{} images of {} identities; model {}, {} trained on {}",
+            outcome.images, outcome.identities, outcome.model, settings.encoder, settings.trained_on
+        ),
+        numbers,
+        charts: compare.charts(None)?,
+        hardest: compare.hardest()?,
+        settings: vec![
+            ("pairs", format!("{} genuine, {} impostor", outcome.genuine_pairs, outcome.impostor_pairs)),
+            ("AUC", format!("{:.4}", outcome.auc)),
+            ("true accepts at 0.1 % false ones", format!("{:.1} %", 100.0 * outcome.tar_at_far_1e3)),
+            (
+                "at the model's threshold",
+                format!(
+                    "{:.4}: {:.1} % false accepts, {:.1} % false rejects",
+                    there.threshold,
+                    100.0 * there.far,
+                    100.0 * there.frr
+                ),
+            ),
+            ("recall", recall.collect::<Vec<_>>().join(", ")),
+            ("R-precision", format!("{:.1} %", 100.0 * outcome.ranking.r_precision)),
+            ("one-shot", shots.collect::<Vec<_>>().join(", ")),
+            ("distance", settings.distance.clone()),
+            ("image size", format!("{} px", settings.image_size)),
+            ("version", outcome.version.into()),
+        ],
+        commands: vec![format!("tercet verify A.png B.png --model {}", args.model.model.display())],
+    })
+}

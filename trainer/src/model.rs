@@ -1,0 +1,303 @@
+//! A trained encoder as a run folder keeps it: `encoder.safetensors`, and `model.json` with what the
+//! weights alone do not say, the calibrated threshold among it.
+
+use crate::bad_input::bad_input;
+use crate::cli::ModelArgs;
+use crate::encoder::{Architecture, Encoder, Pass};
+use crate::images::{Images, OnBadImage};
+use crate::metrics::{Operating, Verification, at_threshold};
+use crate::vectors::Vectors;
+use crate::view::{Affine, tensor};
+use crate::{run, run_folder, waiting, weights};
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use tch::{Device, Tensor, nn};
+
+/// The weights' file in a run folder.
+const WEIGHTS: &str = "encoder.safetensors";
+/// The settings' file.
+const SETTINGS: &str = "model.json";
+/// The version of `model.json` that this program writes and reads.
+const FORMAT: u32 = 1;
+/// Files that are decoded while those before them are encoded.
+const CHUNK: usize = 256;
+/// Images per forward pass.
+const BATCH: usize = 64;
+
+/// `model.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The network, as `--encoder` names it.
+    pub encoder: String,
+    /// Numbers in an embedding.
+    pub embedding_dim: i64,
+    /// Side in pixels that images are resized to.
+    pub image_size: usize,
+    /// Whether embeddings are brought to length 1 before they are compared.
+    pub normalize: bool,
+    /// What the threshold is a distance of.
+    pub distance: String,
+    /// The calibrated threshold.
+    pub calibration: Calibration,
+    /// What it was trained on.
+    pub trained_on: String,
+    /// The version of Tercet that wrote it.
+    pub version: String,
+}
+
+/// A threshold at the equal error rate of validation identities, against random impostors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// The threshold, and its two errors on the validation pairs.
+    #[serde(flatten)]
+    pub operating: Operating,
+    /// The equal error rate there.
+    pub eer: f64,
+    /// The share of skilled forgeries that it accepts, where there were any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub far_skilled: Option<f64>,
+    /// Validation identities.
+    pub identities: usize,
+    /// Validation images; all pairs of them were compared.
+    pub images: usize,
+}
+
+impl Calibration {
+    /// From an evaluation of so many identities and images.
+    pub fn new(scores: &Verification, identities: usize, images: usize) -> Self {
+        let operating = scores.operating;
+        let skilled = scores.skilled.as_ref().map(|c| at_threshold(&c.tally, operating.threshold).far);
+        Self { operating, eer: scores.eer, far_skilled: skilled, identities, images }
+    }
+}
+
+/// What `distance` says; there is one so far.
+pub const SQUARED_EUCLIDEAN: &str = "squared Euclidean";
+
+impl Settings {
+    /// Of an encoder that was just trained.
+    pub fn new(
+        encoder: Architecture,
+        embedding_dim: i64,
+        image_size: usize,
+        normalize: bool,
+        calibration: Calibration,
+        trained_on: &str,
+    ) -> Self {
+        let name = encoder.to_possible_value().expect("no architecture is hidden").get_name().to_owned();
+        Self {
+            format: FORMAT,
+            encoder: name,
+            embedding_dim,
+            image_size,
+            normalize,
+            distance: SQUARED_EUCLIDEAN.into(),
+            calibration,
+            trained_on: trained_on.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+
+    /// Checked, so that nothing later meets a number that cannot be.
+    fn read(folder: &Path) -> Result<(Self, Architecture)> {
+        let file = folder.join(SETTINGS);
+        let wrong = |what: String| bad_input(format!("--model {}: {SETTINGS}: {what}", folder.display()));
+        let text = std::fs::read_to_string(&file).map_err(|e| wrong(e.to_string()))?;
+        // The format first: another version's fields may have other names.
+        let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        if value["format"] != FORMAT {
+            return Err(wrong(format!("format {}; this program reads format {FORMAT}", value["format"])));
+        }
+        let settings: Self = serde_json::from_value(value).map_err(|e| wrong(e.to_string()))?;
+        let architecture = Architecture::from_str(&settings.encoder, false)
+            .map_err(|_| wrong(format!("encoder {:?} is not one of this program's", settings.encoder)))?;
+        if settings.distance != SQUARED_EUCLIDEAN {
+            return Err(wrong(format!("distance {:?}; expected {SQUARED_EUCLIDEAN:?}", settings.distance)));
+        }
+        if !(1..=65_536).contains(&settings.embedding_dim) {
+            return Err(wrong(format!("embedding_dim {}; expected 1 to 65536", settings.embedding_dim)));
+        }
+        if !(8..=1024).contains(&settings.image_size) {
+            return Err(wrong(format!("image_size {}; expected 8 to 1024", settings.image_size)));
+        }
+        let threshold = settings.calibration.operating.threshold;
+        if !(threshold.is_finite() && threshold >= 0.0) {
+            return Err(wrong(format!("threshold {threshold}; expected a distance")));
+        }
+        Ok((settings, architecture))
+    }
+}
+
+/// Writes both files, `model.json` last: with it the model is complete.
+pub fn save(folder: &Path, vs: &nn::VarStore, settings: &Settings) -> Result<()> {
+    weights::save(vs, &folder.join(WEIGHTS))?;
+    let mut text = serde_json::to_string_pretty(settings)?;
+    text.push('\n');
+    run_folder::atomically(&folder.join(SETTINGS), text.as_bytes())
+}
+
+/// An encoder, ready to compare images.
+pub struct Model {
+    /// Its settings.
+    pub settings: Settings,
+    encoder: Encoder,
+    device: Device,
+}
+
+impl ModelArgs {
+    /// The device; on a CPU idle threads then sleep. To be called first: it may start the program anew.
+    pub fn device(&self) -> Result<Device> {
+        let device = run::device(&self.device)?;
+        if device == Device::Cpu {
+            waiting::sleep_instead_of_spinning();
+        }
+        Ok(device)
+    }
+}
+
+impl Model {
+    /// Reads a run folder of `tercet train`. Weights that do not fit the settings are refused, all of
+    /// them named.
+    pub fn load(folder: &Path, device: Device) -> Result<Self> {
+        if !folder.is_dir() {
+            let expected = "expected the run folder of a `tercet train`";
+            return Err(bad_input(format!("--model {}: not a folder; {expected}", folder.display())));
+        }
+        let (settings, architecture) = Settings::read(folder)?;
+        let vs = nn::VarStore::new(device);
+        let encoder = Encoder::new(&vs.root(), architecture, settings.embedding_dim);
+        weights::load_all(&vs, &folder.join(WEIGHTS), "--model")?;
+        Ok(Self { settings, encoder, device })
+    }
+
+    /// The calibrated threshold.
+    pub fn threshold(&self) -> f32 {
+        self.settings.calibration.operating.threshold
+    }
+
+    /// Embeds image files. Returns one row for each that could be read, and which files those are. The next
+    /// files are decoded while the encoder works.
+    pub fn embed(&self, files: &[PathBuf], on_bad: OnBadImage) -> Result<(Vectors, Vec<usize>)> {
+        let _guard = tch::no_grad_guard();
+        let size = self.settings.image_size;
+        let (mut vectors, mut kept) = (Vectors::default(), Vec::new());
+        std::thread::scope(|scope| -> Result<()> {
+            let (send, receive) = sync_channel(1);
+            scope.spawn(move || {
+                for (number, chunk) in files.chunks(CHUNK).enumerate() {
+                    let images = Images::read(chunk, size, on_bad);
+                    if send.send((number * CHUNK, images)).is_err() {
+                        return; // the receiver has met an error
+                    }
+                }
+            });
+            for (first, images) in receive {
+                let (images, read) = images?;
+                self.encode(&images, &mut vectors)?;
+                kept.extend(read.into_iter().map(|index| first + index));
+            }
+            Ok(())
+        })?;
+        Ok((vectors, kept))
+    }
+
+    fn encode(&self, images: &Images, vectors: &mut Vectors) -> Result<()> {
+        let all: Vec<_> = (0..images.len()).map(|image| (image, Affine::IDENTITY)).collect();
+        for views in all.chunks(BATCH) {
+            let embeddings: Tensor = self.encoder.forward(&tensor(images, views, self.device), Pass::Evaluate);
+            let rows = Vectors::from_tensor(&embeddings, self.settings.normalize);
+            vectors.extend(&rows.context("the model cannot be used")?);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        let operating = Operating { threshold: 0.7, far: 0.1, frr: 0.11 };
+        let calibration = Calibration { operating, eer: 0.105, far_skilled: None, identities: 9, images: 40 };
+        Settings::new(Architecture::Resnet18, 8, 32, true, calibration, "a folder")
+    }
+
+    fn saved(folder: &Path) {
+        let vs = nn::VarStore::new(Device::Cpu);
+        Encoder::new(&vs.root(), Architecture::Resnet18, 8);
+        save(folder, &vs, &settings()).unwrap();
+    }
+
+    #[track_caller]
+    fn refused(folder: &Path, words: &[&str]) {
+        let error = Model::load(folder, Device::Cpu).err().expect("it loads");
+        let text = format!("{error:#}");
+        assert_eq!(crate::bad_input::exit_code(&error), 2, "{text}");
+        for word in words.iter().chain(&["--model"]) {
+            assert!(text.contains(word), "{word:?} is not in: {text}");
+        }
+    }
+
+    #[test]
+    fn a_saved_model_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        saved(dir.path());
+        let model = Model::load(dir.path(), Device::Cpu).unwrap();
+        assert_eq!(model.settings, settings());
+        assert_eq!(model.threshold(), 0.7);
+        let picture = dir.path().join("a.png");
+        image::GrayImage::from_fn(40, 20, |x, y| image::Luma([(x * y) as u8])).save(&picture).unwrap();
+        let files = vec![picture; 3];
+        let (vectors, kept) = model.embed(&files, OnBadImage::Stop).unwrap();
+        assert_eq!((vectors.len(), vectors.dim(), kept), (3, 8, vec![0, 1, 2]));
+        assert_eq!(vectors.distance(0, 2), 0.0);
+    }
+
+    #[test]
+    fn what_is_no_model_is_refused_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        refused(&dir.path().join("absent"), &["absent", "not a folder", "tercet train"]);
+        refused(dir.path(), &["model.json", "No such file"]);
+        saved(dir.path());
+
+        let file = dir.path().join(SETTINGS);
+        let good: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        let changed = |key: &str, value: serde_json::Value| {
+            let mut changed = good.clone();
+            match key {
+                "threshold" => changed["calibration"][key] = value,
+                _ => changed[key] = value,
+            }
+            std::fs::write(&file, changed.to_string()).unwrap();
+        };
+        std::fs::write(&file, "{").unwrap();
+        refused(dir.path(), &["model.json", "EOF"]);
+        changed("format", 9.into());
+        refused(dir.path(), &["format 9", "reads format 1"]);
+        changed("encoder", "vgg".into());
+        refused(dir.path(), &["vgg"]);
+        changed("distance", "cosine".into());
+        refused(dir.path(), &["cosine", SQUARED_EUCLIDEAN]);
+        changed("threshold", serde_json::Value::Null);
+        refused(dir.path(), &["model.json"]);
+        changed("threshold", (-1.0).into());
+        refused(dir.path(), &["threshold -1"]);
+        changed("image_size", 4.into());
+        refused(dir.path(), &["image_size 4"]);
+        changed("embedding_dim", 0.into());
+        refused(dir.path(), &["embedding_dim 0"]);
+        // The weights of another head: named, not left out.
+        changed("embedding_dim", 9.into());
+        refused(dir.path(), &["fc.weight: [8, 512] in the file, [9, 512]", "fc.bias"]);
+        std::fs::write(&file, good.to_string()).unwrap();
+        std::fs::write(dir.path().join(WEIGHTS), b"torn").unwrap();
+        refused(dir.path(), &[WEIGHTS]);
+        std::fs::remove_file(dir.path().join(WEIGHTS)).unwrap();
+        refused(dir.path(), &[WEIGHTS]);
+    }
+}

@@ -1,0 +1,112 @@
+//! The report of a training run.
+
+use crate::dataset::Dataset;
+use crate::evaluate::{Evaluated, Evaluation};
+use crate::metrics::Verification;
+use crate::plot::thumbnail;
+use crate::report::{Compare, History, Number, Page};
+use crate::run_folder::Summary;
+use anyhow::Result;
+use std::path::Path;
+
+/// A run that is over.
+pub struct Run<'a> {
+    pub folder: &'a Path,
+    pub summary: &'a Summary,
+    /// Of the loss, for people.
+    pub loss: &'a str,
+    pub history: &'a History,
+    pub before: &'a Verification,
+    pub after: &'a Evaluated,
+    pub evaluation: &'a Evaluation,
+    /// The validation images.
+    pub val: &'a Dataset,
+}
+
+impl Run<'_> {
+    /// Writes the charts, the sheet of the hardest pairs and `report.html`.
+    pub fn write(&self) -> Result<()> {
+        let (summary, scores) = (self.summary, &self.after.scores);
+        let subjects = self.evaluation.images();
+        let (forgeries, owners) = match self.evaluation.forgeries() {
+            Some((set, subjects)) => (Some((set, &subjects.image)), &subjects.identity[..]),
+            None => (None, &[][..]),
+        };
+        let compare = Compare {
+            scores,
+            vectors: &self.after.vectors,
+            identity: &subjects.identity,
+            names: &self.val.names,
+            forged: (&self.after.forged, owners),
+            picture: &|row| Ok(thumbnail(&self.val.images, subjects.image[row])),
+            forgery: &|row| {
+                let (set, images) = forgeries.expect("a forgery's row");
+                Ok(thumbnail(&set.images, images[row]))
+            },
+        };
+        let mut charts = self.history.charts(self.loss);
+        charts.extend(compare.charts(Some(self.before))?);
+        let mut numbers = vec![
+            Number::share("equal error rate", Some(summary.eer_before), summary.eer_after),
+            Number::share("recall@1", Some(summary.recall_at_1_before), summary.recall_at_1_after),
+            Number::share("MAP@R", Some(summary.map_at_r_before), summary.map_at_r_after),
+        ];
+        if let Some(after) = summary.eer_skilled_after {
+            numbers.push(Number::share("EER, skilled forgeries", summary.eer_skilled_before, after));
+        }
+        let run = self.folder.display();
+        let page = Page {
+            title: format!("{} on {}", summary.encoder, summary.data),
+            context: format!("{}, {}", summary.encoder, data_title(&summary.data)),
+            lead: format!(
+                "{} steps in {:.0} s on {}; measured on {} images of {} identities that were never trained on",
+                summary.steps,
+                summary.seconds,
+                summary.device,
+                summary.validation_images,
+                summary.validation_identities
+            ),
+            numbers,
+            charts,
+            hardest: compare.hardest()?,
+            settings: self.settings(scores),
+            commands: vec![
+                format!("tercet verify A.png B.png --model {run}"),
+                format!("tercet eval FOLDER --model {run} --out NEW_FOLDER"),
+                format!("tercet embed FOLDER --model {run} --out NEW.safetensors"),
+            ],
+        };
+        page.write(self.folder)
+    }
+
+    fn settings(&self, scores: &Verification) -> Vec<(&'static str, String)> {
+        let summary = self.summary;
+        let at = scores.operating;
+        let errors = format!("{:.1} % false accepts, {:.1} % false rejects", 100.0 * at.far, 100.0 * at.frr);
+        vec![
+            ("loss", summary.loss.clone()),
+            ("trained on", format!("{} identities of {}", summary.training_identities, summary.data)),
+            ("image size", format!("{} px", summary.image_size)),
+            ("images per second", format!("{:.1}", summary.images_per_second)),
+            ("ended by", summary.ended_by.clone()),
+            ("seed", summary.seed.to_string()),
+            ("threshold", format!("{:.4}: {errors} on the validation pairs", at.threshold)),
+            (
+                "true accepts at 1 % and 0.1 % false ones",
+                format!(
+                    "{:.1} %, {:.1} %",
+                    100.0 * scores.random.tar_at_far(1e-2),
+                    100.0 * scores.random.tar_at_far(1e-3)
+                ),
+            ),
+            ("AUC", format!("{:.4}, before training {:.4}", summary.auc_after, summary.auc_before)),
+            ("version", summary.version.clone()),
+        ]
+    }
+}
+
+/// A folder's own name: a title has no room for a path.
+pub fn data_title(description: &str) -> String {
+    let name = Path::new(description).file_name();
+    name.map_or(description.into(), |name| name.to_string_lossy().into_owned())
+}

@@ -1,0 +1,135 @@
+//! `tercet verify`: are two images of the same identity? And the same for a file of pairs.
+
+use crate::bad_input::bad_input;
+use crate::cli::VerifyArgs;
+use crate::images::OnBadImage;
+use crate::metrics::{Comparison, at_threshold};
+use crate::model::Model;
+use crate::pairs;
+use crate::tally::Tally;
+use anyhow::Result;
+use serde::Serialize;
+use std::path::Path;
+
+/// Both forms of the command.
+pub fn verify(args: &VerifyArgs) -> Result<()> {
+    if let (Some(pairs), Some(data)) = (&args.pairs, &args.data) {
+        return verify_pairs(args, pairs, data);
+    }
+    let model = Model::load(&args.model.model, args.model.device()?)?;
+    let threshold = args.threshold.unwrap_or(model.threshold());
+    let (vectors, _) = model.embed(&args.images, OnBadImage::Stop)?;
+    let distance = vectors.distance(0, 1);
+    let decision = Decision { distance, threshold, same: distance <= threshold };
+    if args.json {
+        println!("{}", serde_json::to_string(&decision)?);
+        return Ok(());
+    }
+    let chosen = &model.settings.calibration;
+    println!("distance   {distance:.4} ({})", model.settings.distance);
+    match args.threshold {
+        Some(threshold) => println!("threshold  {threshold:.4} (given)"),
+        None => println!(
+            "threshold  {threshold:.4} (equal error rate {:.1} % on {} validation identities)",
+            100.0 * chosen.eer,
+            chosen.identities
+        ),
+    }
+    println!("decision   {}", if decision.same { "same" } else { "different" });
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Decision {
+    distance: f32,
+    threshold: f32,
+    same: bool,
+}
+
+/// What a file of pairs amounts to.
+#[derive(Serialize)]
+struct Outcome {
+    pairs: usize,
+    folds: usize,
+    images: usize,
+    /// At the threshold that is most accurate on the other folds: mean over the folds.
+    accuracy: Option<f64>,
+    /// Its standard error.
+    accuracy_error: Option<f64>,
+    auc: f64,
+    eer: f64,
+    tar_at_far_1e2: f64,
+    tar_at_far_1e3: f64,
+    /// The model's threshold, or the given one.
+    threshold: f32,
+    accuracy_at_threshold: f64,
+    far_at_threshold: f64,
+    frr_at_threshold: f64,
+}
+
+fn verify_pairs(args: &VerifyArgs, file: &Path, data: &Path) -> Result<()> {
+    let device = args.model.device()?;
+    let pairs = pairs::read(file, data)?;
+    let model = Model::load(&args.model.model, device)?;
+    let (vectors, _) = model.embed(&pairs.files, OnBadImage::Stop)?;
+    let measured = |line: &pairs::Line| (vectors.distance(line.first, line.second), line.genuine);
+    let folds: Vec<Vec<_>> = pairs.folds.iter().map(|fold| fold.iter().map(measured).collect()).collect();
+    let threshold = args.threshold.unwrap_or(model.threshold());
+    let all = Comparison::new(Tally::of_pairs(folds.iter().flatten().copied()));
+    let cross_validated = pairs::cross_validated(&folds);
+    let there = at_threshold(&all.tally, threshold);
+    let outcome = Outcome {
+        pairs: folds.iter().map(Vec::len).sum(),
+        folds: folds.len(),
+        images: pairs.files.len(),
+        accuracy: cross_validated.map(|(mean, _)| mean),
+        accuracy_error: cross_validated.map(|(_, error)| error),
+        auc: all.auc,
+        eer: all.eer,
+        tar_at_far_1e2: all.tar_at_far(1e-2),
+        tar_at_far_1e3: all.tar_at_far(1e-3),
+        threshold,
+        // Every fold has as many genuine as impostor pairs.
+        accuracy_at_threshold: 1.0 - (there.far + there.frr) / 2.0,
+        far_at_threshold: there.far,
+        frr_at_threshold: there.frr,
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&outcome)?);
+        return Ok(());
+    }
+    println!("{} pairs of {} images in {} folds", outcome.pairs, outcome.images, outcome.folds);
+    if let Some((mean, error)) = cross_validated {
+        println!("accuracy         {mean:.4} ± {error:.4}  (threshold chosen on the other folds)");
+    }
+    println!(
+        "accuracy         {:.4}  (at threshold {threshold:.4}: FAR {:.4}, FRR {:.4})",
+        outcome.accuracy_at_threshold, there.far, there.frr
+    );
+    println!("AUC              {:.4}", outcome.auc);
+    println!("EER              {:.4}", outcome.eer);
+    println!("TAR at FAR 1e-2  {:.4}", outcome.tar_at_far_1e2);
+    println!("TAR at FAR 1e-3  {:.4}", outcome.tar_at_far_1e3);
+    Ok(())
+}
+
+/// A threshold from the command line.
+pub fn threshold(text: &str) -> std::result::Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
+        _ => Err("expected a distance, 0 or above".into()),
+    }
+}
+
+/// Refused before any work is done: nothing is overwritten.
+pub fn new_file(option: &str, file: &Path) -> Result<()> {
+    if file.exists() {
+        return Err(bad_input(format!("{option} {}: already there", file.display())));
+    }
+    match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            Err(bad_input(format!("{option} {}: {} is not a folder", file.display(), folder.display())))
+        }
+        _ => Ok(()),
+    }
+}
