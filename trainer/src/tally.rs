@@ -6,7 +6,7 @@ use rayon::prelude::*;
 /// Different distances that a tally keeps apart.
 const CAPACITY: usize = 1 << 22;
 /// Pairs that are sorted at a time.
-const BLOCK: usize = 1 << 20;
+const BLOCK: usize = 1 << 22;
 
 /// The pairs at one distance.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,35 +48,29 @@ impl Tally {
         capacity: usize,
         block: usize,
     ) -> Self {
-        // Rows are grouped so that each group has about `block` pairs (i, j < i).
-        let mut groups = Vec::new();
+        let mut all = Self::default();
         let mut first = 0;
         while first < identity.len() {
+            // Rows with about `block` pairs (i, j < i).
             let (mut last, mut pairs) = (first + 1, first);
             while last < identity.len() && pairs + last <= block {
                 pairs += last;
                 last += 1;
             }
-            groups.push(first..last);
+            let keys = (first..last).into_par_iter().flat_map_iter(|i| {
+                let distance = &distance;
+                (0..i).map(move |j| key((distance(i, j), identity[i] == identity[j])))
+            });
+            // How far distances are rounded in the end depends on all of them alone, for a part of them never
+            // needs more.
+            all = all.merge(Self::of_keys(keys.collect()), capacity);
             first = last;
         }
-        let of_group = |rows: std::ops::Range<usize>| {
-            let mut keys = Vec::with_capacity(rows.clone().sum());
-            for i in rows {
-                keys.extend((0..i).map(|j| key((distance(i, j), identity[i] == identity[j]))));
-            }
-            Self::of_keys(keys)
-        };
-        // How far distances are rounded depends on the final tally alone, for a part of it never needs more: so
-        // the result is the same in whatever order the groups come together.
-        let groups = groups.into_par_iter();
-        groups
-            .fold(Self::default, |all, rows| all.merge(of_group(rows), capacity))
-            .reduce(Self::default, |a, b| a.merge(b, capacity))
+        all
     }
 
     fn of_keys(mut keys: Vec<u32>) -> Self {
-        keys.sort_unstable();
+        keys.par_sort_unstable();
         let counts = keys.chunk_by(|a, b| a >> 1 == b >> 1).map(|tied| {
             let genuine = tied.iter().filter(|&&key| key & 1 == 1).count() as u64;
             Count { distance: f32::from_bits(tied[0] >> 1), genuine, impostor: tied.len() as u64 - genuine }
