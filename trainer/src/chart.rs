@@ -1,7 +1,6 @@
 //! What a run's charts show, whoever draws them: `plot.rs` as pictures, `svg.rs` for the report.
 
-use crate::metrics::{Comparison, RocPoint, Verification};
-use crate::tally::Tally;
+use crate::metrics::{Comparison, RocPoint, Verification, text_of};
 use crate::vectors::Vectors;
 use anyhow::Result;
 use std::collections::BTreeMap;
@@ -210,8 +209,8 @@ pub fn roc(before: Option<&Verification>, after: &Verification, title: &str) -> 
 /// Distances of genuine pairs, impostors and forgeries, and the threshold.
 pub fn distances(scores: &Verification, name: &'static str, title: &str) -> Chart {
     const BINS: usize = 60;
-    let farthest = |tally: &Tally| tally.counts().last().map_or(0.0, |c| c.distance.min(f32::MAX));
-    let end = farthest(&scores.random.tally).max(1e-6);
+    // A few far pairs would press all others into one corner.
+    let end = scores.random.tally.quantile(0.998).clamp(1e-6, f32::MAX).max(1.25 * scores.operating.threshold);
     let outline = |shares: Vec<f64>| {
         let at = |bin: usize| f64::from(end) * bin as f64 / BINS as f64;
         shares.iter().enumerate().flat_map(|(bin, &y)| [(at(bin), y), (at(bin + 1), y)]).collect::<Vec<_>>()
@@ -232,7 +231,7 @@ pub fn distances(scores: &Verification, name: &'static str, title: &str) -> Char
     let top = top * 1.1;
     let threshold = f64::from(scores.operating.threshold);
     series.push(Series {
-        label: format!("threshold {threshold:.3}"),
+        label: format!("threshold {}", text_of(scores.operating.threshold)),
         tone: Tone::Guide,
         mark: Mark::Dashed,
         points: vec![(threshold, 0.0), (threshold, top)],
@@ -243,7 +242,8 @@ pub fn distances(scores: &Verification, name: &'static str, title: &str) -> Char
         x: Axis::new("squared Euclidean distance", 0.0, f64::from(end)),
         y: Axis::new("share of the pairs", 0.0, top),
         series,
-        note: "Pairs to the left of the threshold are accepted as the same identity.".into(),
+        note: "Pairs to the left of the threshold are accepted as the same identity. The last bar holds all that is farther."
+            .into(),
         legend: Corner::UpperRight,
     }
 }
@@ -287,13 +287,13 @@ pub fn map(vectors: &Vectors, identity: &[usize], names: &[String], title: &str)
     let axis = |k: usize, name: &str| {
         let value = |p: &(f64, f64)| if k == 0 { p.0 } else { p.1 };
         let reach = points.iter().map(value).fold(1e-9, |most: f64, v| most.max(v.abs())) * 1.08;
-        Axis::new(format!("{name} component ({:.0} % of the variance)", 100.0 * shares[k]), -reach, reach)
+        Axis::new(format!("{name} ({:.0} % of variance)", 100.0 * shares[k]), -reach, reach)
     };
     Ok(Some(Chart {
         name: "map",
         title: title.into(),
-        x: axis(0, "first"),
-        y: axis(1, "second"),
+        x: axis(0, "PC 1"),
+        y: axis(1, "PC 2"),
         series,
         note: "Principal component analysis of the embeddings of unseen identities, one dot an image. Distances in \
                the plane are not the distances that decide: the other components are not shown."

@@ -15,6 +15,7 @@ use crate::cli::EmbedArgs;
 use crate::folders;
 use crate::model::Model;
 use crate::run_folder::atomically;
+use crate::say::say;
 use crate::verify::new_file;
 use anyhow::Result;
 use safetensors::tensor::{Dtype, TensorView, serialize};
@@ -54,7 +55,6 @@ pub fn embed(args: &EmbedArgs) -> Result<()> {
         ("labels", TensorView::new(Dtype::I64, vec![n], &labels)?),
     ];
     atomically(&args.out, &serialize(tensors, &Some(metadata))?)?;
-    println!("{n} embeddings of {dim} numbers, {} identities", identities.len());
-    println!("{}", args.out.display());
-    Ok(())
+    let identities = identities.len();
+    say(&format!("{n} embeddings of {dim} numbers, {identities} identities\n{}", args.out.display()))
 }

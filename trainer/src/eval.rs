@@ -6,13 +6,14 @@ use crate::dataset::split_folders;
 use crate::evaluate::skilled;
 use crate::folders::{self, Identities};
 use crate::images::{Images, OnBadImage};
-use crate::metrics::{Comparison, Operating, Verification, at_threshold};
+use crate::metrics::{Comparison, Operating, Verification, at_threshold, text_of};
 use crate::model::Model;
 use crate::plot::thumbnail;
 use crate::ranking::{OneShot, Ranking, one_shot, rank};
 use crate::report::{Compare, Number, Page};
 use crate::run_folder;
 use crate::run_report::data_title;
+use crate::say::say;
 use crate::tally::Tally;
 use crate::vectors::Vectors;
 use anyhow::Result;
@@ -123,8 +124,8 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         version: env!("CARGO_PKG_VERSION"),
     };
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&outcome)?),
-        false => print(&outcome, &model),
+        true => say(&serde_json::to_string_pretty(&outcome)?)?,
+        false => say(&text(&outcome, &model))?,
     }
     if let Some(folder) = folder {
         let scores = Verification {
@@ -155,7 +156,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         text.push('\n');
         run_folder::atomically(&folder.join("eval.json"), text.as_bytes())?;
         if !args.json {
-            println!("{}", folder.display());
+            say(&folder.display().to_string())?;
         }
     }
     Ok(())
@@ -190,34 +191,38 @@ fn forgeries(folder: &Path, names: &[String]) -> Result<Identities> {
     Ok(found)
 }
 
-fn print(outcome: &Outcome, model: &Model) {
-    println!("{} images of {} identities", outcome.images, outcome.identities);
-    println!("verification, {} genuine and {} impostor pairs", outcome.genuine_pairs, outcome.impostor_pairs);
-    println!("  EER              {:.4}", outcome.eer);
-    println!("  AUC              {:.4}", outcome.auc);
-    println!("  TAR at FAR 1e-2  {:.4}", outcome.tar_at_far_1e2);
-    println!("  TAR at FAR 1e-3  {:.4}", outcome.tar_at_far_1e3);
+/// For people.
+fn text(outcome: &Outcome, model: &Model) -> String {
+    let mut lines = Vec::new();
+    let mut line = |text: String| lines.push(text);
+    line(format!("{} images of {} identities", outcome.images, outcome.identities));
+    line(format!("verification, {} genuine and {} impostor pairs", outcome.genuine_pairs, outcome.impostor_pairs));
+    line(format!("  EER              {:.4}", outcome.eer));
+    line(format!("  AUC              {:.4}", outcome.auc));
+    line(format!("  TAR at FAR 1e-2  {:.4}", outcome.tar_at_far_1e2));
+    line(format!("  TAR at FAR 1e-3  {:.4}", outcome.tar_at_far_1e3));
     let there = outcome.at_threshold;
-    println!("  at threshold {:.4}: FAR {:.4}, FRR {:.4}", model.threshold(), there.far, there.frr);
+    line(format!("  at threshold {}: FAR {:.4}, FRR {:.4}", text_of(model.threshold()), there.far, there.frr));
     if let Some(skilled) = &outcome.skilled {
-        println!("skilled forgeries, {} of them in {} pairs", skilled.forgeries, skilled.pairs);
-        println!("  EER              {:.4}", skilled.eer);
-        println!("  AUC              {:.4}", skilled.auc);
+        line(format!("skilled forgeries, {} of them in {} pairs", skilled.forgeries, skilled.pairs));
+        line(format!("  EER              {:.4}", skilled.eer));
+        line(format!("  AUC              {:.4}", skilled.auc));
         let there = skilled.at_threshold;
-        println!("  at threshold {:.4}: FAR {:.4}, FRR {:.4}", model.threshold(), there.far, there.frr);
+        line(format!("  at threshold {}: FAR {:.4}, FRR {:.4}", text_of(model.threshold()), there.far, there.frr));
     }
-    println!("retrieval, {} queries", outcome.ranking.queries);
+    line(format!("retrieval, {} queries", outcome.ranking.queries));
     for (k, recall) in &outcome.ranking.recall {
-        println!("  recall@{k:<9} {recall:.4}");
+        line(format!("  recall@{k:<9} {recall:.4}"));
     }
-    println!("  R-precision      {:.4}", outcome.ranking.r_precision);
-    println!("  MAP@R            {:.4}", outcome.ranking.map_at_r);
+    line(format!("  R-precision      {:.4}", outcome.ranking.r_precision));
+    line(format!("  MAP@R            {:.4}", outcome.ranking.map_at_r));
     for shot in &outcome.one_shot {
-        println!(
+        line(format!(
             "one-shot, {}-way: {:.4} ± {:.4} in {} trials",
             shot.ways, shot.accuracy, shot.standard_error, shot.trials
-        );
+        ));
     }
+    lines.join("\n")
 }
 
 fn page(args: &EvalArgs, outcome: &Outcome, model: &Model, compare: &Compare) -> Result<Page> {
@@ -234,7 +239,7 @@ fn page(args: &EvalArgs, outcome: &Outcome, model: &Model, compare: &Compare) ->
     let recall = outcome.ranking.recall.iter().map(|(k, recall)| format!("@{k} {:.1} %", 100.0 * recall));
     let there = outcome.at_threshold;
     Ok(Page {
-        title: format!("Evaluation of {}", outcome.data),
+        title: format!("Evaluation of {}", data_title(&outcome.data)),
         context: data_title(&outcome.data),
         lead: format!(
             "{} images of {} identities; model {}, {} trained on {}",
@@ -244,14 +249,15 @@ fn page(args: &EvalArgs, outcome: &Outcome, model: &Model, compare: &Compare) ->
         charts: compare.charts(None)?,
         hardest: compare.hardest()?,
         settings: vec![
+            ("folder", outcome.data.clone()),
             ("pairs", format!("{} genuine, {} impostor", outcome.genuine_pairs, outcome.impostor_pairs)),
             ("AUC", format!("{:.4}", outcome.auc)),
             ("true accepts at 0.1 % false ones", format!("{:.1} %", 100.0 * outcome.tar_at_far_1e3)),
             (
                 "at the model's threshold",
                 format!(
-                    "{:.4}: {:.1} % false accepts, {:.1} % false rejects",
-                    there.threshold,
+                    "{}: {:.1} % false accepts, {:.1} % false rejects",
+                    text_of(there.threshold),
                     100.0 * there.far,
                     100.0 * there.frr
                 ),

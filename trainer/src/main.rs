@@ -27,6 +27,7 @@ mod report;
 mod run;
 mod run_folder;
 mod run_report;
+mod say;
 mod signatures;
 mod source;
 mod svg;

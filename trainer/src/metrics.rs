@@ -189,6 +189,15 @@ pub fn at_threshold(tally: &Tally, threshold: f32) -> Operating {
     Operating { threshold, far: share(far, impostor), frr: 1.0 - share(tar, genuine) }
 }
 
+/// A distance for people: four digits that count, whatever its size.
+pub fn text_of(distance: f32) -> String {
+    let decimals = match distance {
+        d if d > 0.0 && d.is_finite() => (3 - d.log10().floor() as i32).clamp(2, 12) as usize,
+        _ => 4,
+    };
+    format!("{distance:.decimals$}")
+}
+
 fn above(roc: &[RocPoint], point: usize) -> f32 {
     between(roc[point].threshold, roc.get(point + 1).map(|next| next.threshold))
 }
@@ -303,6 +312,12 @@ mod tests {
         let pairs = [(1.0, true), (2.0, true), (3.0, false), (2.5, false)];
         assert_eq!(accuracy(&pairs, 2.5), 0.75);
         assert_eq!(accuracy(&pairs, f32::NEG_INFINITY), 0.5);
+    }
+
+    #[test]
+    fn distances_are_written_with_four_digits() {
+        let texts = [0.0, 0.39471, 0.00031416, 12.3456, 1234.5].map(text_of);
+        assert_eq!(texts, ["0.0000", "0.3947", "0.0003142", "12.35", "1234.50"]);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use crate::chart::{Chart, Corner, Mark, Tone};
 use crate::images::Images;
+use crate::metrics::text_of;
 use anyhow::{Result, anyhow};
 use image::imageops::{FilterType, resize};
 use image::{ImageFormat, RgbImage};
@@ -103,7 +104,7 @@ pub fn contact_sheet(file: &Path, groups: &[(String, Vec<Compared>)]) -> Result<
                 let (x, y) = (GAP + (n % COLUMNS) as u32 * cell.0, top + (n / COLUMNS) as u32 * cell.1);
                 places.push((x, y, pair));
                 let tone = if pair.wrong { colour(Tone::Skilled) } else { BLACK };
-                let text = format!("{:.3} {}", pair.distance, if pair.wrong { "wrong" } else { "right" });
+                let text = format!("{} {}", text_of(pair.distance), if pair.wrong { "wrong" } else { "right" });
                 root.draw(&Text::new(text, at(x, y + SIDE + 4), ("sans-serif", 20).into_font().color(&tone)))?;
             }
             top += rows(pairs) * cell.1;
@@ -148,16 +149,9 @@ fn draw_chart(root: &Canvas, chart: &Chart, title: &str) -> Drawn {
         .x_label_area_size(104)
         .y_label_area_size(144)
         .build_cartesian_2d(x.0..x.1, y.0..y.1)?;
-    let decimals = |span: f64, few: usize| {
-        if span > 20.0 {
-            0
-        } else if span < 0.2 {
-            few + 1
-        } else {
-            few
-        }
-    };
-    let (x_decimals, y_decimals) = (decimals(x.1 - x.0, 1), decimals(y.1 - y.0, 2));
+    // As many as tell the labels of this axis apart.
+    let decimals = |axis: (f64, f64), few: f64| (few - (axis.1 - axis.0).log10().floor()).max(0.0) as usize;
+    let (x_decimals, y_decimals) = (decimals(x, 1.0), decimals(y, 2.0));
     area.configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(RGBColor(215, 215, 215).stroke_width(2))

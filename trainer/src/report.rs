@@ -1,7 +1,7 @@
 //! `report.html`: a run or an evaluation on one page, with all pictures inside the file.
 
 use crate::chart::{self, Chart, Mark, Measured};
-use crate::metrics::Verification;
+use crate::metrics::{Verification, text_of};
 use crate::mistakes::{Pair, hardest, hardest_forgeries};
 use crate::plot::{self, Compared};
 use crate::run_folder::atomically;
@@ -95,7 +95,7 @@ impl Page {
                 for picture in [&pair.first, &pair.second] {
                     write!(put, "<img alt=\"\" src=\"data:image/png;base64,{}\">", base64(&plot::png(picture)?))?;
                 }
-                write!(put, "</div><div><b>{:.3}</b> <span class=\"{kind}\">{kind}</span><br>", pair.distance)?;
+                write!(put, "</div><div><b>{}</b> <span class=\"{kind}\">{kind}</span><br>", text_of(pair.distance))?;
                 writeln!(put, "<span class=\"soft\">{names}</span></div></div>")?;
             }
             write!(put, "</div>")?;

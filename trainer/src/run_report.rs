@@ -2,7 +2,7 @@
 
 use crate::dataset::Dataset;
 use crate::evaluate::{Evaluated, Evaluation};
-use crate::metrics::Verification;
+use crate::metrics::{Verification, text_of};
 use crate::plot::thumbnail;
 use crate::report::{Compare, History, Number, Page};
 use crate::run_folder::Summary;
@@ -56,7 +56,7 @@ impl Run<'_> {
         }
         let run = self.folder.display();
         let page = Page {
-            title: format!("{} on {}", summary.encoder, summary.data),
+            title: format!("{} on {}", summary.encoder, data_title(&summary.data)),
             context: format!("{}, {}", summary.encoder, data_title(&summary.data)),
             lead: format!(
                 "{} steps in {:.0} s on {}; measured on {} images of {} identities that were never trained on",
@@ -90,7 +90,7 @@ impl Run<'_> {
             ("images per second", format!("{:.1}", summary.images_per_second)),
             ("ended by", summary.ended_by.clone()),
             ("seed", summary.seed.to_string()),
-            ("threshold", format!("{:.4}: {errors} on the validation pairs", at.threshold)),
+            ("threshold", format!("{}: {errors} on the validation pairs", text_of(at.threshold))),
             (
                 "true accepts at 1 % and 0.1 % false ones",
                 format!(

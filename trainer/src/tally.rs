@@ -127,6 +127,17 @@ impl Tally {
         self.counts.iter().fold((0, 0), |(g, i), c| (g + c.genuine, i + c.impostor))
     }
 
+    /// The distance that this share of all pairs does not exceed; 0 without pairs.
+    pub fn quantile(&self, share: f64) -> f32 {
+        let (genuine, impostor) = self.totals();
+        let mut left = (share * (genuine + impostor) as f64).ceil() as u64;
+        let reached = |count: &&Count| {
+            left = left.saturating_sub(count.genuine + count.impostor);
+            left == 0
+        };
+        self.counts.iter().find(reached).map_or(0.0, |count| count.distance)
+    }
+
     /// The share of the genuine pairs, and of the impostor pairs, in each of `bins` equal parts of `0..end`.
     /// What lies beyond counts in the last one.
     pub fn histogram(&self, bins: usize, end: f32) -> Vec<(f64, f64)> {
@@ -216,6 +227,8 @@ mod tests {
     fn a_histogram_holds_every_pair() {
         let tally = Tally::of_pairs([(0.0, true), (0.9, true), (1.0, false), (3.0, false), (9.0, false)]);
         let third = 1.0 / 3.0;
+        assert_eq!([0.0, 0.2, 0.5, 0.81, 1.0].map(|share| tally.quantile(share)), [0.0, 0.0, 1.0, 9.0, 9.0]);
+        assert_eq!(Tally::default().quantile(0.5), 0.0);
         assert_eq!(tally.histogram(4, 4.0), [(1.0, 0.0), (0.0, third), (0.0, 0.0), (0.0, 2.0 * third)]);
     }
 }

@@ -3,9 +3,10 @@
 use crate::bad_input::bad_input;
 use crate::cli::VerifyArgs;
 use crate::images::OnBadImage;
-use crate::metrics::{Comparison, at_threshold};
+use crate::metrics::{Comparison, at_threshold, text_of};
 use crate::model::Model;
 use crate::pairs;
+use crate::say::say;
 use crate::tally::Tally;
 use anyhow::Result;
 use serde::Serialize;
@@ -22,21 +23,23 @@ pub fn verify(args: &VerifyArgs) -> Result<()> {
     let distance = vectors.distance(0, 1);
     let decision = Decision { distance, threshold, same: distance <= threshold };
     if args.json {
-        println!("{}", serde_json::to_string(&decision)?);
-        return Ok(());
+        return say(&serde_json::to_string(&decision)?);
     }
     let chosen = &model.settings.calibration;
-    println!("distance   {distance:.4} ({})", model.settings.distance);
-    match args.threshold {
-        Some(threshold) => println!("threshold  {threshold:.4} (given)"),
-        None => println!(
-            "threshold  {threshold:.4} (equal error rate {:.1} % on {} validation identities)",
-            100.0 * chosen.eer,
-            chosen.identities
-        ),
-    }
-    println!("decision   {}", if decision.same { "same" } else { "different" });
-    Ok(())
+    let origin = match args.threshold {
+        Some(_) => "given".into(),
+        None => {
+            let (eer, identities) = (100.0 * chosen.eer, chosen.identities);
+            format!("equal error rate {eer:.1} % on {identities} validation identities")
+        }
+    };
+    say(&format!(
+        "distance   {} ({})\nthreshold  {} ({origin})\ndecision   {}",
+        text_of(distance),
+        model.settings.distance,
+        text_of(threshold),
+        if decision.same { "same" } else { "different" }
+    ))
 }
 
 #[derive(Serialize)]
@@ -95,22 +98,24 @@ fn verify_pairs(args: &VerifyArgs, file: &Path, data: &Path) -> Result<()> {
         frr_at_threshold: there.frr,
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&outcome)?);
-        return Ok(());
+        return say(&serde_json::to_string_pretty(&outcome)?);
     }
-    println!("{} pairs of {} images in {} folds", outcome.pairs, outcome.images, outcome.folds);
+    let mut lines = vec![format!("{} pairs of {} images in {} folds", outcome.pairs, outcome.images, outcome.folds)];
     if let Some((mean, error)) = cross_validated {
-        println!("accuracy         {mean:.4} ± {error:.4}  (threshold chosen on the other folds)");
+        lines.push(format!("accuracy         {mean:.4} ± {error:.4}  (threshold chosen on the other folds)"));
     }
-    println!(
-        "accuracy         {:.4}  (at threshold {threshold:.4}: FAR {:.4}, FRR {:.4})",
-        outcome.accuracy_at_threshold, there.far, there.frr
-    );
-    println!("AUC              {:.4}", outcome.auc);
-    println!("EER              {:.4}", outcome.eer);
-    println!("TAR at FAR 1e-2  {:.4}", outcome.tar_at_far_1e2);
-    println!("TAR at FAR 1e-3  {:.4}", outcome.tar_at_far_1e3);
-    Ok(())
+    lines.push(format!(
+        "accuracy         {:.4}  (at threshold {}: FAR {:.4}, FRR {:.4})",
+        outcome.accuracy_at_threshold,
+        text_of(threshold),
+        there.far,
+        there.frr
+    ));
+    lines.push(format!("AUC              {:.4}", outcome.auc));
+    lines.push(format!("EER              {:.4}", outcome.eer));
+    lines.push(format!("TAR at FAR 1e-2  {:.4}", outcome.tar_at_far_1e2));
+    lines.push(format!("TAR at FAR 1e-3  {:.4}", outcome.tar_at_far_1e3));
+    say(&lines.join("\n"))
 }
 
 /// A threshold from the command line.
