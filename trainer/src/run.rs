@@ -20,8 +20,8 @@ use tch::{Cuda, Device, nn};
 
 /// Seconds for a run on a CPU that has no other limit.
 const CPU_SECONDS: f64 = 240.0;
-/// Kept free at the end for the pictures and the weights.
-const FINISH: Duration = Duration::from_secs(5);
+/// Kept free at the end for the weights, the pictures and the report.
+const FINISH: Duration = Duration::from_secs(8);
 
 /// `tercet train`.
 pub fn train(args: &TrainArgs) -> Result<()> {
