@@ -12,9 +12,7 @@ use std::path::{Path, PathBuf};
 pub fn create(wanted: Option<&Path>) -> Result<PathBuf> {
     if let Some(folder) = wanted {
         std::fs::create_dir_all(folder).map_err(|e| bad_input(format!("--out {}: {e}", folder.display())))?;
-        if std::fs::read_dir(folder)?.next().is_some() {
-            return Err(bad_input(format!("--out {}: not empty", folder.display())));
-        }
+        refuse_used(folder)?;
         return Ok(folder.to_owned());
     }
     let runs = Path::new("runs");
@@ -29,6 +27,19 @@ pub fn create(wanted: Option<&Path>) -> Result<PathBuf> {
         }
     }
     unreachable!("numbers do not end")
+}
+
+/// A folder with something in it is refused, before any work is done for it.
+pub fn refuse_used(folder: &Path) -> Result<()> {
+    let used = match std::fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
+        Err(e) => return Err(bad_input(format!("--out {}: {e}", folder.display()))),
+    };
+    if used {
+        return Err(bad_input(format!("--out {}: not empty", folder.display())));
+    }
+    Ok(())
 }
 
 /// `summary.json`.
