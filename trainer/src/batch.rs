@@ -8,6 +8,7 @@
 //! batch statistics.
 
 use crate::random::{Purpose, stream};
+use crate::train::Forwards;
 use rand::{Rng, seq::index};
 
 /// The shape of a batch.
@@ -34,6 +35,21 @@ pub struct TripletBatch {
     pub positive: Vec<i64>,
     /// The same for the negative.
     pub negative: Vec<i64>,
+}
+
+impl TripletBatch {
+    /// Rows of the anchors, the positives and the negatives.
+    pub fn roles(&self) -> [&[i64]; 3] {
+        [&self.anchor, &self.positive, &self.negative]
+    }
+
+    /// Images that go through the encoder.
+    pub fn encoded(&self, forwards: Forwards) -> usize {
+        match forwards {
+            Forwards::One => self.images.len(),
+            Forwards::Three => 3 * self.anchor.len(),
+        }
+    }
 }
 
 /// The batch of (seed, epoch, step). `members` must hold two identities, and one with two images.

@@ -88,7 +88,7 @@ pub enum Mark {
 }
 
 /// One evaluation during a run.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Measured {
     /// Steps done.
     pub step: u64,

@@ -1,9 +1,13 @@
 //! The command line.
 
-use crate::encoder::Architecture;
+use crate::encoder::{Architecture, Precision};
 use crate::images::OnBadImage;
 use crate::loss::LossName;
-use clap::{Args, Parser, Subcommand};
+use crate::schedule::Schedule;
+use crate::train::Forwards;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, Parser, Subcommand};
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// Trains embedding networks with Tercet's triplet losses.
@@ -35,7 +39,8 @@ pub enum Command {
     Eval(EvalArgs),
 }
 
-#[derive(Clone, Debug, Args)]
+/// A run's checkpoint keeps them by the names of the fields, which are those of the options.
+#[derive(Clone, Debug, Args, Serialize, Deserialize)]
 #[command(allow_negative_numbers = true)] // so that a negative margin is refused as such
 pub struct TrainArgs {
     /// Folders of images; each folder that directly holds images (PNG, JPEG, PGM, BMP) is one
@@ -130,10 +135,43 @@ pub struct TrainArgs {
           value_parser = clap::value_parser!(u64).range(1..), help_heading = "Training")]
     pub batch_triplets: u64,
 
+    /// Encode a batch's images once, or the anchors, positives and negatives of the triplet loss in
+    /// passes of their own, each normalised by its own statistics
+    #[arg(long, value_enum, default_value = "one", help_heading = "Training")]
+    pub forwards: Forwards,
+
     /// Adam's learning rate
     #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = positive,
           help_heading = "Training")]
     pub learning_rate: f64,
+
+    /// How the learning rate falls over the run's steps
+    #[arg(long, value_enum, default_value = "constant", help_heading = "Training")]
+    pub schedule: Schedule,
+
+    /// Steps in which the learning rate rises from 0, in a straight line
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Training")]
+    pub warmup_steps: u64,
+
+    /// This times a weight is added to its gradient
+    #[arg(long, value_name = "DECAY", default_value_t = 0.0, value_parser = seconds,
+          help_heading = "Training")]
+    pub weight_decay: f64,
+
+    /// What convolutions are computed in while training; weights, the loss and evaluations are always f32
+    #[arg(long, value_enum, default_value = "f32", help_heading = "Training")]
+    pub precision: Precision,
+
+    /// Measure the validation identities each N epochs; 0 is only before and after training [default: 0,
+    /// with --patience 1]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub evaluate_every: Option<u64>,
+
+    /// Stop when the equal error rate has not fallen in N evaluations, and keep the weights of the
+    /// lowest one (the validation identities then choose the weights, so their EER flatters a little)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..),
+          help_heading = "Training")]
+    pub patience: Option<u64>,
 
     /// The loss's margin
     #[arg(long, default_value_t = 0.2, value_parser = seconds, help_heading = "Training")]
@@ -158,7 +196,25 @@ pub struct TrainArgs {
 
     /// The run folder, absent or empty [default: the next free runs/0001, runs/0002, ...]
     #[arg(long, value_name = "DIR", help_heading = "Run")]
+    #[serde(skip)]
     pub out: Option<PathBuf>,
+
+    /// Save what --resume needs each N epochs and at the end; 0 is only on Ctrl-C
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Run")]
+    pub checkpoint_every: u64,
+
+    /// Go on with the run in this folder, to the same numbers (on a CPU) as if it had not been
+    /// interrupted. Its options hold; --epochs, --steps, --time-limit and --patience may be new
+    #[arg(long, value_name = "RUN", conflicts_with = "out", help_heading = "Run")]
+    #[serde(skip)]
+    pub resume: Option<PathBuf>,
+}
+
+/// The options of the command that stand on the command line, by the names of their fields.
+pub fn given(matches: &ArgMatches) -> Vec<String> {
+    let Some((_, command)) = matches.subcommand() else { return Vec::new() };
+    let typed = |id: &&str| command.value_source(id) == Some(ValueSource::CommandLine);
+    command.ids().map(|id| id.as_str()).filter(typed).map(str::to_owned).collect()
 }
 
 #[derive(Clone, Debug, Args)]

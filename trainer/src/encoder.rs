@@ -4,11 +4,13 @@
 //! start at 1 (tch draws them from 0..1), its running statistics can be re-estimated, and convolutions
 //! start as torchvision's do (`kaiming_normal`, fan out).
 
+use serde::{Deserialize, Serialize};
 use tch::nn::{self, Init, Module};
 use tch::{Kind, Tensor};
 
 /// Which network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")] // as on the command line
 pub enum Architecture {
     /// 18 layers, basic blocks.
     Resnet18,
@@ -34,6 +36,30 @@ impl Architecture {
 
     fn bottleneck(self) -> bool {
         !matches!(self, Self::Resnet18 | Self::Resnet34)
+    }
+}
+
+/// What convolutions are computed in while training. Batch norm's statistics, the last layer, the weights and
+/// their gradients are f32 in each case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")] // as on the command line
+pub enum Precision {
+    /// 32 bits
+    F32,
+    /// 16 bits with the range of f32
+    Bf16,
+    /// 16 bits of a small range: the loss is scaled
+    F16,
+}
+
+impl Precision {
+    /// Of the tensors.
+    pub fn kind(self) -> Kind {
+        match self {
+            Self::F32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+            Self::F16 => Kind::Half,
+        }
     }
 }
 
@@ -83,7 +109,9 @@ impl BatchNorm {
 
 /// A convolution and its batch norm.
 struct ConvNorm {
-    conv: nn::Conv2D,
+    weight: Tensor,
+    stride: i64,
+    padding: i64,
     norm: BatchNorm,
 }
 
@@ -92,21 +120,20 @@ impl ConvNorm {
     fn new(p: &nn::Path, names: [&str; 2], io: [i64; 2], side: i64, stride: i64, gain: f64) -> Self {
         // N(0, 2 / (c_out k k)): `kaiming_normal_(mode="fan_out", nonlinearity="relu")`.
         let stdev = (2.0 / (io[1] * side * side) as f64).sqrt();
-        let config = nn::ConvConfig {
+        let init = Init::Randn { mean: 0.0, stdev };
+        Self {
+            weight: (p / names[0]).var("weight", &[io[1], io[0], side, side], init),
             stride,
             padding: side / 2,
-            bias: false,
-            ws_init: Init::Randn { mean: 0.0, stdev },
-            ..Default::default()
-        };
-        Self {
-            conv: nn::conv2d(p / names[0], io[0], io[1], side, config),
             norm: BatchNorm::new(&(p / names[1]), io[1], gain),
         }
     }
 
+    /// In the dtype of `xs`: tch's autocast knows f16 on CUDA and nothing else.
     fn forward(&self, xs: &Tensor, pass: Pass) -> Tensor {
-        self.norm.forward(&self.conv.forward(xs), pass)
+        let weight = self.weight.to_kind(xs.kind());
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        self.norm.forward(&xs.conv2d(&weight, None::<Tensor>, stride, padding, [1i64, 1], 1), pass)
     }
 }
 
@@ -163,6 +190,7 @@ pub struct Encoder {
     stem: ConvNorm,
     blocks: Vec<Block>,
     fc: nn::Linear,
+    precision: Precision,
 }
 
 impl Encoder {
@@ -182,12 +210,19 @@ impl Encoder {
             }
         }
         let fc = nn::linear(root / "fc", channels, embedding_dim, Default::default());
-        Self { stem, blocks, fc }
+        Self { stem, blocks, fc, precision: Precision::F32 }
     }
 
-    /// The embeddings, not normalised.
+    /// The precision of [`Pass::Train`]. The other passes measure, in f32.
+    pub fn train_in(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
+    }
+
+    /// The embeddings in f32, not normalised.
     pub fn forward(&self, xs: &Tensor, pass: Pass) -> Tensor {
-        let xs = self.stem.forward(xs, pass).relu_();
+        let kind = if matches!(pass, Pass::Train) { self.precision.kind() } else { Kind::Float };
+        let xs = self.stem.forward(&xs.to_kind(kind), pass).relu_();
         let mut xs = xs.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         for block in &self.blocks {
             xs = block.forward(&xs, pass);
@@ -222,6 +257,32 @@ mod tests {
         let mut theirs: Vec<_> = vs.variables().into_iter().map(|(n, t)| (n, t.size())).collect();
         theirs.sort();
         assert_eq!(names(Architecture::Resnet18), theirs);
+    }
+
+    #[test]
+    fn sixteen_bits_are_for_training_alone_and_come_near() {
+        let vs = nn::VarStore::new(Device::Cpu);
+        let mut encoder = Encoder::new(&vs.root(), Architecture::Resnet18, 8);
+        let xs = Tensor::randn([16, 3, 64, 64], (Kind::Float, Device::Cpu));
+        let mut embed = |precision: Precision, pass: Pass, xs: &Tensor| {
+            encoder.precision = precision;
+            let embeddings = encoder.forward(xs, pass);
+            embeddings.square().sum(Kind::Float).backward();
+            let gradient = vs.variables()["layer1.0.conv1.weight"].grad();
+            assert_eq!((gradient.kind(), bool::try_from(gradient.isfinite().all()).unwrap()), (Kind::Float, true));
+            embeddings.detach()
+        };
+        let exact = embed(Precision::F32, Pass::Train, &xs);
+        let far = |other: &Tensor| f64::try_from((other - &exact).square().mean(Kind::Float).sqrt()).unwrap();
+        for precision in [Precision::Bf16, Precision::F16] {
+            // One rounding, of the images, against that of each layer's input, weights and output: the square root
+            // of the sum of some twenty such squares, and twice that.
+            let rounded = xs.to_kind(precision.kind()).to_kind(Kind::Float);
+            let bound = 9.0 * far(&embed(Precision::F32, Pass::Train, &rounded));
+            let error = far(&embed(precision, Pass::Train, &xs));
+            assert!(error > 0.0 && error <= bound, "{precision:?}: {error} of {bound}");
+            assert_eq!(embed(precision, Pass::Evaluate, &xs), embed(Precision::F32, Pass::Evaluate, &xs));
+        }
     }
 
     #[test]

@@ -79,7 +79,6 @@ impl Set {
 /// Measures, prints, and writes a report where `--out` says so.
 pub fn eval(args: &EvalArgs) -> Result<()> {
     let device = args.model.device()?;
-    args.out.as_deref().map_or(Ok(()), run_folder::refuse_used)?;
     let all = folders::find(&args.folder)?;
     let found = if args.only.is_empty() { all } else { split_folders(all, &args.only, "--only")?.1 };
     let names: Vec<String> = found.keys().cloned().collect();

@@ -9,7 +9,8 @@ use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 
 /// What to do about an image that cannot be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")] // as on the command line
 pub enum OnBadImage {
     /// Name it, leave it out and go on.
     Skip,

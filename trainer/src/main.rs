@@ -3,6 +3,7 @@
 mod bad_input;
 mod batch;
 mod chart;
+mod checkpoint;
 mod cli;
 mod dataset;
 mod embed;
@@ -12,10 +13,13 @@ mod evaluate;
 mod folders;
 mod generate;
 mod images;
+mod interrupt;
 mod loss;
 mod metrics;
 mod mistakes;
 mod model;
+mod optimiser;
+mod options;
 mod pairs;
 mod plot;
 mod progress;
@@ -28,6 +32,8 @@ mod run;
 mod run_folder;
 mod run_report;
 mod say;
+mod scaler;
+mod schedule;
 mod signatures;
 mod source;
 mod svg;
@@ -39,12 +45,18 @@ mod view;
 mod waiting;
 mod weights;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let result = match cli::Cli::parse().command {
-        cli::Command::Train(args) => run::train(&args),
+    let matches = cli::Cli::command().get_matches();
+    let cli = cli::Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let result = match cli.command {
+        cli::Command::Train(args) => match run::train(*args, &cli::given(&matches)) {
+            Ok(run::Ended::Complete) => Ok(()),
+            Ok(run::Ended::Interrupted) => return ExitCode::from(interrupt::EXIT_CODE),
+            Err(error) => Err(error),
+        },
         cli::Command::Generate(args) => generate::generate(&args),
         cli::Command::Verify(args) => verify::verify(&args),
         cli::Command::Embed(args) => embed::embed(&args),

@@ -15,6 +15,8 @@ pub struct State {
     pub step: u64,
     /// Mean of the last steps.
     pub loss: f64,
+    /// Share of the batch's triplets with a loss, mean of the last steps.
+    pub active: f64,
     /// Since training began.
     pub images_per_second: f64,
     /// Done, 0 to 1.
@@ -41,15 +43,14 @@ impl Progress {
 
     /// After each step.
     pub fn show(&mut self, state: &State) {
-        let left = state.left.as_secs();
         let text = format!(
-            "epoch {}  step {}  loss {:.4}  {:.1} images/s  {}:{:02} left",
+            "epoch {}  step {}  loss {:.4}  active {:.1} %  {:.1} images/s  {} left",
             state.epoch,
             state.step,
             state.loss,
+            100.0 * state.active,
             state.images_per_second,
-            left / 60,
-            left % 60
+            clock(state.left),
         );
         match &self.bar {
             Some(bar) => {
@@ -64,10 +65,39 @@ impl Progress {
         }
     }
 
+    /// A line of text between states.
+    pub fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
     /// Leaves the last state standing.
     pub fn finish(self) {
         if let Some(bar) = self.bar {
             bar.abandon();
         }
+    }
+}
+
+/// `4:05`, or `2:04:05`.
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match hours {
+        0 => format!("{minutes}:{seconds:02}"),
+        _ => format!("{hours}:{minutes:02}:{seconds:02}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hours_are_shown_where_there_are_any() {
+        let shown = [5, 65, 3599, 3600, 90_061].map(|s| clock(Duration::from_secs(s)));
+        assert_eq!(shown, ["0:05", "1:05", "59:59", "1:00:00", "25:01:01"]);
     }
 }

@@ -2,17 +2,19 @@
 
 use crate::bad_input::bad_input;
 use crate::batch::BatchShape;
+use crate::checkpoint::{self, Checkpoint, Origin};
 use crate::cli::TrainArgs;
 use crate::encoder::Encoder;
 use crate::evaluate::Evaluation;
+use crate::interrupt::Interrupt;
 use crate::loss::Loss;
 use crate::model::{Calibration, Settings};
 use crate::random::{Purpose, stream};
 use crate::report::History;
 use crate::run_folder::{self, MetricsCsv, Summary};
 use crate::run_report::Run;
-use crate::train::Plan;
-use crate::{model, plot, source, waiting, weights};
+use crate::train::{End, Plan, Surroundings, Training};
+use crate::{model, options, plot, source, waiting, weights};
 use anyhow::Result;
 use rand::Rng;
 use std::time::{Duration, Instant};
@@ -23,17 +25,46 @@ const CPU_SECONDS: f64 = 240.0;
 /// Kept free at the end for the weights, the pictures and the report.
 const FINISH: Duration = Duration::from_secs(8);
 
-/// `tercet train`.
-pub fn train(args: &TrainArgs) -> Result<()> {
+/// How `tercet train` ended.
+pub enum Ended {
+    /// There is a model.
+    Complete,
+    /// There is a checkpoint.
+    Interrupted,
+}
+
+/// `tercet train`. `given` names the options that stand on the command line.
+pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
     let start = Instant::now();
+    let resumed = args.resume.take();
+    let checkpoint = resumed.as_deref().map(Checkpoint::read).transpose()?;
+    if let Some(checkpoint) = &checkpoint {
+        if given.iter().any(|option| option == "device") {
+            args.device = device_name(device(&args.device)?); // as it is stored
+        }
+        args = options::resumed(&checkpoint.origin.options, &args, given)?;
+    }
     let device = device(&args.device)?;
     if device == Device::Cpu {
         waiting::sleep_instead_of_spinning();
     }
+    let interrupt = Interrupt::watch()?;
     let size = args.image_size.unwrap_or(if device == Device::Cpu { 32 } else { 224 }) as usize;
-    let mut source = source::open(args, size)?;
+    (args.device, args.image_size) = (device_name(device), Some(size as u64));
+    let mut plan = plan(&args)?;
+    let mut source = source::open(&args, size)?;
     let forged = source.forged.take();
     let (train, val) = (&source.train, &source.val);
+    let origin = Origin { options: serde_json::to_value(&args)?, data: checkpoint::fingerprint(&[train, val]) };
+    if let (Some(checkpoint), Some(folder)) = (&checkpoint, &resumed) {
+        let refused = |why: String| Err(bad_input(format!("--resume {}: {why}", folder.display())));
+        if checkpoint.origin.data != origin.data {
+            return refused(format!("the images of {} are others than when the run began", source.description));
+        }
+        if let Some(why) = plan.over(&checkpoint.state, train) {
+            return refused(why);
+        }
+    }
     let mut evaluation = Evaluation::new(val, args.val_images as usize, args.normalize, args.seed, device);
     if let Some(forged) = forged {
         evaluation = evaluation.with_forgeries(forged);
@@ -41,50 +72,75 @@ pub fn train(args: &TrainArgs) -> Result<()> {
 
     tch::manual_seed(stream(args.seed, Purpose::Weights, 0, 0).random());
     let vs = nn::VarStore::new(device);
-    let encoder = Encoder::new(&vs.root(), args.encoder, args.embedding_dim);
+    let encoder = Encoder::new(&vs.root(), args.encoder, args.embedding_dim).train_in(args.precision);
     if let Some(file) = &args.weights {
         weights::load(&vs, file)?;
     }
     let name = format!("{:?}", args.encoder).to_lowercase();
-    let folder = run_folder::create(args.out.as_deref())?;
-    let mut csv = MetricsCsv::create(&folder)?;
+    let folder = match &resumed {
+        Some(folder) => folder.clone(),
+        None => run_folder::create(args.out.as_deref())?,
+    };
     eprintln!(
         "{name} on {}: {size} px, trained on {} images of {} identities of {}; \
          evaluated on {} images of {} others",
-        device_name(device),
+        args.device,
         train.images.len(),
         train.members.len(),
         source.description,
         evaluation.len(),
         val.members.len(),
     );
-    plot::sheet(&folder.join("samples.png"), &val.images, &val.members[..val.members.len().min(10)], 10)?;
 
+    // Of a resumed run too: its initial weights come from the seed, so these are the same numbers again.
     let clock = Instant::now();
     let before = evaluation.run(&encoder, train, val)?;
     let evaluating = clock.elapsed();
     eprintln!("before: {}", before.scores);
+    // The last evaluation gets as long as the first one took.
+    plan.until = time_limit(&args, device).map(|limit| {
+        let reserve = FINISH + evaluating;
+        (start + limit).checked_sub(reserve).unwrap_or(start)
+    });
 
-    let plan = Plan {
-        shape: BatchShape {
-            identities: args.classes_per_batch as usize,
-            images: args.samples_per_class as usize,
-            triplets: args.batch_triplets as usize,
-        },
-        // Steps alone are a wish for exactly that many.
-        epochs: args.epochs.unwrap_or(if args.steps.is_some() { u64::MAX } else { 30 }),
-        steps: args.steps,
-        // The last evaluation gets as long as the first one took.
-        until: time_limit(args, device).map(|limit| {
-            let reserve = FINISH + evaluating;
-            (start + limit).checked_sub(reserve).unwrap_or(start)
-        }),
-        learning_rate: args.learning_rate,
-        loss: Loss::new(args.loss, args.margin, args.normalize),
-        augment: args.augment as f32,
-        seed: args.seed,
+    let (mut training, mut csv) = match checkpoint {
+        Some(checkpoint) => {
+            let training = Training::resume(&plan, &encoder, &vs, checkpoint)?;
+            let csv = MetricsCsv::resume(&folder, training.state().step)?;
+            run_folder::no_longer_complete(&folder)?;
+            eprintln!("resumed at step {}", training.state().step);
+            (training, csv)
+        }
+        None => {
+            plot::sheet(&folder.join("samples.png"), &val.images, &val.members[..val.members.len().min(10)], 10)?;
+            (Training::new(&plan, &encoder, &vs), MetricsCsv::create(&folder)?)
+        }
     };
-    let outcome = plan.run(&encoder, &vs, train, &mut csv)?;
+    let earlier = training.state().run_seconds;
+    let go_on = format!("tercet train --resume {}", folder.display());
+    let ended_by = training.run(
+        &mut csv,
+        &Surroundings {
+            folder: &folder,
+            origin: &origin,
+            start,
+            train,
+            evaluate: &|step| Ok(evaluation.run(&encoder, train, val)?.scores.measured(step)),
+            interrupt: &interrupt,
+        },
+    );
+    let ended_by = ended_by.inspect_err(|_| {
+        if checkpoint::path(&folder).exists() {
+            eprintln!("the last checkpoint is kept; to go on from it: {go_on}");
+        }
+    })?;
+    let state = training.state();
+    if ended_by == End::Interrupted {
+        eprintln!("interrupted: step {} is saved; to go on: {go_on}", state.step);
+        println!("{}", folder.display());
+        return Ok(Ended::Interrupted);
+    }
+    training.restore_best()?;
     let after = evaluation.run(&encoder, train, val)?;
     eprintln!("after:  {}", after.scores);
 
@@ -105,10 +161,10 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         map_at_r_before: was.ranking.map_at_r,
         map_at_r_after: is.ranking.map_at_r,
         threshold: is.operating.threshold,
-        steps: outcome.losses.len() as u64,
-        seconds: start.elapsed().as_secs_f64(),
-        images_per_second: outcome.images as f64 / outcome.seconds.max(1e-9),
-        device: device_name(device),
+        steps: state.step,
+        seconds: earlier + start.elapsed().as_secs_f64(),
+        images_per_second: state.images as f64 / state.seconds.max(1e-9),
+        device: args.device,
         seed: args.seed,
         data: source.description,
         encoder: name,
@@ -117,29 +173,63 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         training_identities: train.members.len(),
         validation_identities: val.members.len(),
         validation_images: evaluation.len(),
-        ended_by: outcome.ended_by.into(),
+        ended_by: ended_by.name().into(),
         version: env!("CARGO_PKG_VERSION").into(),
     };
-    let measured = vec![was.measured(0), is.measured(summary.steps)];
+    let mut measured = vec![was.measured(0)];
+    measured.extend(&state.measured);
+    // Once more only if the weights are not those of the last point.
+    if state.measured.last().is_none_or(|last| *last != is.measured(last.step)) {
+        measured.push(is.measured(summary.steps));
+    }
     Run {
         folder: &folder,
         summary: &summary,
         loss: args.loss.title(),
-        history: &History { losses: outcome.losses, active: Vec::new(), measured },
+        history: &History { losses: state.losses.clone(), active: state.active.clone(), measured },
         before: was,
         after: &after,
         evaluation: &evaluation,
         val,
     }
     .write()?;
-    summary.seconds = start.elapsed().as_secs_f64();
+    summary.seconds = earlier + start.elapsed().as_secs_f64();
     summary.write(&folder)?;
     println!(
         "EER {:.4} -> {:.4} in {} steps, {:.0} s",
         summary.eer_before, summary.eer_after, summary.steps, summary.seconds
     );
     println!("{}", folder.display());
-    Ok(())
+    Ok(Ended::Complete)
+}
+
+/// What the options ask for, but for the time limit.
+fn plan(args: &TrainArgs) -> Result<Plan> {
+    let plan = Plan {
+        shape: BatchShape {
+            identities: args.classes_per_batch as usize,
+            images: args.samples_per_class as usize,
+            triplets: args.batch_triplets as usize,
+        },
+        // Steps alone are a wish for exactly that many.
+        epochs: args.epochs.unwrap_or(if args.steps.is_some() { u64::MAX } else { 30 }),
+        steps: args.steps,
+        until: None,
+        learning_rate: args.learning_rate,
+        schedule: args.schedule,
+        warmup: args.warmup_steps,
+        weight_decay: args.weight_decay,
+        precision: args.precision,
+        forwards: args.forwards,
+        loss: Loss::new(args.loss, args.margin, args.normalize),
+        augment: args.augment as f32,
+        seed: args.seed,
+        evaluate_every: args.evaluate_every.unwrap_or(u64::from(args.patience.is_some())),
+        patience: args.patience,
+        checkpoint_every: args.checkpoint_every,
+    };
+    plan.check()?;
+    Ok(plan)
 }
 
 /// `None` is no limit.

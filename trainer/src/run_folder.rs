@@ -4,7 +4,7 @@ use crate::bad_input::bad_input;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// Makes the folder of a new run: `--out`, which must be absent or empty, or the first free
@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 pub fn create(wanted: Option<&Path>) -> Result<PathBuf> {
     if let Some(folder) = wanted {
         std::fs::create_dir_all(folder).map_err(|e| bad_input(format!("--out {}: {e}", folder.display())))?;
-        refuse_used(folder)?;
+        if std::fs::read_dir(folder)?.next().is_some() {
+            return Err(bad_input(format!("--out {}: not empty", folder.display())));
+        }
         return Ok(folder.to_owned());
     }
     let runs = Path::new("runs");
@@ -27,19 +29,6 @@ pub fn create(wanted: Option<&Path>) -> Result<PathBuf> {
         }
     }
     unreachable!("numbers do not end")
-}
-
-/// A folder with something in it is refused, before any work is done for it.
-pub fn refuse_used(folder: &Path) -> Result<()> {
-    let used = match std::fs::read_dir(folder) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => false,
-        Err(e) => return Err(bad_input(format!("--out {}: {e}", folder.display()))),
-    };
-    if used {
-        return Err(bad_input(format!("--out {}: not empty", folder.display())));
-    }
-    Ok(())
 }
 
 /// `summary.json`.
@@ -108,6 +97,17 @@ impl Summary {
     }
 }
 
+/// Before a run goes on.
+pub fn no_longer_complete(folder: &Path) -> Result<()> {
+    let file = folder.join("summary.json");
+    match std::fs::remove_file(&file) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}", file.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Writes beside the final name and renames.
 pub fn atomically(file: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = file.with_extension("partial");
@@ -119,18 +119,74 @@ pub fn atomically(file: &Path, bytes: &[u8]) -> Result<()> {
 /// `metrics.csv`: one line per step, written at once, so that a stopped run keeps its curve.
 pub struct MetricsCsv(File);
 
+/// A line of `metrics.csv`.
+pub struct Line {
+    /// From 1.
+    pub epoch: u64,
+    /// From 1, over the whole run.
+    pub step: u64,
+    /// The batch's.
+    pub loss: f64,
+    /// Training time.
+    pub seconds: f64,
+    /// Since training began.
+    pub images_per_second: f64,
+    /// Share of the batch's triplets with a loss.
+    pub active: f64,
+    /// The step's.
+    pub learning_rate: f64,
+}
+
+/// The first line.
+const HEADER: &str = "epoch,step,loss,seconds,images_per_second,active,learning_rate";
+
 impl MetricsCsv {
     /// Starts the file with its header.
     pub fn create(folder: &Path) -> Result<Self> {
         let file = folder.join("metrics.csv");
         let mut csv = File::create(&file).with_context(|| format!("cannot write {}", file.display()))?;
-        writeln!(csv, "epoch,step,loss,seconds,images_per_second")?;
+        writeln!(csv, "{HEADER}")?;
         Ok(Self(csv))
     }
 
-    /// `step` counts over the whole run; `seconds` are training time.
-    pub fn line(&mut self, epoch: u64, step: u64, loss: f64, seconds: f64, rate: f64) -> Result<()> {
-        Ok(writeln!(self.0, "{epoch},{step},{loss:.6},{seconds:.3},{rate:.2}")?)
+    /// Goes on after the lines of so many steps; later ones, and one that was cut off, are dropped.
+    pub fn resume(folder: &Path, steps: u64) -> Result<Self> {
+        let file = folder.join("metrics.csv");
+        let wrong = |what: String| bad_input(format!("--resume: {}: {what}", file.display()));
+        let text = std::fs::read_to_string(&file).map_err(|e| wrong(e.to_string()))?;
+        let mut lines = text.split_inclusive('\n');
+        if lines.next().map(str::trim_end) != Some(HEADER) {
+            return Err(wrong(format!("does not start with {HEADER}")));
+        }
+        let mut length = HEADER.len() + 1;
+        for step in 1..=steps {
+            let line = lines.next().unwrap_or_default();
+            if line.split(',').nth(1) != Some(step.to_string().as_str()) || !line.ends_with('\n') {
+                return Err(wrong(format!("the checkpoint is of step {steps}, and step {step} is not in its place")));
+            }
+            length += line.len();
+        }
+        let open = || -> std::io::Result<File> {
+            let mut csv = File::options().write(true).open(&file)?;
+            csv.set_len(length as u64)?;
+            csv.seek(SeekFrom::End(0))?;
+            Ok(csv)
+        };
+        open().map(Self).with_context(|| format!("cannot write {}", file.display()))
+    }
+
+    /// Adds a line.
+    pub fn line(&mut self, line: &Line) -> Result<()> {
+        let Line { epoch, step, loss, seconds, images_per_second, active, learning_rate } = line;
+        // In one piece: a full disk leaves no half of a line that a resumed run would not find the end of.
+        let text =
+            format!("{epoch},{step},{loss:.6},{seconds:.3},{images_per_second:.2},{active:.4},{learning_rate:.3e}\n");
+        self.0.write_all(text.as_bytes()).context("cannot write metrics.csv")
+    }
+
+    /// Returns when the lines are on the disk.
+    pub fn sync(&self) -> Result<()> {
+        self.0.sync_data().context("cannot write metrics.csv")
     }
 }
 
@@ -148,5 +204,36 @@ mod tests {
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
         let error = create(Some(&folder)).unwrap_err();
         assert_eq!(crate::bad_input::exit_code(&error), 2);
+    }
+
+    fn line(step: u64) -> Line {
+        let (loss, seconds, images_per_second) = (0.5, step as f64, 9.0);
+        Line { epoch: 1, step, loss, seconds, images_per_second, active: 0.25, learning_rate: 1e-3 }
+    }
+
+    #[test]
+    fn metrics_are_cut_back_to_the_checkpoint_and_go_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("metrics.csv");
+        let text = || std::fs::read_to_string(&file).unwrap();
+        let mut csv = MetricsCsv::create(dir.path()).unwrap();
+        (1..=3).for_each(|step| csv.line(&line(step)).unwrap());
+        let three = text();
+        assert_eq!(three.lines().last(), Some("1,3,0.500000,3.000,9.00,0.2500,1.000e-3"));
+
+        // Two steps more than the checkpoint has, the second one torn.
+        csv.line(&line(4)).unwrap();
+        std::fs::write(&file, text() + "1,5,0.5").unwrap();
+        let mut csv = MetricsCsv::resume(dir.path(), 3).unwrap();
+        assert_eq!(text(), three);
+        csv.line(&line(4)).unwrap();
+        csv.sync().unwrap();
+        assert_eq!(text().lines().count(), 5);
+
+        // Fewer than it has.
+        let error = MetricsCsv::resume(dir.path(), 5).map(|_| ()).unwrap_err();
+        assert_eq!(crate::bad_input::exit_code(&error), 2);
+        assert!(error.to_string().contains("step 5 is not in its place"), "{error}");
+        assert_eq!(text().lines().count(), 5, "nothing is cut from a file that does not fit");
     }
 }

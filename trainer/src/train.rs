@@ -1,18 +1,36 @@
-//! The training loop: batches, Adam, the loss; until epochs, steps or time are over.
+//! The training loop: batches, Adam, the loss; until epochs, steps or time are over, nothing improves, or
+//! somebody stops it.
 
+use crate::bad_input::bad_input;
 use crate::batch::{self, BatchShape, TripletBatch};
+use crate::chart::Measured;
+use crate::checkpoint::{self, Checkpoint, Origin, State};
 use crate::dataset::Dataset;
-use crate::encoder::{Encoder, Pass};
-use crate::loss::Loss;
-use crate::progress::{Progress, State};
+use crate::encoder::{Encoder, Pass, Precision};
+use crate::interrupt::Interrupt;
+use crate::loss::{Loss, Lost};
+use crate::optimiser::Adam;
+use crate::progress::{self, Progress};
 use crate::random::{Purpose, stream};
-use crate::run_folder::MetricsCsv;
+use crate::run_folder::{Line, MetricsCsv};
+use crate::schedule::{Rate, Schedule};
 use crate::view::{Affine, tensor};
 use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
-use tch::nn::{self, OptimizerConfig};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor, nn};
+
+/// Forward passes per step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")] // as on the command line
+pub enum Forwards {
+    /// One for the batch's images
+    One,
+    /// Anchors, positives and negatives each for themselves
+    Three,
+}
 
 /// How to train.
 pub struct Plan {
@@ -24,101 +42,337 @@ pub struct Plan {
     pub steps: Option<u64>,
     /// Training ends at this moment.
     pub until: Option<Instant>,
-    /// Adam's.
+    /// Adam's, at its highest.
     pub learning_rate: f64,
+    /// How it falls.
+    pub schedule: Schedule,
+    /// Steps that it rises in.
+    pub warmup: u64,
+    /// Adam's.
+    pub weight_decay: f64,
+    /// The encoder's while training.
+    pub precision: Precision,
+    /// Forward passes.
+    pub forwards: Forwards,
     /// The loss.
     pub loss: Loss,
     /// Strength of the random views.
     pub augment: f32,
     /// Of every draw.
     pub seed: u64,
+    /// Epochs between two evaluations; 0 is none.
+    pub evaluate_every: u64,
+    /// Evaluations without a better EER that end the training.
+    pub patience: Option<u64>,
+    /// Epochs between two checkpoints; 0 is none.
+    pub checkpoint_every: u64,
 }
 
-/// What came of it.
-pub struct Outcome {
-    /// The loss of each step.
-    pub losses: Vec<f64>,
-    /// Seconds spent.
-    pub seconds: f64,
-    /// Images encoded.
-    pub images: usize,
-    /// `epochs`, `steps` or `time limit`.
-    pub ended_by: &'static str,
+/// Why training ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Epochs,
+    Steps,
+    TimeLimit,
+    Patience,
+    Interrupted,
+}
+
+impl End {
+    /// As `summary.json` says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Epochs => "epochs",
+            Self::Steps => "steps",
+            Self::TimeLimit => "time limit",
+            Self::Patience => "patience",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+/// What surrounds the loop.
+pub struct Surroundings<'a> {
+    /// The run folder.
+    pub folder: &'a Path,
+    /// What the run is made of, for its checkpoints.
+    pub origin: &'a Origin,
+    /// When this process began.
+    pub start: Instant,
+    /// Trained on.
+    pub train: &'a Dataset,
+    /// Measures the encoder; the step is for the record.
+    pub evaluate: &'a dyn Fn(u64) -> Result<Measured>,
+    /// Whether to stop.
+    pub interrupt: &'a Interrupt,
+}
+
+/// A run in progress.
+pub struct Training<'a> {
+    plan: &'a Plan,
+    encoder: &'a Encoder,
+    vs: &'a nn::VarStore,
+    adam: Adam,
+    state: State,
+    /// The weights with the lowest EER, where patience may come back to them.
+    best: Option<Vec<(String, Tensor)>>,
+    /// The step of the last checkpoint.
+    saved: Option<u64>,
+    /// The longest time that one took.
+    saving: Duration,
+}
+
+impl<'a> Training<'a> {
+    /// From the encoder as it is; its variables are in `vs`.
+    pub fn new(plan: &'a Plan, encoder: &'a Encoder, vs: &'a nn::VarStore) -> Self {
+        let adam = Adam::new(vs, plan.weight_decay);
+        Self { plan, encoder, vs, adam, state: State::default(), best: None, saved: None, saving: Duration::ZERO }
+    }
+
+    /// From a checkpoint.
+    pub fn resume(
+        plan: &'a Plan,
+        encoder: &'a Encoder,
+        vs: &'a nn::VarStore,
+        mut checkpoint: Checkpoint,
+    ) -> Result<Self> {
+        let mut new = Self::new(plan, encoder, vs);
+        new.state = std::mem::take(&mut checkpoint.state);
+        new.saved = Some(new.state.step);
+        new.adam.restore(new.state.updates, |name| checkpoint.take(name))?;
+        let _guard = tch::no_grad_guard();
+        let mut best = Vec::new();
+        for (name, mut variable) in vs.variables() {
+            variable.f_copy_(&checkpoint.take(&format!("encoder/{name}"))?)?;
+            let kept = format!("best/{name}");
+            if checkpoint.has(&kept) {
+                best.push((name, checkpoint.take(&kept)?));
+            }
+        }
+        new.best = (!best.is_empty()).then_some(best);
+        Ok(new)
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Runs the loop.
+    pub fn run(&mut self, csv: &mut MetricsCsv, around: &Surroundings) -> Result<End> {
+        let plan = self.plan;
+        let per_epoch = plan.steps_per_epoch(around.train);
+        let (total, mut end) = plan.total(per_epoch);
+        let rate = Rate { base: plan.learning_rate, schedule: plan.schedule, warmup: plan.warmup, total };
+
+        let first = self.state.step;
+        let before = (self.state.seconds, self.state.run_seconds);
+        let start = Instant::now();
+        let mut progress = Progress::start();
+        let (device, train) = (self.vs.device(), around.train);
+        std::thread::scope(|scope| -> Result<()> {
+            // Two batches ahead, so that the encoder does not wait for views.
+            let (send, receive) = sync_channel(2);
+            scope.spawn(move || plan.produce(train, device, per_epoch, first..total, &send));
+            // An error or a break drops the receiver: the producer's next send fails, and it ends.
+            for (n, (batch, xs)) in (first..).zip(receive) {
+                if around.interrupt.asked() {
+                    end = End::Interrupted;
+                    break;
+                }
+                let (loss, active) = self.step(&batch, &xs, rate.at(n))?;
+                ensure!(loss.is_finite(), "the loss is {loss} at step {}", n + 1);
+                let spent = start.elapsed();
+                self.state.step = n + 1;
+                self.state.images += batch.encoded(plan.forwards) as u64;
+                self.state.seconds = before.0 + spent.as_secs_f64();
+                self.state.losses.push(loss);
+                self.state.active.push(active);
+                let epoch = n / per_epoch + 1;
+                let images_per_second = self.state.images as f64 / self.state.seconds;
+                let (seconds, learning_rate) = (self.state.seconds, rate.at(n));
+                csv.line(&Line { epoch, step: n + 1, loss, seconds, images_per_second, active, learning_rate })?;
+
+                let due = |every: u64| every > 0 && (n + 1) % per_epoch == 0 && epoch.is_multiple_of(every);
+                if due(plan.evaluate_every) {
+                    self.evaluate(around, &progress)?;
+                }
+                let given_up = plan.patience.is_some_and(|patience| self.state.stale >= patience);
+                if due(plan.checkpoint_every) {
+                    self.state.run_seconds = before.1 + around.start.elapsed().as_secs_f64();
+                    self.save(csv, around)?;
+                }
+                let (fraction, left) = plan.left(n + 1 - first, total - first, start, self.saving);
+                progress.show(&progress::State {
+                    epoch,
+                    step: n + 1,
+                    loss: recent(&self.state.losses),
+                    active: recent(&self.state.active),
+                    images_per_second,
+                    fraction,
+                    left,
+                });
+                if given_up {
+                    end = End::Patience;
+                    break;
+                }
+                if left.is_zero() && n + 1 < total {
+                    end = End::TimeLimit;
+                    break;
+                }
+            }
+            Ok(())
+        })?;
+        progress.finish();
+        self.state.run_seconds = before.1 + around.start.elapsed().as_secs_f64();
+        let wanted = plan.checkpoint_every > 0 || end == End::Interrupted;
+        if wanted && self.saved != Some(self.state.step) {
+            self.save(csv, around)?;
+        }
+        Ok(end)
+    }
+
+    /// Puts the best weights back, where they are kept. The checkpoint has the last ones.
+    pub fn restore_best(&self) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        let mut variables = self.vs.variables();
+        for (name, best) in self.best.iter().flatten() {
+            if let Some(variable) = variables.get_mut(name) {
+                variable.f_copy_(best)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One update. Returns the loss and the active fraction.
+    fn step(&mut self, batch: &TripletBatch, xs: &Tensor, rate: f64) -> Result<(f64, f64)> {
+        let Lost { loss, active } = self.loss(batch, xs)?;
+        let scaling = self.plan.precision == Precision::F16;
+        let scaled = if scaling { &loss * self.state.scaler.scale() } else { loss.shallow_clone() };
+        let mut gradients = self.adam.gradients(&scaled)?;
+        let mut scalars = vec![loss.detach(), active];
+        if scaling {
+            let sums: Vec<Tensor> = gradients.iter().map(|g| g.isfinite().all()).collect();
+            scalars.push(Tensor::f_stack(&sums, 0)?.all());
+        } else {
+            self.update(&gradients, rate)?;
+        }
+        // One wait for the device: with a scaler before the update, which depends on it, else after it.
+        let scalars: Vec<Tensor> = scalars.iter().map(|scalar| scalar.to_kind(Kind::Double)).collect();
+        let values: Vec<f64> = Tensor::f_stack(&scalars, 0)?.try_into()?;
+        if let Some(&finite) = values.get(2) {
+            let scale = self.state.scaler.scale();
+            self.state.scaler.observe(finite == 1.0);
+            if finite == 1.0 {
+                let _guard = tch::no_grad_guard();
+                gradients.iter_mut().try_for_each(|g| g.f_mul_scalar_(1.0 / scale).map(drop))?;
+                self.update(&gradients, rate)?;
+            } else {
+                let step = self.state.step + 1;
+                ensure!(
+                    !self.state.scaler.exhausted(),
+                    "gradients overflow f16 at step {step}, whatever the loss's scale"
+                );
+            }
+        }
+        Ok((values[0], values[1]))
+    }
+
+    fn update(&mut self, gradients: &[Tensor], rate: f64) -> Result<()> {
+        self.adam.step(gradients, rate)?;
+        self.state.updates = self.adam.steps();
+        Ok(())
+    }
+
+    fn loss(&self, batch: &TripletBatch, xs: &Tensor) -> Result<Lost> {
+        let encode = |xs: &Tensor| self.encoder.forward(xs, Pass::Train);
+        match self.plan.forwards {
+            Forwards::One => self.plan.loss.of(&encode(xs), batch),
+            Forwards::Three => {
+                let pick = |rows: &[i64]| xs.index_select(0, &Tensor::from_slice(rows).to_device(xs.device()));
+                let [a, p, n] = batch.roles().map(|rows| encode(&pick(rows)));
+                self.plan.loss.of_roles(&a, &p, &n)
+            }
+        }
+    }
+
+    fn evaluate(&mut self, around: &Surroundings, progress: &Progress) -> Result<()> {
+        let measured = (around.evaluate)(self.state.step)?;
+        let better = self.state.best().is_none_or(|best| measured.eer < best);
+        progress.note(&format!(
+            "step {}: EER {:.4}{}",
+            measured.step,
+            measured.eer,
+            if better { "" } else { ", not better" }
+        ));
+        self.state.measured.push(measured);
+        self.state.stale = if better { 0 } else { self.state.stale + 1 };
+        if better && self.plan.patience.is_some() {
+            let copy = |(name, variable): (String, Tensor)| (name, variable.detach().copy());
+            self.best = Some(self.vs.variables().into_iter().map(copy).collect());
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, csv: &MetricsCsv, around: &Surroundings) -> Result<()> {
+        let clock = Instant::now();
+        csv.sync()?; // a checkpoint never has steps that metrics.csv has not
+        let variables: Vec<_> = self.vs.variables().into_iter().collect();
+        let encoder = variables.iter().map(|(name, variable)| (format!("encoder/{name}"), variable));
+        let best = self.best.iter().flatten().map(|(name, tensor)| (format!("best/{name}"), tensor));
+        let tensors = encoder.chain(self.adam.moments()).chain(best);
+        checkpoint::write(around.folder, around.origin, &self.state, tensors)?;
+        self.saved = Some(self.state.step);
+        self.saving = self.saving.max(clock.elapsed());
+        Ok(())
+    }
 }
 
 impl Plan {
+    /// Refuses what contradicts itself.
+    pub fn check(&self) -> Result<()> {
+        if self.forwards == Forwards::Three && !matches!(self.loss, Loss::Triplet(_)) {
+            return Err(bad_input(
+                "--forwards three: only --loss triplet has anchors, positives and negatives to encode apart",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Why there is nothing left to do at `state`, if there is not.
+    pub fn over(&self, state: &State, train: &Dataset) -> Option<String> {
+        if let Some(patience) = self.patience.filter(|&patience| state.stale >= patience) {
+            return Some(format!("{patience} evaluations had no better EER; a greater --patience goes on"));
+        }
+        let (total, _) = self.total(self.steps_per_epoch(train));
+        (state.step >= total).then(|| format!("its {} steps are done; more --epochs or --steps go on", state.step))
+    }
+
     /// An epoch has as many batches as it takes to draw each training image once on average.
     fn steps_per_epoch(&self, train: &Dataset) -> u64 {
         let batch = self.shape.identities * self.shape.images;
         train.images.len().div_ceil(batch).max(1) as u64
     }
 
-    /// Runs the loop on the encoder whose variables are in `vs`.
-    pub fn run(&self, encoder: &Encoder, vs: &nn::VarStore, train: &Dataset, csv: &mut MetricsCsv) -> Result<Outcome> {
-        let mut optimiser = nn::Adam::default().build(vs, self.learning_rate)?;
-        let per_epoch = self.steps_per_epoch(train);
+    /// The steps of the whole run, and what ends it there.
+    fn total(&self, per_epoch: u64) -> (u64, End) {
         let of_epochs = self.epochs.saturating_mul(per_epoch);
-        let total = self.steps.unwrap_or(of_epochs).min(of_epochs);
-        let mut ended_by = if total < of_epochs { "steps" } else { "epochs" };
-
-        let start = Instant::now();
-        let mut progress = Progress::start();
-        let (mut losses, mut images) = (Vec::new(), 0);
-        std::thread::scope(|scope| -> Result<()> {
-            // Two batches ahead, so that the encoder does not wait for views.
-            let (send, receive) = sync_channel(2);
-            let device = vs.device();
-            scope.spawn(move || self.produce(train, device, per_epoch, total, &send));
-            for (n, (batch, xs)) in receive.iter().enumerate().map(|(n, b)| (n as u64, b)) {
-                let loss = self.step(encoder, &mut optimiser, &batch, &xs)?;
-                ensure!(loss.is_finite(), "the loss is {loss} at step {}", n + 1);
-                losses.push(loss);
-                images += batch.images.len();
-                let spent = start.elapsed();
-                let rate = images as f64 / spent.as_secs_f64();
-                let epoch = n / per_epoch;
-                csv.line(epoch + 1, n + 1, loss, spent.as_secs_f64(), rate)?;
-                let (fraction, left) = self.left(n + 1, total, start);
-                progress.show(&State {
-                    epoch: epoch + 1,
-                    step: n + 1,
-                    loss: recent(&losses),
-                    images_per_second: rate,
-                    fraction,
-                    left,
-                });
-                if left.is_zero() && n + 1 < total {
-                    ended_by = "time limit";
-                    break;
-                }
-            }
-            drop(receive); // the producer's next send fails, and it ends
-            Ok(())
-        })?;
-        progress.finish();
-        Ok(Outcome { losses, seconds: start.elapsed().as_secs_f64(), images, ended_by })
+        match self.steps {
+            Some(steps) if steps < of_epochs => (steps, End::Steps),
+            _ => (of_epochs, End::Epochs),
+        }
     }
 
-    /// One forward and backward pass and one update.
-    fn step(&self, encoder: &Encoder, optimiser: &mut nn::Optimizer, batch: &TripletBatch, xs: &Tensor) -> Result<f64> {
-        let embeddings = encoder.forward(xs, Pass::Train);
-        let loss = self.loss.of(&embeddings, batch)?;
-        optimiser.zero_grad();
-        loss.f_backward()?;
-        optimiser.step();
-        Ok(loss.f_double_value(&[])?)
-    }
-
-    /// Sends the batches of all steps, each a function of (seed, epoch, step within the epoch).
+    /// Sends the batches of `steps`, each a function of (seed, epoch, step within the epoch).
     fn produce(
         &self,
         train: &Dataset,
         device: Device,
         per_epoch: u64,
-        total: u64,
+        steps: std::ops::Range<u64>,
         send: &SyncSender<(TripletBatch, Tensor)>,
     ) {
-        for n in 0..total {
+        for n in steps {
             let (epoch, step) = (n / per_epoch, n % per_epoch);
             let batch = batch::draw(&train.members, self.shape, self.seed, epoch, step);
             let mut rng = stream(self.seed, Purpose::Augment, epoch, step);
@@ -132,22 +386,24 @@ impl Plan {
     }
 
     /// The fraction done and the time left, by steps or by the clock, whichever ends first. Time
-    /// is over when another step of average length would not end in time.
-    fn left(&self, done: u64, total: u64, start: Instant) -> (f64, Duration) {
+    /// is over when another step of average length, and the checkpoint after it, would not end in time.
+    fn left(&self, done: u64, total: u64, start: Instant, saving: Duration) -> (f64, Duration) {
         let spent = start.elapsed();
         let one = spent.div_f64(done as f64);
-        let by_steps = one.mul_f64((total - done) as f64);
+        // Without an end the time is not a duration that there is.
+        let by_steps = Duration::try_from_secs_f64(one.as_secs_f64() * (total - done) as f64).unwrap_or(Duration::MAX);
         let by_clock = self.until.map(|until| {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(Instant::now() + saving);
             if left < one { Duration::ZERO } else { left }
         });
         let left = by_clock.map_or(by_steps, |by_clock| by_clock.min(by_steps));
-        (spent.as_secs_f64() / (spent + left).as_secs_f64().max(1e-9), left)
+        let (spent, ahead) = (spent.as_secs_f64(), left.as_secs_f64());
+        (spent / (spent + ahead).max(1e-9), left)
     }
 }
 
 /// The mean of the last ten.
-fn recent(losses: &[f64]) -> f64 {
-    let last = &losses[losses.len().saturating_sub(10)..];
+fn recent(values: &[f64]) -> f64 {
+    let last = &values[values.len().saturating_sub(10)..];
     last.iter().sum::<f64>() / last.len() as f64
 }

@@ -80,7 +80,7 @@ fn a_short_run_leaves_everything_and_repeats_exactly() {
         }
         let csv = std::fs::read_to_string(out.join("metrics.csv")).unwrap();
         let lines: Vec<&str> = csv.lines().collect();
-        assert_eq!((lines.len(), lines[0]), (3, "epoch,step,loss,seconds,images_per_second"));
+        assert_eq!((lines.len(), lines[0]), (3, "epoch,step,loss,seconds,images_per_second,active,learning_rate"));
         let column = |line: &&str| line.split(',').nth(2).unwrap().to_owned();
         losses.push(lines[1..].iter().map(column).collect::<Vec<_>>());
     }

@@ -1,0 +1,322 @@
+//! `checkpoint.safetensors`: everything that a run needs to go on to the same numbers, in one file, so that
+//! no two parts of it can be of different steps.
+//!
+//! Tensors `encoder/NAME` (batch norm's statistics among them), Adam's `mean/NAME` and `square/NAME`, `best/NAME`
+//! where the best weights are kept, and `history/loss` and `history/active`; all else is JSON in the file's metadata.
+//! Every random draw derives from (seed, epoch, step), so there is no generator to store.
+
+use crate::bad_input::bad_input;
+use crate::chart::Measured;
+use crate::dataset::Dataset;
+use crate::scaler::Scaler;
+use anyhow::{Context, Result, anyhow};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, View, serialize_to_file};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+use tch::{Device, Tensor};
+
+/// The file's name in a run folder.
+const NAME: &str = "checkpoint.safetensors";
+/// The key of the JSON in the file's metadata.
+const KEY: &str = "tercet";
+/// The version that this program writes and reads.
+const FORMAT: u32 = 1;
+
+/// What a run is made of: resuming needs the same.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// All of its options by name.
+    pub options: serde_json::Value,
+    /// [`fingerprint`] of the images.
+    pub data: u64,
+}
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Steps done.
+    pub step: u64,
+    /// Updates done: fewer where a gradient scaler left some out.
+    pub updates: u64,
+    /// Training images encoded.
+    pub images: u64,
+    /// Spent on training.
+    pub seconds: f64,
+    /// Spent on all of it.
+    pub run_seconds: f64,
+    /// Of f16.
+    pub scaler: Scaler,
+    /// Evaluations so far.
+    pub measured: Vec<Measured>,
+    /// Evaluations in a row without a better EER.
+    pub stale: u64,
+    /// The loss of each step.
+    #[serde(skip)]
+    pub losses: Vec<f64>,
+    /// The active fraction of each step.
+    #[serde(skip)]
+    pub active: Vec<f64>,
+}
+
+impl State {
+    /// The lowest EER of the evaluations during training.
+    pub fn best(&self) -> Option<f64> {
+        self.measured.iter().map(|measured| measured.eer).min_by(f64::total_cmp)
+    }
+}
+
+/// The metadata's JSON.
+#[derive(Serialize, Deserialize)]
+struct Document {
+    format: u32,
+    version: String,
+    origin: Origin,
+    state: State,
+}
+
+/// A checkpoint as it was read.
+pub struct Checkpoint {
+    file: PathBuf,
+    pub origin: Origin,
+    pub state: State,
+    tensors: HashMap<String, Tensor>,
+}
+
+/// Where the checkpoint of a run folder is.
+pub fn path(folder: &Path) -> PathBuf {
+    folder.join(NAME)
+}
+
+/// Replaces a run folder's checkpoint, or leaves it as it was: the new one is on the disk, whole, before it
+/// gets the name.
+pub fn write<'a>(
+    folder: &Path,
+    origin: &Origin,
+    state: &State,
+    tensors: impl IntoIterator<Item = (String, &'a Tensor)>,
+) -> Result<()> {
+    let document = Document {
+        format: FORMAT,
+        version: env!("CARGO_PKG_VERSION").into(),
+        origin: origin.clone(),
+        state: state.clone(),
+    };
+    let metadata = HashMap::from([(KEY.to_owned(), serde_json::to_string(&document)?)]);
+    let mut views = Vec::new();
+    for (name, tensor) in tensors {
+        views.push((name, Bytes::new(&tensor.f_to_device(Device::Cpu)?.f_contiguous()?)?));
+    }
+    views.push(("history/loss".into(), Bytes::new(&Tensor::from_slice(&state.losses))?));
+    views.push(("history/active".into(), Bytes::new(&Tensor::from_slice(&state.active))?));
+
+    let file = path(folder);
+    let temporary = file.with_extension("partial");
+    let put = || -> Result<()> {
+        serialize_to_file(views, &Some(metadata), &temporary).map_err(|error| match error {
+            safetensors::SafeTensorError::IoError(error) => error.into(),
+            other => anyhow!("{other:?}"),
+        })?;
+        // Renamed before its bytes are on the disk, it could be an empty file after a power cut.
+        OpenOptions::new().write(true).open(&temporary)?.sync_all()?;
+        std::fs::rename(&temporary, &file)?;
+        // The new name itself; not every system can do this for a folder.
+        let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        Ok(())
+    };
+    put()
+        .inspect_err(|_| drop(std::fs::remove_file(&temporary)))
+        .with_context(|| format!("cannot write {}", file.display()))
+}
+
+impl Checkpoint {
+    /// Of a run folder.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let file = path(folder);
+        let wrong = |what: String| bad_input(format!("--resume {}: {NAME}: {what}", folder.display()));
+        let bytes = std::fs::read(&file).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound if folder.is_dir() => {
+                bad_input(format!("--resume {}: no {NAME} in it: the run ended before the first one", folder.display()))
+            }
+            _ => wrong(error.to_string()),
+        })?;
+        let torn = |error| wrong(format!("{error:?}"));
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(torn)?;
+        let json = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
+        let json = json.ok_or_else(|| wrong("not a checkpoint of this program".into()))?;
+        // The format first: another version's fields may have other names.
+        let value: serde_json::Value = serde_json::from_str(json).map_err(|e| wrong(e.to_string()))?;
+        if value["format"] != FORMAT {
+            return Err(wrong(format!("format {}; this program reads format {FORMAT}", value["format"])));
+        }
+        let Document { origin, mut state, .. } = serde_json::from_value(value).map_err(|e| wrong(e.to_string()))?;
+        let mut tensors = HashMap::new();
+        for (name, view) in SafeTensors::deserialize(&bytes).map_err(torn)?.tensors() {
+            tensors.insert(name, Tensor::try_from(view)?);
+        }
+        let mut history = |name: &str| -> Result<Vec<f64>> {
+            let tensor = tensors.remove(name).ok_or_else(|| wrong(format!("{name}: missing")))?;
+            let values: Vec<f64> = tensor.try_into()?;
+            let (there, steps) = (values.len() as u64, state.step);
+            (there == steps).then_some(values).ok_or_else(|| wrong(format!("{name}: {there} values of {steps} steps")))
+        };
+        (state.losses, state.active) = (history("history/loss")?, history("history/active")?);
+        Ok(Self { file, origin, state, tensors })
+    }
+
+    /// Takes a tensor out.
+    pub fn take(&mut self, name: &str) -> Result<Tensor> {
+        self.tensors.remove(name).ok_or_else(|| bad_input(format!("{}: {name}: missing", self.file.display())))
+    }
+
+    /// Whether the tensor is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+}
+
+/// A number that other images, or the same ones among other identities, do not have (FNV-1a).
+pub fn fingerprint(sets: &[&Dataset]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325;
+    let mut add = |bytes: &[u8]| {
+        for &byte in bytes {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    for set in sets {
+        for images in &set.members {
+            add(&(images.len() as u64).to_le_bytes());
+            images.iter().for_each(|&image| add(set.images.get(image)));
+        }
+        add(&[set.images.channels() as u8]);
+    }
+    hash
+}
+
+/// A contiguous CPU tensor's memory, copied when it is written.
+struct Bytes {
+    tensor: Tensor,
+    shape: Vec<usize>,
+    dtype: Dtype,
+}
+
+impl Bytes {
+    fn new(tensor: &Tensor) -> Result<Self> {
+        let shape = tensor.size().iter().map(|&n| n as usize).collect();
+        Ok(Self { tensor: tensor.detach(), shape, dtype: tensor.kind().try_into()? })
+    }
+}
+
+impl View for Bytes {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut data = vec![0; self.data_len()];
+        self.tensor.copy_data_u8(&mut data, self.tensor.numel());
+        data.into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::images::Images;
+    use tch::Kind;
+
+    fn origin() -> Origin {
+        Origin { options: serde_json::json!({"seed": 5, "margin": 0.2}), data: u64::MAX }
+    }
+
+    fn state(step: u64) -> State {
+        State {
+            step,
+            updates: step,
+            seconds: 0.1 + 0.2,
+            measured: vec![Measured { step, eer: 1.0 / 3.0, eer_skilled: None }],
+            losses: (0..step).map(|i| 1.0 / (i as f64 + 3.0)).collect(),
+            active: (0..step).map(|i| 1.0 / (i as f64 + 7.0)).collect(),
+            ..Default::default()
+        }
+    }
+
+    fn put(folder: &Path, step: u64, value: f64) -> Result<()> {
+        let tensor = Tensor::full([3, 2], value, (Kind::Float, Device::Cpu));
+        write(folder, &origin(), &state(step), [("encoder/a".to_owned(), &tensor)])
+    }
+
+    #[test]
+    fn what_was_written_comes_back_exactly() {
+        let dir = tempfile::tempdir().unwrap();
+        put(dir.path(), 0, 1.0).unwrap();
+        put(dir.path(), 4, 0.1).unwrap();
+        let mut read = Checkpoint::read(dir.path()).unwrap();
+        assert_eq!((read.state.clone(), read.origin.clone()), (state(4), origin()));
+        assert!(read.has("encoder/a"));
+        let tensor = read.take("encoder/a").unwrap();
+        assert_eq!(tensor, Tensor::full([3, 2], 0.1, (Kind::Float, Device::Cpu)));
+        assert!(read.take("encoder/b").unwrap_err().to_string().contains("encoder/b: missing"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_last_one() {
+        let dir = tempfile::tempdir().unwrap();
+        put(dir.path(), 4, 0.1).unwrap();
+        // A folder has the temporary name: the file cannot be made.
+        std::fs::create_dir(path(dir.path()).with_extension("partial")).unwrap();
+        let error = format!("{:#}", put(dir.path(), 5, 0.1).unwrap_err());
+        assert!(error.contains("cannot write") && error.contains(NAME), "{error}");
+        assert_eq!(Checkpoint::read(dir.path()).unwrap().state.step, 4);
+    }
+
+    #[test]
+    fn files_that_are_no_checkpoint_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let refused = |words: &str| {
+            let error = Checkpoint::read(dir.path()).map(|_| ()).unwrap_err();
+            assert_eq!(crate::bad_input::exit_code(&error), 2);
+            assert!(error.to_string().contains(words), "{error}");
+        };
+        refused("the run ended before the first one");
+        put(dir.path(), 2, 1.0).unwrap();
+        let whole = std::fs::read(path(dir.path())).unwrap();
+        std::fs::write(path(dir.path()), &whole[..whole.len() - 1]).unwrap();
+        refused(NAME);
+        std::fs::write(path(dir.path()), b"").unwrap();
+        refused(NAME);
+        Tensor::write_safetensors(&[("a", Tensor::from(1.0))], path(dir.path())).unwrap();
+        refused("not a checkpoint");
+    }
+
+    #[test]
+    fn other_images_have_another_fingerprint() {
+        let set = |values: &[u8], counts: &[usize]| {
+            let grey = |&v: &u8| image::GrayImage::from_pixel(8, 8, image::Luma([v]));
+            let mut next = 0..values.len();
+            Dataset {
+                images: Images::from_grey(values.iter().map(grey).collect(), 8),
+                members: counts.iter().map(|&n| next.by_ref().take(n).collect()).collect(),
+                names: counts.iter().map(|n| n.to_string()).collect(),
+            }
+        };
+        let one = set(&[1, 2, 3, 4], &[2, 2]);
+        let same = fingerprint(&[&one]);
+        assert_eq!(same, fingerprint(&[&set(&[1, 2, 3, 4], &[2, 2])]));
+        assert_ne!(same, fingerprint(&[&set(&[1, 2, 3, 5], &[2, 2])]));
+        assert_ne!(same, fingerprint(&[&set(&[1, 2, 3, 4], &[3, 1])]));
+        assert_ne!(same, fingerprint(&[&one, &one]));
+    }
+}

@@ -1,0 +1,107 @@
+//! Options of a run that goes on: those it began with, which the command line may repeat but not contradict.
+
+use crate::bad_input::bad_input;
+use crate::cli::TrainArgs;
+use crate::schedule::Schedule;
+use anyhow::Result;
+use serde_json::Value;
+
+/// They decide when a run ends and what it keeps, not what its steps compute.
+const FREE: [&str; 3] = ["time_limit", "patience", "checkpoint_every"];
+/// They decide that too, unless the learning rate falls towards the last step.
+const LENGTH: [&str; 2] = ["epochs", "steps"];
+
+/// The stored options, with those of `now` that were `given` on the command line and may change. `given`
+/// holds the names of the fields of [`TrainArgs`].
+pub fn resumed(stored: &Value, now: &TrainArgs, given: &[String]) -> Result<TrainArgs> {
+    let mut options = stored.clone();
+    let now = serde_json::to_value(now)?;
+    let constant = stored["schedule"] == serde_json::to_value(Schedule::Constant)?;
+    // `--resume` itself, for one, is not stored.
+    for name in given.iter().filter(|name| stored.get(name.as_str()).is_some()) {
+        let may_change = FREE.contains(&name.as_str()) || constant && LENGTH.contains(&name.as_str());
+        if !may_change && now[name] != stored[name] {
+            return Err(bad_input(format!(
+                "--{} {}: the run to resume has {}, and another value would change its numbers",
+                name.replace('_', "-"),
+                shown(&now[name]),
+                shown(&stored[name])
+            )));
+        }
+        options[name] = now[name].clone();
+    }
+    // A limit of steps that the run has reached gives way to more epochs, and the other way round.
+    for [one, other] in [LENGTH, [LENGTH[1], LENGTH[0]]] {
+        let given = |name: &str| given.iter().any(|g| g == name);
+        if constant && given(one) && !given(other) {
+            options[other] = Value::Null;
+        }
+    }
+    Ok(serde_json::from_value(options)?)
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "none".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(values) => values.iter().map(shown).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command, given};
+    use clap::{CommandFactory, FromArgMatches};
+
+    fn parse(arguments: &[&str]) -> (TrainArgs, Vec<String>) {
+        let matches = Cli::command().get_matches_from([&["tercet", "train"], arguments].concat());
+        match Cli::from_arg_matches(&matches).unwrap().command {
+            Command::Train(args) => (*args, given(&matches)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn resume(stored: &[&str], now: &[&str]) -> Result<TrainArgs> {
+        let stored = serde_json::to_value(parse(stored).0).unwrap();
+        let (args, given) = parse(now);
+        resumed(&stored, &args, &given)
+    }
+
+    #[test]
+    fn stored_options_hold_where_none_is_given() {
+        let stored = ["--margin", "0.3", "--encoder", "resnet18", "--loss", "batch-hard", "--hold-out", "a,b"];
+        let stored = [&stored[..], &["--data", "x", "--steps", "7"]].concat();
+        let args = resume(&stored, &["--resume", "runs/0001"]).unwrap();
+        let (before, _) = parse(&[&stored[..], &["--resume", "runs/0001"]].concat());
+        assert_eq!(serde_json::to_value(args).unwrap(), serde_json::to_value(before).unwrap());
+    }
+
+    #[test]
+    fn what_would_change_the_numbers_is_refused_by_name() {
+        for (stored, now, words) in [
+            (&["--margin", "0.3"][..], &["--margin", "0.2"][..], ["--margin 0.2", "has 0.3"]),
+            (&[], &["--samples-per-class", "5"], ["--samples-per-class 5", "has 4"]),
+            (&[], &["--encoder", "resnet18"], ["--encoder resnet18", "has resnet152"]),
+            (&["--data", "x"], &["--data", "y"], ["--data y", "has x"]),
+            (&[], &["--weights", "w"], ["--weights w", "has none"]),
+            (&["--schedule", "cosine"], &["--epochs", "9"], ["--epochs 9", "has none"]),
+            (&[], &["--warmup-steps", "9"], ["--warmup-steps 9", "has 0"]),
+        ] {
+            let error = resume(stored, &[now, &["--resume", "r"]].concat()).unwrap_err();
+            assert_eq!(crate::bad_input::exit_code(&error), 2);
+            words.iter().for_each(|word| assert!(error.to_string().contains(word), "{word}: {error}"));
+        }
+        // The same again is no contradiction.
+        resume(&["--margin", "0.3"], &["--margin", "0.3", "--resume", "r"]).unwrap();
+    }
+
+    #[test]
+    fn a_run_may_be_made_longer() {
+        let args = resume(&["--steps", "5"], &["--steps", "9", "--time-limit", "60", "--resume", "r"]).unwrap();
+        assert_eq!((args.steps, args.epochs, args.time_limit), (Some(9), None, Some(60.0)));
+        let args = resume(&["--steps", "5"], &["--epochs", "2", "--resume", "r"]).unwrap();
+        assert_eq!((args.steps, args.epochs), (None, Some(2)));
+    }
+}

@@ -1,0 +1,243 @@
+//! Runs that are killed, interrupted, resumed, or meet a full disk.
+#![cfg(unix)]
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Steps per epoch of [`train`] on the images of [`folders`].
+const EPOCH: usize = 4;
+
+/// `tercet train` on a small encoder, with `arguments` added.
+fn train(data: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tercet"));
+    command.args(["train", "--encoder", "resnet18", "--image-size", "32", "--device", "cpu", "--val-images", "24"]);
+    command.args(["--classes-per-batch", "3", "--samples-per-class", "2", "--hold-out", "group1", "--data"]);
+    command.arg(data).args(arguments);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// `tercet train --resume`, with `arguments` added.
+fn resume(run: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tercet"));
+    command.arg("train").arg("--resume").arg(run).args(arguments);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn succeeded(output: &Output) {
+    assert!(output.status.success(), "{}", stderr(output));
+}
+
+/// Resuming ends with exit code 2.
+#[track_caller]
+fn refuse(run: &Path, arguments: &[&str], words: &[&str]) {
+    ended(&resume(run, arguments).output().unwrap(), 2, words);
+}
+
+#[track_caller]
+fn ended(output: &Output, code: i32, words: &[&str]) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in: {text}");
+    }
+}
+
+/// 24 images of 6 identities to train on, and as many to measure.
+fn folders(root: &Path) -> std::path::PathBuf {
+    let data = root.join("data");
+    for identity in 0..12 {
+        let own = data.join(format!("group{}/writer{identity:02}", identity % 2));
+        std::fs::create_dir_all(&own).unwrap();
+        for index in 0..4 {
+            let ink = |x: u32, y: u32| (x as usize * (identity + 1) + y as usize + index).is_multiple_of(7);
+            let picture = image::GrayImage::from_fn(20, 20, |x, y| image::Luma([if ink(x, y) { 0 } else { 255 }]));
+            picture.save(own.join(format!("{index}.png"))).unwrap();
+        }
+    }
+    data
+}
+
+fn summary(run: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(run.join("summary.json")).unwrap()).unwrap()
+}
+
+/// Lines of `metrics.csv` without the columns that are times.
+fn metrics(run: &Path) -> Vec<Vec<String>> {
+    let text = std::fs::read_to_string(run.join("metrics.csv")).unwrap_or_default();
+    let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).skip(1);
+    let columns = |line: &str| line.trim_end().split(',').map(str::to_owned).collect::<Vec<_>>();
+    whole.map(columns).map(|c| [0, 1, 2, 5, 6].map(|i| c[i].clone()).to_vec()).collect()
+}
+
+/// The steps of a run folder's checkpoint.
+fn saved(run: &Path) -> usize {
+    let bytes = std::fs::read(run.join("checkpoint.safetensors")).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let document: Value = serde_json::from_str(header["__metadata__"]["tercet"].as_str().unwrap()).unwrap();
+    document["state"]["step"].as_u64().unwrap() as usize
+}
+
+/// Waits for a condition; a run that ends before it is an error of the test.
+#[track_caller]
+fn wait(child: &mut Child, what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(child.try_wait().unwrap().is_none(), "the run ended before {what}");
+        assert!(start.elapsed() < Duration::from_secs(60), "no {what} in a minute");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn interrupt(child: &Child) {
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+}
+
+#[track_caller]
+fn same_results(one: &Path, other: &Path) {
+    assert_eq!(metrics(one), metrics(other));
+    let weights = |run: &Path| std::fs::read(run.join("encoder.safetensors")).unwrap();
+    assert!(weights(one) == weights(other), "the weights differ");
+    let (a, b) = (summary(one), summary(other));
+    for (key, value) in a.as_object().unwrap() {
+        if !["seconds", "images_per_second"].contains(&key.as_str()) {
+            assert_eq!(value, &b[key], "{key}");
+        }
+    }
+}
+
+#[test]
+fn a_killed_and_an_interrupted_run_go_on_to_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = folders(dir.path());
+    let at = |name: &str| dir.path().join(name);
+    // Everything that a checkpoint must carry: moments, the schedule's place, evaluations, the best weights.
+    let options = ["--epochs", "3", "--schedule", "cosine", "--warmup-steps", "3", "--weight-decay", "0.001"];
+    let options = [&options[..], &["--evaluate-every", "1", "--patience", "9", "--loss", "batch-all"]].concat();
+    let start = |out: &Path| train(&data, &[&options[..], &["--out", out.to_str().unwrap()]].concat());
+    succeeded(&start(&at("whole")).output().unwrap());
+    assert_eq!(metrics(&at("whole")).len(), 3 * EPOCH);
+
+    // Interrupted in the first epoch: a checkpoint need not lie between two epochs.
+    let run = at("run");
+    let mut child = start(&run).spawn().unwrap();
+    wait(&mut child, "step 2", || metrics(&run).len() >= 2);
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    ended(&output, 130, &["is saved; to go on: tercet train --resume", run.to_str().unwrap()]);
+    assert_eq!(saved(&run), metrics(&run).len(), "nothing is lost");
+    assert!(saved(&run) < 2 * EPOCH && !run.join("summary.json").exists());
+
+    // Killed in the middle of a later one: at most that one is lost.
+    let mut child = resume(&run, &["--weight-decay", "0.001"]).spawn().unwrap();
+    wait(&mut child, "step 9", || metrics(&run).len() > 2 * EPOCH);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let (done, kept) = (metrics(&run).len(), saved(&run));
+    assert!(!run.join("summary.json").exists(), "it was over before it was killed");
+    assert!(kept >= 2 * EPOCH && kept <= done && done - kept <= EPOCH, "{kept} of {done}");
+
+    let output = resume(&run, &[]).output().unwrap();
+    succeeded(&output);
+    assert!(String::from_utf8_lossy(&output.stdout).lines().last().unwrap().ends_with(run.to_str().unwrap()));
+    same_results(&at("whole"), &run);
+}
+
+#[test]
+fn a_second_interrupt_stops_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = folders(dir.path());
+    let out = dir.path().join("run");
+    // An evaluation of many seconds, which nothing else interrupts.
+    let options = ["--encoder", "resnet18", "--image-size", "512", "--out", out.to_str().unwrap()];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tercet"));
+    command.args(["train", "--device", "cpu", "--hold-out", "group1", "--data"]).arg(&data).args(options);
+    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    lines.find(|line| line.as_ref().unwrap().contains("evaluated on")).unwrap().unwrap();
+    interrupt(&child);
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(child.try_wait().unwrap().is_none(), "the first one only asks");
+    let clock = Instant::now();
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(clock.elapsed() < Duration::from_secs(2));
+    assert!(!out.join("checkpoint.safetensors").exists(), "it did not wait to save");
+}
+
+#[test]
+fn a_run_goes_on_only_as_it_began() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = folders(dir.path());
+    let run = dir.path().join("run");
+    let run_text = run.to_str().unwrap().to_owned();
+    succeeded(&train(&data, &["--epochs", "1", "--out", &run_text]).output().unwrap());
+    let contents = || {
+        let entries = std::fs::read_dir(&run).unwrap().map(|e| e.unwrap().path());
+        entries.map(|file| (file.clone(), std::fs::read(file).unwrap())).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let before = contents();
+    refuse(&run, &["--margin", "0.5"], &["--margin 0.5", "has 0.2"]);
+    refuse(&run, &["--loss", "batch-hard", "--epochs", "2"], &["--loss batch-hard", "has triplet"]);
+    refuse(&run, &[], &["its 4 steps are done", "--epochs"]);
+    refuse(&run, &["--out", "elsewhere"], &["--resume", "--out"]);
+    refuse(dir.path(), &[], &["no checkpoint.safetensors in it"]);
+    refuse(&dir.path().join("absent"), &[], &["absent"]);
+    let extra = data.join("group0/writer00/extra.png");
+    std::fs::copy(data.join("group0/writer00/0.png"), &extra).unwrap();
+    refuse(&run, &["--epochs", "2"], &["images of", "others than when the run began"]);
+    std::fs::remove_file(extra).unwrap();
+    assert!(contents() == before, "nothing is overwritten");
+
+    // A disk that is full: the first epoch's checkpoint survives, and the run goes on from it.
+    let shell = format!(
+        "trap '' XFSZ; ulimit -f 2000; exec {} train --resume {run_text} --epochs 2",
+        env!("CARGO_BIN_EXE_tercet")
+    );
+    let output = Command::new("sh").args(["-c", &shell]).output().unwrap();
+    ended(&output, 1, &["cannot write", "checkpoint.safetensors", "the last checkpoint is kept", "--resume"]);
+    assert_eq!((saved(&run), metrics(&run).len()), (EPOCH, 2 * EPOCH));
+    assert!(!run.join("checkpoint.partial").exists() && !run.join("summary.json").exists());
+}
+
+#[test]
+fn every_way_to_train_trains() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = folders(dir.path());
+    let run = |name: &str, options: &[&str]| {
+        let out = dir.path().join(name);
+        let options = [options, &["--checkpoint-every", "0", "--out", out.to_str().unwrap()]].concat();
+        let output = train(&data, &options).output().unwrap();
+        (out, output)
+    };
+    for (name, options) in [
+        ("bf16", &["--precision", "bf16", "--steps", "2"][..]),
+        ("f16", &["--precision", "f16", "--steps", "2", "--loss", "batch-hard"]),
+        ("three", &["--forwards", "three", "--batch-triplets", "4", "--steps", "2"]),
+    ] {
+        let (out, output) = run(name, options);
+        succeeded(&output);
+        assert_eq!(summary(&out)["steps"], 2, "{name}");
+        assert!(!out.join("checkpoint.safetensors").exists());
+    }
+    let (out, output) = run("refused", &["--forwards", "three", "--loss", "batch-hard"]);
+    ended(&output, 2, &["--forwards three", "--loss triplet"]);
+    assert!(!out.exists());
+
+    // Weights that do not move: the second evaluation is not better than the first one.
+    let (out, output) = run("still", &["--learning-rate", "1e-30", "--patience", "1", "--epochs", "9"]);
+    succeeded(&output);
+    let summary = summary(&out);
+    assert_eq!((&summary["ended_by"], &summary["steps"]), (&"patience".into(), &(2 * EPOCH).into()));
+    assert_eq!(summary["eer_before"], summary["eer_after"]);
+}
