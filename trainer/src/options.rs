@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::Value;
 
 /// They decide when a run ends and what it keeps, not what its steps compute.
-const FREE: [&str; 3] = ["time_limit", "patience", "checkpoint_every"];
+const FREE: [&str; 2] = ["time_limit", "checkpoint_every"];
 /// They decide that too, unless the learning rate falls towards the last step.
 const LENGTH: [&str; 2] = ["epochs", "steps"];
 
@@ -19,7 +19,11 @@ pub fn resumed(stored: &Value, now: &TrainArgs, given: &[String]) -> Result<Trai
     let constant = stored["schedule"] == serde_json::to_value(Schedule::Constant)?;
     // `--resume` itself, for one, is not stored.
     for name in given.iter().filter(|name| stored.get(name.as_str()).is_some()) {
-        let may_change = FREE.contains(&name.as_str()) || constant && LENGTH.contains(&name.as_str());
+        let may_change = match name.as_str() {
+            // A run without it has not kept its best weights.
+            "patience" => !stored["patience"].is_null(),
+            name => FREE.contains(&name) || constant && LENGTH.contains(&name),
+        };
         if !may_change && now[name] != stored[name] {
             return Err(bad_input(format!(
                 "--{} {}: the run to resume has {}, and another value would change its numbers",
@@ -87,6 +91,7 @@ mod tests {
             (&["--data", "x"], &["--data", "y"], ["--data y", "has x"]),
             (&[], &["--weights", "w"], ["--weights w", "has none"]),
             (&["--schedule", "cosine"], &["--epochs", "9"], ["--epochs 9", "has none"]),
+            (&["--evaluate-every", "1"], &["--patience", "3"], ["--patience 3", "has none"]),
             (&[], &["--warmup-steps", "9"], ["--warmup-steps 9", "has 0"]),
         ] {
             let error = resume(stored, &[now, &["--resume", "r"]].concat()).unwrap_err();
@@ -101,6 +106,8 @@ mod tests {
     fn a_run_may_be_made_longer() {
         let args = resume(&["--steps", "5"], &["--steps", "9", "--time-limit", "60", "--resume", "r"]).unwrap();
         assert_eq!((args.steps, args.epochs, args.time_limit), (Some(9), None, Some(60.0)));
+        let args = resume(&["--patience", "2"], &["--patience", "3", "--resume", "r"]).unwrap();
+        assert_eq!(args.patience, Some(3));
         let args = resume(&["--steps", "5"], &["--epochs", "2", "--resume", "r"]).unwrap();
         assert_eq!((args.steps, args.epochs), (None, Some(2)));
     }

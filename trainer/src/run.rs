@@ -13,6 +13,7 @@ use crate::random::{Purpose, stream};
 use crate::report::History;
 use crate::run_folder::{self, MetricsCsv, Summary};
 use crate::run_report::Run;
+use crate::say::say;
 use crate::train::{End, Plan, Surroundings, Training};
 use crate::{model, options, plot, source, waiting, weights};
 use anyhow::Result;
@@ -61,7 +62,8 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
         if checkpoint.origin.data != origin.data {
             return refused(format!("the images of {} are others than when the run began", source.description));
         }
-        if let Some(why) = plan.over(&checkpoint.state, train) {
+        // A run whose training is over and that has no summary ended while it measured: it can do that again.
+        if let Some(why) = plan.over(&checkpoint.state, train).filter(|_| run_folder::is_complete(folder)) {
             return refused(why);
         }
     }
@@ -137,7 +139,7 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
     let state = training.state();
     if ended_by == End::Interrupted {
         eprintln!("interrupted: step {} is saved; to go on: {go_on}", state.step);
-        println!("{}", folder.display());
+        say(&folder.display().to_string())?;
         return Ok(Ended::Interrupted);
     }
     training.restore_best()?;
@@ -195,11 +197,11 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
     .write()?;
     summary.seconds = earlier + start.elapsed().as_secs_f64();
     summary.write(&folder)?;
-    println!(
+    say(&format!(
         "EER {:.4} -> {:.4} in {} steps, {:.0} s",
         summary.eer_before, summary.eer_after, summary.steps, summary.seconds
-    );
-    println!("{}", folder.display());
+    ))?;
+    say(&folder.display().to_string())?;
     Ok(Ended::Complete)
 }
 

@@ -97,6 +97,11 @@ impl Summary {
     }
 }
 
+/// Whether the run in the folder came to its end.
+pub fn is_complete(folder: &Path) -> bool {
+    folder.join("summary.json").exists()
+}
+
 /// Before a run goes on.
 pub fn no_longer_complete(folder: &Path) -> Result<()> {
     let file = folder.join("summary.json");

@@ -165,9 +165,13 @@ impl<'a> Training<'a> {
         let (total, mut end) = plan.total(per_epoch);
         let rate = Rate { base: plan.learning_rate, schedule: plan.schedule, warmup: plan.warmup, total };
 
+        if plan.given_up(&self.state) {
+            return Ok(End::Patience);
+        }
         let first = self.state.step;
         let before = (self.state.seconds, self.state.run_seconds);
         let start = Instant::now();
+        let mut paused = Duration::ZERO; // for evaluations and checkpoints
         let mut progress = Progress::start();
         let (device, train) = (self.vs.device(), around.train);
         std::thread::scope(|scope| -> Result<()> {
@@ -182,7 +186,7 @@ impl<'a> Training<'a> {
                 }
                 let (loss, active) = self.step(&batch, &xs, rate.at(n))?;
                 ensure!(loss.is_finite(), "the loss is {loss} at step {}", n + 1);
-                let spent = start.elapsed();
+                let spent = start.elapsed() - paused;
                 self.state.step = n + 1;
                 self.state.images += batch.encoded(plan.forwards) as u64;
                 self.state.seconds = before.0 + spent.as_secs_f64();
@@ -194,14 +198,15 @@ impl<'a> Training<'a> {
                 csv.line(&Line { epoch, step: n + 1, loss, seconds, images_per_second, active, learning_rate })?;
 
                 let due = |every: u64| every > 0 && (n + 1) % per_epoch == 0 && epoch.is_multiple_of(every);
+                let pause = Instant::now();
                 if due(plan.evaluate_every) {
                     self.evaluate(around, &progress)?;
                 }
-                let given_up = plan.patience.is_some_and(|patience| self.state.stale >= patience);
                 if due(plan.checkpoint_every) {
                     self.state.run_seconds = before.1 + around.start.elapsed().as_secs_f64();
                     self.save(csv, around)?;
                 }
+                paused += pause.elapsed();
                 let (fraction, left) = plan.left(n + 1 - first, total - first, start, self.saving);
                 progress.show(&progress::State {
                     epoch,
@@ -212,7 +217,7 @@ impl<'a> Training<'a> {
                     fraction,
                     left,
                 });
-                if given_up {
+                if plan.given_up(&self.state) {
                     end = End::Patience;
                     break;
                 }
@@ -341,11 +346,15 @@ impl Plan {
 
     /// Why there is nothing left to do at `state`, if there is not.
     pub fn over(&self, state: &State, train: &Dataset) -> Option<String> {
-        if let Some(patience) = self.patience.filter(|&patience| state.stale >= patience) {
-            return Some(format!("{patience} evaluations had no better EER; a greater --patience goes on"));
+        if self.given_up(state) {
+            return Some(format!("{} evaluations had no better EER; a greater --patience goes on", state.stale));
         }
         let (total, _) = self.total(self.steps_per_epoch(train));
         (state.step >= total).then(|| format!("its {} steps are done; more --epochs or --steps go on", state.step))
+    }
+
+    fn given_up(&self, state: &State) -> bool {
+        self.patience.is_some_and(|patience| state.stale >= patience)
     }
 
     /// An epoch has as many batches as it takes to draw each training image once on average.

@@ -199,6 +199,14 @@ fn a_run_goes_on_only_as_it_began() {
     std::fs::remove_file(extra).unwrap();
     assert!(contents() == before, "nothing is overwritten");
 
+    // Killed while it measured, after the last step: it can do that again.
+    std::fs::remove_file(run.join("summary.json")).unwrap();
+    std::fs::remove_file(run.join("encoder.safetensors")).unwrap();
+    succeeded(&resume(&run, &[]).output().unwrap());
+    assert_eq!(summary(&run)["steps"], EPOCH);
+    let weights = run.join("encoder.safetensors");
+    assert!(std::fs::read(&weights).unwrap() == before[&weights], "the weights differ");
+
     // A disk that is full: the first epoch's checkpoint survives, and the run goes on from it.
     let shell = format!(
         "trap '' XFSZ; ulimit -f 2000; exec {} train --resume {run_text} --epochs 2",
