@@ -6,8 +6,8 @@
 #[path = "support/cuda_device.rs"]
 mod cuda_device;
 #[cfg(feature = "cuda")]
-#[path = "support/device.rs"]
-mod device;
+#[path = "support/launches.rs"]
+mod launches;
 #[cfg(feature = "cuda")]
 #[path = "support/pairwise_distance_device.rs"]
 mod on_device;

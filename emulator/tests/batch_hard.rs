@@ -10,9 +10,9 @@ use tercet::cuda::{Launcher, Memory};
 use tercet::{BatchHardTripletLoss, Element, Precision};
 use tercet_emulator::{Emulator, Options};
 
-#[path = "../../tests/support/device.rs"]
-mod device;
 mod emulated;
+#[path = "../../tests/support/launches.rs"]
+mod launches;
 #[path = "../../tests/support/batch_hard_device.rs"]
 mod on_device;
 #[path = "../../tests/support/batch_hard_property.rs"]

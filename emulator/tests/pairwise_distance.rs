@@ -8,9 +8,9 @@ use tercet::cuda::{Launcher, Memory};
 use tercet::{Distance, Element, PairwiseDistance, Precision};
 use tercet_emulator::{Emulator, Options};
 
-#[path = "../../tests/support/device.rs"]
-mod device;
 mod emulated;
+#[path = "../../tests/support/launches.rs"]
+mod launches;
 #[path = "../../tests/support/pairwise_distance_device.rs"]
 mod on_device;
 #[path = "../../tests/support/pairwise_distance_property.rs"]

@@ -5,7 +5,7 @@ use tercet::cuda::Memory;
 use tercet::cuda::batch::Input;
 use tercet::{BatchAllTripletLoss, Element, Stats};
 
-use super::device::{OnDevice, TestDevice};
+use super::launches::{OnDevice, TestDevice};
 use super::property::{Case, Output};
 use super::support::mined::Data;
 

@@ -4,7 +4,7 @@ use tercet::batch_hard::cuda::Output as Places;
 use tercet::cuda::Memory;
 use tercet::{Element, Reduction, Stats};
 
-use super::device::{OnDevice, TestDevice};
+use super::launches::{OnDevice, TestDevice};
 use super::property::{Case, Output};
 use super::support::mined::Data;
 

@@ -6,7 +6,7 @@ use bytemuck::Pod;
 use cudarc::driver::{CudaContext, CudaStream, result};
 use tercet::cuda::{CudaLauncher, Launcher, Memory};
 
-use super::device::{MemoryOf, TestDevice};
+use super::launches::{MemoryOf, TestDevice};
 
 pub struct Cuda {
     stream: Arc<CudaStream>,

@@ -4,7 +4,7 @@ use tercet::Element;
 use tercet::cuda::batch::Input;
 use tercet::cuda::{Address, Memory};
 
-use super::device::TestDevice;
+use super::launches::TestDevice;
 use super::property::{Case, Output};
 use super::support::mined::{Batch, Data};
 

@@ -3,7 +3,7 @@
 use bytemuck::Pod;
 use tercet_emulator::{Buffer, Emulator};
 
-use super::device::TestDevice;
+use super::launches::TestDevice;
 
 impl TestDevice for Emulator {
     type Launcher = Self;
