@@ -45,6 +45,7 @@ mod element;
 mod error;
 mod matrix;
 mod mined;
+mod paired;
 pub mod pairwise_distance;
 mod precision;
 mod reduction;

@@ -67,10 +67,6 @@ impl<'a, T: Element> Matrix<'a, T> {
         let data = T::as_scalars(self.data)?;
         Some(Matrix { data, rows: self.rows, dim: self.dim, stride: self.stride })
     }
-
-    pub(crate) fn shape(&self) -> String {
-        format!("[{}, {}]", self.rows, self.dim)
-    }
 }
 
 /// Whether `len` numbers hold `rows` rows of `dim` numbers, `stride` apart.
@@ -87,6 +83,14 @@ pub(crate) fn check_extent(len: usize, rows: usize, dim: usize, stride: usize) -
     if needed.is_none_or(|needed| needed > len) {
         let expected = format!("{rows} rows of {dim} numbers, {stride} apart");
         return Err(Error::argument("data", expected, format!("{len} numbers")));
+    }
+    Ok(())
+}
+
+/// Whether a slice has as many numbers as it should.
+pub(crate) fn check_len(argument: &'static str, actual: usize, expected: usize) -> Result<(), Error> {
+    if actual != expected {
+        return Err(Error::argument(argument, format!("{expected} numbers"), actual.to_string()));
     }
     Ok(())
 }

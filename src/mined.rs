@@ -1,6 +1,7 @@
 //! The checks that mined losses share.
 
 use crate::distance::Metric;
+pub(crate) use crate::matrix::check_len;
 use crate::{Distance, Error};
 
 /// The shape of a batch and the options that every mined loss has.
@@ -33,13 +34,6 @@ pub(crate) fn check_rows(argument: &'static str, rows: usize, dim: usize) -> Res
     }
     if rows >= u32::MAX as usize {
         return Err(Error::argument(argument, format!("fewer than {} rows", u32::MAX), shape()));
-    }
-    Ok(())
-}
-
-pub(crate) fn check_len(argument: &'static str, actual: usize, expected: usize) -> Result<(), Error> {
-    if actual != expected {
-        return Err(Error::argument(argument, format!("{expected} numbers"), actual.to_string()));
     }
     Ok(())
 }

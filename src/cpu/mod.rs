@@ -1,9 +1,10 @@
-//! The CPU engine: fixed blocks of rows on threads, vectorised loops over a row, stores past the cache; for mined losses
-//! sorted batches and tiles of their distances.
+//! The CPU engine: fixed blocks of rows on threads, vectorised loops over a row, stores past the cache; for paired losses
+//! the one pass over their rows, for mined losses sorted batches and tiles of their distances.
 
 pub(crate) mod batch;
 pub(crate) mod blocks;
 pub(crate) mod gemm;
+pub(crate) mod paired;
 pub(crate) mod rows;
 pub(crate) mod simd;
 pub(crate) mod store;

@@ -10,6 +10,8 @@ pub mod images;
 #[doc(hidden)]
 pub mod launcher;
 mod matrix;
+#[doc(hidden)]
+pub mod paired;
 
 pub use device::device_count;
 #[doc(hidden)]

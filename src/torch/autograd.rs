@@ -32,6 +32,11 @@ impl Backward<'_> {
         &self.saved[i]
     }
 
+    /// All of them.
+    pub(crate) fn all_saved(&self) -> &[Tensor] {
+        self.saved
+    }
+
     /// Whether the gradient of input `i` is asked for; what is returned for others is dropped.
     pub fn needs(&self, i: usize) -> bool {
         self.needed[i]

@@ -4,6 +4,7 @@ mod autograd;
 #[cfg(feature = "cuda")]
 pub(crate) mod launcher;
 pub(crate) mod mined;
+pub(crate) mod paired;
 pub(crate) mod pool;
 pub(crate) mod tensors;
 

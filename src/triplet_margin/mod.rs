@@ -1,6 +1,8 @@
 //! The triplet margin loss of pre-formed triplets.
 
-use crate::distance::Metric;
+use crate::cpu::paired::Pass;
+use crate::matrix::check_len;
+use crate::paired::{self, check_grads, check_reduced, one_shape};
 use crate::{Distance, Element, Error, Matrix, Reduction};
 
 pub(crate) mod cpu;
@@ -70,24 +72,11 @@ impl Default for TripletMarginLoss {
 #[derive(Clone, Copy, Debug)]
 #[doc(hidden)]
 pub struct Problem {
-    pub rows: usize,
-    pub dim: usize,
-    pub metric: Metric,
-    pub margin: f64,
-    pub normalize: bool,
-    pub swap: bool,
-    pub reduction: Reduction,
+    pub(crate) paired: paired::Problem,
+    pub(crate) swap: bool,
 }
 
-impl Problem {
-    /// What the sum of the rows' losses, and each row's gradient, is multiplied by.
-    pub fn scale(&self) -> f64 {
-        match self.reduction {
-            Reduction::Mean => 1.0 / self.rows as f64,
-            Reduction::Sum | Reduction::None => 1.0,
-        }
-    }
-}
+const NAMES: [&str; 3] = ["anchor", "positive", "negative"];
 
 impl TripletMarginLoss {
     /// The defaults of `torch.nn.TripletMarginLoss`: margin 1, `Lp` with p = 2 and eps = 1e-6.
@@ -100,11 +89,8 @@ impl TripletMarginLoss {
     /// # Errors
     /// If the shapes differ or are empty, an option is out of range, or `reduction` is `None`.
     pub fn loss<T: Element>(&self, rows: [Matrix<'_, T>; 3]) -> Result<T::Scalar, Error> {
-        let problem = self.reduced_problem(&rows)?;
-        Ok(T::triplet_margin(
-            &problem,
-            cpu::Pass { inputs: rows, upstream: None, losses: None, grads: [None, None, None] },
-        ))
+        check_reduced(self.reduction)?;
+        Ok(T::triplet_margin(&self.problem(&rows)?, Pass::of(rows)))
     }
 
     /// The loss of each row, whatever the reduction.
@@ -113,11 +99,8 @@ impl TripletMarginLoss {
     /// If the shapes differ or are empty, an option is out of range, or `losses` has not one place a row.
     pub fn losses<T: Element>(&self, rows: [Matrix<'_, T>; 3], losses: &mut [T::Scalar]) -> Result<(), Error> {
         let problem = self.problem(&rows)?;
-        check_len("losses", losses.len(), problem.rows)?;
-        T::triplet_margin(
-            &problem,
-            cpu::Pass { inputs: rows, upstream: None, losses: Some(losses), grads: [None, None, None] },
-        );
+        check_len("losses", losses.len(), problem.paired.rows)?;
+        T::triplet_margin(&problem, Pass { losses: Some(losses), ..Pass::of(rows) });
         Ok(())
     }
 
@@ -145,10 +128,10 @@ impl TripletMarginLoss {
         rows: [Matrix<'_, T>; 3],
         grads: [&mut [T]; 3],
     ) -> Result<T::Scalar, Error> {
-        let problem = self.reduced_problem(&rows)?;
-        let grads = grads.map(Some);
-        check_grads(&problem, &grads)?;
-        Ok(T::triplet_margin(&problem, cpu::Pass { inputs: rows, upstream: None, losses: None, grads }))
+        check_reduced(self.reduction)?;
+        let problem = self.problem(&rows)?;
+        check_grads(&problem.paired, grads.each_ref().map(|g| Some(g.len())))?;
+        Ok(T::triplet_margin(&problem, Pass { grads: grads.map(Some), ..Pass::of(rows) }))
     }
 
     /// The gradients times `upstream`, the gradient of what follows with respect to this loss: one number for mean and
@@ -163,67 +146,21 @@ impl TripletMarginLoss {
         grads: [Option<&mut [T]>; 3],
     ) -> Result<(), Error> {
         let problem = self.problem(&rows)?;
-        let expected = if self.reduction == Reduction::None { problem.rows } else { 1 };
-        check_len("upstream", upstream.len(), expected)?;
-        check_grads(&problem, &grads)?;
-        T::triplet_margin(&problem, cpu::Pass { inputs: rows, upstream: Some(upstream), losses: None, grads });
+        check_len("upstream", upstream.len(), problem.paired.upstreams())?;
+        check_grads(&problem.paired, grads.each_ref().map(|g| g.as_ref().map(|g| g.len())))?;
+        T::triplet_margin(&problem, Pass { upstream: Some(upstream), grads, ..Pass::of(rows) });
         Ok(())
     }
 
     /// The checks of every call on slices.
     fn problem<T: Element>(&self, rows: &[Matrix<'_, T>; 3]) -> Result<Problem, Error> {
-        for (argument, matrix) in [("positive", &rows[1]), ("negative", &rows[2])] {
-            if (matrix.rows(), matrix.dim()) != (rows[0].rows(), rows[0].dim()) {
-                return Err(Error::argument(
-                    argument,
-                    format!("the anchors' shape {}", rows[0].shape()),
-                    matrix.shape(),
-                ));
-            }
-        }
-        self.checked(rows[0].rows(), rows[0].dim())
-    }
-
-    fn reduced_problem<T: Element>(&self, rows: &[Matrix<'_, T>; 3]) -> Result<Problem, Error> {
-        if self.reduction == Reduction::None {
-            return Err(Error::argument("reduction", "Mean or Sum (`losses` and `grad` take None)", "None"));
-        }
-        self.problem(rows)
+        self.checked(one_shape(NAMES, rows.each_ref().map(|m| [m.rows(), m.dim()]))?)
     }
 
     /// The checks of every call: options and shape.
-    fn checked(&self, rows: usize, dim: usize) -> Result<Problem, Error> {
-        if !self.margin.is_finite() || self.margin < 0.0 {
-            return Err(Error::argument("margin", "a finite number, 0 or more", self.margin.to_string()));
-        }
-        let metric = self.distance.metric()?;
-        if rows == 0 || dim == 0 {
-            return Err(Error::argument("anchor", "at least one row and one column", format!("[{rows}, {dim}]")));
-        }
-        Ok(Problem {
-            rows,
-            dim,
-            metric,
-            margin: self.margin,
-            normalize: self.normalize && metric != Metric::Cosine,
-            swap: self.swap,
-            reduction: self.reduction,
-        })
+    fn checked(&self, shape: [usize; 2]) -> Result<Problem, Error> {
+        let Self { margin, distance, normalize, swap, reduction } = *self;
+        let options = paired::Options { margin, distance, normalize, reduction };
+        Ok(Problem { paired: options.checked(NAMES[0], shape)?, swap })
     }
-}
-
-fn check_len(argument: &'static str, actual: usize, expected: usize) -> Result<(), Error> {
-    if actual != expected {
-        return Err(Error::argument(argument, format!("{expected} numbers"), actual.to_string()));
-    }
-    Ok(())
-}
-
-fn check_grads<T>(problem: &Problem, grads: &[Option<&mut [T]>; 3]) -> Result<(), Error> {
-    for (argument, grad) in ["grads[0]", "grads[1]", "grads[2]"].into_iter().zip(grads) {
-        if let Some(grad) = grad {
-            check_len(argument, grad.len(), problem.rows * problem.dim)?;
-        }
-    }
-    Ok(())
 }

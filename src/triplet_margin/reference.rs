@@ -25,7 +25,7 @@ pub struct Reference {
 /// As [`TripletMarginLoss::losses`].
 pub fn run(loss: &TripletMarginLoss, rows: [Matrix<'_, f64>; 3], upstream: &[f64]) -> Result<Reference, Error> {
     let problem = loss.problem(&rows)?;
-    let (count, dim) = (problem.rows, problem.dim);
+    let (count, dim) = (problem.paired.rows, problem.paired.dim);
     let mut result = Reference {
         losses: Vec::new(),
         arguments: Vec::new(),

@@ -1,0 +1,205 @@
+// The engine of paired losses: everything around the formula of one row. A loss is a struct over a type of arithmetic A,
+//
+//   template <class Rows, class Metric>
+//   A subtractive(rows, to, upstream, row, metric)     for a distance over elements x - y + eps,
+//   template <class Rows>
+//   A cosine(rows, to, upstream, row)                  for 1 - u_x . u_y,
+//
+// which write the gradients of row `row`, times upstream and grad_scale, to `to`, and return its loss. What is not asked
+// for (null) is not computed. Each row is read once, or from the cache where it does not fit registers.
+#pragma once
+#include "distance.cuh"
+#include "reduce.cuh"
+#include "rows.cuh"
+
+#if !defined(TERCET_PAIRED_THREADS)
+#error "TERCET_PAIRED_THREADS comes from src/constants.rs"
+#endif
+
+// What every loss of K matrices is told; its `Args` holds this as `paired`, and behind it what it alone needs. The same
+// layout as `Args` in src/cuda/paired.rs. `scalar` is f64 for f64 inputs, f32 for all others.
+template <int K> struct PairedArgs {
+    Matrices<K> in;
+    void* grad[K];        // [rows, dim] contiguous, like the inputs; null: not wanted
+    void* losses;         // scalar[rows]; null: not wanted
+    void* loss;           // scalar: loss_scale * sum of the rows' losses; null: not wanted
+    double* partials;     // one number a block, for `loss`
+    u32* ticket;          // 0 at launch, for `loss`
+    const void* upstream; // scalar[1] (stride 0) or scalar[rows] (stride 1); null: 1
+    i64 upstream_stride;
+    i64 rows, dim;
+    double margin, p, eps;
+    double grad_scale;    // times upstream: the weight of each row's gradient
+    double loss_scale;
+    u32 root, normalize;
+    u32 idle_if_one;      // do nothing if upstream[0] is 1: the gradients are already there
+    u32 unused;
+};
+
+// 1 / max(norm, MIN_NORM) of each row; `flat` where the minimum took over, and the map x -> x / norm is plain scaling.
+// A norm that overflowed must not turn the row into zeros.
+template <class A, int K> struct Inverse {
+    A scale[K];
+    bool flat[K];
+
+    // Element k of the normalised rows.
+    DEVICE A unit(const A (&x)[K], int k) const { return x[k] * scale[k]; }
+};
+
+template <int K, class Rows, class A = typename Rows::A> DEVICE Inverse<A, K> inverse_norms(const Rows& rows) {
+    A sum[K];
+#pragma unroll
+    for (int k = 0; k < K; ++k) sum[k] = A(0);
+    rows.sweep([&](const A(&x)[K]) {
+#pragma unroll
+        for (int k = 0; k < K; ++k) sum[k] += x[k] * x[k];
+    });
+    Inverse<A, K> inverse;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+        const A norm = sqrt(group_sum<Rows::lanes>(sum[k]));
+        inverse.flat[k] = norm < A(TERCET_MIN_NORM);
+        inverse.scale[k] = is_finite(norm) ? A(1) / (inverse.flat[k] ? A(TERCET_MIN_NORM) : norm) : nan_value<A>();
+    }
+    return inverse;
+}
+
+// The same, or what leaves the rows as they are.
+template <int K, class Rows, class A = typename Rows::A>
+DEVICE Inverse<A, K> inverse_norms_if(bool normalize, const Rows& rows) {
+    Inverse<A, K> inverse;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+        inverse.scale[k] = A(1);
+        inverse.flat[k] = true;
+    }
+    if (normalize) inverse = inverse_norms<K>(rows);
+    return inverse;
+}
+
+// Adds a term to a lane's sum, or for p = inf takes the larger one.
+template <class Metric, class A> DEVICE void gather(const Metric& metric, A& sum, A term) {
+    if constexpr (Metric::has_maximum)
+        if (metric.is_maximum()) {
+            sum = term > sum || term != term ? term : sum;  // NaN wins
+            return;
+        }
+    sum += term;
+}
+// The same over the lanes of a row.
+template <class Rows, class Metric, class A> DEVICE A gathered(const Rows&, const Metric& metric, A sum) {
+    if constexpr (Metric::has_maximum)
+        if (metric.is_maximum()) return group_max<Rows::lanes>(sum);
+    return group_sum<Rows::lanes>(sum);
+}
+
+template <class Rows, int K, class A> DEVICE void fill(const Rows& rows, const Targets<K>& to, A value) {
+    rows.map(to, [&](const A(&)[K], A(&g)[K]) {
+#pragma unroll
+        for (int k = 0; k < K; ++k) g[k] = value;
+    });
+}
+
+// Writes what gradient(u, g) makes, one element of each row at a time, of the rows u; where the loss normalises, of the
+// normalised rows, and through u = x / norm:  (g - (g . u) u) / norm.
+template <class Rows, class A, int K, class F>
+DEVICE void write_gradient(const Rows& rows, const Targets<K>& to, bool normalize, const Inverse<A, K>& inverse, F gradient) {
+    if (!normalize) {
+        rows.map(to, gradient);
+        return;
+    }
+    const auto at = [&](const A(&x)[K], A(&u)[K], A(&g)[K]) {
+#pragma unroll
+        for (int k = 0; k < K; ++k) u[k] = inverse.unit(x, k);
+        gradient(u, g);
+    };
+    A along[K];
+#pragma unroll
+    for (int k = 0; k < K; ++k) along[k] = A(0);
+    rows.sweep([&](const A(&x)[K]) {
+        A u[K], g[K];
+        at(x, u, g);
+#pragma unroll
+        for (int k = 0; k < K; ++k) along[k] += g[k] * u[k];
+    });
+#pragma unroll
+    for (int k = 0; k < K; ++k) along[k] = inverse.flat[k] ? A(0) : group_sum<Rows::lanes>(along[k]);
+    rows.map(to, [&](const A(&x)[K], A(&y)[K]) {
+        A u[K], g[K];
+        at(x, u, g);
+#pragma unroll
+        for (int k = 0; k < K; ++k) y[k] = (g[k] - along[k] * u[k]) * inverse.scale[k];
+    });
+}
+
+enum class Kind { Difference, Cosine, Power };
+
+// The body of every paired kernel.
+template <Kind KIND, class Rows, int K, class Loss> DEVICE void paired(const PairedArgs<K>& args, const Loss& loss_of) {
+    using A = typename Rows::A;
+    const A* upstream = static_cast<const A*>(args.upstream);
+    if (args.idle_if_one && upstream[0] == A(1)) return;
+
+    constexpr int LANES = Rows::lanes, AT_ONCE = TERCET_PAIRED_THREADS / LANES;
+    const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
+    double sum = 0;
+    // Every lane of the block takes every turn (shuffles and barriers need all of them): past the end, the last row
+    // is looked at again and nothing of it is kept.
+    for (i64 first = i64(blockIdx.x) * AT_ONCE; first < args.rows; first += i64(gridDim.x) * AT_ONCE) {
+        const bool mine = first + group < args.rows;
+        const i64 row = mine ? first + group : args.rows - 1;
+        Rows rows;
+        rows.open(args.in, row, args.dim, lane);
+        const A weight = upstream ? upstream[row * args.upstream_stride] : A(1);
+        Targets<K> to;
+        to.row = row;
+#pragma unroll
+        for (int k = 0; k < K; ++k) to.data[k] = mine ? args.grad[k] : nullptr;
+        A loss;
+        if constexpr (KIND == Kind::Difference)
+            loss = loss_of.subtractive(rows, to, weight, row, Difference<A>{args.root != 0, A(args.eps)});
+        else if constexpr (KIND == Kind::Power)
+            loss = loss_of.subtractive(rows, to, weight, row, Power<A>{A(args.p), A(args.eps)});
+        else
+            loss = loss_of.cosine(rows, to, weight, row);
+        if (mine && lane == 0) {
+            if (args.losses) static_cast<A*>(args.losses)[row] = loss;
+            sum += double(loss);
+        }
+    }
+    if (!args.loss) return;
+    double total;
+    if (grid_sum<TERCET_PAIRED_THREADS>(sum, args.partials, args.ticket, total))
+        *static_cast<A*>(args.loss) = A(total * args.loss_scale);
+}
+
+// One kernel per distance, dtype and shape of the rows, for `Loss<A>{args}` of K matrices; src/cuda/paired.rs chooses.
+//   l8:    up to 8 x 16 bytes a row, 8 lanes to a row       held:   rows in registers
+//   l32:   up to 32 x 16 bytes, a warp to a row             vector: any length, 16-byte loads
+//   l32x4: up to 128 x 16 bytes, a warp to a row            scalar: any length and alignment
+#define PAIRED_KERNEL(stem, Loss, distance, kind, dtype, T, shape, ...)                             \
+    KERNEL(stem##_##distance##_##dtype##_##shape, TERCET_PAIRED_THREADS, const Args args) {         \
+        paired<kind, __VA_ARGS__>(args.paired, Loss<Arithmetic<T>::type>{args});                    \
+    }
+#define PAIRED_STREAMED(stem, K, Loss, distance, kind, dtype, T)                                    \
+    PAIRED_KERNEL(stem, Loss, distance, kind, dtype, T, scalar, StreamedRows<T, K, 1>)              \
+    PAIRED_KERNEL(stem, Loss, distance, kind, dtype, T, vector, StreamedRows<T, K, 16 / sizeof(T)>)
+#define PAIRED_HELD(stem, K, Loss, distance, kind, dtype, T)                                        \
+    PAIRED_KERNEL(stem, Loss, distance, kind, dtype, T, l8, HeldRows<T, K, 8, 1>)                   \
+    PAIRED_KERNEL(stem, Loss, distance, kind, dtype, T, l32, HeldRows<T, K, 32, 1>)                 \
+    PAIRED_KERNEL(stem, Loss, distance, kind, dtype, T, l32x4, HeldRows<T, K, 32, 4>)
+#define PAIRED_ALL_STREAMED(stem, K, Loss, dtype, T)                                                \
+    PAIRED_STREAMED(stem, K, Loss, difference, Kind::Difference, dtype, T)                          \
+    PAIRED_STREAMED(stem, K, Loss, cosine, Kind::Cosine, dtype, T)                                  \
+    PAIRED_KERNEL(stem, Loss, power, Kind::Power, dtype, T, scalar, StreamedRows<T, K, 1>)
+#define PAIRED_ALL_HELD(stem, K, Loss, dtype, T)                                                    \
+    PAIRED_HELD(stem, K, Loss, difference, Kind::Difference, dtype, T)                              \
+    PAIRED_HELD(stem, K, Loss, cosine, Kind::Cosine, dtype, T)
+#define PAIRED_KERNELS(stem, K, Loss)                                                               \
+    PAIRED_ALL_STREAMED(stem, K, Loss, f64, double)                                                 \
+    PAIRED_ALL_STREAMED(stem, K, Loss, f32, float)                                                  \
+    PAIRED_ALL_STREAMED(stem, K, Loss, f16, f16)                                                    \
+    PAIRED_ALL_STREAMED(stem, K, Loss, bf16, bf16)                                                  \
+    PAIRED_ALL_HELD(stem, K, Loss, f32, float)                                                      \
+    PAIRED_ALL_HELD(stem, K, Loss, f16, f16)                                                        \
+    PAIRED_ALL_HELD(stem, K, Loss, bf16, bf16)

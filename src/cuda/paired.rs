@@ -1,0 +1,314 @@
+//! The launch plan of paired losses, whose kernels are over kernels/paired.cuh, and their one launch.
+
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop};
+
+use super::{Address, CudaLauncher, CudaMatrix, DeviceProperties, Grid, Launcher, Memory};
+use crate::constants::PAIRED_THREADS;
+use crate::distance::Metric;
+use crate::matrix::check_len;
+use crate::paired::{Problem, check_grads};
+use crate::{Element, Error, Reduction};
+
+const VECTOR_BYTES: usize = 16;
+
+/// How a kernel looks at rows: the last part of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Up to 8 vectors of 16 bytes a row, held in registers by 8 lanes.
+    L8,
+    /// Up to 32 vectors, held by a warp.
+    L32,
+    /// Up to 128 vectors, held by a warp.
+    L32x4,
+    /// Any number of vectors, read again for each sweep.
+    Vector,
+    /// Any length and alignment, element by element.
+    Scalar,
+}
+
+impl Shape {
+    fn name(self) -> &'static str {
+        match self {
+            Shape::L8 => "l8",
+            Shape::L32 => "l32",
+            Shape::L32x4 => "l32x4",
+            Shape::Vector => "vector",
+            Shape::Scalar => "scalar",
+        }
+    }
+
+    fn lanes(self) -> u32 {
+        if self == Shape::L8 { 8 } else { 32 }
+    }
+}
+
+/// Which kernel, on which grid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The kernel's name.
+    pub kernel: String,
+    /// Its launch.
+    pub grid: Grid,
+    /// How it looks at rows.
+    pub shape: Shape,
+}
+
+/// What one pass reads and writes, in device memory; 0: not wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass<const K: usize> {
+    /// The K matrices.
+    pub inputs: [Address; K],
+    /// From one row to the next, in elements.
+    pub strides: [usize; K],
+    /// A scalar, or one a row (see `upstream_per_row`).
+    pub upstream: Address,
+    /// Whether `upstream` holds one number a row.
+    pub upstream_per_row: bool,
+    /// Do nothing if `upstream` is 1: the gradients are there already.
+    pub idle_if_one: bool,
+    /// One scalar a row.
+    pub losses: Address,
+    /// The reduced loss.
+    pub loss: Address,
+    /// Contiguous, like the inputs.
+    pub grads: [Address; K],
+}
+
+impl<const K: usize> Default for Pass<K> {
+    fn default() -> Self {
+        Self {
+            inputs: [0; K],
+            strides: [0; K],
+            upstream: 0,
+            upstream_per_row: false,
+            idle_if_one: false,
+            losses: 0,
+            loss: 0,
+            grads: [0; K],
+        }
+    }
+}
+
+/// The kernel's argument: `PairedArgs` of kernels/paired.cuh, and what the loss alone needs.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Args<E, const K: usize> {
+    inputs: [Address; K],
+    strides: [i64; K],
+    grads: [Address; K],
+    losses: Address,
+    loss: Address,
+    partials: Address,
+    ticket: Address,
+    upstream: Address,
+    upstream_stride: i64,
+    rows: i64,
+    dim: i64,
+    margin: f64,
+    p: f64,
+    eps: f64,
+    grad_scale: f64,
+    loss_scale: f64,
+    root: u32,
+    normalize: u32,
+    idle_if_one: u32,
+    unused: u32,
+    extra: E,
+}
+
+impl<E: Pod, const K: usize> Args<E, K> {
+    /// No more than its 3 K + 13 words, its four half words and `E`: nothing is between them.
+    const HAS_NO_PADDING: () = assert!(size_of::<Self>() == 8 * (3 * K + 13) + 16 + size_of::<E>());
+}
+
+// SAFETY: each field may be all zero.
+unsafe impl<E: Pod, const K: usize> Zeroable for Args<E, K> {}
+// SAFETY: each field is `Pod`, the order is C's, and `run` has the compiler see that there is no padding.
+unsafe impl<E: Pod, const K: usize> Pod for Args<E, K> {}
+
+/// Every kernel of a paired loss that a plan can name.
+pub(crate) fn kernel_names(stem: &str) -> Vec<String> {
+    let streamed = [Shape::Scalar, Shape::Vector];
+    let held = [Shape::L8, Shape::L32, Shape::L32x4];
+    let mut names = Vec::new();
+    for dtype in ["f64", "f32", "f16", "bf16"] {
+        names.push(kernel_name(stem, "power", dtype, Shape::Scalar));
+        for metric in ["difference", "cosine"] {
+            names.extend(streamed.map(|shape| kernel_name(stem, metric, dtype, shape)));
+            if dtype != "f64" {
+                names.extend(held.map(|shape| kernel_name(stem, metric, dtype, shape)));
+            }
+        }
+    }
+    names
+}
+
+fn kernel_name(stem: &str, metric: &str, dtype: &str, shape: Shape) -> String {
+    format!("{stem}_{metric}_{dtype}_{}", shape.name())
+}
+
+/// Chooses kernel and grid; a pure function of the problem and the device.
+pub(crate) fn plan<T: Element, const K: usize>(
+    stem: &str,
+    problem: &Problem,
+    pass: &Pass<K>,
+    device: &DeviceProperties,
+) -> Plan {
+    let vectors = problem.dim * size_of::<T>() / VECTOR_BYTES;
+    let aligned_rows = pass.strides.iter().all(|s| (s * size_of::<T>()).is_multiple_of(VECTOR_BYTES))
+        && (problem.dim * size_of::<T>()).is_multiple_of(VECTOR_BYTES);
+    let aligned = aligned_rows
+        && pass.inputs.iter().chain(&pass.grads).all(|address| address.is_multiple_of(VECTOR_BYTES as Address));
+    // Powers take long enough that neither registers nor vectors matter; f64 has too few lanes a vector.
+    let (metric, held) = match problem.metric {
+        Metric::Difference { .. } => ("difference", size_of::<T>() < 8),
+        Metric::Cosine => ("cosine", size_of::<T>() < 8),
+        Metric::Power { .. } => ("power", false),
+    };
+    let shape = match vectors {
+        _ if !aligned || metric == "power" => Shape::Scalar,
+        0..=8 if held => Shape::L8,
+        9..=32 if held => Shape::L32,
+        33..=128 if held => Shape::L32x4,
+        _ => Shape::Vector,
+    };
+    let rows_at_once = (PAIRED_THREADS / shape.lanes()) as usize;
+    // As many blocks as the device holds at a time: each then takes every so-manieth group of rows.
+    let resident = device.multiprocessors * (device.threads_per_multiprocessor / PAIRED_THREADS);
+    let blocks = problem.rows.div_ceil(rows_at_once).min(resident as usize).max(1) as u32;
+    Plan {
+        kernel: kernel_name(stem, metric, T::NAME, shape),
+        grid: Grid { blocks, threads: PAIRED_THREADS, shared_bytes: 0 },
+        shape,
+    }
+}
+
+/// Launches the pass of the kernels `stem`, whose argument ends with `extra`.
+///
+/// # Safety
+/// The addresses in `pass` are device memory of the launcher: inputs of `problem.rows` rows of `problem.dim` elements
+/// of T, `strides` apart; outputs as [`Pass`] describes. `extra` is what `Args` of the kernels has after `paired`, and
+/// its addresses are as the kernels expect. All memory is alive until the kernel has run.
+pub(crate) unsafe fn run<T: Element, L: Launcher, E: Pod, const K: usize>(
+    launcher: &L,
+    stem: &str,
+    problem: &Problem,
+    pass: &Pass<K>,
+    extra: E,
+) -> Result<(), Error> {
+    const { Args::<E, K>::HAS_NO_PADDING };
+    let plan = plan::<T, K>(stem, problem, pass, launcher.properties());
+    let (root, p, eps) = match problem.metric {
+        Metric::Difference { root, eps } => (root, 2.0, eps),
+        Metric::Power { p, eps } => (false, p, eps),
+        Metric::Cosine => (false, 0.0, 0.0),
+    };
+    let mut args = Args {
+        inputs: pass.inputs,
+        strides: pass.strides.map(|s| s as i64),
+        grads: pass.grads,
+        losses: pass.losses,
+        loss: pass.loss,
+        upstream: pass.upstream,
+        upstream_stride: pass.upstream_per_row.into(),
+        rows: problem.rows as i64,
+        dim: problem.dim as i64,
+        margin: problem.margin,
+        p,
+        eps,
+        grad_scale: problem.scale(),
+        loss_scale: if problem.reduction == Reduction::Mean { 1.0 / problem.rows as f64 } else { 1.0 },
+        root: root.into(),
+        normalize: problem.normalize.into(),
+        idle_if_one: pass.idle_if_one.into(),
+        extra,
+        ..Args::zeroed()
+    };
+    // The ticket first: it needs 0, the partial sums need nothing.
+    const TICKET_BYTES: usize = 8;
+    let workspace = match pass.loss {
+        0 => None,
+        _ => Some(launcher.allocate(TICKET_BYTES + plan.grid.blocks as usize * size_of::<f64>())?),
+    };
+    if let Some(workspace) = &workspace {
+        args.ticket = workspace.address();
+        args.partials = workspace.address() + TICKET_BYTES as Address;
+        // SAFETY: the first bytes of our own workspace.
+        unsafe { launcher.clear(args.ticket, TICKET_BYTES)? };
+    }
+    // SAFETY: `Args` is the kernel's argument; the caller vouches for the pass and the rest, and the workspace, one f64 a
+    // block, outlives the kernel (`Memory`).
+    unsafe { launcher.launch(stem, &plan.kernel, plan.grid, bytemuck::bytes_of(&args)) }
+}
+
+/// What a call on slices is for.
+pub(crate) enum Wanted<'a, A> {
+    /// The loss, or for `Reduction::None` one a row, and the gradients.
+    Losses(&'a mut CudaSlice<A>),
+    /// The gradients times this.
+    Upstream(&'a CudaSlice<A>),
+}
+
+/// Fills in a pass from slices, `rest` the part of it that the loss alone needs, and launches it. The guards tell cudarc
+/// when the slices are done with.
+///
+/// # Safety
+/// `rest` returns what [`run`] wants as `extra`.
+pub(crate) unsafe fn run_on_stream<'a, T: Element + DeviceRepr, E: Pod, const K: usize>(
+    stream: &'a Arc<CudaStream>,
+    stem: &str,
+    problem: &Problem,
+    rows: &'a [CudaMatrix<'a, T>; K],
+    wanted: Wanted<'a, T::Scalar>,
+    mut grads: [Option<&'a mut CudaSlice<T>>; K],
+    rest: impl FnOnce(&mut Vec<SyncOnDrop<'a>>) -> E,
+) -> Result<(), Error>
+where
+    T::Scalar: DeviceRepr,
+{
+    let per_row = problem.reduction == Reduction::None;
+    match &wanted {
+        Wanted::Losses(losses) => check_len("loss", losses.len(), problem.upstreams())?,
+        Wanted::Upstream(upstream) => check_len("upstream", upstream.len(), problem.upstreams())?,
+    }
+    check_grads(problem, grads.each_ref().map(|grad| grad.as_ref().map(|g| g.len())))?;
+    let launcher = CudaLauncher::new(stream)?;
+    let mut pass = Pass { strides: rows.each_ref().map(|m| m.stride), ..Pass::default() };
+    let mut guards = Vec::new();
+    for (input, matrix) in pass.inputs.iter_mut().zip(rows) {
+        let (address, guard) = matrix.data.device_ptr(stream);
+        *input = address;
+        guards.push(guard);
+    }
+    for (output, grad) in pass.grads.iter_mut().zip(&mut grads) {
+        if let Some(grad) = grad.take() {
+            let (address, guard) = grad.device_ptr_mut(stream);
+            *output = address;
+            guards.push(guard);
+        }
+    }
+    match wanted {
+        Wanted::Losses(losses) => {
+            let (address, guard) = losses.device_ptr_mut(stream);
+            *(if per_row { &mut pass.losses } else { &mut pass.loss }) = address;
+            guards.push(guard);
+        }
+        Wanted::Upstream(upstream) => {
+            let (address, guard) = upstream.device_ptr(stream);
+            (pass.upstream, pass.upstream_per_row) = (address, per_row);
+            guards.push(guard);
+        }
+    }
+    let extra = rest(&mut guards);
+    // SAFETY: the addresses come from slices of T and its scalar whose lengths were checked here and by `CudaMatrix`,
+    // borrowed for the call; cudarc frees a slice on its stream, after the kernel. The caller vouches for `extra`.
+    unsafe { run::<T, _, E, K>(&launcher, stem, problem, &pass, extra) }
+}
+
+/// The shapes of matrices on a device.
+pub(crate) fn shapes<T, const K: usize>(rows: &[CudaMatrix<'_, T>; K]) -> [[usize; 2]; K] {
+    rows.each_ref().map(|m| [m.rows, m.dim])
+}
