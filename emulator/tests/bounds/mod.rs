@@ -6,11 +6,11 @@
 
 use tercet::{Distance, Element, TripletMarginLoss};
 
-pub struct Row {
+pub struct Row<const K: usize> {
     pub loss: f64,
-    /// Of the difference of the two negative distances.
-    pub swap: f64,
-    pub grads: [Vec<f64>; 3],
+    pub grads: [Vec<f64>; K],
+    /// Rounding decides what the gradients are.
+    pub ambiguous: bool,
 }
 
 /// The unit roundoff.
@@ -41,11 +41,17 @@ fn norm(x: impl IntoIterator<Item = f64>, p: f64) -> f64 {
     }
 }
 
-/// A distance's value and error, and of each element of its gradient the size and the error.
+/// A distance's value and error, and of each element of its gradient with respect to either side the size and the error.
 struct Pair {
     d: f64,
     error: f64,
-    slope: Vec<(f64, f64)>,
+    slopes: [Vec<(f64, f64)>; 2],
+}
+
+impl Pair {
+    fn symmetric(d: f64, error: f64, slope: Vec<(f64, f64)>) -> Self {
+        Self { d, error, slopes: [slope.clone(), slope] }
+    }
 }
 
 fn pair(distance: Distance, x: &[f64], y: &[f64], eta: f64, u: f64, sum: f64) -> Pair {
@@ -61,7 +67,7 @@ fn pair(distance: Distance, x: &[f64], y: &[f64], eta: f64, u: f64, sum: f64) ->
     let moved = norm(off.iter().copied(), p);
     if distance == Distance::SquaredEuclidean {
         let slope = e.iter().zip(&off).map(|(e, off)| (2.0 * e.abs(), 2.0 * off)).collect();
-        return Pair { d: d * d, error: moved * (2.0 * d + moved) + sum * d * d, slope };
+        return Pair::symmetric(d * d, moved * (2.0 * d + moved) + sum * d * d, slope);
     }
     // A power x^p is off by p u |log x| relative where it is exp(p log x), its root by a p-th of that.
     let log = e.iter().filter(|e| **e != 0.0).fold(d.ln().abs().min(800.0), |m, e| m.max(e.abs().ln().abs()));
@@ -90,72 +96,100 @@ fn pair(distance: Distance, x: &[f64], y: &[f64], eta: f64, u: f64, sum: f64) ->
         (size, change + size * (4.0 + 4.0 * log * p) * u)
     });
     let slope = slope.collect();
-    Pair { d, error, slope }
+    Pair::symmetric(d, error, slope)
 }
 
-/// Of one row; `weight` is upstream times the mean's factor.
-pub fn row<T: Element>(loss: &TripletMarginLoss, x: [&[f64]; 3], weight: f64) -> Row {
-    let u = unit::<T::Scalar>();
-    let dim = x[0].len();
-    let sum = (dim as f64 / 32.0 + 24.0) * u;
-    let cosine = loss.distance == Distance::Cosine;
-    let normalize = loss.normalize || cosine;
-    let eta = if normalize { (dim as f64 / 64.0 + 16.0) * u } else { 0.0 };
-    let norms = x.map(|x| norm(x.iter().copied(), 2.0).max(1e-12));
-    let unit_rows: Vec<Vec<f64>> =
-        (0..3).map(|k| x[k].iter().map(|x| if normalize { x / norms[k] } else { *x }).collect()).collect();
-    let dot = |i: usize, j: usize| unit_rows[i].iter().zip(&unit_rows[j]).map(|(x, y)| (x * y).abs()).sum::<f64>();
+/// The rows of one call, normalised where the loss does, and the errors of the arithmetic.
+struct Units<const K: usize> {
+    rows: [Vec<f64>; K],
+    norms: [f64; K],
+    distance: Distance,
+    normalize: bool,
+    /// Of an element of a normalised row, relative.
+    eta: f64,
+    u: f64,
+    /// Of a sum, relative to its terms' sizes.
+    sum: f64,
+}
 
-    let measure = |i: usize, j: usize| {
-        if cosine {
-            // Its gradient with respect to the unit row is the other unit row.
-            let slope = unit_rows[j].iter().map(|y| (y.abs(), (eta + 2.0 * u) * y.abs())).collect();
-            let cosine = dot(i, j);
-            return Pair { d: 1.0 + cosine, error: (2.0 * eta + sum) * cosine + 2.0 * u, slope };
+impl<const K: usize> Units<K> {
+    fn new<T: Element>(distance: Distance, normalize: bool, x: [&[f64]; K]) -> Self {
+        let u = unit::<T::Scalar>();
+        let dim = x[0].len() as f64;
+        let normalize = normalize || distance == Distance::Cosine;
+        let norms = x.map(|x| norm(x.iter().copied(), 2.0).max(1e-12));
+        let rows = std::array::from_fn(|k| x[k].iter().map(|x| if normalize { x / norms[k] } else { *x }).collect());
+        let eta = if normalize { (dim / 64.0 + 16.0) * u } else { 0.0 };
+        Self { rows, norms, distance, normalize, eta, u, sum: (dim / 32.0 + 24.0) * u }
+    }
+
+    fn pair(&self, i: usize, j: usize) -> Pair {
+        let Self { eta, u, sum, .. } = *self;
+        let (x, y) = (&self.rows[i], &self.rows[j]);
+        if self.distance != Distance::Cosine {
+            return pair(self.distance, x, y, eta, u, sum);
         }
-        pair(loss.distance, &unit_rows[i], &unit_rows[j], eta, u, sum)
-    };
-    let (ap, an, pn) = (measure(0, 1), measure(0, 2), measure(1, 2));
-    let distances = if loss.swap { an.error.max(pn.error) } else { an.error };
-    let sizes = ap.d + if loss.swap { an.d.max(pn.d) } else { an.d } + loss.margin;
-    let loss_bound = ap.error + distances + 3.0 * u * sizes;
+        // Its gradient with respect to the unit row is the other unit row.
+        let slope = |x: &[f64]| x.iter().map(|x| (x.abs(), (eta + 2.0 * u) * x.abs())).collect();
+        let cosine = x.iter().zip(y).map(|(x, y)| (x * y).abs()).sum::<f64>();
+        Pair { d: 1.0 + cosine, error: (2.0 * eta + sum) * cosine + 2.0 * u, slopes: [slope(y), slope(x)] }
+    }
 
-    // Both negative pairs where `swap` may have taken either: only the larger bound is lost.
-    let mut grads = [vec![0.0; dim], vec![0.0; dim], vec![0.0; dim]];
-    let (pairs, swapped) = ([(0, 1, &ap), (0, 2, &an), (1, 2, &pn)], loss.swap);
-    for (k, grad) in grads.iter_mut().enumerate() {
-        let mut size = vec![0.0; dim];
-        let mut error = vec![0.0; dim];
-        for &(i, j, pair) in pairs.iter().take(if swapped { 3 } else { 2 }).filter(|(i, j, _)| *i == k || *j == k) {
-            for d in 0..dim {
-                let (s, e) = match cosine {
-                    true => {
-                        let other = unit_rows[if i == k { j } else { i }][d].abs();
-                        (other, (eta + 2.0 * u) * other)
-                    }
-                    false => pair.slope[d],
-                };
+    /// How far row k's gradient may be off that is a sum of `slopes`, with their sizes and errors, times `weight`.
+    fn gradient<T: Element>(&self, k: usize, slopes: &[Vec<(f64, f64)>], weight: f64) -> Vec<f64> {
+        let Self { eta, u, sum, .. } = *self;
+        let row = &self.rows[k];
+        let (mut size, mut error) = (vec![0.0; row.len()], vec![0.0; row.len()]);
+        for slope in slopes {
+            for (d, (s, e)) in slope.iter().enumerate() {
                 size[d] += s;
                 error[d] += e + 6.0 * u * s;
             }
         }
         // Through u = x / norm: (g - (g.u) u) / norm.
-        let along: f64 = size.iter().zip(&unit_rows[k]).map(|(s, x)| s * x.abs()).sum();
-        let along_error: f64 =
-            error.iter().zip(&unit_rows[k]).map(|(e, x)| e * x.abs()).sum::<f64>() + (eta + sum) * along;
-        for d in 0..dim {
-            let v = unit_rows[k][d].abs();
-            grad[d] = weight.abs()
-                * match normalize {
-                    true => {
-                        let inside = error[d] + v * along_error + eta * v * along;
-                        (inside + (eta + 6.0 * u) * (size[d] + v * along)) / norms[k]
-                    }
-                    false => error[d],
-                };
+        let along: f64 = size.iter().zip(row).map(|(s, x)| s * x.abs()).sum();
+        let along_error: f64 = error.iter().zip(row).map(|(e, x)| e * x.abs()).sum::<f64>() + (eta + sum) * along;
+        let bounds = (0..row.len()).map(|d| {
+            let v = row[d].abs();
+            let bound = match self.normalize {
+                true => {
+                    let inside = error[d] + v * along_error + eta * v * along;
+                    (inside + (eta + 6.0 * u) * (size[d] + v * along)) / self.norms[k]
+                }
+                false => error[d],
+            };
             // Products of tiny factors may underflow.
-            grad[d] += if T::NAME == "f64" { 1e-300 } else { 1e-37 };
-        }
+            weight.abs() * bound + if T::NAME == "f64" { 1e-300 } else { 1e-37 }
+        });
+        bounds.collect()
     }
-    Row { loss: loss_bound, swap: an.error + pn.error + u * (an.d + pn.d), grads }
+}
+
+/// Of one triplet; `weight` is upstream times the mean's factor, `argument` that of the hinge, `gap` the difference of the
+/// two negative distances where there are two.
+pub fn triplet_margin<T: Element>(
+    loss: &TripletMarginLoss,
+    x: [&[f64]; 3],
+    weight: f64,
+    argument: f64,
+    gap: f64,
+) -> Row<3> {
+    let units = Units::new::<T>(loss.distance, loss.normalize, x);
+    let (ap, an, pn) = (units.pair(0, 1), units.pair(0, 2), units.pair(1, 2));
+    let distances = if loss.swap { an.error.max(pn.error) } else { an.error };
+    let sizes = ap.d + if loss.swap { an.d.max(pn.d) } else { an.d } + loss.margin;
+    let loss_bound = ap.error + distances + 3.0 * units.u * sizes;
+    let gap_bound = an.error + pn.error + units.u * (an.d + pn.d);
+    let close = |x: f64, bound: f64| x.is_finite() && x.abs() <= bound;
+    let ambiguous = close(argument, loss_bound) || close(gap, gap_bound);
+
+    // Both negative pairs where `swap` may have taken either: only the larger bound is lost.
+    let [[ap_a, ap_p], [an_a, an_n], [pn_p, pn_n]] = [ap.slopes, an.slopes, pn.slopes];
+    let mut slopes = [vec![ap_a, an_a], vec![ap_p], vec![an_n]];
+    if loss.swap {
+        slopes[1].push(pn_p);
+        slopes[2].push(pn_n);
+    }
+    let grads = std::array::from_fn(|k| units.gradient::<T>(k, &slopes[k], weight));
+    Row { loss: loss_bound, grads, ambiguous }
 }
