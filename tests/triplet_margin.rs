@@ -12,7 +12,7 @@ mod support;
 
 use paired::{Backend, Data, poison};
 use property::Case;
-use tercet::{Element, Reduction, TripletMarginLoss};
+use tercet::{Distance, Element, Reduction, TripletMarginLoss};
 
 #[cfg(feature = "cuda")]
 trait BackendElement: cudarc::driver::DeviceRepr {}
@@ -132,5 +132,38 @@ fn cuda_computes_what_it_did() {
     let Some(stream) = device::stream("cuda_computes_what_it_did") else { return };
     if let Some(file) = device::record("triplet_margin", &stream, "cuda_computes_what_it_did") {
         paired::unchanged(&Cuda(stream), &file);
+    }
+}
+
+#[test]
+fn nan_and_infinity_reach_all_gradients_of_their_row() {
+    let distances = [
+        Distance::SquaredEuclidean,
+        Distance::Euclidean,
+        Distance::Cosine,
+        Distance::Lp { p: 2.0, eps: 1e-6 },
+        Distance::Lp { p: 1.0, eps: 0.0 },
+        Distance::Lp { p: 3.0, eps: 1e-6 },
+        Distance::Lp { p: f64::INFINITY, eps: 0.0 },
+    ];
+    for (distance, normalize, swap) in
+        distances.into_iter().flat_map(|d| [(d, false, false), (d, false, true), (d, true, false)])
+    {
+        for (which, bad) in [0, 1, 2].into_iter().flat_map(|k| [f32::NAN, f32::INFINITY].map(|bad| (k, bad))) {
+            let loss = TripletMarginLoss { distance, normalize, swap, ..Default::default() };
+            // An element in whole registers, and one behind them; all others are equal, or not.
+            for (at, spread) in [(3, 0.0), (36, 0.0), (3, 1.0), (36, 1.0)] {
+                let mut x = [1.0f32, 2.0, 3.0].map(|k| (0..2 * 37).map(|i| k * spread * i as f32).collect::<Vec<_>>());
+                x[which][37 + at] = bad;
+                let rows = x.each_ref().map(|x| tercet::Matrix::new(x, 37).unwrap());
+                let mut grads = [vec![0.0; 74], vec![0.0; 74], vec![0.0; 74]];
+                let value = loss.loss_and_grad(rows, grads.each_mut().map(|g| &mut g[..])).unwrap();
+                assert!(value.is_nan(), "{loss:?}");
+                for grad in grads {
+                    assert!(grad[..37].iter().all(|g| g.is_finite()), "{loss:?} {which} {bad} {grad:?}");
+                    assert!(grad[37..].iter().all(|g| g.is_nan()), "{loss:?} {which} {bad} {grad:?}");
+                }
+            }
+        }
     }
 }

@@ -320,14 +320,23 @@ pub(crate) fn unit<S: Simd, A: Scalar, const K: usize>(
     )
 }
 
+/// What the gradients are that no element decides: 0 where the weight is, NaN where it is. True if so.
 #[inline(always)]
-pub(crate) fn zeros<S: Simd, A: Scalar, const K: usize>(rows: &Rows<'_, S, A, K>, to: [&mut [A]; K]) {
-    let zero = rows.splat(A::ZERO);
-    let zeros = inlined(
+pub(crate) fn filled<S: Simd, A: Scalar, const K: usize>(
+    rows: &Rows<'_, S, A, K>,
+    to: &mut [&mut [A]; K],
+    weight: A,
+) -> bool {
+    let size = weight.abs();
+    if size > A::ZERO {
+        return false;
+    }
+    let same = inlined(
         #[inline(always)]
-        |_| [zero; K],
+        |_| [rows.splat(size); K],
     );
-    rows.map(to, zeros);
+    rows.map(to.each_mut().map(|to| &mut **to), same);
+    true
 }
 
 /// Writes what `gradient` makes of the (normalised) rows; where the loss normalises, through `u = x / norm`:

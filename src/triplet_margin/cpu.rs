@@ -6,7 +6,7 @@ use pulp::Simd;
 use super::Problem;
 use crate::Scalar;
 use crate::cpu::paired::{
-    Elementwise, Inverse, PairedLoss, Row, RowLoss, fused, inlined, reaches, unit, write_gradient, zeros,
+    Elementwise, Inverse, PairedLoss, Row, RowLoss, filled, fused, inlined, reaches, unit, write_gradient,
 };
 use crate::cpu::simd::V;
 use crate::paired;
@@ -88,11 +88,10 @@ impl<A: Scalar> RowLoss<A, 3> for Triplet<A> {
         };
         let (d_ap, d_an, d_pn) = (metric.value(ap), metric.value(an), metric.value(pn));
         let Hinge { loss, weight, swapped } = self.hinge(d_ap, d_an, d_pn, row.weight);
-        let Some(to) = to else {
+        let Some(mut to) = to else {
             return loss;
         };
-        if weight == A::ZERO {
-            zeros(rows, to);
+        if filled(rows, &mut to, weight) {
             return loss;
         }
 
@@ -139,11 +138,10 @@ impl<A: Scalar> RowLoss<A, 3> for Triplet<A> {
             },
         );
         let Hinge { loss, weight, swapped } = self.hinge(A::ONE - ap, A::ONE - an, A::ONE - pn, row.weight);
-        let Some(to) = to else {
+        let Some(mut to) = to else {
             return loss;
         };
-        if weight == A::ZERO {
-            zeros(rows, to);
+        if filled(rows, &mut to, weight) {
             return loss;
         }
         // Each row's share of its own direction: the cosines it takes part in, with their signs.
