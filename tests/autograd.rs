@@ -5,28 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::thread;
 
-use tch::{Device, IndexOp, Kind, TchError, Tensor};
+#[path = "support/graph.rs"]
+mod graph;
+
+use graph::{CHANGED, CPU, ONCE, TWICE, assert_close, assert_fails, assert_same_bits, devices, numbers, run_backward};
+use tch::{Device, IndexOp, Kind, Tensor};
 use tercet::torch::{Backward, BackwardError, CustomFunction, needs_grad, release_cpu_memory};
 use tercet::{Distance, Reduction, TripletMarginLoss};
-
-const CPU: Device = Device::Cpu;
-
-fn devices() -> Vec<Device> {
-    let with_cuda = cfg!(feature = "cuda") && tch::Cuda::is_available();
-    if with_cuda { vec![CPU, Device::Cuda(0)] } else { vec![CPU] }
-}
-
-/// The same numbers in every run and on every thread: `k / 64`, exact in every dtype, of an integer hash.
-fn numbers(shape: &[i64], seed: u64, kind: Kind, device: Device) -> Tensor {
-    let hash = |i: u64| {
-        let x = (i + (seed << 32) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let x = (x ^ (x >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        (x >> 40) % 257
-    };
-    let numbers: Vec<f64> =
-        (0..shape.iter().product::<i64>() as u64).map(|i| (hash(i) as f64 - 128.0) / 64.0).collect();
-    Tensor::from_slice(&numbers).reshape(shape).to_kind(kind).to_device(device)
-}
 
 /// Leaves that require gradients.
 fn leaves(shape: &[i64], seed: u64, kind: Kind, device: Device) -> [Tensor; 3] {
@@ -48,43 +33,6 @@ fn composed(loss_fn: &TripletMarginLoss, a: &Tensor, p: &Tensor, n: &Tensor) -> 
 fn with(reduction: Reduction) -> TripletMarginLoss {
     TripletMarginLoss { reduction, ..Default::default() }
 }
-
-/// Equal up to `roundings` of f32 or f64, relative to the largest number.
-#[track_caller]
-fn assert_close(actual: &Tensor, expected: &Tensor, roundings: f64) {
-    assert_eq!(actual.size(), expected.size());
-    assert_eq!(actual.kind(), expected.kind());
-    let spacing = match actual.kind() {
-        Kind::Double => f64::EPSILON,
-        Kind::Float => f32::EPSILON.into(),
-        Kind::Half => 1.0 / 1024.0,
-        Kind::BFloat16 => 1.0 / 128.0,
-        other => panic!("{other:?}"),
-    };
-    let (actual, expected) = (actual.to_kind(Kind::Double), expected.to_kind(Kind::Double));
-    let err = (&actual - &expected).abs().max().double_value(&[]);
-    let bound = roundings * spacing * expected.abs().max().double_value(&[]);
-    assert!(err <= bound, "off by {err:e}, bound {bound:e}\n{actual}\n{expected}");
-}
-
-#[track_caller]
-fn assert_same_bits(actual: &Tensor, expected: &Tensor) {
-    assert!(actual.equal(expected), "{actual}\n{expected}");
-}
-
-fn run_backward(of: &Tensor, by: &[&Tensor], keep_graph: bool, create_graph: bool) -> Result<Vec<Tensor>, TchError> {
-    Tensor::f_run_backward(&[of], by, keep_graph, create_graph)
-}
-
-#[track_caller]
-fn assert_fails<T>(result: Result<T, TchError>, with: &str) {
-    let text = result.err().unwrap_or_else(|| panic!("no error; should say {with:?}")).to_string();
-    assert!(text.contains(with), "{text}");
-}
-
-const TWICE: &str = "backward through the graph a second time";
-const CHANGED: &str = "modified by an inplace operation";
-const ONCE: &str = "is differentiable once";
 
 type Gradients = Result<Vec<Option<Tensor>>, BackwardError>;
 
@@ -429,7 +377,7 @@ fn differentiating_through_the_gradient_is_refused() {
                 let grad = grad(&loss());
                 assert_fails(run_backward(&grad.square().sum(None), &[by], true, false), ONCE);
                 let first = loss();
-                let penalty = &first + self::run_backward(&first, &[&a], true, true).unwrap()[0].square().sum(None);
+                let penalty = &first + graph::run_backward(&first, &[&a], true, true).unwrap()[0].square().sum(None);
                 assert_fails(run_backward(&penalty, &[by], true, false), ONCE);
             }
         }

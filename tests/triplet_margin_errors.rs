@@ -1,41 +1,11 @@
 //! What the triplet margin loss refuses: every text names the argument, what was expected and what came.
 
+#[path = "support/refused.rs"]
+mod refused;
+
+use refused::{bad_options, refused};
 use tercet::triplet_margin::reference;
 use tercet::{Distance, Error, Matrix, Reduction, TripletMarginLoss};
-
-/// The call failed because of `argument`, and says what it wanted and what it got.
-#[track_caller]
-fn refused<T>(result: Result<T, Error>, argument: &str, expected: &str, actual: &str) -> String {
-    let error = result.err().unwrap_or_else(|| panic!("accepted; should complain about {argument}"));
-    let Error::Argument { argument: named, expected: wanted, actual: got } = &error else {
-        panic!("not about an argument: {error}");
-    };
-    assert!(*named == argument && wanted.contains(expected) && got.contains(actual), "{error}");
-    let text = error.to_string();
-    assert!(!expected.is_empty() && !actual.is_empty());
-    assert!(text.contains(argument) && text.contains(expected) && text.contains(actual), "{text}");
-    text
-}
-
-/// Options that no call takes, with the name of the option, what it should be and what it is.
-fn bad_options() -> Vec<(TripletMarginLoss, &'static str, &'static str, &'static str)> {
-    let margin = |margin| TripletMarginLoss { margin, ..Default::default() };
-    let lp = |p, eps| TripletMarginLoss { distance: Distance::Lp { p, eps }, ..Default::default() };
-    vec![
-        (margin(-0.5), "margin", "0 or more", "-0.5"),
-        (margin(-f64::MIN_POSITIVE), "margin", "0 or more", "-0.000"),
-        (margin(f64::NAN), "margin", "finite", "NaN"),
-        (margin(f64::INFINITY), "margin", "finite", "inf"),
-        (margin(f64::NEG_INFINITY), "margin", "finite", "-inf"),
-        (lp(0.0, 0.0), "distance.p", "above 0", "0"),
-        (lp(-0.0, 0.0), "distance.p", "above 0", "-0"),
-        (lp(-2.0, 0.0), "distance.p", "above 0", "-2"),
-        (lp(f64::NAN, 0.0), "distance.p", "above 0", "NaN"),
-        (lp(f64::NEG_INFINITY, 0.0), "distance.p", "above 0", "-inf"),
-        (lp(2.0, f64::NAN), "distance.eps", "finite", "NaN"),
-        (lp(3.0, f64::INFINITY), "distance.eps", "finite", "inf"),
-    ]
-}
 
 /// Every way to call the loss on slices, three with `Reduction::None`, otherwise five.
 fn doors(loss_fn: &TripletMarginLoss, rows: [Matrix<'_, f64>; 3]) -> Vec<Result<(), Error>> {
@@ -58,9 +28,9 @@ fn doors(loss_fn: &TripletMarginLoss, rows: [Matrix<'_, f64>; 3]) -> Vec<Result<
 fn slices_refuse_options_out_of_range() {
     let x = [1.0, 2.0];
     let rows = [Matrix::new(&x, 1).unwrap(); 3];
-    for (loss_fn, argument, expected, actual) in bad_options() {
+    for (margin, distance, argument, expected, actual) in bad_options() {
         for reduction in [Reduction::None, Reduction::Mean, Reduction::Sum] {
-            let results = doors(&TripletMarginLoss { reduction, ..loss_fn }, rows);
+            let results = doors(&TripletMarginLoss { margin, distance, reduction, ..Default::default() }, rows);
             assert_eq!(results.len(), if reduction == Reduction::None { 3 } else { 5 });
             for result in results {
                 refused(result, argument, expected, actual);
@@ -168,21 +138,14 @@ fn matrices_refuse_what_does_not_fit() {
 #[cfg(feature = "torch")]
 mod tensors {
     use super::*;
-    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use refused::tensors::{dense, panics, wrong_matrices};
     use tch::{Device, Kind, Tensor};
 
     /// `f_forward` refuses as told, and `forward` panics with the same text.
     #[track_caller]
     fn both_refuse(loss_fn: &TripletMarginLoss, x: [&Tensor; 3], argument: &str, expected: &str, actual: &str) {
         let text = refused(loss_fn.f_forward(x[0], x[1], x[2]), argument, expected, actual);
-        let panic = catch_unwind(AssertUnwindSafe(|| loss_fn.forward(x[0], x[1], x[2])))
-            .expect_err("forward accepts what f_forward refuses");
-        let panic = panic.downcast_ref::<String>().expect("a formatted message");
-        assert_eq!(*panic, format!("TripletMarginLoss: {text}"));
-    }
-
-    fn dense(shape: &[i64]) -> Tensor {
-        Tensor::ones(shape, (Kind::Float, Device::Cpu))
+        panics("TripletMarginLoss", &text, || loss_fn.forward(x[0], x[1], x[2]));
     }
 
     /// `wrong` at each of the three places.
@@ -204,38 +167,18 @@ mod tensors {
     #[test]
     fn refuse_options_out_of_range() {
         let x = dense(&[2, 3]).set_requires_grad(true);
-        for (loss_fn, argument, expected, actual) in bad_options() {
+        for (margin, distance, argument, expected, actual) in bad_options() {
+            let loss_fn = TripletMarginLoss { margin, distance, ..Default::default() };
             both_refuse(&loss_fn, [&x, &x, &x], argument, expected, actual);
             tch::no_grad(|| both_refuse(&loss_fn, [&x, &x, &x], argument, expected, actual));
         }
     }
 
     #[test]
-    fn refuse_what_is_no_matrix() {
-        refused_anywhere(&Tensor::new(), "a tensor", "undefined");
-        refused_anywhere(&dense(&[]), "[B, D]", "[]");
-        refused_anywhere(&dense(&[6]), "[B, D]", "[6]");
-        refused_anywhere(&dense(&[1, 2, 3]), "[B, D]", "[1, 2, 3]");
-    }
-
-    #[test]
-    fn refuse_other_dtypes() {
-        let kinds = [Kind::Uint8, Kind::Int8, Kind::Int16, Kind::Int, Kind::Int64, Kind::Bool];
-        for kind in kinds.into_iter().chain([Kind::ComplexFloat, Kind::ComplexDouble, Kind::Float8e4m3fn]) {
-            refused_anywhere(&dense(&[2, 3]).to_kind(kind), "f32, f64, f16 or bf16", &format!("{kind:?}"));
+    fn refuse_what_is_no_dense_matrix_of_floats() {
+        for (wrong, expected, actual) in wrong_matrices() {
+            refused_anywhere(&wrong, expected, &actual);
         }
-        let quantized = dense(&[2, 3]).quantize_per_tensor(0.1, 0, Kind::QInt8);
-        refused_anywhere(&quantized, "f32, f64, f16 or bf16", "QInt8");
-    }
-
-    #[test]
-    fn refuse_other_layouts() {
-        let x = dense(&[2, 3]);
-        refused_anywhere(&x.to_sparse(None, None::<&[i64]>, None), "dense", "sparse");
-        refused_anywhere(&x.to_sparse_csr(None), "dense", "sparse");
-        refused_anywhere(&x.to_sparse_csc(None), "dense", "sparse");
-        refused_anywhere(&x.to_sparse_bsr([1i64, 1].as_slice(), None), "dense", "sparse");
-        refused_anywhere(&x.to_mkldnn(), "dense", "MKL-DNN");
     }
 
     #[test]

@@ -116,6 +116,10 @@ def record(sets, case, generator, exact):
     upstream[upstream == 0] = 1.0
     grads = torch.autograd.grad(loss, rows, upstream)
     assert all(bool(torch.isfinite(x).all()) for x in (loss, *grads)), case
+    return outcome(case, upstream, loss, grads)
+
+
+def outcome(case, upstream, loss, grads):
     listed = lambda x: [0.0 if v == 0 else v for v in x.detach().flatten().tolist()]  # without -0.0
     if case.get("p") == math.inf:
         case["p"] = "inf"
@@ -176,13 +180,17 @@ def main():
         | {role: x.flatten().tolist() for role, x in zip(["anchor", "positive", "negative"], rows)}
         for name, rows in sets.items()
     }
+    write("torch_triplet_margin.json", shown, cases, differences)
+
+
+def write(name, sets, cases, differences):
     lines = lambda items: ",\n".join(json.dumps(item, allow_nan=False) for item in items)
     text = (
         f'{{"torch": {json.dumps(torch.__version__.split("+")[0])},\n"sets": {{\n'
-        + ",\n".join(f"{json.dumps(name)}: {json.dumps(rows, allow_nan=False)}" for name, rows in shown.items())
+        + ",\n".join(f"{json.dumps(name)}: {json.dumps(rows, allow_nan=False)}" for name, rows in sets.items())
         + f'\n}},\n"cases": [\n{lines(cases)}\n],\n"differences": [\n{lines(differences)}\n]}}\n'
     )
-    path = pathlib.Path(__file__).with_name("torch_triplet_margin.json")
+    path = pathlib.Path(__file__).with_name(name)
     path.write_text(text)
     print(f"{path.name}: {len(cases)} cases, {len(differences)} differences, {len(text)} bytes")
 
