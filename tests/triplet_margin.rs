@@ -100,39 +100,26 @@ fn cpu_agrees_with_the_oracle() {
     paired::property(&Cpu, 1500);
 }
 
-/// The file of figures recorded on the CPU.
-fn record() -> std::path::PathBuf {
-    support::package().join("tests/data/triplet_margin-cpu.json")
-}
-
 #[test]
 fn cpu_computes_what_it_did() {
-    paired::unchanged(&Cpu, &record());
+    paired::unchanged(&Cpu, "cpu");
 }
 
 #[test]
 fn a_change_is_found_in_every_case() {
-    if support::rewrite_records() {
-        return; // it would be recorded
-    }
-    assert_eq!(paired::found_wrong(Cpu, &record()), 4 * 14);
+    paired::finds_what_is_wrong(Cpu, "cpu");
 }
 
 #[cfg(feature = "cuda")]
 #[test]
 fn cuda_agrees_with_the_oracle() {
-    if let Some(stream) = device::stream("cuda_agrees_with_the_oracle") {
-        paired::property(&Cuda(stream), 1500);
-    }
+    device::agrees_with_the_oracle(Cuda);
 }
 
 #[cfg(feature = "cuda")]
 #[test]
 fn cuda_computes_what_it_did() {
-    let Some(stream) = device::stream("cuda_computes_what_it_did") else { return };
-    if let Some(file) = device::record("triplet_margin", &stream, "cuda_computes_what_it_did") {
-        paired::unchanged(&Cuda(stream), &file);
-    }
+    device::computes_what_it_did(Cuda);
 }
 
 #[test]

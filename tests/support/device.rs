@@ -1,14 +1,14 @@
-//! The CUDA device that tests run on, where there is one.
+//! The CUDA device that tests of paired losses run on, where there is one.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream};
 
+use super::paired::{self, Backend, Paired};
 use super::support;
 
 /// Its stream.
-pub fn stream(test: &str) -> Option<Arc<CudaStream>> {
+fn stream(test: &str) -> Option<Arc<CudaStream>> {
     if tercet::cuda::device_count() > 0 {
         return Some(CudaContext::new(0).unwrap().default_stream());
     }
@@ -17,14 +17,21 @@ pub fn stream(test: &str) -> Option<Arc<CudaStream>> {
     None
 }
 
-/// The file of what the kernels `stem` computed on it, if that was recorded or is to be now.
-pub fn record(stem: &str, stream: &CudaStream, test: &str) -> Option<PathBuf> {
+pub fn agrees_with_the_oracle<L: Paired<K>, B: Backend<L, K>, const K: usize>(on: impl FnOnce(Arc<CudaStream>) -> B) {
+    if let Some(stream) = stream(&format!("{}: cuda_agrees_with_the_oracle", L::NAME)) {
+        paired::property(&on(stream), 1500);
+    }
+}
+
+/// As recorded on it, if that was recorded or is to be now.
+pub fn computes_what_it_did<L: Paired<K>, B: Backend<L, K>, const K: usize>(on: impl FnOnce(Arc<CudaStream>) -> B) {
+    let test = format!("{}: cuda_computes_what_it_did", L::NAME);
+    let Some(stream) = stream(&test) else { return };
     let name = stream.context().name().unwrap();
     let device = name.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-    let file = support::package().join(format!("tests/data/{stem}-{device}.json"));
-    if file.exists() || support::rewrite_records() {
-        return Some(file);
+    if !paired::record::<L, K>(&device).exists() && !support::rewrite_records() {
+        println!("skipped: nothing recorded on {name}: {test}");
+        return;
     }
-    println!("skipped: nothing recorded on {name}: {test}");
-    None
+    paired::unchanged(&on(stream), &device);
 }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use tercet::triplet_margin::reference::{self, Reference};
 use tercet::{Distance, Element, Reduction, TripletMarginLoss};
 
-use super::paired::{self, Bounds, Content, Data, Oracle, Paired, RowBounds, distance_scale, is_smooth, slope_scale};
+use super::paired::{self, Bounds, Data, Oracle, Paired, RowBounds, distance_scale, is_smooth, slope_scale};
 
 pub type Case = paired::Case<TripletMarginLoss>;
 
@@ -29,35 +29,14 @@ impl Paired<3> for TripletMarginLoss {
         cases.boxed()
     }
 
-    fn recorded<T: Element>() -> Vec<(String, Case)> {
-        const SHAPES: [[usize; 2]; 6] = [[5, 1], [9, 32], [17, 33], [3, 128], [8, 257], [33, 64]];
-        let distances = [
-            Distance::SquaredEuclidean,
-            Distance::Euclidean,
-            Distance::Cosine,
-            Distance::Lp { p: 2.0, eps: 1e-6 },
-            Distance::Lp { p: 1.0, eps: 1e-6 },
-            Distance::Lp { p: 3.0, eps: 0.0 },
-            Distance::Lp { p: f64::INFINITY, eps: 1e-6 },
-        ];
-        let reductions = [Reduction::Mean, Reduction::Sum, Reduction::None];
-        let mut cases = Vec::new();
-        for (i, distance) in distances.into_iter().enumerate() {
-            for (j, (normalize, swap)) in [(false, false), (true, true)].into_iter().enumerate() {
-                // Slopes of Lp jump at each element: few numbers, or no seed is away from all jumps.
-                let few = matches!(distance, Distance::Lp { p, .. } if p != 2.0);
-                let [rows, dim] = if few { [3 - j, 17 + 16 * j] } else { SHAPES[(i + j * 2) % SHAPES.len()] };
-                let (reduction, margin) = (reductions[(i + j) % 3], [0.2, 1.0][j]);
-                let loss = TripletMarginLoss { margin, distance, normalize, swap, reduction };
-                let content = Content::Uniform { scale: 1.0 };
-                let case = Case { loss, rows, dim, gap: i % 2 * 8, offset: j * 8, content, seed: 0 };
-                let case = paired::seeded::<T, _, 3>(case, ((i * 2 + j) as u64) << 20);
-                let options =
-                    format!("{distance:?}, normalize {normalize}, swap {swap}, {reduction:?}, margin {margin}");
-                cases.push((format!("{options}, [{rows}, {dim}]"), case));
-            }
-        }
-        cases
+    fn recorded(which: usize, distance: Distance, reduction: Reduction) -> Self {
+        let (margin, [normalize, swap]) = ([0.2, 1.0][which], [which == 1; 2]);
+        Self { margin, distance, normalize, swap, reduction }
+    }
+
+    fn options(&self) -> String {
+        let Self { margin, distance, normalize, swap, reduction } = self;
+        format!("{distance:?}, normalize {normalize}, swap {swap}, {reduction:?}, margin {margin}")
     }
 
     fn distance(&self) -> Distance {
