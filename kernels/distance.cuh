@@ -1,5 +1,6 @@
 // What a distance d(x, y) is, one element at a time. `term` goes into the row's sum (or maximum), `value` makes d of
-// it, `slope` is one element of the gradient with respect to x; with respect to y it is the negative.
+// it, `slope` is one element of the gradient with respect to x; with respect to y it is the negative. `half_square` and
+// `half_square_slope` are the same of d^2 / 2: for the Euclidean distance without the root, and without a division by d.
 #pragma once
 #include "platform.cuh"
 
@@ -33,6 +34,8 @@ template <class A> struct Difference {
     }
     DEVICE A value(A sum) const { return root ? sqrt(sum) : sum; }
     DEVICE Slope slope(A d, A) const { return {eps, root ? (d > A(0) ? A(1) / d : A(0)) : A(2)}; }
+    DEVICE A half_square(A sum, A d) const { return A(0.5) * (root ? sum : d * d); }
+    DEVICE Slope half_square_slope(A d, A) const { return {eps, root ? A(1) : A(2) * d}; }
 };
 
 // (sum |e|^p)^(1/p), e = x - y + eps, with torch's gradient: sign(e) (|e| / d)^(p-1), 0 where e = 0 or d = 0.
@@ -42,13 +45,13 @@ template <class A> struct Power {
     A p, eps;
 
     struct Slope {
-        A p, eps, d, share;
+        A p, eps, d, factor;
         DEVICE A operator()(A x, A y) const {
             const A e = x - y + eps, size = fabs(e);
             if (e == A(0) || d == A(0)) return A(0);
-            const A sign = e > A(0) ? A(1) : A(-1);
-            if (!is_finite(p)) return size == d ? sign * share : A(0);
-            return p == A(1) ? sign : sign * power(size / d, p - A(1));
+            const A signed_factor = e > A(0) ? factor : -factor;
+            if (!is_finite(p)) return size == d ? signed_factor : A(0);
+            return p == A(1) ? signed_factor : signed_factor * power(size / d, p - A(1));
         }
     };
     DEVICE bool is_maximum() const { return !is_finite(p); }
@@ -57,6 +60,8 @@ template <class A> struct Power {
         return is_maximum() || p == A(1) ? size : power(size, p);
     }
     DEVICE A value(A sum) const { return is_maximum() || p == A(1) ? sum : power(sum, A(1) / p); }
-    // reaching: the number of elements with |e| = d; asked for with p = inf only.
+    // reaching: the number of elements with |e| = d for p = inf, else 1.
     DEVICE Slope slope(A d, A reaching) const { return {p, eps, d, A(1) / reaching}; }
+    DEVICE A half_square(A, A d) const { return A(0.5) * d * d; }
+    DEVICE Slope half_square_slope(A d, A reaching) const { return {p, eps, d, d / reaching}; }
 };

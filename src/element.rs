@@ -8,7 +8,15 @@ use half::{bf16, f16};
 
 /// A number type of embeddings: `f32`, `f64`, `f16` or `bf16`.
 pub trait Element:
-    Pod + Debug + Default + PartialEq + Send + Sync + sealed::Sealed + crate::triplet_margin::cpu::Fused
+    Pod
+    + Debug
+    + Default
+    + PartialEq
+    + Send
+    + Sync
+    + sealed::Sealed
+    + crate::contrastive::cpu::Fused
+    + crate::triplet_margin::cpu::Fused
 {
     /// The type of arithmetic and of losses: `f64` for `f64`, `f32` for all others.
     type Scalar: Scalar;

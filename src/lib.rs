@@ -6,6 +6,7 @@
 //! | [`TripletMarginLoss`] | `relu(d(a, p) - d(a, n) + margin)` over pre-formed triplets | FaceNet, Schroff et al. 2015 |
 //! | [`BatchAllTripletLoss`] | the same over every triplet of a batch | Hermans et al. 2017 |
 //! | [`BatchHardTripletLoss`] | the same per anchor of a batch, with its farthest positive and its nearest negative | Hermans et al. 2017 |
+//! | [`ContrastiveLoss`] | `d(x1, x2)²/2` where the rows belong together, `relu(margin - d(x1, x2))²/2` elsewhere | Hadsell et al. 2006 |
 //! | [`PairwiseDistance`] | the matrix of distances itself, differentiable: `cdist` without its cancellation | – |
 //!
 //! Options are public fields with PyTorch's names; each method that can panic has an `f_` twin that returns a
@@ -37,6 +38,7 @@
 pub mod batch_all;
 pub mod batch_hard;
 mod constants;
+pub mod contrastive;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -57,6 +59,7 @@ pub mod triplet_margin;
 
 pub use batch_all::{BatchAllTripletLoss, MeanOver};
 pub use batch_hard::BatchHardTripletLoss;
+pub use contrastive::ContrastiveLoss;
 pub use distance::Distance;
 pub use element::{Element, Scalar};
 pub use error::Error;

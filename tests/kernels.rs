@@ -17,6 +17,7 @@ fn every_kernel_is_in_every_image() {
             "batch" => tercet::cuda::batch::kernel_names(),
             "batch_all" => tercet::batch_all::cuda::kernel_names(),
             "batch_hard" => tercet::batch_hard::cuda::kernel_names(),
+            "contrastive" => tercet::contrastive::cuda::kernel_names(),
             "pairwise_distance" => tercet::pairwise_distance::cuda::kernel_names(),
             "triplet_margin" => tercet::triplet_margin::cuda::kernel_names(),
             other => panic!("nothing launches the kernels of {other}.cu"),
@@ -71,8 +72,16 @@ fn rows_move_in_vectors_of_16_bytes() {
     // By the bytes that a lane of the shape holds of each row: 16 for a vector, and the vectors of a lane.
     let held = [("_l8", 1), ("_l32", 1), ("_l32x4", 4)];
     let mut kernels = 0;
-    for image in IMAGES.iter().filter(|i| i.target.starts_with("sm_") && i.stem == "triplet_margin") {
-        let file = std::env::temp_dir().join(format!("tercet-{}-{}.cubin", std::process::id(), image.target));
+    // How many rows a loss looks at.
+    let matrices = |stem| match stem {
+        "triplet_margin" => 3,
+        "contrastive" => 2,
+        _ => 0,
+    };
+    for image in IMAGES.iter().filter(|i| i.target.starts_with("sm_") && matrices(i.stem) > 0) {
+        let matrices = matrices(image.stem);
+        let file =
+            std::env::temp_dir().join(format!("tercet-{}-{}-{}.cubin", std::process::id(), image.stem, image.target));
         std::fs::write(&file, image.inflate()).unwrap();
         let output = std::process::Command::new(&disassembler).arg("-c").arg(&file).output().unwrap();
         std::fs::remove_file(&file).unwrap();
@@ -84,8 +93,8 @@ fn rows_move_in_vectors_of_16_bytes() {
             let Some((_, vectors)) = held.iter().find(|(shape, _)| name.ends_with(shape)) else { continue };
             let count = |what: &[&str]| section.lines().filter(|l| what.iter().all(|w| l.contains(w))).count();
             let (loads, stores) = (count(&["LDG.E", ".128"]), count(&["STG.E", ".128"]));
-            assert_eq!(loads, 3 * vectors, "{name} for {}: 16-byte loads", image.target);
-            assert!(stores >= 3 * vectors, "{name} for {}: {stores} 16-byte stores", image.target);
+            assert_eq!(loads, matrices * vectors, "{name} for {}: 16-byte loads", image.target);
+            assert!(stores >= matrices * vectors, "{name} for {}: {stores} 16-byte stores", image.target);
             kernels += 1;
         }
     }

@@ -59,7 +59,6 @@ pub(crate) trait RowLoss<A: Scalar, const K: usize>: Copy + Sync {
 pub(crate) struct Row<'a, S, A, const K: usize> {
     pub rows: Rows<'a, S, A, K>,
     /// Its number in the batch.
-    #[expect(dead_code, reason = "for losses that are told more of a row than its matrices")]
     pub number: usize,
     /// What its gradients are multiplied by.
     pub weight: A,
@@ -443,6 +442,11 @@ impl<A: Scalar> Pairs<A> for Cosine {
     }
 }
 
+#[inline(always)]
+pub(crate) fn half<A: Scalar>() -> A {
+    A::ONE / (A::ONE + A::ONE)
+}
+
 /// A distance over elements `x - y + eps`; see kernels/distance.cuh.
 pub(crate) trait Elementwise<A: Scalar>: Copy + Sync {
     /// Whether the terms are maximised instead of summed.
@@ -453,6 +457,16 @@ pub(crate) trait Elementwise<A: Scalar>: Copy + Sync {
     fn value(&self, sum: A) -> A;
     /// What `slope` has to know of a pair at distance `d`; `reaching`: how many elements reach the maximum.
     fn aim(&self, d: A, reaching: A, weight: A) -> Aim<A>;
+    /// `d²/2`.
+    #[inline(always)]
+    fn half_square(&self, _sum: A, d: A) -> A {
+        half::<A>() * d * d
+    }
+    /// As `aim`, for the gradient of `d²/2`.
+    #[inline(always)]
+    fn half_square_aim(&self, d: A, reaching: A, weight: A) -> Aim<A> {
+        self.aim(d, reaching, weight * d)
+    }
     /// One element of the gradient with respect to x, times the weight.
     fn slope<S: Simd>(&self, aim: Aim<A>, x: V<S, A>, y: V<S, A>) -> V<S, A>;
 }
@@ -504,6 +518,15 @@ impl<const EPS: bool, A: Scalar> Elementwise<A> for Difference<EPS, A> {
             false => weight + weight,
         };
         Aim { d, factor }
+    }
+    #[inline(always)]
+    fn half_square(&self, sum: A, d: A) -> A {
+        half::<A>() * if self.root { sum } else { d * d }
+    }
+    /// Of the Euclidean distance it is the difference itself: no division by d.
+    #[inline(always)]
+    fn half_square_aim(&self, d: A, reaching: A, weight: A) -> Aim<A> {
+        if self.root { Aim { d, factor: weight } } else { self.aim(d, reaching, weight * d) }
     }
     #[inline(always)]
     fn slope<S: Simd>(&self, aim: Aim<A>, x: V<S, A>, y: V<S, A>) -> V<S, A> {

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::tensors::{OfKind, as_in_memory, check_embeddings, with_contiguous_rows, with_element};
+use super::tensors::{OfKind, as_in_memory, check_embeddings, check_per_row, with_contiguous_rows, with_element};
 use crate::{Error, Stats};
 
 /// A loss, and what it found in the batch.
@@ -119,24 +119,8 @@ fn batch(embeddings: &Tensor, labels: &Tensor) -> Result<(Tensor, Tensor), Error
             return Err(Error::argument("embeddings", "dtype f32, f16 or bf16 on a CUDA device", "Double"));
         }
     }
-    if !labels.defined() {
-        return Err(Error::argument("labels", "a tensor", "an undefined one"));
-    }
-    let kind = labels.f_kind()?;
-    if !matches!(kind, Kind::Int64 | Kind::Int) {
-        return Err(Error::argument("labels", "dtype i64 or i32", format!("{kind:?}")));
-    }
-    let rows = embeddings.size()[0];
-    if labels.size() != [rows] {
-        return Err(Error::argument("labels", format!("shape [{rows}]"), format!("{:?}", labels.size())));
-    }
-    if labels.device() != embeddings.device() {
-        return Err(Error::argument(
-            "labels",
-            format!("the device of embeddings, {:?}", embeddings.device()),
-            format!("{:?}", labels.device()),
-        ));
-    }
+    let integers = ("i64 or i32", (|kind| matches!(kind, Kind::Int64 | Kind::Int)) as fn(Kind) -> bool);
+    check_per_row("labels", labels, integers, "embeddings", embeddings)?;
     let labels = as_in_memory(labels)?.f_to_kind(Kind::Int64)?.f_contiguous()?;
     Ok((with_contiguous_rows(embeddings)?, labels))
 }

@@ -57,10 +57,7 @@ pub(crate) fn check_embeddings(argument: &'static str, tensor: &Tensor) -> Resul
     if !matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
         return Err(Error::argument(argument, "dtype f32, f64, f16 or bf16", format!("{kind:?}")));
     }
-    // SAFETY: reads a defined tensor.
-    if !unsafe { tercet_is_strided(tensor.as_ptr()) } {
-        return Err(Error::argument(argument, "a dense tensor", "a sparse or MKL-DNN one"));
-    }
+    check_dense(argument, tensor)?;
     if tensor.dim() != 2 {
         return Err(Error::argument(argument, "shape [B, D]", format!("{:?}", tensor.size())));
     }
@@ -96,12 +93,45 @@ pub(crate) fn check_like(
             format!("{:?}", tensor.kind()),
         ));
     }
-    if tensor.device() != model.device() {
-        return Err(Error::argument(
-            argument,
-            format!("the device of {other}, {:?}", model.device()),
-            format!("{:?}", tensor.device()),
-        ));
+    check_device(argument, tensor, other, model)
+}
+
+/// One number a row of the matrix `model`, of a kind that `takes` has in words and as a function, dense, on its device.
+pub(crate) fn check_per_row(
+    argument: &'static str,
+    tensor: &Tensor,
+    takes: (&str, fn(Kind) -> bool),
+    other: &'static str,
+    model: &Tensor,
+) -> Result<(), Error> {
+    if !tensor.defined() {
+        return Err(Error::argument(argument, "a tensor", "an undefined one"));
+    }
+    let kind = tensor.f_kind()?;
+    if !takes.1(kind) {
+        return Err(Error::argument(argument, format!("dtype {}", takes.0), format!("{kind:?}")));
+    }
+    check_dense(argument, tensor)?;
+    let rows = model.size()[0];
+    if tensor.size() != [rows] {
+        return Err(Error::argument(argument, format!("shape [{rows}]"), format!("{:?}", tensor.size())));
+    }
+    check_device(argument, tensor, other, model)
+}
+
+fn check_device(argument: &'static str, tensor: &Tensor, other: &'static str, model: &Tensor) -> Result<(), Error> {
+    let (actual, expected) = (tensor.device(), model.device());
+    if actual != expected {
+        let expected = format!("the device of {other}, {expected:?}");
+        return Err(Error::argument(argument, expected, format!("{actual:?}")));
+    }
+    Ok(())
+}
+
+fn check_dense(argument: &'static str, tensor: &Tensor) -> Result<(), Error> {
+    // SAFETY: reads a defined tensor, of which the callers made sure.
+    if !unsafe { tercet_is_strided(tensor.as_ptr()) } {
+        return Err(Error::argument(argument, "a dense tensor", "a sparse or MKL-DNN one"));
     }
     Ok(())
 }
@@ -147,6 +177,19 @@ pub(crate) fn slice<T: OfKind>(tensor: &Tensor) -> &[T] {
         0 => &[],
         // SAFETY: as in `matrix`.
         len => unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>().cast_const(), len) },
+    }
+}
+
+/// The numbers of a contiguous CPU tensor of bools.
+pub(crate) fn bools(tensor: &Tensor) -> Vec<bool> {
+    assert_eq!((tensor.kind(), tensor.device(), tensor.is_contiguous()), (Kind::Bool, Device::Cpu, true));
+    match tensor.numel() {
+        0 => Vec::new(),
+        // SAFETY: as in `matrix`. Bytes, for a view of another kind may hold other numbers than 0 and 1.
+        len => unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>().cast_const(), len) }
+            .iter()
+            .map(|byte| *byte != 0)
+            .collect(),
     }
 }
 

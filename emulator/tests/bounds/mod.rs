@@ -3,8 +3,9 @@
 //! u is the unit roundoff. A sum of D terms, D/32 or fewer a lane and a tree of at most 5 steps over lanes, is off by
 //! at most (D/32 + 24) u times the sum of the terms' sizes; the 24 also covers the few roundings of each term. For a
 //! normalised row each element is off by `eta = (D/64 + 16) u` relative: half of the norm's sum, and the division.
+#![allow(dead_code, reason = "each test uses its share")]
 
-use tercet::{Distance, Element, TripletMarginLoss};
+use tercet::{ContrastiveLoss, Distance, Element, TripletMarginLoss};
 
 pub struct Row<const K: usize> {
     pub loss: f64,
@@ -192,4 +193,20 @@ pub fn triplet_margin<T: Element>(
     }
     let grads = std::array::from_fn(|k| units.gradient::<T>(k, &slopes[k], weight));
     Row { loss: loss_bound, grads, ambiguous }
+}
+
+/// Of one pair at distance `d`; `weight` as above.
+pub fn contrastive<T: Element>(loss: &ContrastiveLoss, x: [&[f64]; 2], same: bool, weight: f64, d: f64) -> Row<2> {
+    let units = Units::new::<T>(loss.distance, loss.normalize, x);
+    let pair = units.pair(0, 1);
+    // The loss is force^2 / 2, and the force times the distance's slope is the gradient.
+    let (force, off) = match same {
+        true => (d, pair.error),
+        false => ((loss.margin - d).max(0.0), pair.error + 3.0 * units.u * (pair.d + loss.margin)),
+    };
+    let times_force = |(size, error): (f64, f64)| (force * size, force * error + off * (size + error));
+    let slopes = pair.slopes.map(|slope| slope.into_iter().map(times_force).collect::<Vec<_>>());
+    let grads = std::array::from_fn(|k| units.gradient::<T>(k, std::slice::from_ref(&slopes[k]), weight));
+    let loss = off * (force + off / 2.0) + 4.0 * units.u * force * force + 1e-37;
+    Row { loss, grads, ambiguous: false }
 }

@@ -1,0 +1,206 @@
+//! `contrastive`'s kernels, run by the emulator, against the f64 oracle: the property test that every backend takes, and
+//! launches that no other backend can vary so.
+
+use half::{bf16, f16};
+use tercet::contrastive::cuda::{Pass, Plan, Same};
+use tercet::contrastive::reference;
+use tercet::cuda::{DeviceProperties, Launcher, Memory};
+use tercet::{ContrastiveLoss, Element, Error, Matrix, Reduction};
+use tercet_emulator::{Buffer, Emulator, Options};
+
+mod bounds;
+mod launches;
+#[path = "../../tests/support/paired.rs"]
+mod paired;
+#[path = "../../tests/support/contrastive_property.rs"]
+mod property;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use launches::{Emulated, Expected, Launched, Random, nothing_to_report, run_many};
+
+trait BackendElement {}
+impl<T> BackendElement for T {}
+
+/// `numbers` as one of the types that `same` may have.
+fn upload(emulator: &Emulator, numbers: &[f64], kind: u64) -> (Buffer, Same) {
+    fn floats<T: Element>(emulator: &Emulator, numbers: &[f64]) -> (Buffer, Same) {
+        let buffer = emulator.upload(&numbers.iter().map(|x| T::from_f64(*x)).collect::<Vec<_>>());
+        let same = Same::floats::<T>(buffer.address());
+        (buffer, same)
+    }
+    let integers = |buffer: Buffer, bytes| {
+        let same = Same::integers(buffer.address(), bytes);
+        (buffer, same)
+    };
+    match kind % 8 {
+        0 => integers(emulator.upload(&numbers.iter().map(|x| *x as i8).collect::<Vec<_>>()), 1),
+        1 => integers(emulator.upload(&numbers.iter().map(|x| *x as i16).collect::<Vec<_>>()), 2),
+        2 => integers(emulator.upload(&numbers.iter().map(|x| *x as i32).collect::<Vec<_>>()), 4),
+        3 => integers(emulator.upload(&numbers.iter().map(|x| *x as i64).collect::<Vec<_>>()), 8),
+        4 => floats::<f16>(emulator, numbers),
+        5 => floats::<bf16>(emulator, numbers),
+        6 => floats::<f32>(emulator, numbers),
+        _ => floats::<f64>(emulator, numbers),
+    }
+}
+
+impl Launched<2> for ContrastiveLoss {
+    type Ready = (Buffer, Same);
+
+    fn draw(random: &mut Random) -> Self {
+        Self {
+            margin: random.pick(&[0.0, 0.5, 1.0, 8.0]),
+            distance: random.distance(),
+            normalize: random.chance(3),
+            reduction: random.reduction(),
+        }
+    }
+    fn each_row(self) -> Self {
+        Self { reduction: Reduction::None, ..self }
+    }
+    fn ready(&self, emulator: &Emulator, rows: usize, seed: u64) -> (Buffer, Same) {
+        let numbers = property::same(seed, rows).into_iter().map(|same| f64::from(u8::from(same)));
+        upload(emulator, &numbers.collect::<Vec<_>>(), seed / 4)
+    }
+    fn plan<T: Element>(&self, device: &DeviceProperties, shape: [usize; 2], pass: &Pass) -> Plan {
+        self.plan_on::<T>(device, shape, pass).expect("valid options")
+    }
+    unsafe fn launch<T: Element>(
+        &self,
+        ready: &(Buffer, Same),
+        emulator: &Emulator,
+        shape: [usize; 2],
+        pass: &Pass,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller's contract, and one number a row.
+        unsafe { self.run_on::<T, _>(emulator, shape, pass, ready.1) }
+    }
+    fn expect<T: Element>(&self, x: [Matrix<'_, f64>; 2], seed: u64, upstream: &[f64]) -> Expected<2> {
+        let rows = x[0].rows();
+        let same = property::same(seed, rows);
+        let oracle = reference::run(self, x, &same, upstream).expect("valid options");
+        let bounds = (0..rows).map(|b| {
+            let weight = launches::weight(self.reduction, rows, upstream, b);
+            bounds::contrastive::<T>(self, x.map(|m| m.row(b)), same[b], weight, oracle.distances[b])
+        });
+        Expected { bounds: bounds.collect(), losses: oracle.losses, loss: oracle.loss, grads: oracle.grads }
+    }
+}
+
+#[test]
+fn the_emulator_agrees_with_the_oracle() {
+    launches::property::<ContrastiveLoss, false, 2>(250);
+}
+#[test]
+fn the_detector_agrees_with_the_oracle() {
+    launches::property::<ContrastiveLoss, true, 2>(60);
+}
+
+#[test]
+fn the_emulator_computes_what_it_did() {
+    paired::unchanged::<ContrastiveLoss, _, 2>(&Emulated::<false>::default(), "emulator");
+}
+
+#[test]
+fn f32_meets_the_oracle() {
+    run_many::<f32, ContrastiveLoss, 2>(false, 250, 8000);
+}
+#[test]
+fn f64_meets_the_oracle() {
+    run_many::<f64, ContrastiveLoss, 2>(false, 250, 8000);
+}
+#[test]
+fn f16_meets_the_oracle() {
+    run_many::<f16, ContrastiveLoss, 2>(false, 250, 8000);
+}
+#[test]
+fn bf16_meets_the_oracle() {
+    run_many::<bf16, ContrastiveLoss, 2>(false, 250, 8000);
+}
+#[test]
+fn the_detector_has_nothing_to_report() {
+    nothing_to_report::<ContrastiveLoss, 2>(250);
+}
+
+/// The losses, the reduced loss and both gradients, on one schedule.
+fn all_of(
+    loss: &ContrastiveLoss,
+    x: &[Vec<f32>; 2],
+    dim: usize,
+    same: &[f64],
+    kind: u64,
+    options: Options,
+) -> Vec<f32> {
+    let (rows, emulator) = (x[0].len() / dim, Emulator::new(options));
+    let [x1, x2] = x.each_ref().map(|x| emulator.upload(x));
+    let (_buffer, same) = upload(&emulator, same, kind);
+    let memory = |numbers: usize| emulator.allocate(numbers * size_of::<f32>()).expect("memory");
+    let (losses, value, to_x1, to_x2) = (memory(rows), memory(1), memory(rows * dim), memory(rows * dim));
+    let pass = Pass {
+        inputs: [x1.address(), x2.address()],
+        strides: [dim; 2],
+        losses: losses.address(),
+        loss: value.address(),
+        grads: [to_x1.address(), to_x2.address()],
+        ..Pass::default()
+    };
+    // SAFETY: buffers of the emulator, of the sizes that `pass` says, and one number a row.
+    unsafe { loss.run_on::<f32, _>(&emulator, [rows, dim], &pass, same) }.unwrap_or_else(|e| panic!("{e}"));
+    [losses, value, to_x1, to_x2].iter().flat_map(|buffer| buffer.read::<f32>()).collect()
+}
+
+fn some_rows(rows: usize, dim: usize) -> [Vec<f32>; 2] {
+    let mut numbers = support::Numbers(9);
+    [(); 2].map(|()| (0..rows * dim).map(|_| numbers.unit() as f32).collect())
+}
+
+#[test]
+fn the_same_bits_under_every_schedule_and_for_every_type_of_same() {
+    let (rows, dim) = (100, 36);
+    let x = some_rows(rows, dim);
+    let same: Vec<f64> = property::same(1, rows).into_iter().map(|same| f64::from(u8::from(same))).collect();
+    let loss = ContrastiveLoss { margin: 3.0, ..Default::default() };
+    let run = |kind, seed, os_threads| all_of(&loss, &x, dim, &same, kind, Options { detect: false, seed, os_threads });
+    let first = run(0, 0, 1);
+    assert!(first.iter().all(|x| x.is_finite()));
+    for seed in 0..8 {
+        assert_eq!(run(seed, seed, 1 + seed as usize % 2), first, "schedule {seed}");
+    }
+}
+
+#[test]
+fn what_is_neither_0_nor_1_shows_in_its_row_and_in_the_loss() {
+    let (rows, dim) = (9, 8);
+    let x = some_rows(rows, dim);
+    let loss = ContrastiveLoss { margin: 3.0, ..Default::default() };
+    for kind in 0..8 {
+        let mut same = vec![0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0];
+        if kind >= 4 {
+            same[5] = -0.0;
+        }
+        let right = all_of(&loss, &x, dim, &same, kind, Options::default());
+        assert!(right.iter().all(|x| x.is_finite()));
+        for wrong in [2.0, -1.0, 127.0, 0.5].into_iter().filter(|x| kind >= 4 || *x != 0.5) {
+            same[4] = wrong;
+            let found = all_of(&loss, &x, dim, &same, kind, Options::default());
+            for (i, (found, right)) in found.into_iter().zip(&right).enumerate() {
+                // The row's loss, the reduced one, and the row of either gradient.
+                let row = i.checked_sub(rows + 1).map(|i| i % (rows * dim) / dim);
+                let nan = i == 4 || i == rows || row == Some(4);
+                assert!(if nan { found.is_nan() } else { found == *right }, "kind {kind}, {wrong}, {i}: {found}");
+            }
+        }
+    }
+}
+
+/// A pair that belongs together is pulled by the difference itself, even where its square is less than any number.
+#[test]
+fn tiny_differences_still_pull() {
+    let x = [vec![3e-30f32, -1e-30, 0.0, 2e-30], vec![1e-30, 0.0, 0.0, 2e-30]];
+    let loss = ContrastiveLoss { reduction: Reduction::Sum, ..Default::default() };
+    let found = all_of(&loss, &x, 4, &[1.0], 0, Options::default());
+    let pull: Vec<f32> = x[0].iter().zip(&x[1]).map(|(x, y)| x - y).collect();
+    assert_eq!(found[2..6], pull);
+    assert_eq!(found[6..], pull.iter().map(|x| -x).collect::<Vec<_>>());
+}

@@ -1,0 +1,160 @@
+//! What the fused CPU version makes of one pair. The functions have the names of those in kernels/contrastive.cu and mean
+//! the same.
+
+use pulp::Simd;
+
+use crate::Scalar;
+use crate::cpu::paired::{
+    Elementwise, Inverse, PairedLoss, Row, RowLoss, filled, fused, half, inlined, reaches, unit, write_gradient,
+};
+use crate::cpu::simd::V;
+use crate::paired;
+
+fused!(contrastive, Pairs<'_>, 2);
+
+/// The pairs of one call, checked, and which of them belong together.
+#[derive(Clone, Copy)]
+pub struct Pairs<'a> {
+    pub(super) paired: paired::Problem,
+    pub(super) same: &'a [bool],
+}
+
+impl PairedLoss<2> for Pairs<'_> {
+    type Row<'a, A: Scalar>
+        = Contrastive<'a, A>
+    where
+        Self: 'a;
+
+    fn problem(&self) -> &paired::Problem {
+        &self.paired
+    }
+
+    fn row_loss<A: Scalar>(&self) -> Contrastive<'_, A> {
+        Contrastive { margin: A::from_f64(self.paired.margin), same: self.same }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Contrastive<'a, A> {
+    margin: A,
+    same: &'a [bool],
+}
+
+/// What the gradients of a row are: `weight` times that of `d²/2` (`same`) or of `d`; 0: no force.
+struct Force<A> {
+    loss: A,
+    weight: A,
+    same: bool,
+}
+
+impl<A: Scalar> Contrastive<'_, A> {
+    #[inline(always)]
+    fn force<S>(&self, row: &Row<'_, S, A, 2>, d: A, half_square: A) -> Force<A> {
+        // An infinite distance would pass as a pair that is far enough apart.
+        if !d.is_finite() {
+            return Force { loss: A::NAN, weight: A::NAN, same: false };
+        }
+        if self.same[row.number] {
+            return Force { loss: half_square, weight: row.weight, same: true };
+        }
+        let gap = self.margin - d;
+        if gap > A::ZERO {
+            Force { loss: half::<A>() * gap * gap, weight: -gap * row.weight, same: false }
+        } else {
+            Force { loss: A::ZERO, weight: A::ZERO, same: false }
+        }
+    }
+}
+
+impl<A: Scalar> RowLoss<A, 2> for Contrastive<'_, A> {
+    #[inline(always)]
+    fn subtractive<S: Simd, M: Elementwise<A>>(
+        &self,
+        row: &Row<'_, S, A, 2>,
+        to: Option<[&mut [A]; 2]>,
+        metric: &M,
+        unit: impl Fn([V<S, A>; 2]) -> [V<S, A>; 2],
+        inverse: Option<&Inverse<A, 2>>,
+    ) -> A {
+        let rows = &row.rows;
+        let [sum] = if metric.is_maximum() {
+            rows.maxima(
+                #[inline(always)]
+                |x| {
+                    let [x, y] = unit(x);
+                    [metric.term(x, y)]
+                },
+            )
+        } else {
+            rows.sums(
+                #[inline(always)]
+                |x, [sum]| {
+                    let [x, y] = unit(x);
+                    [metric.add(x, y, sum)]
+                },
+            )
+        };
+        let d = metric.value(sum);
+        let Force { loss, weight, same } = self.force(row, d, metric.half_square(sum, d));
+        let Some(mut to) = to else {
+            return loss;
+        };
+        if filled(rows, &mut to, weight) {
+            return loss;
+        }
+        let [reaching] = match metric.is_maximum() {
+            false => [A::ONE],
+            true => rows.sums(
+                #[inline(always)]
+                |x, [sum]| {
+                    let [x, y] = unit(x);
+                    [sum + reaches(metric.term(x, y), d)]
+                },
+            ),
+        };
+        let aim = if same { metric.half_square_aim(d, reaching, weight) } else { metric.aim(d, reaching, weight) };
+        let gradient = inlined(
+            #[inline(always)]
+            |[x, y]: [V<S, A>; 2]| {
+                let to_x = metric.slope(aim, x, y);
+                [to_x, -to_x]
+            },
+        );
+        write_gradient(rows, to, unit, inverse, gradient);
+        loss
+    }
+
+    /// `d(x, y) = 1 - u_x·u_y`, `grad_x d = -(u_y - (u_x·u_y) u_x) / norm_x`.
+    #[inline(always)]
+    fn cosine<S: Simd>(&self, row: &Row<'_, S, A, 2>, to: Option<[&mut [A]; 2]>, inverse: &Inverse<A, 2>) -> A {
+        let rows = &row.rows;
+        let unit = unit(rows, inverse);
+        let [cosine] = rows.sums(
+            #[inline(always)]
+            |x, [sum]| {
+                let [x, y] = unit(x);
+                [x.mul_add(y, sum)]
+            },
+        );
+        let d = A::ONE - cosine;
+        let Force { loss, weight, same } = self.force(row, d, half::<A>() * d * d);
+        let Some(mut to) = to else {
+            return loss;
+        };
+        let weight = if same { weight * d } else { weight };
+        if filled(rows, &mut to, weight) {
+            return loss;
+        }
+        let own: [V<S, A>; 2] = std::array::from_fn(|k| rows.splat(if inverse.flat[k] { A::ZERO } else { cosine }));
+        let scale = inverse.scale.map(|s| rows.splat(s * weight));
+        let gradient = inlined(
+            #[inline(always)]
+            |x| {
+                let [x, y] = unit(x);
+                [(own[0] * x - y) * scale[0], (own[1] * y - x) * scale[1]]
+            },
+        );
+        rows.map(to, gradient);
+        loss
+    }
+}

@@ -1,0 +1,169 @@
+//! The launches of kernels/contrastive.cu.
+
+use std::sync::Arc;
+
+use bytemuck::{Pod, Zeroable};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr};
+
+use super::{ContrastiveLoss, NAMES, check_same};
+use crate::cuda::paired::{self, Wanted};
+use crate::cuda::{Address, CudaMatrix, DeviceProperties, Launcher};
+use crate::paired::{Problem, one_shape};
+use crate::{Element, Error};
+
+pub use crate::cuda::paired::{Plan, Shape};
+
+/// Inputs and gradients are of x1 and x2.
+pub type Pass = paired::Pass<2>;
+
+const STEM: &str = "contrastive";
+
+/// Which pairs belong together: one number a row in device memory, 1 or 0. A row with any other gets NaN. It is what
+/// `Args` of kernels/contrastive.cu has after `paired`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Same {
+    address: Address,
+    one: u64,
+    magnitude: u64,
+    bytes: u32,
+    unused: u32,
+}
+
+impl Same {
+    /// Integers, signed or not, or bools, of so many bytes each.
+    pub fn integers(address: Address, bytes: u32) -> Self {
+        Self { address, one: 1, magnitude: u64::MAX, bytes, unused: 0 }
+    }
+
+    /// Floats, whose 0 may have a sign.
+    pub fn floats<T: Element>(address: Address) -> Self {
+        let bits = |x: f64| {
+            let mut word = [0; 8];
+            word[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(&T::from_f64(x)));
+            u64::from_le_bytes(word)
+        };
+        Self { address, one: bits(1.0), magnitude: !bits(-0.0), bytes: size_of::<T>() as u32, unused: 0 }
+    }
+}
+
+/// Every kernel that a plan can name.
+pub fn kernel_names() -> Vec<String> {
+    paired::kernel_names(STEM)
+}
+
+/// Launches the pass.
+///
+/// # Safety
+/// The addresses in `pass` and `same` are device memory of the launcher: inputs of `problem.rows` rows of
+/// `problem.dim` elements of T, `strides` apart; outputs as [`paired::Pass`] describes; `same` one number a row, aligned
+/// to its size; all alive until the kernel has run.
+pub(crate) unsafe fn run<T: Element, L: Launcher>(
+    launcher: &L,
+    problem: &Problem,
+    pass: &Pass,
+    same: Same,
+) -> Result<(), Error> {
+    // SAFETY: the caller's contract, and `Same` is the rest of these kernels' argument.
+    unsafe { paired::run::<T, L, _, 2>(launcher, STEM, problem, pass, same) }
+}
+
+/// For callers that hold device memory of their own: tests on whatever implements [`Launcher`].
+impl ContrastiveLoss {
+    /// Which kernel `run_on` would launch.
+    ///
+    /// # Errors
+    /// If the shape is empty or an option is out of range.
+    #[doc(hidden)]
+    pub fn plan_on<T: Element>(
+        &self,
+        device: &DeviceProperties,
+        shape: [usize; 2],
+        pass: &Pass,
+    ) -> Result<Plan, Error> {
+        Ok(paired::plan::<T, 2>(STEM, &self.checked(shape)?, pass, device))
+    }
+
+    /// One pass over rows in the launcher's memory.
+    ///
+    /// # Safety
+    /// As [`run`], for inputs `[rows, dim]`.
+    ///
+    /// # Errors
+    /// As `plan_on`, or if the device refuses.
+    #[doc(hidden)]
+    pub unsafe fn run_on<T: Element, L: Launcher>(
+        &self,
+        launcher: &L,
+        shape: [usize; 2],
+        pass: &Pass,
+        same: Same,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller's contract.
+        unsafe { run::<T, L>(launcher, &self.checked(shape)?, pass, same) }
+    }
+}
+
+impl ContrastiveLoss {
+    /// [`loss_and_grad`](Self::loss_and_grad) on cudarc slices, in the order of `stream`: nothing waits for the device.
+    ///
+    /// `loss` takes one number, or for `Reduction::None` one a row; `None` in place of a gradient skips it. For
+    /// `Reduction::None` the gradients are those of the losses' sum.
+    ///
+    /// # Errors
+    /// If shapes differ or are empty, an option is out of range, a slice has the wrong length, or the device refuses.
+    pub fn loss_and_grad_cuda<T: Element + DeviceRepr>(
+        &self,
+        stream: &Arc<CudaStream>,
+        rows: [CudaMatrix<'_, T>; 2],
+        same: &CudaSlice<bool>,
+        loss: &mut CudaSlice<T::Scalar>,
+        grads: [Option<&mut CudaSlice<T>>; 2],
+    ) -> Result<(), Error>
+    where
+        T::Scalar: DeviceRepr,
+    {
+        self.run_on_stream(stream, &rows, same, Wanted::Losses(loss), grads)
+    }
+
+    /// [`grad`](Self::grad) on cudarc slices.
+    ///
+    /// # Errors
+    /// As [`loss_and_grad_cuda`](Self::loss_and_grad_cuda).
+    pub fn grad_cuda<T: Element + DeviceRepr>(
+        &self,
+        stream: &Arc<CudaStream>,
+        rows: [CudaMatrix<'_, T>; 2],
+        same: &CudaSlice<bool>,
+        upstream: &CudaSlice<T::Scalar>,
+        grads: [Option<&mut CudaSlice<T>>; 2],
+    ) -> Result<(), Error>
+    where
+        T::Scalar: DeviceRepr,
+    {
+        self.run_on_stream(stream, &rows, same, Wanted::Upstream(upstream), grads)
+    }
+
+    fn run_on_stream<T: Element + DeviceRepr>(
+        &self,
+        stream: &Arc<CudaStream>,
+        rows: &[CudaMatrix<'_, T>; 2],
+        same: &CudaSlice<bool>,
+        wanted: Wanted<'_, T::Scalar>,
+        grads: [Option<&mut CudaSlice<T>>; 2],
+    ) -> Result<(), Error>
+    where
+        T::Scalar: DeviceRepr,
+    {
+        let problem = self.checked(one_shape(NAMES, paired::shapes(rows))?)?;
+        check_same(same.len(), &problem)?;
+        // SAFETY: `Same` is the rest of these kernels' argument, and there is a bool for each row.
+        unsafe {
+            paired::run_on_stream(stream, STEM, &problem, rows, wanted, grads, |guards| {
+                let (address, guard) = same.device_ptr(stream);
+                guards.push(guard);
+                Same::integers(address, 1)
+            })
+        }
+    }
+}

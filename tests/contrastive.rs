@@ -1,0 +1,364 @@
+//! Property tests of `contrastive`: every backend x dtype x distance x option against the f64 oracle, with bounds that
+//! follow from the arithmetic; and what holds to the last bit. The emulator takes the same cases in
+//! emulator/tests/contrastive.rs.
+
+#[cfg(feature = "cuda")]
+#[path = "support/device.rs"]
+mod device;
+#[path = "support/paired.rs"]
+mod paired;
+#[path = "support/contrastive_property.rs"]
+mod property;
+mod support;
+
+use half::{bf16, f16};
+use paired::{Backend, Data, poison};
+use property::{Case, same};
+use support::Numbers;
+use tercet::contrastive::reference;
+use tercet::{ContrastiveLoss, Distance, Element, Matrix, Reduction};
+
+#[cfg(feature = "cuda")]
+trait BackendElement: cudarc::driver::DeviceRepr {}
+#[cfg(feature = "cuda")]
+impl<T: cudarc::driver::DeviceRepr> BackendElement for T {}
+#[cfg(not(feature = "cuda"))]
+trait BackendElement {}
+#[cfg(not(feature = "cuda"))]
+impl<T> BackendElement for T {}
+
+type Output<T> = paired::Output<T, 2>;
+
+struct Cpu;
+
+impl Backend<ContrastiveLoss, 2> for Cpu {
+    const NAME: &'static str = "cpu";
+    fn run<T: Element + BackendElement>(&self, case: &Case, data: &Data<T, 2>) -> Output<T>
+    where
+        T::Scalar: BackendElement,
+    {
+        let (inputs, same) = (data.inputs(case), same(case.seed, case.rows));
+        let mut losses = poison(case.rows);
+        case.loss.losses(inputs, &same, &mut losses).unwrap();
+        let size = case.rows * case.dim;
+        let mut grads = [poison(size), poison(size)];
+        let reduced = case.loss.reduction != Reduction::None;
+        let loss = reduced.then(|| {
+            let forward = case.loss.loss(inputs, &same).unwrap();
+            let both = case.loss.loss_and_grad(inputs, &same, grads.each_mut().map(|g| &mut g[..])).unwrap();
+            assert!(forward.to_f64().to_bits() == both.to_f64().to_bits(), "with and without gradients");
+            both
+        });
+        let mut scaled_grads = [poison(size), poison(size)];
+        let to = scaled_grads.each_mut().map(|g| Some(&mut g[..]));
+        case.loss.grad(inputs, &same, &data.upstream_scalars(), to).unwrap();
+        Output { losses, loss, grads: reduced.then_some(grads), scaled_grads }
+    }
+}
+
+#[cfg(feature = "cuda")]
+struct Cuda(std::sync::Arc<cudarc::driver::CudaStream>);
+
+#[cfg(feature = "cuda")]
+impl Backend<ContrastiveLoss, 2> for Cuda {
+    const NAME: &'static str = "cuda";
+    fn run<T: Element + BackendElement>(&self, case: &Case, data: &Data<T, 2>) -> Output<T>
+    where
+        T::Scalar: BackendElement,
+    {
+        use cudarc::driver::CudaSlice;
+        use tercet::cuda::CudaMatrix;
+        let Case { loss, rows, dim, gap, offset, .. } = *case;
+        let stream = &self.0;
+        let on_device = |x: &[T]| stream.clone_htod(x).unwrap();
+        let [x1, x2] = data.laid_out.each_ref().map(|x| on_device(x));
+        let same = stream.clone_htod(&same(case.seed, rows)).unwrap();
+        let view = |x| CudaMatrix::strided(x, rows, dim, dim + gap).unwrap();
+        let inputs = || [view(x1.slice(offset..)), view(x2.slice(offset..))];
+        let outputs = || [(); 2].map(|()| on_device(&poison(rows * dim)));
+        let read = |x: &CudaSlice<T::Scalar>| stream.clone_dtoh(x).unwrap();
+        let read_both = |x: [CudaSlice<T>; 2]| x.map(|x| stream.clone_dtoh(&x).unwrap());
+
+        let mut losses = stream.clone_htod(&poison(rows)).unwrap();
+        let each_row = ContrastiveLoss { reduction: Reduction::None, ..loss };
+        each_row.loss_and_grad_cuda(stream, inputs(), &same, &mut losses, [None, None]).unwrap();
+        let reduced = (loss.reduction != Reduction::None).then(|| {
+            let (mut value, mut grads) = (stream.clone_htod(&poison(1)).unwrap(), outputs());
+            let to = grads.each_mut().map(Some);
+            loss.loss_and_grad_cuda(stream, inputs(), &same, &mut value, to).unwrap();
+            (read(&value)[0], read_both(grads))
+        });
+        let (upstream, mut scaled) = (stream.clone_htod(&data.upstream_scalars()).unwrap(), outputs());
+        loss.grad_cuda(stream, inputs(), &same, &upstream, scaled.each_mut().map(Some)).unwrap();
+        let (loss, grads) = reduced.unzip();
+        Output { losses: read(&losses), loss, grads, scaled_grads: read_both(scaled) }
+    }
+}
+
+#[test]
+fn cpu_agrees_with_the_oracle() {
+    paired::property(&Cpu, 1500);
+}
+
+#[test]
+fn cpu_computes_what_it_did() {
+    paired::unchanged(&Cpu, "cpu");
+}
+
+#[test]
+fn a_change_is_found_in_every_case() {
+    paired::finds_what_is_wrong(Cpu, "cpu");
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_agrees_with_the_oracle() {
+    device::agrees_with_the_oracle(Cuda);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_computes_what_it_did() {
+    device::computes_what_it_did(Cuda);
+}
+
+/// Every distance, with and without normalisation.
+fn options() -> Vec<ContrastiveLoss> {
+    let distances = [
+        Distance::SquaredEuclidean,
+        Distance::Euclidean,
+        Distance::Cosine,
+        Distance::Lp { p: 2.0, eps: 1e-6 },
+        Distance::Lp { p: 1.0, eps: 0.0 },
+        Distance::Lp { p: 3.0, eps: 1e-6 },
+        Distance::Lp { p: f64::INFINITY, eps: 0.0 },
+    ];
+    let all = distances.into_iter().flat_map(|distance| {
+        [false, true].map(|normalize| ContrastiveLoss { margin: 1.5, distance, normalize, ..Default::default() })
+    });
+    all.collect()
+}
+
+fn both<T: Element>(loss: &ContrastiveLoss, x: [&[T]; 2], dim: usize, same: &[bool]) -> (T::Scalar, [Vec<T>; 2]) {
+    let mut grads = x.map(|x| poison::<T>(x.len()));
+    let rows = x.map(|x| Matrix::new(x, dim).unwrap());
+    let value = loss.loss_and_grad(rows, same, grads.each_mut().map(|g| &mut g[..])).unwrap();
+    (value, grads)
+}
+
+#[test]
+fn the_oracle_agrees_with_finite_differences() {
+    let mut numbers = Numbers(3);
+    let (rows, dim, h) = (12, 3, 1e-6);
+    let same = same(1, rows);
+    let x: [Vec<f64>; 2] = [(); 2].map(|()| (0..rows * dim).map(|_| numbers.unit()).collect());
+    for loss in options() {
+        for reduction in [Reduction::Sum, Reduction::Mean] {
+            let loss = ContrastiveLoss { reduction, ..loss };
+            let run = |x: &[Vec<f64>; 2]| {
+                reference::run(&loss, x.each_ref().map(|x| Matrix::new(x, dim).unwrap()), &same, &[1.0]).unwrap()
+            };
+            let expected = run(&x);
+            for (k, i) in [0, 1].into_iter().flat_map(|k| (0..rows * dim).map(move |i| (k, i))) {
+                let at = |step: f64| {
+                    let mut x = x.clone();
+                    x[k][i] += step;
+                    run(&x).loss
+                };
+                let (slope, grad) = ((at(h) - at(-h)) / (2.0 * h), expected.grads[k][i]);
+                assert!((slope - grad).abs() <= 1e-7 * (1.0 + slope.abs()), "{loss:?} {k} {i}: {slope} {grad}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_same_bits_for_any_number_of_threads() {
+    let mut numbers = Numbers(4);
+    let (rows, dim) = (3000, 33);
+    let same = same(2, rows);
+    let x: [Vec<f32>; 2] = [(); 2].map(|()| (0..rows * dim).map(|_| numbers.unit() as f32).collect());
+    for loss in options() {
+        let run = || both(&loss, x.each_ref().map(|x| &x[..]), dim, &same);
+        let first = run();
+        for threads in [1, 2, 3, 5] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            for _ in 0..3 {
+                assert_eq!(pool.install(run), first, "{threads} threads, {loss:?}");
+            }
+        }
+    }
+}
+
+/// Integers, whose squares and sums are exact in every dtype: the formula to the last bit.
+#[test]
+fn integers_are_exact() {
+    fn of<T: Element>() {
+        // Distances 5, 5, 13, 13, 0, 0 and 10, the margin.
+        let x1 = [[0, 0], [1, -1], [-5, 0], [-5, 0], [3, 4], [3, 4], [6, 0]];
+        let x2 = [[3, 4], [4, 3], [0, 12], [0, 12], [3, 4], [3, 4], [0, 8]];
+        let same = [true, false, true, false, true, false, false];
+        let numbers = |x: [[i32; 2]; 7]| x.map(|x| x.map(|x| T::from_f64(x.into()))).concat();
+        let (x1, x2) = (numbers(x1), numbers(x2));
+        let loss = ContrastiveLoss { margin: 10.0, reduction: Reduction::Sum, ..Default::default() };
+        let (value, [to_x1, to_x2]) = both(&loss, [&x1, &x2], 2, &same);
+        // The sixth pair is as near as can be, and does not belong together.
+        assert_eq!(value.to_f64(), 12.5 + 12.5 + 84.5 + 50.0);
+        // e, or -(m - d) e / d.
+        let expected = [-3, -4, 3, 4, -5, -12, 0, 0, 0, 0, 0, 0, 0, 0].map(f64::from);
+        let wide = |x: &[T]| x.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
+        let off = |x: f64, y: f64| (x - y).abs() <= if T::NAME == "bf16" { 0.02 } else { 4e-3 };
+        for (k, (x, expected)) in wide(&to_x1).into_iter().zip(expected).enumerate() {
+            // The second row divides by d; the others do not.
+            assert!(if (2..4).contains(&k) { off(x, expected) } else { x == expected }, "{k}: {x}");
+        }
+        assert_eq!(wide(&to_x2), wide(&to_x1).iter().map(|x| -x).collect::<Vec<_>>());
+    }
+    of::<f32>();
+    of::<f64>();
+    of::<f16>();
+    of::<bf16>();
+}
+
+/// A pair that belongs together is pulled by the difference itself, even where its square is less than any number.
+#[test]
+fn tiny_differences_still_pull() {
+    let (x1, x2) = ([3e-30f32, -1e-30, 0.0], [1e-30f32, 0.0, 0.0]);
+    let loss = ContrastiveLoss { reduction: Reduction::Sum, ..Default::default() };
+    let (_, [to_x1, to_x2]) = both(&loss, [&x1, &x2], 3, &[true]);
+    assert_eq!(to_x1, [x1[0] - x2[0], -1e-30, 0.0]);
+    assert_eq!(to_x2, [x2[0] - x1[0], 1e-30, 0.0]);
+}
+
+#[test]
+fn coincident_points_have_no_gradient() {
+    for loss in options() {
+        let x = [0.25f32, -0.5, 0.75, 0.0, 0.0, 0.0];
+        for same in [[true; 2], [false; 2]] {
+            let (value, grads) = both(&loss, [&x, &x], 3, &same);
+            if !matches!(loss.distance, Distance::Cosine) {
+                // With eps there is a small difference.
+                let none = !matches!(loss.distance, Distance::Lp { eps, .. } if eps > 0.0);
+                assert!(
+                    grads.iter().flatten().all(|g| if none { *g == 0.0 } else { g.is_finite() }),
+                    "{loss:?} {grads:?}"
+                );
+            }
+            assert!(value.is_finite());
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinity_are_seen() {
+    for loss in options() {
+        for (which, bad) in [0, 1].into_iter().flat_map(|k| [f32::NAN, f32::NEG_INFINITY].map(|bad| (k, bad))) {
+            // An element in whole registers, and one behind them; all others are equal, or not.
+            for (at, spread, same) in [(3, 0.0, true), (36, 0.0, false), (3, 1.0, false), (36, 1.0, true)] {
+                let mut x =
+                    [1.0f32, 2.0].map(|k| (0..2 * 37).map(|i| k * spread * (i as f32).sin()).collect::<Vec<_>>());
+                x[which][37 + at] = bad;
+                let (value, grads) = both(&loss, [&x[0], &x[1]], 37, &[!same, same]);
+                assert!(value.is_nan(), "{loss:?}");
+                for grad in grads {
+                    assert!(grad[..37].iter().all(|g| g.is_finite()), "{loss:?} {which} {bad} {grad:?}");
+                    assert!(grad[37..].iter().all(|g| g.is_nan()), "{loss:?} {which} {bad} {grad:?}");
+                }
+                let mut losses = [0.0; 2];
+                let rows = x.each_ref().map(|x| Matrix::new(x, 37).unwrap());
+                loss.losses(rows, &[!same, same], &mut losses).unwrap();
+                assert!(losses[0].is_finite() && losses[1].is_nan(), "{losses:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_distance_that_overflows_is_never_finite() {
+    for loss in options().into_iter().filter(|l| l.distance != Distance::Cosine && !l.normalize) {
+        for same in [true, false] {
+            let x = [3e38f32, 3e38];
+            let (value, grads) = both(&loss, [&x, &x.map(|x| -x)], 2, &[same]);
+            assert!(!value.is_finite() && grads.iter().flatten().all(|g| g.is_nan()), "{loss:?}: {value} {grads:?}");
+        }
+    }
+    let loss = ContrastiveLoss { normalize: true, ..Default::default() };
+    let (value, grads) = both(&loss, [&[1e20f32, 1e20], &[1.0, 0.0]], 2, &[false]);
+    assert!(value.is_nan() && grads.iter().flatten().all(|g| g.is_nan()));
+}
+
+#[test]
+fn far_enough_apart_is_nothing() {
+    for loss in options() {
+        let loss = ContrastiveLoss { margin: 0.0, ..loss };
+        let x = [1.0f32, 0.0, 0.5, -1.0];
+        let (value, grads) = both(&loss, [&x, &x.map(|x| 1.0 - x)], 2, &[false, false]);
+        assert!(value.to_bits() == 0 && grads.iter().flatten().all(|g| *g == 0.0), "{loss:?}");
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_wanted_is_skipped() {
+    let mut numbers = Numbers(6);
+    let (rows, dim) = (70, 33);
+    let same = same(5, rows);
+    let x: [Vec<f32>; 2] = [(); 2].map(|()| (0..rows * dim).map(|_| numbers.unit() as f32).collect());
+    let matrices = x.each_ref().map(|x| Matrix::new(x, dim).unwrap());
+    for loss in options() {
+        let (_, all) = both(&loss, [&x[0], &x[1]], dim, &same);
+        for k in 0..2 {
+            let mut one = poison::<f32>(rows * dim);
+            let mut to = [None, None];
+            to[k] = Some(&mut one[..]);
+            loss.grad(matrices, &same, &[1.0], to).unwrap();
+            assert_eq!(one, all[k], "{loss:?}");
+        }
+        loss.grad(matrices, &same, &[1.0], [None, None]).unwrap();
+    }
+}
+
+#[test]
+fn gradients_of_16_bit_embeddings_survive_a_mean_over_many() {
+    // 1 / B of a difference of 1e-3 is less than f16's smallest number; an upstream of 2^16 brings it back.
+    let mut numbers = Numbers(5);
+    let (rows, dim) = (1 << 15, 2);
+    let same = same(3, rows);
+    let x: [Vec<f16>; 2] = [(); 2].map(|()| (0..rows * dim).map(|_| f16::from_f64(1e-3 * numbers.unit())).collect());
+    let loss = ContrastiveLoss::default();
+    let mut grads = [poison::<f16>(rows * dim), poison(rows * dim)];
+    let matrices = x.each_ref().map(|x| Matrix::new(x, dim).unwrap());
+    loss.grad(matrices, &same, &[65536.0], grads.each_mut().map(|g| Some(&mut g[..]))).unwrap();
+    let wide = x.each_ref().map(|x| x.iter().map(|x| x.to_f64()).collect::<Vec<_>>());
+    let wide = wide.each_ref().map(|x| Matrix::new(x, dim).unwrap());
+    let expected = reference::run(&loss, wide, &same, &[65536.0]).unwrap();
+    for (actual, expected) in grads.iter().flatten().zip(expected.grads.iter().flatten()) {
+        assert!((actual.to_f64() - expected).abs() <= 1e-3 * expected.abs() + 6e-8, "{actual} for {expected}");
+    }
+}
+
+#[test]
+fn the_order_of_pairs_and_of_their_sides_does_not_matter() {
+    let mut numbers = Numbers(7);
+    let (rows, dim) = (100, 20);
+    let same = same(4, rows);
+    let x: [Vec<f32>; 2] = [(); 2].map(|()| (0..rows * dim).map(|_| numbers.unit() as f32).collect());
+    let losses = |loss: &ContrastiveLoss, x: [&[f32]; 2], same: &[bool]| {
+        let mut losses = vec![f32::NAN; rows];
+        loss.losses(x.map(|x| Matrix::new(x, dim).unwrap()), same, &mut losses).unwrap();
+        losses
+    };
+    for loss in options() {
+        let given = losses(&loss, [&x[0], &x[1]], &same);
+        // 7 and 100 have no common divisor.
+        let from = |i: usize| i * 7 % rows;
+        let moved =
+            x.each_ref().map(|x| (0..rows).flat_map(|i| x[from(i) * dim..][..dim].to_vec()).collect::<Vec<_>>());
+        let moved_same: Vec<bool> = (0..rows).map(|i| same[from(i)]).collect();
+        let moved = losses(&loss, [&moved[0], &moved[1]], &moved_same);
+        assert!((0..rows).all(|i| moved[i] == given[from(i)]), "{loss:?}");
+        // eps is added to x1 - x2.
+        if !matches!(loss.distance, Distance::Lp { eps, .. } if eps > 0.0) {
+            assert_eq!(losses(&loss, [&x[1], &x[0]], &same), given, "{loss:?}");
+        }
+    }
+}
