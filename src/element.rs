@@ -46,6 +46,7 @@ pub trait Scalar:
     + crate::batch_hard::cpu::Sweep
     + crate::batch_all::cpu::Sweep
     + crate::pairwise_distance::cpu::Tiles
+    + crate::random::Bits
     + PartialOrd
     + Add<Output = Self>
     + AddAssign
