@@ -1,4 +1,5 @@
-// The preparation of a batch for mined losses, in up to four launches: order, survey, nearest, gather.
+// The preparation of a batch for mined losses, in up to four launches: order, survey, nearest, gather; and match, where the
+// rows are compared with those of another.
 //
 // Translation changes no Euclidean distance, but a Gram matrix of rows far from the origin cancels. Rows are moved by
 // one of them, the nearest to the mean, where the mean is larger than the spread: by a row and not by the mean, so that
@@ -11,7 +12,7 @@ KERNEL(batch_order, BATCH_THREADS, const Batch b) {
     const u32 i = blockIdx.x * BATCH_THREADS + threadIdx.x;
     if (!b.labels) {
         if (i < b.rows) {
-            b.order[i] = i;
+            b.order[i] = b.position[i] = i;
             b.first[i] = i;
             b.end[i] = i + 1;
         }
@@ -34,8 +35,39 @@ KERNEL(batch_order, BATCH_THREADS, const Batch b) {
     if (i >= b.rows) return;
     const u32 rank = smaller + before;
     b.order[rank] = i;
+    b.position[i] = rank;
     b.first[rank] = smaller;
     b.end[rank] = smaller + equal;
+}
+
+// Where the class of each row of one side lies on the other: the first blocks take the anchors, the others the rest.
+KERNEL(batch_match, BATCH_THREADS, const Sides s) {
+    SHARED(i64, tile, BATCH_THREADS);
+    const u32 chunks = (s.anchors.rows + BATCH_THREADS - 1) / BATCH_THREADS;
+    const bool of_anchors = blockIdx.x < chunks;
+    const Batch& rows = of_anchors ? s.anchors : s.others;
+    const Batch& among = of_anchors ? s.others : s.anchors;
+    const u32 i = (of_anchors ? blockIdx.x : blockIdx.x - chunks) * BATCH_THREADS + threadIdx.x;
+    const i64 mine = i < rows.rows ? rows.labels[rows.order[i]] : 0;
+    u32 smaller = 0, equal = 0;
+    for (u32 base = 0; base < among.rows; base += BATCH_THREADS) {
+        __syncthreads();
+        if (base + threadIdx.x < among.rows) tile[threadIdx.x] = among.labels[base + threadIdx.x];
+        __syncthreads();
+        const u32 count = among.rows - base < BATCH_THREADS ? among.rows - base : BATCH_THREADS;
+        for (u32 k = 0; k < count; ++k) {
+            smaller += tile[k] < mine;
+            equal += tile[k] == mine;
+        }
+    }
+    if (i >= rows.rows) return;
+    (of_anchors ? s.first : s.other_first)[i] = smaller;
+    (of_anchors ? s.end : s.other_end)[i] = smaller + equal;
+    if (!of_anchors) return;
+    const u32 anchor = rows.order[i];
+    // Beyond the reference set, or below its first row: the anchor is not in it. An offset may wrap around.
+    const u64 own = s.own_kind == 1 ? u64(s.own_offset) + anchor : s.own_kind == 2 ? u64(s.own_rows[anchor]) : ~u64(0);
+    s.own[i] = own < among.rows ? among.position[own] : NONE;
 }
 
 // Sums of columns over chunks of BATCH_THREADS rows; the last block makes the mean of them.

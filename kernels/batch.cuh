@@ -23,6 +23,7 @@ struct Batch {
     i64 stride;
     const i64* labels;    // null: one class of its own for each row, in the given order
     u32* order;           // the row's original index
+    u32* position;        // by original index: the row's place in class order
     u32* first;           // its class: rows first .. end
     u32* end;
     float* y;             // [padded, dim]: translated or normalised
@@ -40,6 +41,30 @@ struct Batch {
     u32 centre, normalize, unit_norms, unused;
 
     DEVICE Operand operand() const { return {{plane[0], plane[1]}, slabs}; }
+};
+
+// Anchors, and the rows that their positives and negatives are drawn from: a reference set, or the anchors again. The same
+// layout as `Sides` in src/cuda/batch.rs.
+struct Sides {
+    Batch anchors, others;
+    u32* first;         // per anchor: its class among the others is first .. end
+    u32* end;
+    u32* own;           // per anchor: the other row that it is itself, or NONE; not for a batch by itself
+    u32* other_first;   // per other row: its class among the anchors
+    u32* other_end;
+    const i64* own_rows;  // [anchors.rows] by original index, for own_kind 2
+    i64 own_offset;       // for own_kind 1
+    u32 own_kind;         // 0: none
+    u32 itself;           // whether the others are the anchors
+
+    DEVICE u32 own_of(u32 anchor) const { return itself ? anchor : own[anchor]; }
+    DEVICE u32 size_of_class(u32 anchor) const { return end[anchor] - first[anchor]; }
+    DEVICE u32 positives(u32 anchor) const {
+        const u32 own = own_of(anchor);
+        return size_of_class(anchor) - (own >= first[anchor] && own < end[anchor]);
+    }
+    DEVICE u32 negatives(u32 anchor) const { return others.rows - size_of_class(anchor); }
+    DEVICE bool bad() const { return anchors.survey->bad || others.survey->bad; }
 };
 
 // f of each pair of elements of rows i and j of a batch, by a warp: from the caller's numbers, so that a difference is

@@ -9,7 +9,8 @@
 // sort:     thresholds of large classes, ascending: counts by binary search.
 // sweep:    Gram tiles; each pair is counted against its row's thresholds and against its column's, and the row is pushed
 //           away from the column by both, over the whole width of the batch: a block owns its rows, nothing is atomic but
-//           integers.
+//           integers. Against a reference set there are two sweeps: in the first the rows are the anchors, and in the
+//           second, for the reference set's gradient, the columns.
 // ranks:    c_ap of large classes from a histogram.
 // finish:   the positives' part of the gradient, normalisation, the loss.
 // backward: times upstream / M, in the caller's type.
@@ -23,19 +24,19 @@
 constexpr u32 COMPARED = TERCET_COMPARED;
 constexpr float MASKED = 3.402823466e38f;  // farther than any threshold
 
-// The same layout as `Args` in src/batch_all/cuda.rs. Rows are in class order, but in `gradient`. A row's pairs are its class in
-// order, itself included: `start[row] + k` is the one with row `first[row] + k`.
+// The same layout as `Args` in src/batch_all/cuda.rs. Rows are in class order, but in `gradient`. An anchor's pairs are its class
+// in order, itself included: `start[row] + k` is the one with row `first[row] + k`.
 struct Args {
-    Batch batch;
-    u64* start;       // [rows + 1]
+    Sides sides;
+    u64* start;       // [anchors + 1]
     float* distance;  // [capacity]: d_ap
     float* threshold; // [capacity]: d_ap + m, -inf for the row itself; large classes: ascending, then c_ap by `ranks`
     u32* owner;       // [capacity]: large classes: whose threshold it is
     u32* count;       // [capacity]: c_ap; large classes: a histogram of how many thresholds are not above d_an
-    float* reach;     // [rows]: the largest threshold
-    float* pushed;    // [splits, padded, dim]: sum_j S_ij (y_i - y_j), for cosine -sum_j S_ij y_j
+    float* reach;     // [anchors]: the largest threshold
+    float* pushed;    // [splits, padded, dim]: sum_j S_ij (y_i - y_j), for cosine -sum_j S_ij y_j, of the sweep's rows
     double* sums;     // [splits, padded, 2]: sum_n c_an d_an, sum_n d_an
-    float* gradient;  // [rows, dim] by original index, times M; null: not wanted
+    float* gradient;  // [rows, dim] by original index, times M, of the sweep's rows; null: not wanted
     double* partials; // 5 a block
     u32* state;       // 0 at launch: a ticket, and whether a distance overflowed
     float* loss;      // null: not wanted
@@ -45,30 +46,29 @@ struct Args {
     double margin;
     u64 capacity;
     u32 splits, kind, mean;  // mean: 0 sum, 1 over active triplets, 2 over valid ones
-    u32 unused;
+    u32 which;        // the sweep's rows: the anchors or, 1, the reference set
 };
-static_assert(sizeof(Args) == sizeof(Batch) + 152, "Args must match src/batch_all/cuda.rs");
+static_assert(sizeof(Args) == sizeof(Sides) + 152, "Args must match src/batch_all/cuda.rs");
 
-DEVICE u32 size_of_class(const Batch& b, u32 row) { return b.end[row] - b.first[row]; }
-DEVICE bool fits(const Args& args) { return args.start[args.batch.rows] <= args.capacity; }
+DEVICE bool fits(const Args& args) { return args.start[args.sides.anchors.rows] <= args.capacity; }
 DEVICE void overflow(const Args& args) { atomicOr(&args.state[1], 1u); }
 DEVICE float threshold_of(const Args& args, float d_ap) { return d_ap + float(args.margin); }
 
 // One block: each thread adds up a run of rows.
 KERNEL(batch_all_starts, BATCH_THREADS, const Args args) {
-    const Batch& b = args.batch;
+    const Batch& b = args.sides.anchors;
     SHARED(u64, total, BATCH_THREADS);
     const u32 run = (b.rows + BATCH_THREADS - 1) / BATCH_THREADS;
     const u32 begin = threadIdx.x * run < b.rows ? threadIdx.x * run : b.rows, end = begin + run < b.rows ? begin + run : b.rows;
     u64 sum = 0;
-    for (u32 i = begin; i < end; ++i) sum += size_of_class(b, i);
+    for (u32 i = begin; i < end; ++i) sum += args.sides.size_of_class(i);
     total[threadIdx.x] = sum;
     __syncthreads();
     u64 at = 0;
     for (u32 t = 0; t < threadIdx.x; ++t) at += total[t];
     for (u32 i = begin; i < end; ++i) {
         args.start[i] = at;
-        at += size_of_class(b, i);
+        at += args.sides.size_of_class(i);
     }
     if (threadIdx.x == BATCH_THREADS - 1) {
         args.start[b.rows] = at;
@@ -78,16 +78,17 @@ KERNEL(batch_all_starts, BATCH_THREADS, const Args args) {
 
 // A warp takes a row.
 template <class T> DEVICE void pairs(const Args& args) {
-    const Batch& b = args.batch;
+    const Sides& sides = args.sides;
+    const Batch &a = sides.anchors, &b = sides.others;
     if (!fits(args)) return;
     const u32 lane = threadIdx.x % 32;
-    for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < b.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
-        const Row<T> x = original_row<T>(b, row);
-        const u32 first = b.first[row], size = size_of_class(b, row);
+    for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < a.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
+        const Row<T> x = original_row<T>(a, row);
+        const u32 first = sides.first[row], size = sides.size_of_class(row), own_row = sides.own_of(row);
         float reach = -MASKED;
         for (u32 k = 0; k < size; ++k) {
             const u64 at = args.start[row] + k;
-            const bool own = first + k == row;
+            const bool own = first + k == own_row;
             const float d = own ? 0.f : direct_distance(x, original_row<T>(b, first + k), b.dim, args.kind);
             const float t = own ? -MASKED : threshold_of(args, d);
             if (!is_finite(t)) overflow(args);
@@ -106,10 +107,9 @@ template <class T> DEVICE void pairs(const Args& args) {
 // Bitonic: each merge begins with the mirror image, so that all comparisons go one way and a length that is no power of
 // two only leaves some out. A block takes a row.
 KERNEL(batch_all_sort, BATCH_THREADS, const Args args) {
-    const Batch& b = args.batch;
     if (!fits(args)) return;
-    for (u32 row = blockIdx.x; row < b.rows; row += gridDim.x) {
-        const u32 size = size_of_class(b, row);
+    for (u32 row = blockIdx.x; row < args.sides.anchors.rows; row += gridDim.x) {
+        const u32 size = args.sides.size_of_class(row);
         if (size <= COMPARED) continue;
         float* threshold = args.threshold + args.start[row];
         u32* owner = args.owner + args.start[row];
@@ -150,16 +150,15 @@ template <class P> struct Shared {
 };
 constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
 
-// What one of a row's two threads knows of it.
+// What one of an anchor's two threads knows of it.
 struct Anchor {
     u64 start;
     u32 size;
     float reach;
 
     static DEVICE Anchor of(const Args& args, u32 row) {
-        const Batch& b = args.batch;
-        if (row >= b.rows) return {0, 1, -MASKED};
-        return {args.start[row], size_of_class(b, row), args.reach[row]};
+        if (row >= args.sides.anchors.rows) return {0, 1, -MASKED};
+        return {args.start[row], args.sides.size_of_class(row), args.reach[row]};
     }
     // c of each of d; `total(k, n)`: n of both threads' d are below threshold k, or in large classes n = 1 has k thresholds
     // not above it. Both threads of the row must call.
@@ -209,33 +208,35 @@ template <class P> DEVICE void sweep(const Args& args) {
                   "shared_bytes in src/batch_all/cuda.rs");
     SHARED(u32, any, 1);
     using Tile = GramTile<P>;
-    const Batch& b = args.batch;
+    const Sides& sides = args.sides;
+    const Batch &a = args.which ? sides.others : sides.anchors, &b = args.which ? sides.anchors : sides.others;
+    const bool rows_count = args.which == 0, columns_count = args.which == 1 || (sides.itself && args.gradient);
     if (!fits(args)) return;
     const u32 tiles = b.padded / TILE, row_tile = blockIdx.x / args.splits, split = blockIdx.x % args.splits;
     const u32 row_base = row_tile * TILE;
     // Who looks at distances two threads a row (or column) of the tile, every second one each.
     const u32 mine = threadIdx.x / 2, half = threadIdx.x % 2;
-    const Anchor row = Anchor::of(args, row_base + mine);
+    const Anchor row = rows_count ? Anchor::of(args, row_base + mine) : Anchor{0, 1, -MASKED};
     double active_distances = 0, distances = 0;
 
     u32 first[Tile::ROWS], end[Tile::ROWS];
 #pragma unroll
     for (int slot = 0; slot < Tile::ROWS; ++slot) {
         const u32 r = row_base + Tile::row_of(slot);
-        first[slot] = r < b.rows ? b.first[r] : 0;
-        end[slot] = r < b.rows ? b.end[r] : 0xffffffff;
+        first[slot] = r < a.rows ? (args.which ? sides.other_first : sides.first)[r] : 0;
+        end[slot] = r < a.rows ? (args.which ? sides.other_end : sides.end)[r] : 0xffffffff;
     }
     for (u32 k = threadIdx.x; k < COMPARED * TILE; k += TILE_THREADS) s.count[k / TILE][k % TILE] = 0;
-    float* pushed = args.pushed + (i64(split) * b.padded + row_base) * b.dim;
+    float* pushed = args.pushed + (i64(split) * a.padded + row_base) * a.dim;
     if (args.gradient)
-        for (u32 k = threadIdx.x; k < TILE * b.dim; k += TILE_THREADS) pushed[k] = 0.f;
+        for (u32 k = threadIdx.x; k < TILE * a.dim; k += TILE_THREADS) pushed[k] = 0.f;
     __syncthreads();  // there may be no tile to wait in
 
-    const Operand side[2] = {b.operand(), b.operand()};
+    const Operand side[2] = {a.operand(), b.operand()};
     for (u32 column_tile = split; column_tile < tiles; column_tile += args.splits) {
         const u32 base[2] = {row_base, column_tile * TILE};
         const u32 lowest = base[0] < base[1] ? base[0] : base[1], highest = (base[0] < base[1] ? base[1] : base[0]) + TILE;
-        if (b.end[lowest] >= (highest < b.rows ? highest : b.rows)) continue;  // one class
+        if (sides.itself && b.end[lowest] >= (highest < b.rows ? highest : b.rows)) continue;  // one class
         {
             Tile tile;
             tile.run(s.buffers, side, base);
@@ -249,13 +250,13 @@ template <class P> DEVICE void sweep(const Args& args) {
                     s.d[r][c] = MASKED;
                     if (j >= b.rows || (j >= first[slot] && j < end[slot])) return false;
                     bool near;
-                    const float d = squared_distance(b, i, b, j, product, near);
+                    const float d = squared_distance(a, i, b, j, product, near);
                     near = near || !is_finite(d);
                     if (!near) keep(r, c, d);
                     return near;
                 },
                 [&](int, int r, int c) {
-                    const float d = near_squared_distance(b, base[0] + r, b, base[1] + c);
+                    const float d = near_squared_distance(a, base[0] + r, b, base[1] + c);
                     if (!is_finite(d)) overflow(args);
                     else keep(r, c, d);
                 });
@@ -291,7 +292,8 @@ template <class P> DEVICE void sweep(const Args& args) {
         // The same with the tile's columns as anchors: their rows are pushed too.
 #pragma unroll
         for (int q = 0; q < HALF; ++q) d[q] = s.d[2 * q + half][mine];
-        active = Anchor::of(args, base[1] + mine).count(args, d, c, [](u32, u32) {}) || active;
+        const Anchor column = columns_count ? Anchor::of(args, base[1] + mine) : Anchor{0, 1, -MASKED};
+        active = column.count(args, d, c, [](u32, u32) {}) || active;
 #pragma unroll
         for (int q = 0; q < HALF; ++q) {
             float& weight = s.weight[2 * q + half][mine];
@@ -305,13 +307,13 @@ template <class P> DEVICE void sweep(const Args& args) {
             continue;
         }
 
-        push(s.weight, s.y, b.y + i64(base[0]) * b.dim, b.y + i64(base[1]) * b.dim, b.dim, args.kind != 2, pushed);
+        push(s.weight, s.y, a.y + i64(base[0]) * a.dim, b.y + i64(base[1]) * b.dim, b.dim, args.kind != 2, pushed);
     }
     // Both threads of a row.
     active_distances = group_sum<2>(active_distances);
     distances = group_sum<2>(distances);
-    if (row_base + mine < b.rows) {
-        double* sums = args.sums + (i64(split) * b.padded + row_base + mine) * 2;
+    if (rows_count && row_base + mine < a.rows) {
+        double* sums = args.sums + (i64(split) * a.padded + row_base + mine) * 2;
         sums[half] = half ? distances : active_distances;
         if (row.size <= COMPARED && half == 0)
             for (u32 k = 0; k < row.size; ++k)
@@ -321,11 +323,10 @@ template <class P> DEVICE void sweep(const Args& args) {
 
 // The k-th smallest threshold is above those d_an that have at most k thresholds not above them.
 KERNEL(batch_all_ranks, BATCH_THREADS, const Args args) {
-    const Batch& b = args.batch;
     if (!fits(args)) return;
     SHARED(u32, total, BATCH_THREADS);
-    for (u32 row = blockIdx.x; row < b.rows; row += gridDim.x) {
-        const u32 size = size_of_class(b, row);
+    for (u32 row = blockIdx.x; row < args.sides.anchors.rows; row += gridDim.x) {
+        const u32 size = args.sides.size_of_class(row);
         if (size <= COMPARED) continue;
         const u64 start = args.start[row];
         const u32 run = (size + BATCH_THREADS - 1) / BATCH_THREADS;
@@ -344,60 +345,73 @@ KERNEL(batch_all_ranks, BATCH_THREADS, const Args args) {
     }
 }
 
-// c_ap of row's k-th pair.
+// c_ap of an anchor's k-th pair.
 DEVICE u32 count_of(const Args& args, u32 row, u32 k) {
     const u64 at = args.start[row] + k;
-    return size_of_class(args.batch, row) > COMPARED ? __float_as_uint(args.threshold[at]) : args.count[at];
+    return args.sides.size_of_class(row) > COMPARED ? __float_as_uint(args.threshold[at]) : args.count[at];
 }
 
-// A warp takes a row.
-template <class T> DEVICE void finish(const Args& args) {
-    const Batch& b = args.batch;
-    const u32 lane = threadIdx.x % 32;
-    const bool bad = b.survey->bad, lost = bad || args.state[1];
-    double sums[5] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
-    for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < b.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
-        const u32 first = b.first[row], size = size_of_class(b, row), negatives = b.rows - size;
-        if (lane == 0) sums[1] += double(size - 1) * negatives;
-        if (!fits(args)) continue;
-        for (u32 k = lane; k < size; k += 32) {
-            const float d = args.distance[args.start[row] + k];
-            const u32 count = count_of(args, row, k);
-            if (count) sums[0] += double(threshold_of(args, d)) * count;
-            sums[2] += count;
-            sums[3] += double(d) * negatives;
+// The gradient of one of the sweep's rows, by a warp: what it was pushed by, and its positives. As an anchor it is pulled to
+// the other rows of its class, as a positive to the anchors; in a batch by itself they are the same.
+template <class T> DEVICE void gradient(const Args& args, u32 row) {
+    const Sides& sides = args.sides;
+    const Batch &a = args.which ? sides.others : sides.anchors, &b = args.which ? sides.anchors : sides.others;
+    const u32 first = (args.which ? sides.other_first : sides.first)[row];
+    const u32 end = (args.which ? sides.other_end : sides.end)[row];
+    const Row<T> x = original_row<T>(a, row);
+    float* g = args.gradient + i64(a.order[row]) * a.dim;
+    const float inverse = a.inverse[row], sign = args.kind == 0 ? -2.f : -1.f;
+    float along = 0;
+    for (u32 c = threadIdx.x % 32; c < a.dim; c += 32) {
+        float sum = 0;
+        for (u32 split = 0; split < args.splits; ++split) sum += args.pushed[(i64(split) * a.padded + row) * a.dim + c];
+        sum *= sign;
+        for (u32 p = first; p < end; ++p) {
+            // Of the pair with row p, and in a batch by itself of p's with this row: 0 for a row with itself.
+            u32 count = 0;
+            if (args.which == 0) count += count_of(args, row, p - first);
+            if (args.which == 1 || sides.itself) count += count_of(args, p, row - sides.first[p]);
+            if (!count) continue;
+            const float d = args.distance[args.which ? args.start[p] + row - sides.first[p] : args.start[row] + p - first];
+            const float slope = float(count) * (args.kind == 0 ? 2.f : args.kind == 2 ? 1.f : d > 0.f ? 1.f / d : 0.f);
+            const float y = original_row<T>(b, p)(c);
+            sum += args.kind == 2 ? -slope * y : slope * (x(c) - y);
         }
-        for (u32 split = lane; split < args.splits; split += 32) {
-            const double* of_row = args.sums + (i64(split) * b.padded + row) * 2;
-            sums[0] -= of_row[0];
-            sums[4] += of_row[1] * (size - 1);
-        }
-        if (!args.gradient) continue;
-        const Row<T> x = original_row<T>(b, row);
-        float* g = args.gradient + i64(b.order[row]) * b.dim;
-        const float inverse = b.inverse[row], sign = args.kind == 0 ? -2.f : -1.f;
-        float along = 0;
-        for (u32 c = lane; c < b.dim; c += 32) {
-            float sum = 0;
-            for (u32 split = 0; split < args.splits; ++split) sum += args.pushed[(i64(split) * b.padded + row) * b.dim + c];
-            sum *= sign;
-            for (u32 k = 0; k < size; ++k) {
-                const u32 p = first + k;
-                if (p == row) continue;
-                const u32 count = count_of(args, row, k) + count_of(args, p, row - first);
-                if (!count) continue;
-                const float d = args.distance[args.start[row] + k];
-                const float slope = float(count) * (args.kind == 0 ? 2.f : args.kind == 2 ? 1.f : d > 0.f ? 1.f / d : 0.f);
-                const float y = original_row<T>(b, p)(c);
-                sum += args.kind == 2 ? -slope * y : slope * (x(c) - y);
-            }
-            g[c] = sum;
-            along += sum * x(c);
-        }
-        if (!b.normalize) continue;
-        along = group_sum<32>(along);
-        for (u32 c = lane; c < b.dim; c += 32) g[c] = (inverse > 0.f ? g[c] - along * x(c) : g[c]) * fabsf(inverse);
+        g[c] = sum;
+        along += sum * x(c);
     }
+    if (!a.normalize) return;
+    along = group_sum<32>(along);
+    for (u32 c = threadIdx.x % 32; c < a.dim; c += 32) g[c] = (inverse > 0.f ? g[c] - along * x(c) : g[c]) * fabsf(inverse);
+}
+
+// A warp takes a row. The loss is added up after the first sweep.
+template <class T> DEVICE void finish(const Args& args) {
+    const Sides& sides = args.sides;
+    const u32 lane = threadIdx.x % 32, rows = args.which ? sides.others.rows : sides.anchors.rows;
+    const bool bad = sides.bad(), lost = bad || args.state[1];
+    double sums[5] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
+    for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < rows; row += gridDim.x * (BATCH_THREADS / 32)) {
+        if (args.which == 0) {
+            const u32 size = sides.size_of_class(row), positives = sides.positives(row), negatives = sides.negatives(row);
+            if (lane == 0) sums[1] += double(positives) * negatives;
+            if (!fits(args)) continue;
+            for (u32 k = lane; k < size; k += 32) {
+                const float d = args.distance[args.start[row] + k];
+                const u32 count = count_of(args, row, k);
+                if (count) sums[0] += double(threshold_of(args, d)) * count;
+                sums[2] += count;
+                sums[3] += double(d) * negatives;
+            }
+            for (u32 split = lane; split < args.splits; split += 32) {
+                const double* of_row = args.sums + (i64(split) * sides.anchors.padded + row) * 2;
+                sums[0] -= of_row[0];
+                sums[4] += of_row[1] * positives;
+            }
+        }
+        if (args.gradient && fits(args)) gradient<T>(args, row);
+    }
+    if (args.which == 1) return;
     double total[5];
     if (!grid_sums<BATCH_THREADS>(sums, args.partials, &args.state[0], total)) return;
     const double over = args.mean == 0 ? 1 : args.mean == 1 ? total[2] : total[1];
@@ -411,7 +425,7 @@ template <class T> DEVICE void finish(const Args& args) {
 }
 
 template <class T> DEVICE void backward(const Args& args) {
-    const u64 count = u64(args.batch.rows) * args.batch.dim;
+    const u64 count = u64(args.which ? args.sides.others.rows : args.sides.anchors.rows) * args.sides.anchors.dim;
     const float factor = *args.upstream * float(args.stats[4]);  // NaN where the batch is lost
     for (u64 i = u64(blockIdx.x) * BATCH_THREADS + threadIdx.x; i < count; i += u64(gridDim.x) * BATCH_THREADS) {
         T y;

@@ -10,7 +10,7 @@
 
 // The same layout as `Args` in src/batch_hard/cuda.rs. Per anchor means [rows], by original index.
 struct Args {
-    Batch batch;
+    Sides sides;
     float* candidate;     // [splits, padded]
     u32* candidate_row;   // [splits, padded], in class order
     u32* positive;        // per anchor; NONE without one
@@ -25,16 +25,19 @@ struct Args {
     u32* ticket;          // 0 at launch
     const float* upstream;  // [1] (stride 0) or per anchor (stride 1)
     i64 upstream_stride;
-    void* grad;           // [rows, dim] T, by original index
+    void* grad;           // [rows, dim] T of that side, by original index
     float* work;          // [rows, dim], for 16-bit gradients; else the gradient itself
     double margin;
     u32 splits, kind, soft, mean;
+    u32 which;            // whose gradient: the anchors' or, 1, the reference set's
+    u32 unused;
 };
-static_assert(sizeof(Args) == sizeof(Batch) + 152, "Args must match src/batch_hard/cuda.rs");
+static_assert(sizeof(Args) == sizeof(Sides) + 160, "Args must match src/batch_hard/cuda.rs");
 
 template <class P> DEVICE void negatives(const Args& args) {
     SHARED_DYNAMIC(TileBuffers<P>, buffers);
-    const Batch& b = args.batch;
+    const Sides& sides = args.sides;
+    const Batch &a = sides.anchors, &b = sides.others;
     const u32 tiles = b.padded / TILE, row_tile = blockIdx.x / args.splits, split = blockIdx.x % args.splits;
     using Tile = GramTile<P>;
     float best[Tile::ROWS];
@@ -44,10 +47,10 @@ template <class P> DEVICE void negatives(const Args& args) {
         const u32 row = row_tile * TILE + Tile::row_of(s);
         best[s] = __uint_as_float(0x7f800000);
         best_row[s] = best_index[s] = NONE;
-        first[s] = row < b.rows ? b.first[row] : 0;
-        end[s] = row < b.rows ? b.end[row] : 0;
+        first[s] = row < a.rows ? sides.first[row] : 0;
+        end[s] = row < a.rows ? sides.end[row] : 0;
     }
-    const Operand side[2] = {b.operand(), b.operand()};
+    const Operand side[2] = {a.operand(), b.operand()};
     for (u32 column_tile = split; column_tile < tiles; column_tile += args.splits) {
         Tile tile;
         const u32 base[2] = {row_tile * TILE, column_tile * TILE};
@@ -66,12 +69,12 @@ template <class P> DEVICE void negatives(const Args& args) {
                 const u32 row = base[0] + r, column = base[1] + c;
                 if (column >= b.rows || (column >= first[s] && column < end[s])) return false;
                 bool near;
-                const float d = squared_distance(b, row, b, column, product, near);
+                const float d = squared_distance(a, row, b, column, product, near);
                 if (!near) consider(s, column, d);
                 return near;
             },
             [&](int slot, int r, int c) {
-                const float d = near_squared_distance(b, base[0] + r, b, base[1] + c);
+                const float d = near_squared_distance(a, base[0] + r, b, base[1] + c);
 #pragma unroll
                 for (int s = 0; s < Tile::ROWS; ++s)
                     if (s == slot) consider(s, base[1] + c, d);
@@ -111,7 +114,7 @@ template <class P> DEVICE void negatives(const Args& args) {
         if (!right && writes) {
             const int r = Tile::row_of(s);
             merge(s, other[r], other_row[r], other_index[r]);
-            const i64 at = i64(split) * b.padded + row_tile * TILE + r;
+            const i64 at = i64(split) * a.padded + row_tile * TILE + r;
             args.candidate[at] = best[s];
             args.candidate_row[at] = best_row[s];
         }
@@ -122,19 +125,20 @@ DEVICE float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x)));
 DEVICE float sigmoid(float x) { return x >= 0.f ? 1.f / (1.f + expf(-x)) : expf(x) / (1.f + expf(x)); }
 
 template <class T> DEVICE void finish(const Args& args) {
-    const Batch& b = args.batch;
+    const Sides& sides = args.sides;
+    const Batch &a = sides.anchors, &b = sides.others;
     const u32 lane = threadIdx.x % 32;
-    const bool bad = b.survey->bad;
+    const bool bad = sides.bad();
     double sums[5] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
-    for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < b.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
-        const u32 anchor = b.order[row];
-        const Row<T> x = original_row<T>(b, row);
+    for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < a.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
+        const u32 anchor = a.order[row], first = sides.first[row], end = sides.end[row], own = sides.own_of(row);
+        const Row<T> x = original_row<T>(a, row);
         u32 positive = NONE, negative = NONE;
         float d_ap = 0, d_an = 0;
         // Compared before the root, which would make some of them equal.
         const u32 compared = args.kind == 1 ? 0 : args.kind;
-        for (u32 p = b.first[row]; p < b.end[row]; ++p) {
-            if (p == row) continue;
+        for (u32 p = first; p < end; ++p) {
+            if (p == own) continue;
             const float d = direct_distance(x, original_row<T>(b, p), b.dim, compared);
             if (positive == NONE || d > d_ap) {
                 d_ap = d;
@@ -145,7 +149,7 @@ template <class T> DEVICE void finish(const Args& args) {
         float best = 0;
         u32 index = NONE;
         for (u32 s = 0; s < args.splits; ++s) {
-            const i64 at = i64(s) * b.padded + row;
+            const i64 at = i64(s) * a.padded + row;
             const u32 candidate = args.candidate_row[at];
             if (candidate == NONE) continue;
             const float d = args.candidate[at];
@@ -156,8 +160,8 @@ template <class T> DEVICE void finish(const Args& args) {
             }
         }
         // No distance was a number: any negative tells that.
-        if (negative == NONE && b.end[row] - b.first[row] < b.rows) {
-            negative = b.first[row] > 0 ? 0 : b.end[row];
+        if (negative == NONE && end - first < b.rows) {
+            negative = first > 0 ? 0 : end;
             index = b.order[negative];
         }
         if (negative != NONE) d_an = direct_distance(x, original_row<T>(b, negative), b.dim, args.kind);
@@ -168,7 +172,7 @@ template <class T> DEVICE void finish(const Args& args) {
             loss = args.soft ? softplus(t) : t > 0.f ? t : 0.f;
             weight = args.soft ? sigmoid(t) : t > 0.f ? 1.f : 0.f;
         }
-        const bool poisoned = valid ? bad || !is_finite(d_ap) || !is_finite(d_an) : bad && b.norm[row] != b.norm[row];
+        const bool poisoned = valid ? bad || !is_finite(d_ap) || !is_finite(d_an) : bad && a.norm[row] != a.norm[row];
         if (poisoned) loss = weight = nan_value<float>();
         if (lane == 0) {
             args.positive[anchor] = valid ? b.order[positive] : NONE;
@@ -195,59 +199,64 @@ template <class T> DEVICE void finish(const Args& args) {
 }
 
 template <class T> DEVICE void backward(const Args& args) {
-    const Batch& b = args.batch;
+    const Sides& sides = args.sides;
+    const Batch &mine = args.which ? sides.others : sides.anchors;
+    // What a row can be: an anchor, and what anchors have chosen.
+    const bool as_anchor = args.which == 0, as_other = args.which == 1 || sides.itself;
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
-    if (row >= b.rows) return;
-    const u32 i = b.order[row];
-    const bool bad = b.survey->bad;
-    float* g = args.work + i64(i) * b.dim;
-    for (u32 c = lane; c < b.dim; c += 32) g[c] = 0.f;
-    const T* all = static_cast<const T*>(b.x);
-    // Rows by original index, with the factor that normalises them.
-    const auto row_of = [&](u32 index, float factor) { return Row<T>{all + index * b.stride, factor}; };
-    const auto factor_of = [&](u32 index) {
-        if (!b.normalize) return 1.f;
+    if (row >= mine.rows) return;
+    const u32 i = mine.order[row];
+    const bool bad = sides.bad();
+    float* g = args.work + i64(i) * mine.dim;
+    for (u32 c = lane; c < mine.dim; c += 32) g[c] = 0.f;
+    // A row by original index, with the factor that normalises it.
+    const auto row_of = [&](const Batch& b, u32 index) {
+        const T* x = static_cast<const T*>(b.x) + index * b.stride;
+        if (!b.normalize) return Row<T>{x, 1.f};
         float squares = 0;
-        for (u32 c = lane; c < b.dim; c += 32) squares += widen(all[index * b.stride + c]) * widen(all[index * b.stride + c]);
+        for (u32 c = lane; c < b.dim; c += 32) squares += widen(x[c]) * widen(x[c]);
         const float norm = sqrtf(group_sum<32>(squares));
-        return 1.f / (norm < float(TERCET_MIN_NORM) ? float(TERCET_MIN_NORM) : norm);
+        return Row<T>{x, 1.f / (norm < float(TERCET_MIN_NORM) ? float(TERCET_MIN_NORM) : norm)};
     };
-    const float inverse = b.inverse[row];
-    const Row<T> x = row_of(i, fabsf(inverse));
+    const float inverse = mine.inverse[row];
+    const Row<T> x = original_row<T>(mine, row);
     // Adds weight * d distance(x, y) / dx.
-    const auto add = [&](u32 index, float distance, float weight) {
-        const Row<T> y = row_of(index, factor_of(index));
+    const auto add = [&](const Batch& b, u32 index, float distance, float weight) {
+        const Row<T> y = row_of(b, index);
         const float slope = args.kind == 0 ? 2.f * weight : distance > 0.f ? weight / distance : 0.f;
         for (u32 c = lane; c < b.dim; c += 32) g[c] += args.kind == 2 ? -weight * y(c) : slope * (x(c) - y(c));
     };
     const float scale = float(args.stats[4]);
-    for (u32 base = 0; base < b.rows; base += 32) {
+    // As an anchor of a reference set a row is part of its own triplet alone.
+    const u32 begin = as_other ? 0 : i / 32 * 32, end = as_other ? sides.anchors.rows : i + 1;
+    for (u32 base = begin; base < end; base += 32) {
         const u32 a = base + lane;
         bool part = false;
-        if (a < b.rows && args.positive[a] != NONE) part = a == i || args.positive[a] == i || args.negative[a] == i;
+        if (a < sides.anchors.rows && args.positive[a] != NONE)
+            part = (as_anchor && a == i) || (as_other && (args.positive[a] == i || args.negative[a] == i));
         for (u32 hits = __ballot_sync(0xffffffff, part); hits; hits &= hits - 1) {
             const u32 anchor = base + u32(__ffs(int(hits))) - 1;
             const float weight = args.weight[anchor] * args.upstream[anchor * args.upstream_stride] * scale;
             if (weight == 0.f) continue;
             const u32 p = args.positive[anchor], n = args.negative[anchor];
-            if (anchor == i) {
-                add(p, args.d_ap[anchor], weight);
-                add(n, args.d_an[anchor], -weight);
+            if (as_anchor && anchor == i) {
+                add(sides.others, p, args.d_ap[anchor], weight);
+                add(sides.others, n, args.d_an[anchor], -weight);
             } else {
-                add(anchor, p == i ? args.d_ap[anchor] : args.d_an[anchor], p == i ? weight : -weight);
+                add(sides.anchors, anchor, p == i ? args.d_ap[anchor] : args.d_an[anchor], p == i ? weight : -weight);
             }
         }
     }
     float along = 0;
-    if (b.normalize && inverse > 0.f) {
-        for (u32 c = lane; c < b.dim; c += 32) along += g[c] * x(c);
+    if (mine.normalize && inverse > 0.f) {
+        for (u32 c = lane; c < mine.dim; c += 32) along += g[c] * x(c);
         along = group_sum<32>(along);
     }
-    for (u32 c = lane; c < b.dim; c += 32) {
-        const float y = b.normalize ? (g[c] - along * x(c)) * fabsf(inverse) : g[c];
+    for (u32 c = lane; c < mine.dim; c += 32) {
+        const float y = mine.normalize ? (g[c] - along * x(c)) * fabsf(inverse) : g[c];
         T result;
         narrow(result, bad ? nan_value<float>() : y);
-        static_cast<T*>(args.grad)[i64(i) * b.dim + c] = result;
+        static_cast<T*>(args.grad)[i64(i) * mine.dim + c] = result;
     }
 }
 

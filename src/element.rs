@@ -43,6 +43,7 @@ pub trait Scalar:
     + crate::cpu::simd::Vectorised
     + crate::cpu::batch::Engine
     + crate::cpu::gemm::Product
+    + crate::cpu::pulls::Gather
     + crate::batch_hard::cpu::Sweep
     + crate::batch_all::cpu::Sweep
     + crate::pairwise_distance::cpu::Tiles

@@ -1,6 +1,6 @@
-//! Distances and their gradients for the oracles: f64, one obvious loop after another.
+//! Distances, reference sets and gradients for the oracles: f64, one obvious loop after another.
 
-use crate::Distance;
+use crate::{Distance, Error, Matrix, Own, Reduction, Stats};
 
 const MIN_NORM: f64 = 1e-12;
 
@@ -63,4 +63,185 @@ pub(crate) fn distance_gradient(kind: Distance, x: &[f64], y: &[f64]) -> (Vec<f6
     };
     let to_y = to_x.iter().map(|g| -g).collect();
     (to_x, to_y)
+}
+
+/// A reference set as the oracles take it.
+pub type ReferenceSet<'a> = crate::Reference<Matrix<'a, f64>, &'a [i64]>;
+
+/// Anchors against the rows that their positives and negatives are drawn from.
+pub(crate) struct Anchors<'a> {
+    distance: Distance,
+    normalize: bool,
+    /// Anchors, and reference rows.
+    given: [Matrix<'a, f64>; 2],
+    /// The same, normalised where the loss does.
+    u: [Vec<Vec<f64>>; 2],
+    labels: [&'a [i64]; 2],
+    own: Vec<Option<usize>>,
+    finite: [Vec<bool>; 2],
+    references_are_finite: bool,
+    /// The batch is its own reference: then there is one gradient.
+    pub itself: bool,
+    /// `d[a][j]` between anchor and reference row.
+    pub d: Vec<Vec<f64>>,
+}
+
+impl<'a> Anchors<'a> {
+    /// Of the batch against `reference`, or against itself. The batch and the options are checked already.
+    pub fn new(
+        (distance, normalize): (Distance, bool),
+        embeddings: Matrix<'a, f64>,
+        labels: &'a [i64],
+        reference: Option<&ReferenceSet<'a>>,
+    ) -> Result<Self, Error> {
+        let itself = crate::Reference { embeddings, labels, own: Own::Offset(0) };
+        let set = reference.unwrap_or(&itself);
+        let (rows, references) = (embeddings.rows(), set.embeddings.rows());
+        // Cosine normalises by itself.
+        let normalize = normalize && distance != Distance::Cosine;
+        let given = [embeddings, set.embeddings];
+        let u = given.map(|matrix| {
+            let rows = (0..matrix.rows()).map(|i| matrix.row(i));
+            rows.map(|x| if normalize { normalized(x) } else { x.to_vec() }).collect::<Vec<_>>()
+        });
+        let d = u[0].iter().map(|x| u[1].iter().map(|y| self::distance(distance, x, y)).collect()).collect();
+        let finite = [0, 1].map(|side| {
+            let (given, u): (&Matrix<'_, f64>, &Vec<Vec<f64>>) = (&given[side], &u[side]);
+            let is_finite = |i: usize| given.row(i).iter().chain(&u[i]).all(|x| x.is_finite());
+            (0..given.rows()).map(is_finite).collect::<Vec<_>>()
+        });
+        Ok(Self {
+            distance,
+            normalize,
+            given,
+            u,
+            labels: [labels, set.labels],
+            own: (0..rows).map(|a| set.own.row(a, references)).collect(),
+            references_are_finite: finite[1].iter().all(|finite| *finite),
+            finite,
+            itself: reference.is_none(),
+            d,
+        })
+    }
+
+    pub fn rows(&self) -> usize {
+        self.given[0].rows()
+    }
+
+    pub fn references(&self) -> usize {
+        self.given[1].rows()
+    }
+
+    /// The reference row that the anchor is itself.
+    pub fn own(&self, a: usize) -> Option<usize> {
+        self.own[a]
+    }
+
+    pub fn is_positive(&self, a: usize, j: usize) -> bool {
+        self.labels[1][j] == self.labels[0][a] && self.own[a] != Some(j)
+    }
+
+    pub fn is_negative(&self, a: usize, j: usize) -> bool {
+        self.labels[1][j] != self.labels[0][a]
+    }
+
+    pub fn positives(&self, a: usize) -> impl Iterator<Item = usize> {
+        (0..self.references()).filter(move |&j| self.is_positive(a, j))
+    }
+
+    pub fn negatives(&self, a: usize) -> impl Iterator<Item = usize> {
+        (0..self.references()).filter(move |&j| self.is_negative(a, j))
+    }
+
+    /// Whether the anchor's own row is.
+    pub fn anchor_is_finite(&self, a: usize) -> bool {
+        self.finite[0][a]
+    }
+
+    /// Whether every row is that an anchor with triplets looks at.
+    pub fn sees_finite_rows(&self, a: usize) -> bool {
+        self.finite[0][a] && self.references_are_finite
+    }
+
+    pub fn all_finite(&self) -> bool {
+        self.finite[0].iter().all(|finite| *finite) && self.references_are_finite
+    }
+
+    /// The gradients with respect to anchors and reference rows, `[N, D]` and `[M, D]`, given `weights[a][j]` with respect
+    /// to `d[a][j]`. Where the batch is its own reference the first is the sum of both, and the second empty.
+    pub fn gradients(&self, weights: &[Vec<f64>]) -> [Vec<f64>; 2] {
+        let mut g = self.given.map(|matrix| vec![vec![0.0; matrix.dim()]; matrix.rows()]);
+        for a in 0..self.rows() {
+            for j in (0..self.references()).filter(|&j| weights[a][j] != 0.0) {
+                let (to_a, to_j) = distance_gradient(self.distance, &self.u[0][a], &self.u[1][j]);
+                let j_side = usize::from(!self.itself);
+                for k in 0..to_a.len() {
+                    g[0][a][k] += weights[a][j] * to_a[k];
+                    g[j_side][j][k] += weights[a][j] * to_j[k];
+                }
+            }
+        }
+        if self.itself {
+            g[1].clear();
+        }
+        [0, 1].map(|side| {
+            let rows = g[side].iter().enumerate().map(|(i, g)| match self.finite[side][i] {
+                false => vec![f64::NAN; g.len()],
+                true if self.normalize => normalized_gradient(self.given[side].row(i), g),
+                true => g.clone(),
+            });
+            rows.flatten().collect()
+        })
+    }
+}
+
+/// What the hinge over a list of triplets is.
+pub(crate) struct Hinge {
+    /// Each triplet's `d_ap - d_an + margin`, before `relu`.
+    pub arguments: Vec<f64>,
+    /// Each anchor's sum.
+    pub losses: Vec<f64>,
+    pub loss: f64,
+    pub grads: [Vec<f64>; 2],
+    pub stats: Stats,
+}
+
+/// `relu(d_ap - d_an + margin)` of each triplet `(a, p, n)`, their mean where the reduction is one, and the gradient times
+/// `upstream` (one number, or one an anchor).
+pub(crate) fn hinge(
+    anchors: &Anchors<'_>,
+    triplets: &[[usize; 3]],
+    margin: f64,
+    reduction: Reduction,
+    upstream: &[f64],
+) -> Hinge {
+    let rows = anchors.rows();
+    let mean = if reduction == Reduction::Mean { 1.0 / triplets.len().max(1) as f64 } else { 1.0 };
+    let mut stats = Stats { valid: triplets.len() as u64, ..Stats::default() };
+    let mut losses: Vec<f64> = (0..rows).map(|a| if anchors.anchor_is_finite(a) { 0.0 } else { f64::NAN }).collect();
+    let mut weights = vec![vec![0.0; anchors.references()]; rows];
+    let mut arguments = Vec::with_capacity(triplets.len());
+    for &[a, p, n] in triplets {
+        let (d_ap, d_an) = (anchors.d[a][p], anchors.d[a][n]);
+        let argument = d_ap - d_an + margin;
+        let (value, slope) = match argument > 0.0 {
+            // An infinite negative distance must not pass for a far one.
+            _ if !anchors.sees_finite_rows(a) || !d_ap.is_finite() || !d_an.is_finite() => (f64::NAN, f64::NAN),
+            true => (argument, 1.0),
+            false => (0.0, 0.0),
+        };
+        let weight = mean * slope * upstream[if upstream.len() == 1 { 0 } else { a }];
+        weights[a][p] += weight;
+        weights[a][n] -= weight;
+        arguments.push(argument);
+        losses[a] += value;
+        stats.active += u64::from(value > 0.0);
+        stats.mean_positive_distance += d_ap / triplets.len() as f64;
+        stats.mean_negative_distance += d_an / triplets.len() as f64;
+    }
+    let mut loss = mean * losses.iter().sum::<f64>();
+    if !anchors.all_finite() {
+        (loss, stats) = (f64::NAN, Stats { valid: stats.valid, ..Stats::poisoned() });
+    }
+    Hinge { arguments, losses, loss, grads: anchors.gradients(&weights), stats }
 }

@@ -28,16 +28,30 @@ impl Backend for Cpu {
     const NAME: &'static str = "cpu";
     const TAKES_F64: bool = true;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
-        let embeddings = data.matrix(&case.batch);
-        let size = case.batch.rows * case.batch.dim;
-        let (loss, stats) = case.loss.loss_with_stats(embeddings, &data.labels).unwrap();
-        let mut grad = mined::poison(size);
-        let both = case.loss.loss_and_grad(embeddings, &data.labels, &mut grad).unwrap();
-        assert_eq!(loss, both, "with and without gradients");
-        let mut scaled_grad = mined::poison(size);
+        let (loss_fn, labels, x) = (&case.loss, &data.labels, data.matrix(&case.batch));
         let upstream = Data::<T>::scalars(&data.upstream);
-        case.loss.grad(embeddings, &data.labels, upstream[0], &mut scaled_grad).unwrap();
-        Output { loss, stats, grad, scaled_grad }
+        let poison = || {
+            let others = data.reference.as_ref().map_or(0, |other| other.exact.len());
+            [mined::poison(data.exact.len()), mined::poison(others)]
+        };
+        let (mut grads, mut scaled_grads) = (poison(), poison());
+        let ([grad, grad_of_set], [scaled, scaled_of_set]) = (&mut grads, &mut scaled_grads);
+        let ((loss, stats), both) = match &data.set() {
+            None => {
+                loss_fn.grad(x, labels, &upstream, scaled).unwrap();
+                (loss_fn.loss_with_stats(x, labels).unwrap(), loss_fn.loss_and_grad(x, labels, grad).unwrap())
+            }
+            Some(set) => {
+                loss_fn.grad_against(x, labels, set, &upstream, [Some(scaled), Some(scaled_of_set)]).unwrap();
+                let to = [Some(&mut grad[..]), Some(&mut grad_of_set[..])];
+                let both = loss_fn.loss_and_grad_against(x, labels, set, to).unwrap();
+                (loss_fn.loss_with_stats_against(x, labels, set).unwrap(), both)
+            }
+        };
+        if data.reference.is_none() {
+            assert_eq!(loss, both, "with and without gradients");
+        }
+        Output { loss, stats, grads, scaled_grads }
     }
 }
 
@@ -280,7 +294,7 @@ fn wrong_arguments_are_named() {
             loss.loss(matrix, labels).map(drop),
             loss.loss_with_stats(matrix, labels).map(drop),
             loss.loss_and_grad(matrix, labels, &mut [0.0; 4]).map(drop),
-            loss.grad(matrix, labels, 1.0, &mut [0.0; 4]),
+            loss.grad(matrix, labels, &[1.0], &mut [0.0; 4]),
         ];
         for result in all {
             let error = result.expect_err("accepted");
@@ -302,7 +316,7 @@ fn wrong_arguments_are_named() {
     // A row again and again: more of them than indices.
     let many = Matrix::strided(&x, u32::MAX as usize, 1, 0).unwrap();
     refused(default, many, &[0, 1], "embeddings", "4294967295");
-    for error in [default.grad(matrix, &[0, 1], 1.0, &mut [0.0; 3]), {
+    for error in [default.grad(matrix, &[0, 1], &[1.0], &mut [0.0; 3]), {
         default.loss_and_grad(matrix, &[0, 1], &mut [0.0; 5]).map(drop)
     }] {
         assert!(error.expect_err("accepted").to_string().starts_with("grad"));
@@ -318,7 +332,7 @@ fn gradients_of_16_bit_embeddings_survive_a_mean_over_many() {
     let labels: Vec<i64> = (0..rows as i64).map(|i| i / 4).collect();
     let loss = BatchAllTripletLoss { mean_over: MeanOver::Valid, ..Default::default() };
     let mut grad = vec![f16::NAN; rows * dim];
-    loss.grad(Matrix::new(&x, dim).unwrap(), &labels, 65536.0, &mut grad).unwrap();
+    loss.grad(Matrix::new(&x, dim).unwrap(), &labels, &[65536.0], &mut grad).unwrap();
     let wide: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
     let expected = reference::run(&loss, Matrix::new(&wide, dim).unwrap(), &labels, 65536.0).unwrap();
     let size = expected.grad.iter().fold(0f64, |m, g| m.max(g.abs()));

@@ -28,30 +28,49 @@ impl Backend for Cpu {
     const NAME: &'static str = "cpu";
     const TAKES_F64: bool = true;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
-        let embeddings = data.matrix(&case.batch);
-        let size = case.batch.rows * case.batch.dim;
-        let mut losses = mined::poison(case.batch.rows);
-        case.loss.losses(embeddings, &data.labels, &mut losses).unwrap();
-        let selection = case.loss.select(embeddings, &data.labels).unwrap();
-        let reduced = (case.loss.reduction != Reduction::None).then(|| {
-            let forward = case.loss.loss(embeddings, &data.labels).unwrap();
-            let mut grad = mined::poison(size);
-            let both = case.loss.loss_and_grad(embeddings, &data.labels, &mut grad).unwrap();
-            assert_eq!(forward, both, "with and without gradients");
-            assert_eq!(case.loss.loss_with_stats(embeddings, &data.labels).unwrap(), (both, selection.stats));
-            (both, grad)
-        });
-        let mut scaled_grad = mined::poison(size);
+        let (loss, labels, x) = (&case.loss, &data.labels, data.matrix(&case.batch));
         let upstream = Data::<T>::scalars(&data.upstream);
-        case.loss.grad(embeddings, &data.labels, &upstream, &mut scaled_grad).unwrap();
+        let (set, reduced) = (data.set(), loss.reduction != Reduction::None);
+        let mut losses = mined::poison(case.batch.rows);
+        let poison = || {
+            let others = data.reference.as_ref().map_or(0, |other| other.exact.len());
+            [mined::poison(data.exact.len()), mined::poison(others)]
+        };
+        let (mut grads, mut scaled_grads) = (poison(), poison());
+        let ([grad, grad_of_set], [scaled, scaled_of_set]) = (&mut grads, &mut scaled_grads);
+        let (selection, both) = match &set {
+            None => {
+                loss.losses(x, labels, &mut losses).unwrap();
+                loss.grad(x, labels, &upstream, scaled).unwrap();
+                let both = reduced.then(|| {
+                    assert_eq!(loss.loss_with_stats(x, labels).unwrap().0, loss.loss(x, labels).unwrap());
+                    (loss.loss_with_stats(x, labels).unwrap(), loss.loss_and_grad(x, labels, grad).unwrap())
+                });
+                (loss.select(x, labels).unwrap(), both)
+            }
+            Some(set) => {
+                loss.losses_against(x, labels, set, &mut losses).unwrap();
+                loss.grad_against(x, labels, set, &upstream, [Some(scaled), Some(scaled_of_set)]).unwrap();
+                let both = reduced.then(|| {
+                    let grads = [Some(&mut grad[..]), Some(&mut grad_of_set[..])];
+                    let both = loss.loss_and_grad_against(x, labels, set, grads).unwrap();
+                    (loss.loss_with_stats_against(x, labels, set).unwrap(), both)
+                });
+                (loss.select_against(x, labels, set).unwrap(), both)
+            }
+        };
         assert_eq!(losses, selection.losses);
+        let reduced = both.map(|((forward, stats), both)| {
+            assert_eq!((forward, stats), (both, selection.stats), "with and without gradients");
+            (both, grads)
+        });
         Output {
             positive: selection.positive,
             negative: selection.negative,
             losses,
             stats: selection.stats,
             reduced,
-            scaled_grad,
+            scaled_grads,
         }
     }
 }

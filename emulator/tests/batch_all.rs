@@ -3,10 +3,7 @@
 
 use std::cell::Cell;
 
-use tercet::batch_all::cuda::Output as Places;
 use tercet::batch_all::reference;
-use tercet::cuda::batch::Input;
-use tercet::cuda::{Launcher, Memory};
 use tercet::{BatchAllTripletLoss, Element, Matrix, Precision};
 use tercet_emulator::{Emulator, Options};
 
@@ -20,7 +17,8 @@ mod property;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
-use on_device::{run, run_case};
+use launches::{OnDevice, mine};
+use on_device::run_case;
 use property::{Backend, Case, Output, property};
 use support::mined::Data;
 
@@ -74,9 +72,9 @@ fn the_same_bits_under_every_schedule() {
     let loss_fn = BatchAllTripletLoss { margin: 1.0, ..Default::default() };
     let results = (0..6u64).map(|seed| {
         let emulator = Emulator::new(Options { detect: false, seed, os_threads: 1 + seed as usize % 2 });
-        let (on_device, device_labels) = (emulator.upload(&x), emulator.upload(&labels));
-        let input = Input { x: on_device.address(), stride: dim, labels: device_labels.address() };
-        run::<f32, _>(&emulator, &loss_fn, [rows, dim], &input, &[1.0])
+        let batch = OnDevice::itself(&emulator, &x, dim, &labels);
+        let mined = mine::<f32, _, _>(&emulator, &loss_fn, &batch, 0, &[&[1.0]]);
+        (mined.loss, mined.stats, mined.grads)
     });
     let results: Vec<_> = results.collect();
     assert!(results[0].0 > 0.0);
@@ -99,16 +97,16 @@ fn lower_precision_is_as_good_as_its_bits() {
     {
         let loss_fn = BatchAllTripletLoss { precision, ..loss_fn };
         let emulator = Emulator::new(Options::default());
-        let (on_device, device_labels) = (emulator.upload(&x), emulator.upload(&labels));
-        let input = Input { x: on_device.address(), stride: dim, labels: device_labels.address() };
-        let (loss, stats, grads) = run::<f32, _>(&emulator, &loss_fn, [rows, dim], &input, &[1.0]);
+        let batch = OnDevice::itself(&emulator, &x, dim, &labels);
+        let mined = mine::<f32, _, _>(&emulator, &loss_fn, &batch, 0, &[&[1.0]]);
+        let (loss, stats) = (mined.loss, mined.stats);
         let error = (f64::from(loss) - expected.loss).abs();
         println!("batch_all on the emulator, {precision:?}: loss {loss} off by {error:.1e}");
         assert!(error <= 16.0 * unit * expected.stats.mean_negative_distance + 1e-4, "{precision:?}: {error}");
         assert_eq!(stats.active, stats.valid);
         // The weights are counts, and the rows are never rounded.
         let size = expected.grad.iter().fold(0f64, |m, g| m.max(g.abs()));
-        for (actual, expected) in grads[0].iter().zip(&expected.grad) {
+        for (actual, expected) in mined.grads[0][0].iter().zip(&expected.grad) {
             assert!((f64::from(*actual) - expected).abs() <= 1e-4 * size, "{precision:?}: {actual} for {expected}");
         }
     }
@@ -118,22 +116,12 @@ fn lower_precision_is_as_good_as_its_bits() {
 #[test]
 fn classes_too_large_give_nan() {
     let rows = 4000usize;
-    assert!(rows * rows / 2 > tercet::batch_all::cuda::capacity(rows));
+    assert!(rows * rows / 2 > tercet::batch_all::cuda::capacity(rows, rows));
     let labels: Vec<i64> = (0..rows as i64).map(|i| i % 2).collect();
     let emulator = Emulator::new(Options::default());
-    let (x, labels) = (emulator.upload(&uniform(rows, 1)), emulator.upload(&labels));
-    let input = Input { x: x.address(), stride: 1, labels: labels.address() };
-    let (loss, stats) = (emulator.allocate(4).expect("memory"), emulator.allocate(40).expect("memory"));
-    let places = Places { loss: loss.address(), stats: stats.address() };
-    let loss_fn = BatchAllTripletLoss::default();
-    // SAFETY: buffers of the emulator, of the shapes that the call expects.
-    let swept = unsafe { loss_fn.forward_on::<f32, _>(&emulator, [rows, 1], &input, &places, true) };
-    let swept = swept.unwrap_or_else(|e| panic!("{e}"));
-    assert!(loss.read::<f32>()[0].is_nan());
-    assert_eq!(stats.read::<f64>()[0], (rows * (rows / 2 - 1) * (rows / 2)) as f64);
-    let (upstream, grad) = (emulator.upload(&[1f32]), emulator.allocate(rows * 4).expect("memory"));
-    // SAFETY: as above.
-    unsafe { loss_fn.backward_on::<f32, _>(&emulator, [rows, 1], &swept, upstream.address(), grad.address()) }
-        .unwrap_or_else(|e| panic!("{e}"));
-    assert!(grad.read::<f32>().iter().all(|g| g.is_nan()));
+    let batch = OnDevice::itself(&emulator, &uniform(rows, 1), 1, &labels);
+    let mined = mine::<f32, _, _>(&emulator, &BatchAllTripletLoss::default(), &batch, 0, &[&[1.0]]);
+    assert!(mined.loss.is_nan());
+    assert_eq!(mined.stats.valid, (rows * (rows / 2 - 1) * (rows / 2)) as u64);
+    assert!(mined.grads[0][0].iter().all(|g| g.is_nan()));
 }

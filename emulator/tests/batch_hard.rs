@@ -3,10 +3,7 @@
 
 use std::cell::Cell;
 
-use tercet::batch_hard::cuda::Output as Places;
 use tercet::batch_hard::reference;
-use tercet::cuda::batch::Input;
-use tercet::cuda::{Launcher, Memory};
 use tercet::{BatchHardTripletLoss, Element, Precision};
 use tercet_emulator::{Emulator, Options};
 
@@ -20,6 +17,7 @@ mod property;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use launches::{OnDevice, mine};
 use on_device::run_case;
 use property::{Backend, Case, Output, property};
 use support::mined::Data;
@@ -77,20 +75,9 @@ fn lower_precision_is_as_good_as_its_bits() {
     {
         let loss_fn = BatchHardTripletLoss { margin: 10.0, precision, ..Default::default() };
         let emulator = Emulator::new(Options::default());
-        let (on_device, device_labels) = (emulator.upload(&x), emulator.upload(&labels));
-        let input = Input { x: on_device.address(), stride: dim, labels: device_labels.address() };
-        let memory = |bytes: usize| emulator.allocate(bytes).expect("memory");
-        let (positive, negative, loss) = (memory(rows * 4), memory(rows * 4), memory(4));
-        let places = Places {
-            positive: positive.address(),
-            negative: negative.address(),
-            loss: loss.address(),
-            ..Places::default()
-        };
-        // SAFETY: buffers of the emulator, of the shapes that the call expects.
-        unsafe { loss_fn.forward_on::<f32, _>(&emulator, [rows, dim], &input, &places) }
-            .unwrap_or_else(|e| panic!("{e}"));
-        let (positive, negative) = (positive.read::<u32>(), negative.read::<u32>());
+        let batch = OnDevice::itself(&emulator, &x, dim, &labels);
+        let mined = mine::<f32, _, _>(&emulator, &loss_fn, &batch, rows, &[&[1.0]]);
+        let [positive, negative] = mined.chosen;
         let mut missed = 0;
         for (a, &n) in negative.iter().enumerate() {
             let nearest = (0..rows).filter(|&j| labels[j] != labels[a]).map(|j| squared(a, j)).fold(f64::MAX, f64::min);
@@ -104,7 +91,7 @@ fn lower_precision_is_as_good_as_its_bits() {
         let matrix = tercet::Matrix::new(&exact, dim).expect("whole rows");
         let own =
             reference::run(&loss_fn, matrix, &labels, &[1.0], Some((&positive, &negative))).expect("valid options");
-        let got = f64::from(loss.read::<f32>()[0]);
+        let got = f64::from(mined.loss);
         assert!((got - own.loss).abs() <= 1e-5 * own.loss, "{precision:?}: {got} for {}", own.loss);
     }
 }

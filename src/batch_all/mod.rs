@@ -1,7 +1,8 @@
 //! The batch-all triplet loss.
 
 use crate::distance::Metric;
-use crate::{Distance, Element, Error, Matrix, Precision, Reduction, Stats, mined};
+use crate::mined::{self, Loss, Set, Shape};
+use crate::{Distance, Element, Error, Matrix, Precision, Reduction, Scalar, Stats};
 
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
@@ -10,6 +11,8 @@ pub mod cuda;
 pub mod reference;
 #[cfg(feature = "torch")]
 mod torch;
+
+use cpu::Swept;
 
 /// Every triplet of the batch, without a list of triplets.
 ///
@@ -24,6 +27,9 @@ mod torch;
 ///
 /// A triplet is active only when its term is strictly positive. NaN or infinity anywhere in the embeddings makes the loss
 /// NaN, and the gradients; so does a distance that overflows.
+///
+/// In the [`Stats`], `valid` counts all triplets, `active` those whose loss is above 0, and the distances are means over all
+/// triplets.
 ///
 /// The embeddings are `[N, D]`, f32, f64, f16 or bf16, the labels `[N]`, any numbers in any order. Losses are f64 for f64
 /// and f32 for all others. With P positives an anchor there are about `N² P` triplets; time grows with `N² (D + P)`, for
@@ -85,6 +91,8 @@ impl Default for BatchAllTripletLoss {
 #[doc(hidden)]
 pub struct Problem {
     pub rows: usize,
+    /// The rows of the reference set; `None`: the batch itself.
+    pub others: Option<usize>,
     pub dim: usize,
     pub metric: Metric,
     pub margin: f64,
@@ -105,89 +113,23 @@ impl Problem {
     }
 }
 
-impl BatchAllTripletLoss {
-    /// The loss of a batch in memory.
-    ///
-    /// # Errors
-    /// If the batch is empty or too large, there is not one label a row, an option is out of range, or `reduction` is
-    /// `None`.
-    pub fn loss<T: Element>(&self, embeddings: Matrix<'_, T>, labels: &[i64]) -> Result<T::Scalar, Error> {
-        Ok(self.loss_with_stats(embeddings, labels)?.0)
-    }
+mined::slice_calls!(BatchAllTripletLoss);
 
-    /// The loss, and what the batch is like: `valid` counts all triplets, `active` those whose loss is above 0, and the
-    /// distances are means over all triplets.
-    ///
-    /// # Errors
-    /// As [`loss`](Self::loss).
-    pub fn loss_with_stats<T: Element>(
-        &self,
-        embeddings: Matrix<'_, T>,
-        labels: &[i64],
-    ) -> Result<(T::Scalar, Stats), Error> {
-        let problem = self.problem(&embeddings, labels)?;
-        let swept = cpu::sweep(&problem, &embeddings, labels, false);
-        Ok((swept.loss(&problem), swept.stats))
-    }
+impl Loss for BatchAllTripletLoss {
+    const NAME: &'static str = "BatchAllTripletLoss";
+    const READS_AGAIN: bool = false;
+    type Problem = Problem;
+    type Found<A: Scalar> = Swept<A>;
 
-    /// The loss, and its gradient with respect to the embeddings.
-    ///
-    /// The gradient is `[N, D]`, contiguous; what it held before is overwritten. Gradients of 16-bit embeddings are
-    /// rounded once, after the mean's division: to scale them up first, see [`grad`](Self::grad).
-    ///
-    /// # Errors
-    /// As [`loss`](Self::loss), or if `grad` has not `N D` numbers.
-    pub fn loss_and_grad<T: Element>(
-        &self,
-        embeddings: Matrix<'_, T>,
-        labels: &[i64],
-        grad: &mut [T],
-    ) -> Result<T::Scalar, Error> {
-        self.run(&embeddings, labels, None, grad)
-    }
-
-    /// The gradient times `upstream`, the gradient of what follows with respect to this loss.
-    ///
-    /// # Errors
-    /// As [`loss_and_grad`](Self::loss_and_grad).
-    pub fn grad<T: Element>(
-        &self,
-        embeddings: Matrix<'_, T>,
-        labels: &[i64],
-        upstream: T::Scalar,
-        grad: &mut [T],
-    ) -> Result<(), Error> {
-        self.run(&embeddings, labels, Some(upstream), grad).map(drop)
-    }
-
-    fn run<T: Element>(
-        &self,
-        embeddings: &Matrix<'_, T>,
-        labels: &[i64],
-        upstream: Option<T::Scalar>,
-        grad: &mut [T],
-    ) -> Result<T::Scalar, Error> {
-        let problem = self.problem(embeddings, labels)?;
-        mined::check_len("grad", grad.len(), problem.rows * problem.dim)?;
-        let swept = cpu::sweep(&problem, embeddings, labels, true);
-        cpu::gradient(&problem, &swept, upstream, grad);
-        Ok(swept.loss(&problem))
-    }
-
-    /// The checks of every call on slices.
-    fn problem<T: Element>(&self, embeddings: &Matrix<'_, T>, labels: &[i64]) -> Result<Problem, Error> {
-        self.checked(embeddings.rows(), embeddings.dim(), labels.len())
-    }
-
-    /// The checks of every call: options and shape.
-    pub(crate) fn checked(&self, rows: usize, dim: usize, labels: usize) -> Result<Problem, Error> {
+    fn check(&self, shape: &Shape) -> Result<Problem, Error> {
         if self.reduction == Reduction::None {
             return Err(Error::argument("reduction", "Mean or Sum", "None"));
         }
-        let metric = mined::check(self.margin, self.distance, rows, dim, labels)?;
+        let metric = mined::check(self.margin, self.distance, shape)?;
         Ok(Problem {
-            rows,
-            dim,
+            rows: shape.rows,
+            others: shape.reference.map(|reference| reference.rows),
+            dim: shape.dim,
             metric,
             margin: self.margin,
             normalize: self.normalize && metric != Metric::Cosine,
@@ -195,5 +137,40 @@ impl BatchAllTripletLoss {
             mean_over: self.mean_over,
             precision: self.precision,
         })
+    }
+
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn find<T: Element>(
+        problem: &Problem,
+        embeddings: &Matrix<'_, T>,
+        labels: &[i64],
+        reference: Option<&Set<'_, T>>,
+        with_grad: [bool; 2],
+    ) -> Swept<T::Scalar> {
+        cpu::sweep(problem, embeddings, labels, reference, with_grad)
+    }
+
+    fn loss<A: Scalar>(problem: &Problem, swept: &Swept<A>) -> A {
+        swept.loss(problem)
+    }
+
+    fn losses<A: Scalar>(_: &Swept<A>) -> &[A] {
+        unreachable!("refused by the checks: one sweep counts for all anchors")
+    }
+
+    fn stats<A: Scalar>(swept: &Swept<A>) -> Stats {
+        swept.stats
+    }
+
+    fn gradients<T: Element>(
+        problem: &Problem,
+        swept: &Swept<T::Scalar>,
+        upstream: Option<&[T::Scalar]>,
+        grads: [Option<&mut [T]>; 2],
+    ) {
+        cpu::gradients(problem, swept, upstream, grads);
     }
 }

@@ -3,39 +3,23 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{BatchHardTripletLoss, Problem};
-use crate::cuda::batch::{self, Batch, Input, Layout, Product};
+use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides};
+use crate::cuda::mined::{Inputs, OnDevice, Output};
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, Reduction};
 
 const STEM: &str = "batch_hard";
 
-/// Where a forward pass writes, in device memory; 0: not wanted, or to memory of its own.
-#[derive(Clone, Copy, Debug, Default)]
-#[doc(hidden)]
-pub struct Output {
-    /// One f32 a row.
-    pub losses: Address,
-    /// The reduced loss, an f32.
-    pub loss: Address,
-    /// Per anchor the index of its positive, a u32; `u32::MAX` without both.
-    pub positive: Address,
-    /// Per anchor the index of its negative.
-    pub negative: Address,
-    /// Five f64: valid and active anchors, the sums of the valid anchors' two distances, and what the sum of the losses
-    /// is multiplied by.
-    pub stats: Address,
-}
-
 /// What the backward pass needs of a forward pass.
 #[doc(hidden)]
 pub struct Mined<M> {
-    batch: Batch,
+    sides: Sides,
     at: Places,
     /// What they point to.
-    _memory: [M; 2],
+    _memory: (Vec<M>, M),
 }
 
-/// `Args` of kernels/batch_hard.cu, but for the batch.
+/// `Args` of kernels/batch_hard.cu, but for the sides.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Places {
@@ -60,16 +44,18 @@ struct Places {
     kind: u32,
     soft: u32,
     mean: u32,
+    which: u32,
+    unused: u32,
 }
 
 /// `Args` of kernels/batch_hard.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Args {
-    batch: Batch,
+    sides: Sides,
     at: Places,
 }
-const _: () = assert!(size_of::<Args>() == size_of::<Batch>() + 152, "Args must match kernels/batch_hard.cu");
+const _: () = assert!(size_of::<Args>() == size_of::<Sides>() + 160, "Args must match kernels/batch_hard.cu");
 
 /// valid, active, sums of the distances, and what the sum of the losses is multiplied by.
 const STATS: usize = 5;
@@ -83,152 +69,105 @@ pub fn kernel_names() -> Vec<String> {
     tiles.into_iter().chain(steps).collect()
 }
 
-fn prepared(problem: &Problem, product: Product) -> batch::Problem {
-    batch::Problem {
-        rows: problem.rows,
-        dim: problem.dim,
-        metric: problem.metric,
-        normalize: problem.normalize,
-        product,
-    }
-}
+impl OnDevice for BatchHardTripletLoss {
+    type Kept<M: Memory> = Mined<M>;
 
-/// Mines the batch and writes its loss.
-///
-/// # Safety
-/// `input` as for `batch::prepare`; the outputs are device memory of one f32, or one a row; all alive until the kernels
-/// have run.
-pub(crate) unsafe fn forward<T: Element, L: Launcher>(
-    launcher: &L,
-    problem: &Problem,
-    input: &Input,
-    output: &Output,
-) -> Result<Mined<L::Memory>, Error> {
-    let product = Product::of::<T>(problem.precision);
-    let shape = prepared(problem, product);
-    // SAFETY: the caller's contract.
-    let batch::Prepared { batch, kept, scratch } = unsafe { batch::prepare::<T, L>(launcher, &shape, input, None)? };
-
-    let (rows, tiles) = (problem.rows, shape.tiles());
-    let splits = shape.splits(launcher.properties());
-    let row_blocks = shape.row_blocks(launcher.properties());
-    let mut selection = Layout::default();
-    let (ticket, stats) = (selection.part(1, 4), selection.part(STATS, 8));
-    let per_anchor = [(); 5].map(|()| selection.part(rows, 4));
-    let mut passing = Layout::default();
-    let padded = (tiles * crate::constants::TILE) as usize;
-    let candidates = [(); 2].map(|()| passing.part(splits as usize * padded, 4));
-    let partials = passing.part(STATS * row_blocks as usize, 8);
-    let (selection, passing) = (selection.allocate(launcher)?, passing.allocate(launcher)?);
-
-    let [positive, negative, d_ap, d_an, weight] = per_anchor.map(|at| selection.address() + at);
-    let or_own = |wanted: Address, own: Address| if wanted == 0 { own } else { wanted };
-    let at = Places {
-        candidate: passing.address() + candidates[0],
-        candidate_row: passing.address() + candidates[1],
-        positive: or_own(output.positive, positive),
-        negative: or_own(output.negative, negative),
-        d_ap,
-        d_an,
-        weight,
-        losses: output.losses,
-        loss: output.loss,
-        stats: or_own(output.stats, selection.address() + stats),
-        partials: passing.address() + partials,
-        ticket: selection.address() + ticket,
-        margin: problem.margin,
-        splits,
-        kind: batch::kind(problem.metric),
-        soft: problem.soft_margin.into(),
-        mean: (problem.reduction == Reduction::Mean).into(),
-        ..Places::zeroed()
-    };
-    // SAFETY: the first bytes of our own allocation.
-    unsafe { launcher.clear(at.ticket, 4)? };
-    let args = Args { batch, at };
-    let tile_grid = Grid { blocks: tiles * splits, threads: batch::TILE_THREADS, shared_bytes: product.shared_bytes() };
-    // SAFETY: `Args` is these kernels' argument; the batch is prepared, and our allocations are laid out above and live
-    // as `Memory` says.
-    unsafe {
-        launcher.launch(STEM, &format!("{STEM}_negatives_{}", product.tile), tile_grid, bytemuck::bytes_of(&args))?;
-        let grid = Grid { blocks: row_blocks, threads: batch::THREADS, shared_bytes: 0 };
-        launcher.launch(STEM, &format!("{STEM}_finish_{}", T::NAME), grid, bytemuck::bytes_of(&args))?;
-    }
-    drop((scratch, passing));
-    Ok(Mined { batch, at, _memory: [kept, selection] })
-}
-
-/// The gradient of what `forward` mined, times `upstream` (one f32, or one a row).
-///
-/// # Safety
-/// `input` holds what it held in the forward pass, wherever it lies now; `grad` is `[rows, dim]` of T, contiguous; all
-/// alive until the kernel has run.
-pub(crate) unsafe fn backward<T: Element, L: Launcher>(
-    launcher: &L,
-    problem: &Problem,
-    mined: &Mined<L::Memory>,
-    input: &Input,
-    upstream: (Address, bool),
-    grad: Address,
-) -> Result<(), Error> {
-    let work = match size_of::<T>() {
-        2 => Some(launcher.allocate(problem.rows * problem.dim * size_of::<f32>())?),
-        _ => None,
-    };
-    let at = Places {
-        upstream: upstream.0,
-        upstream_stride: upstream.1.into(),
-        grad,
-        work: work.as_ref().map_or(grad, Memory::address),
-        ..mined.at
-    };
-    let args = Args { batch: mined.batch.moved_to(input), at };
-    let grid =
-        Grid { blocks: (problem.rows as u32).div_ceil(batch::THREADS / 32), threads: batch::THREADS, shared_bytes: 0 };
-    // SAFETY: as in `forward`; the selection lives in `mined`.
-    unsafe { launcher.launch(STEM, &format!("{STEM}_backward_{}", T::NAME), grid, bytemuck::bytes_of(&args)) }
-}
-
-/// For callers that hold device memory of their own: tests on whatever implements [`Launcher`].
-impl BatchHardTripletLoss {
-    /// Forward on the launcher's memory.
-    ///
-    /// # Safety
-    /// As [`forward`], for embeddings `[rows, dim]`.
-    ///
-    /// # Errors
-    /// If the shape is empty, an option is out of range, or the device refuses.
-    #[doc(hidden)]
-    pub unsafe fn forward_on<T: Element, L: Launcher>(
-        &self,
+    /// What is chosen: per anchor the indices of its positive and of its negative, u32; `u32::MAX` without both.
+    unsafe fn forward<T: Element, L: Launcher>(
         launcher: &L,
-        [rows, dim]: [usize; 2],
-        input: &Input,
+        problem: &Problem,
+        inputs: &Inputs,
         output: &Output,
+        _: [bool; 2],
     ) -> Result<Mined<L::Memory>, Error> {
+        let product = Product::of::<T>(problem.precision);
+        let Problem { rows, dim, metric, normalize, others, .. } = *problem;
+        let shape = batch::Problem { rows, dim, metric, normalize, product };
         // SAFETY: the caller's contract.
-        unsafe { forward::<T, L>(launcher, &self.checked(rows, dim, rows)?, input, output) }
+        let PreparedSides { sides, shapes, kept, scratch } =
+            unsafe { batch::prepare_sides::<T, L>(launcher, &shape, others, inputs)? };
+
+        let splits = shape.splits_of(shapes[1].tiles(), launcher.properties());
+        let row_blocks = shape.row_blocks(launcher.properties());
+        let mut selection = Layout::default();
+        let (ticket, stats) = (selection.part(1, 4), selection.part(STATS, 8));
+        let per_anchor = [(); 5].map(|()| selection.part(rows, 4));
+        let mut passing = Layout::default();
+        let candidates = [(); 2].map(|()| passing.part(splits as usize * shape.padded(), 4));
+        let partials = passing.part(STATS * row_blocks as usize, 8);
+        let (selection, passing) = (selection.allocate(launcher)?, passing.allocate(launcher)?);
+
+        let [positive, negative, d_ap, d_an, weight] = per_anchor.map(|at| selection.address() + at);
+        let or_own = |wanted: Address, own: Address| if wanted == 0 { own } else { wanted };
+        let at = Places {
+            candidate: passing.address() + candidates[0],
+            candidate_row: passing.address() + candidates[1],
+            positive: or_own(output.chosen[0], positive),
+            negative: or_own(output.chosen[1], negative),
+            d_ap,
+            d_an,
+            weight,
+            losses: output.losses,
+            loss: output.loss,
+            stats: or_own(output.stats, selection.address() + stats),
+            partials: passing.address() + partials,
+            ticket: selection.address() + ticket,
+            margin: problem.margin,
+            splits,
+            kind: batch::kind(problem.metric),
+            soft: problem.soft_margin.into(),
+            mean: (problem.reduction == Reduction::Mean).into(),
+            ..Places::zeroed()
+        };
+        // SAFETY: the first bytes of our own allocation.
+        unsafe { launcher.clear(at.ticket, 4)? };
+        let args = Args { sides, at };
+        let tile_grid =
+            Grid { blocks: shape.tiles() * splits, threads: batch::TILE_THREADS, shared_bytes: product.shared_bytes() };
+        // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above and
+        // live as `Memory` says.
+        unsafe {
+            launcher.launch(
+                STEM,
+                &format!("{STEM}_negatives_{}", product.tile),
+                tile_grid,
+                bytemuck::bytes_of(&args),
+            )?;
+            let grid = Grid { blocks: row_blocks, threads: batch::THREADS, shared_bytes: 0 };
+            launcher.launch(STEM, &format!("{STEM}_finish_{}", T::NAME), grid, bytemuck::bytes_of(&args))?;
+        }
+        drop((scratch, passing));
+        Ok(Mined { sides, at, _memory: (kept, selection) })
     }
 
-    /// Backward on the launcher's memory.
-    ///
-    /// # Safety
-    /// As [`backward`], for what `forward_on` made of the same shape.
-    ///
-    /// # Errors
-    /// If the device refuses.
-    #[doc(hidden)]
-    pub unsafe fn backward_on<T: Element, L: Launcher>(
-        &self,
+    unsafe fn backward<T: Element, L: Launcher>(
         launcher: &L,
-        [rows, dim]: [usize; 2],
+        problem: &Problem,
         mined: &Mined<L::Memory>,
-        input: &Input,
+        inputs: &Inputs,
         upstream: Address,
-        grad: Address,
+        grads: [Address; 2],
     ) -> Result<(), Error> {
-        let per_row = self.reduction == Reduction::None;
-        // SAFETY: the caller's contract.
-        unsafe { backward::<T, L>(launcher, &self.checked(rows, dim, rows)?, mined, input, (upstream, per_row), grad) }
+        let of_side = [problem.rows, problem.others.unwrap_or(0)];
+        for (which, (grad, rows)) in grads.into_iter().zip(of_side).enumerate().filter(|(_, (grad, _))| *grad != 0) {
+            let work = match size_of::<T>() {
+                2 => Some(launcher.allocate(rows * problem.dim * size_of::<f32>())?),
+                _ => None,
+            };
+            let at = Places {
+                upstream,
+                upstream_stride: (problem.reduction == Reduction::None).into(),
+                grad,
+                work: work.as_ref().map_or(grad, Memory::address),
+                which: which as u32,
+                ..mined.at
+            };
+            let args = Args { sides: mined.sides.moved_to(inputs), at };
+            let blocks = (rows as u32).div_ceil(batch::THREADS / 32);
+            let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
+            // SAFETY: as in `forward`; the selection lives in `mined`.
+            unsafe { launcher.launch(STEM, &format!("{STEM}_backward_{}", T::NAME), grid, bytemuck::bytes_of(&args))? };
+        }
+        Ok(())
     }
 }

@@ -1,7 +1,9 @@
 //! The batch-hard triplet loss.
 
+use crate::cpu::against::Against;
 use crate::distance::Metric;
-use crate::{Distance, Element, Error, Matrix, Precision, Reduction, Stats, mined};
+use crate::mined::{self, Call, Loss, Set, Shape};
+use crate::{Distance, Element, Error, Matrix, Precision, Reduction, Reference, Scalar, Stats};
 
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
@@ -28,6 +30,9 @@ pub use cpu::Selection;
 /// Of equally far positives, and of equally near negatives, the one with the lowest index is taken, by distances
 /// computed from the difference of the rows. A triplet is active only when its loss is strictly positive. NaN or infinity
 /// anywhere in the embeddings makes the loss NaN, and the gradients; so does a selected distance that overflows.
+///
+/// In the [`Stats`], `valid` counts the anchors with both a positive and a negative, `active` those among them whose loss is
+/// above 0, and the distances are means over the selected rows.
 ///
 /// The embeddings are `[N, D]`, f32, f64, f16 or bf16, the labels `[N]`, any numbers in any order. Losses are f64 for f64
 /// and f32 for all others. No `N x N` matrix is made: memory grows with `N D`.
@@ -79,6 +84,8 @@ impl Default for BatchHardTripletLoss {
 #[doc(hidden)]
 pub struct Problem {
     pub rows: usize,
+    /// The rows of the reference set; `None`: the batch itself.
+    pub others: Option<usize>,
     pub dim: usize,
     pub metric: Metric,
     pub margin: f64,
@@ -99,48 +106,9 @@ impl Problem {
     }
 }
 
+mined::slice_calls!(BatchHardTripletLoss, per_anchor);
+
 impl BatchHardTripletLoss {
-    /// The loss of a batch in memory, reduced by mean or sum.
-    ///
-    /// # Errors
-    /// If the batch is empty or too large, there is not one label a row, an option is out of range, or `reduction` is
-    /// `None`.
-    pub fn loss<T: Element>(&self, embeddings: Matrix<'_, T>, labels: &[i64]) -> Result<T::Scalar, Error> {
-        Ok(self.loss_with_stats(embeddings, labels)?.0)
-    }
-
-    /// The loss, reduced by mean or sum, and what the batch is like: `valid` counts the anchors with both a positive and
-    /// a negative, `active` those among them whose loss is above 0, and the distances are those of the selected rows.
-    ///
-    /// # Errors
-    /// As [`loss`](Self::loss).
-    pub fn loss_with_stats<T: Element>(
-        &self,
-        embeddings: Matrix<'_, T>,
-        labels: &[i64],
-    ) -> Result<(T::Scalar, Stats), Error> {
-        let problem = self.reduced_problem(&embeddings, labels)?;
-        let (_, _, selection) = cpu::select(&problem, &embeddings, labels);
-        Ok((selection.loss(&problem), selection.stats))
-    }
-
-    /// The loss of each anchor, whatever the reduction: 0 without a positive or without a negative.
-    ///
-    /// # Errors
-    /// As [`loss`](Self::loss), or if `losses` has not one place a row; `reduction` may be `None`.
-    pub fn losses<T: Element>(
-        &self,
-        embeddings: Matrix<'_, T>,
-        labels: &[i64],
-        losses: &mut [T::Scalar],
-    ) -> Result<(), Error> {
-        let problem = self.problem(&embeddings, labels)?;
-        mined::check_len("losses", losses.len(), problem.rows)?;
-        let (_, _, selection) = cpu::select(&problem, &embeddings, labels);
-        losses.copy_from_slice(&selection.losses);
-        Ok(())
-    }
-
     /// The triplets themselves: which rows are selected for each anchor, and how far they are.
     ///
     /// # Errors
@@ -155,69 +123,35 @@ impl BatchHardTripletLoss {
     /// # Ok::<(), tercet::Error>(())
     /// ```
     pub fn select<T: Element>(&self, embeddings: Matrix<'_, T>, labels: &[i64]) -> Result<Selection<T::Scalar>, Error> {
-        let problem = self.problem(&embeddings, labels)?;
-        Ok(cpu::select(&problem, &embeddings, labels).2)
+        Ok(Call::<T, Self>::new(self, embeddings, labels, None)?.find([false; 2]).1)
     }
 
-    /// The loss, reduced by mean or sum, and its gradient with respect to the embeddings.
-    ///
-    /// The gradient is `[N, D]`, contiguous; what it held before is overwritten. Gradients of 16-bit embeddings are
-    /// rounded once, after the mean's division: to scale them up first, see [`grad`](Self::grad).
+    /// Likewise, against a reference set, of which the selected rows are.
     ///
     /// # Errors
-    /// As [`loss`](Self::loss), or if `grad` has not `N D` numbers.
-    pub fn loss_and_grad<T: Element>(
+    /// As [`losses_against`](Self::losses_against).
+    pub fn select_against<T: Element>(
         &self,
         embeddings: Matrix<'_, T>,
         labels: &[i64],
-        grad: &mut [T],
-    ) -> Result<T::Scalar, Error> {
-        let problem = self.reduced_problem(&embeddings, labels)?;
-        mined::check_len("grad", grad.len(), problem.rows * problem.dim)?;
-        let (batch, classes, selection) = cpu::select(&problem, &embeddings, labels);
-        cpu::gradient(&problem, &batch, Some(&classes.position), &selection, None, grad);
-        Ok(selection.loss(&problem))
+        reference: &Reference<Matrix<'_, T>, &[i64]>,
+    ) -> Result<Selection<T::Scalar>, Error> {
+        Ok(Call::<T, Self>::new(self, embeddings, labels, Some(reference))?.find([false; 2]).1)
     }
+}
 
-    /// The gradient times `upstream`, the gradient of what follows with respect to this loss: one number for mean and
-    /// sum, one an anchor for `Reduction::None`.
-    ///
-    /// # Errors
-    /// As [`losses`](Self::losses), or if `upstream` or `grad` has another length.
-    pub fn grad<T: Element>(
-        &self,
-        embeddings: Matrix<'_, T>,
-        labels: &[i64],
-        upstream: &[T::Scalar],
-        grad: &mut [T],
-    ) -> Result<(), Error> {
-        let problem = self.problem(&embeddings, labels)?;
-        let expected = if self.reduction == Reduction::None { problem.rows } else { 1 };
-        mined::check_len("upstream", upstream.len(), expected)?;
-        mined::check_len("grad", grad.len(), problem.rows * problem.dim)?;
-        let (batch, classes, selection) = cpu::select(&problem, &embeddings, labels);
-        cpu::gradient(&problem, &batch, Some(&classes.position), &selection, Some(upstream), grad);
-        Ok(())
-    }
+impl Loss for BatchHardTripletLoss {
+    const NAME: &'static str = "BatchHardTripletLoss";
+    const READS_AGAIN: bool = true;
+    type Problem = Problem;
+    type Found<A: Scalar> = (Against<A>, Selection<A>);
 
-    /// The checks of every call on slices.
-    fn problem<T: Element>(&self, embeddings: &Matrix<'_, T>, labels: &[i64]) -> Result<Problem, Error> {
-        self.checked(embeddings.rows(), embeddings.dim(), labels.len())
-    }
-
-    fn reduced_problem<T: Element>(&self, embeddings: &Matrix<'_, T>, labels: &[i64]) -> Result<Problem, Error> {
-        if self.reduction == Reduction::None {
-            return Err(Error::argument("reduction", "Mean or Sum (`losses` and `grad` take None)", "None"));
-        }
-        self.problem(embeddings, labels)
-    }
-
-    /// The checks of every call: options and shape.
-    pub(crate) fn checked(&self, rows: usize, dim: usize, labels: usize) -> Result<Problem, Error> {
-        let metric = mined::check(self.margin, self.distance, rows, dim, labels)?;
+    fn check(&self, shape: &Shape) -> Result<Problem, Error> {
+        let metric = mined::check(self.margin, self.distance, shape)?;
         Ok(Problem {
-            rows,
-            dim,
+            rows: shape.rows,
+            others: shape.reference.map(|reference| reference.rows),
+            dim: shape.dim,
             metric,
             margin: self.margin,
             normalize: self.normalize && metric != Metric::Cosine,
@@ -225,5 +159,40 @@ impl BatchHardTripletLoss {
             reduction: self.reduction,
             precision: self.precision,
         })
+    }
+
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn find<T: Element>(
+        problem: &Problem,
+        embeddings: &Matrix<'_, T>,
+        labels: &[i64],
+        reference: Option<&Set<'_, T>>,
+        _: [bool; 2],
+    ) -> Self::Found<T::Scalar> {
+        cpu::select(problem, embeddings, labels, reference)
+    }
+
+    fn loss<A: Scalar>(problem: &Problem, (_, selection): &Self::Found<A>) -> A {
+        selection.loss(problem)
+    }
+
+    fn losses<A: Scalar>((_, selection): &Self::Found<A>) -> &[A] {
+        &selection.losses
+    }
+
+    fn stats<A: Scalar>((_, selection): &Self::Found<A>) -> Stats {
+        selection.stats
+    }
+
+    fn gradients<T: Element>(
+        problem: &Problem,
+        (against, selection): &Self::Found<T::Scalar>,
+        upstream: Option<&[T::Scalar]>,
+        grads: [Option<&mut [T]>; 2],
+    ) {
+        cpu::gradient(problem, against, selection, upstream, grads);
     }
 }

@@ -1,8 +1,10 @@
 //! The oracle: f64, one obvious loop after another. Every backend is compared with it.
 
 use super::BatchHardTripletLoss;
-use crate::reference::{distance, distance_gradient, normalized, normalized_gradient};
-use crate::{Distance, Error, Matrix, Reduction, Stats};
+use crate::mined::{Loss as _, Shape};
+use crate::reference::Anchors;
+pub use crate::reference::ReferenceSet;
+use crate::{Error, Matrix, Reduction, Stats};
 
 /// What the loss and its gradient are.
 #[derive(Clone, Debug)]
@@ -24,6 +26,8 @@ pub struct Reference {
     pub loss: f64,
     /// The gradient, `[N, D]`.
     pub grad: Vec<f64>,
+    /// The gradient with respect to the reference, `[M, D]`; empty where the batch is its own.
+    pub reference_grad: Vec<f64>,
     /// See [`BatchHardTripletLoss::loss_with_stats`].
     pub stats: Stats,
 }
@@ -40,16 +44,25 @@ pub fn run(
     upstream: &[f64],
     selection: Option<(&[u32], &[u32])>,
 ) -> Result<Reference, Error> {
-    let problem = loss.problem(&embeddings, labels)?;
-    let (rows, dim) = (problem.rows, problem.dim);
-    // Cosine normalises by itself.
-    let normalize = loss.normalize && loss.distance != Distance::Cosine;
-    let u: Vec<Vec<f64>> =
-        (0..rows).map(|i| if normalize { normalized(embeddings.row(i)) } else { embeddings.row(i).to_vec() }).collect();
-    let all: Vec<Vec<f64>> = u.iter().map(|x| u.iter().map(|y| distance(loss.distance, x, y)).collect()).collect();
-    let d = |i: usize, j: usize| all[i][j];
-    let finite = |i: usize| embeddings.row(i).iter().chain(&u[i]).all(|x| x.is_finite());
-    let all_finite = (0..rows).all(finite);
+    run_against(loss, embeddings, labels, None, upstream, selection)
+}
+
+/// The same, against the rows of a reference.
+///
+/// # Errors
+/// As [`run`], or if the reference has another shape.
+pub fn run_against(
+    loss: &BatchHardTripletLoss,
+    embeddings: Matrix<'_, f64>,
+    labels: &[i64],
+    reference: Option<&ReferenceSet<'_>>,
+    upstream: &[f64],
+    selection: Option<(&[u32], &[u32])>,
+) -> Result<Reference, Error> {
+    loss.check(&Shape::of(&embeddings, labels, reference))?;
+    let anchors = Anchors::new((loss.distance, loss.normalize), embeddings, labels, reference)?;
+    let rows = anchors.rows();
+    let d = |a: usize, j: usize| anchors.d[a][j];
 
     let mut result = Reference {
         positive: vec![u32::MAX; rows],
@@ -59,23 +72,25 @@ pub fn run(
         losses: vec![0.0; rows],
         arguments: vec![f64::INFINITY; rows],
         loss: 0.0,
-        grad: vec![0.0; rows * dim],
+        grad: Vec::new(),
+        reference_grad: Vec::new(),
         stats: Stats::default(),
     };
-    let mut weights = vec![0.0; rows];
+    let mut slopes = vec![0.0; rows];
     for a in 0..rows {
         let (mut positive, mut negative) = (None, None);
-        for j in (0..rows).filter(|&j| j != a) {
-            if labels[j] == labels[a] {
-                if positive.is_none_or(|p| d(a, j) > d(a, p)) {
-                    positive = Some(j);
-                }
-            } else if negative.is_none_or(|n| d(a, j) < d(a, n)) {
+        for j in anchors.positives(a) {
+            if positive.is_none_or(|p| d(a, j) > d(a, p)) {
+                positive = Some(j);
+            }
+        }
+        for j in anchors.negatives(a) {
+            if negative.is_none_or(|n| d(a, j) < d(a, n)) {
                 negative = Some(j);
             }
         }
         let (Some(mut p), Some(mut n)) = (positive, negative) else {
-            result.losses[a] = if finite(a) { 0.0 } else { f64::NAN };
+            result.losses[a] = if anchors.anchor_is_finite(a) { 0.0 } else { f64::NAN };
             continue;
         };
         if let Some((positives, negatives)) = selection {
@@ -88,8 +103,8 @@ pub fn run(
         result.negative_distances[a] = d_an;
         let argument = d_ap - d_an + loss.margin;
         result.arguments[a] = argument;
-        (result.losses[a], weights[a]) = match loss.soft_margin {
-            _ if !all_finite || !d_ap.is_finite() || !d_an.is_finite() => (f64::NAN, f64::NAN),
+        (result.losses[a], slopes[a]) = match loss.soft_margin {
+            _ if !anchors.sees_finite_rows(a) || !d_ap.is_finite() || !d_an.is_finite() => (f64::NAN, f64::NAN),
             true => (softplus(d_ap - d_an), 1.0 / (1.0 + (d_an - d_ap).exp())),
             false if argument > 0.0 => (argument, 1.0),
             false => (0.0, 0.0),
@@ -104,26 +119,15 @@ pub fn run(
     result.stats.mean_positive_distance /= valid;
     result.stats.mean_negative_distance /= valid;
     let mean = if loss.reduction == Reduction::Mean { 1.0 / valid } else { 1.0 };
-    result.loss = mean * result.losses.iter().sum::<f64>();
+    result.loss = if anchors.all_finite() { mean * result.losses.iter().sum::<f64>() } else { f64::NAN };
 
-    let mut g = vec![vec![0.0; dim]; rows];
-    for a in (0..rows).filter(|&a| weights[a] != 0.0) {
-        let weight = mean * weights[a] * if upstream.len() == 1 { upstream[0] } else { upstream[a] };
-        for (j, sign) in [(result.positive[a] as usize, 1.0), (result.negative[a] as usize, -1.0)] {
-            let (to_a, to_j) = distance_gradient(loss.distance, &u[a], &u[j]);
-            for k in 0..dim {
-                g[a][k] += sign * weight * to_a[k];
-                g[j][k] += sign * weight * to_j[k];
-            }
-        }
+    let mut weights = vec![vec![0.0; anchors.references()]; rows];
+    for a in (0..rows).filter(|&a| slopes[a] != 0.0) {
+        let weight = mean * slopes[a] * if upstream.len() == 1 { upstream[0] } else { upstream[a] };
+        weights[a][result.positive[a] as usize] += weight;
+        weights[a][result.negative[a] as usize] -= weight;
     }
-    for i in 0..rows {
-        let g = if normalize { normalized_gradient(embeddings.row(i), &g[i]) } else { g[i].clone() };
-        result.grad[i * dim..(i + 1) * dim].copy_from_slice(&g);
-        if !finite(i) {
-            result.grad[i * dim..(i + 1) * dim].fill(f64::NAN);
-        }
-    }
+    [result.grad, result.reference_grad] = anchors.gradients(&weights);
     Ok(result)
 }
 

@@ -1,11 +1,15 @@
 //! The CPU engine: fixed blocks of rows on threads, vectorised loops over a row, stores past the cache; for paired losses
 //! the one pass over their rows, for mined losses sorted batches and tiles of their distances.
 
+pub(crate) mod against;
 pub(crate) mod batch;
 pub(crate) mod blocks;
 pub(crate) mod gemm;
+pub(crate) mod nearest;
 pub(crate) mod paired;
+pub(crate) mod pulls;
 pub(crate) mod rows;
+pub(crate) mod sides;
 pub(crate) mod simd;
 pub(crate) mod store;
 pub(crate) mod tiles;

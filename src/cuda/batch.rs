@@ -2,10 +2,11 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::mined::Inputs;
 use super::{Address, DeviceProperties, Grid, Launcher, Memory};
 use crate::constants::{SLAB, TILE};
 use crate::distance::Metric;
-use crate::{Element, Error, Precision};
+use crate::{Element, Error, Own, Precision};
 
 const STEM: &str = "batch";
 /// `BATCH_THREADS` of kernels/batch.cuh.
@@ -71,21 +72,16 @@ impl Problem {
         (self.rows as u32).div_ceil(TILE)
     }
 
-    fn padded(&self) -> usize {
-        self.tiles() as usize * TILE as usize
-    }
-
     fn chunks(&self) -> u32 {
         (self.rows as u32).div_ceil(THREADS)
     }
 
-    /// Into how many parts the columns, the batch's own, are split, so that each multiprocessor has two blocks of a row of
-    /// tiles.
-    pub fn splits(&self, device: &DeviceProperties) -> u32 {
-        self.splits_of(self.tiles(), device)
+    /// Rows of whole tiles.
+    pub fn padded(&self) -> usize {
+        self.tiles() as usize * TILE as usize
     }
 
-    /// Likewise, for another number of column tiles.
+    /// Into how many parts so many column tiles are split, so that each multiprocessor has two blocks of a row of tiles.
     pub fn splits_of(&self, columns: u32, device: &DeviceProperties) -> u32 {
         (2 * device.multiprocessors).div_ceil(self.tiles()).clamp(1, columns)
     }
@@ -116,6 +112,7 @@ pub(crate) struct Batch {
     stride: i64,
     labels: Address,
     order: Address,
+    position: Address,
     first: Address,
     end: Address,
     y: Address,
@@ -141,8 +138,34 @@ pub(crate) struct Batch {
 
 impl Batch {
     /// The embeddings may lie elsewhere when the batch is looked at again.
-    pub fn moved_to(self, input: &Input) -> Self {
+    fn moved_to(self, input: &Input) -> Self {
         Self { x: input.x, stride: input.stride as i64, ..self }
+    }
+}
+
+/// `Sides` of kernels/batch.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub(crate) struct Sides {
+    anchors: Batch,
+    others: Batch,
+    first: Address,
+    end: Address,
+    own: Address,
+    other_first: Address,
+    other_end: Address,
+    own_rows: Address,
+    own_offset: i64,
+    own_kind: u32,
+    itself: u32,
+}
+
+impl Sides {
+    /// The embeddings may lie elsewhere when the batch is looked at again.
+    pub fn moved_to(self, inputs: &Inputs) -> Self {
+        let anchors = self.anchors.moved_to(&inputs.anchors);
+        let others = inputs.reference.as_ref().map_or(anchors, |other| self.others.moved_to(&other.rows));
+        Self { anchors, others, ..self }
     }
 }
 
@@ -196,7 +219,7 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     let row_blocks = problem.row_blocks(launcher.properties());
 
     let mut kept = Layout::default();
-    let (survey, order) = (kept.part(1, SURVEY_BYTES), kept.part(rows, 4));
+    let (survey, order, position) = (kept.part(1, SURVEY_BYTES), kept.part(rows, 4), kept.part(rows, 4));
     let (first, end, inverse) = (kept.part(rows, 4), kept.part(rows, 4), kept.part(padded, 4));
     let mut scratch = Layout::default();
     let y = scratch.part(padded * dim, 4);
@@ -212,6 +235,7 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         stride: input.stride as i64,
         labels: input.labels,
         order: in_kept(order),
+        position: in_kept(position),
         first: in_kept(first),
         end: in_kept(end),
         y: in_scratch(y),
@@ -256,10 +280,76 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     Ok(Prepared { batch, kept, scratch })
 }
 
+/// Anchors and the rows they are compared with, prepared, as many as there are; what is kept and what is not as of
+/// [`Prepared`].
+pub(crate) struct PreparedSides<M> {
+    pub sides: Sides,
+    /// Of the anchors and of the others.
+    pub shapes: [Problem; 2],
+    pub kept: Vec<M>,
+    pub scratch: Vec<M>,
+}
+
+/// Launches the preparation of both sides, and of how the anchors stand to the others. `shape` is that of the anchors;
+/// `others`: how many rows the reference set has.
+///
+/// # Safety
+/// As [`prepare`], for both inputs; own rows are one i64 an anchor.
+pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher>(
+    launcher: &L,
+    shape: &Problem,
+    others: Option<usize>,
+    inputs: &Inputs,
+) -> Result<PreparedSides<L::Memory>, Error> {
+    // SAFETY: the caller's contract.
+    let anchors = unsafe { prepare::<T, L>(launcher, shape, &inputs.anchors, None)? };
+    let mut kept = vec![anchors.kept];
+    let mut scratch = vec![anchors.scratch];
+    let anchors = anchors.batch;
+    let (Some(reference), Some(rows)) = (&inputs.reference, others) else {
+        let sides = Sides {
+            anchors,
+            others: anchors,
+            first: anchors.first,
+            end: anchors.end,
+            other_first: anchors.first,
+            other_end: anchors.end,
+            itself: 1,
+            ..Sides::zeroed()
+        };
+        return Ok(PreparedSides { sides, shapes: [*shape; 2], kept, scratch });
+    };
+    let other_shape = Problem { rows, ..*shape };
+    // SAFETY: the caller's contract.
+    let others = unsafe { prepare::<T, L>(launcher, &other_shape, &reference.rows, Some(&anchors))? };
+    kept.push(others.kept);
+    scratch.push(others.scratch);
+    let others = others.batch;
+    let mut layout = Layout::default();
+    let of_anchors = [(); 3].map(|()| layout.part(shape.rows, 4));
+    let of_others = [(); 2].map(|()| layout.part(rows, 4));
+    let memory = layout.allocate(launcher)?;
+    let [first, end, own] = of_anchors.map(|at| memory.address() + at);
+    let [other_first, other_end] = of_others.map(|at| memory.address() + at);
+    kept.push(memory);
+    let (own_kind, own_offset, own_rows) = match reference.own {
+        Own::None => (0, 0, 0),
+        Own::Offset(offset) => (1, offset, 0),
+        Own::Rows(rows) => (2, 0, rows),
+    };
+    let sides =
+        Sides { anchors, others, first, end, own, other_first, other_end, own_rows, own_offset, own_kind, itself: 0 };
+    let blocks = shape.chunks() + other_shape.chunks();
+    let grid = Grid { blocks, threads: THREADS, shared_bytes: 0 };
+    // SAFETY: `Sides` is this kernel's argument; both batches are prepared, and our memory is laid out above.
+    unsafe { launcher.launch(STEM, "batch_match", grid, bytemuck::bytes_of(&sides))? };
+    Ok(PreparedSides { sides, shapes: [*shape, other_shape], kept, scratch })
+}
+
 /// Every kernel of the preparation.
 #[doc(hidden)]
 pub fn kernel_names() -> Vec<String> {
-    let mut names = vec!["batch_order".to_string(), "batch_gather_f32_high".into()];
+    let mut names = vec!["batch_order".to_string(), "batch_match".into(), "batch_gather_f32_high".into()];
     for dtype in ["f32", "f16", "bf16"] {
         for step in ["survey", "nearest"] {
             names.push(format!("batch_{step}_{dtype}"));

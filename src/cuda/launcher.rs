@@ -35,7 +35,7 @@ pub struct Grid {
 }
 
 /// Device memory that is freed when dropped, not before the launches that use it have run.
-pub trait Memory {
+pub trait Memory: Send + 'static {
     /// Where it starts.
     fn address(&self) -> Address;
 }

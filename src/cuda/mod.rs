@@ -11,6 +11,8 @@ pub mod images;
 pub mod launcher;
 mod matrix;
 #[doc(hidden)]
+pub mod mined;
+#[doc(hidden)]
 pub mod paired;
 
 pub use device::device_count;

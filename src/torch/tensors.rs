@@ -86,12 +86,44 @@ pub(crate) fn check_like(
             format!("{:?}", tensor.size()),
         ));
     }
+    check_kind_and_device(argument, tensor, other, model)
+}
+
+/// Those of another tensor.
+pub(crate) fn check_kind_and_device(
+    argument: &'static str,
+    tensor: &Tensor,
+    other: &'static str,
+    model: &Tensor,
+) -> Result<(), Error> {
     if tensor.kind() != model.kind() {
         return Err(Error::argument(
             argument,
             format!("the dtype of {other}, {:?}", model.kind()),
             format!("{:?}", tensor.kind()),
         ));
+    }
+    check_device(argument, tensor, other, model)
+}
+
+/// One number of this kind, on the device of another tensor.
+pub(crate) fn check_scalar(
+    argument: &'static str,
+    tensor: &Tensor,
+    kind: Kind,
+    other: &'static str,
+    model: &Tensor,
+) -> Result<(), Error> {
+    if !tensor.defined() {
+        return Err(Error::argument(argument, "a tensor", "an undefined one"));
+    }
+    let actual = tensor.f_kind()?;
+    if actual != kind {
+        return Err(Error::argument(argument, format!("dtype {kind:?}"), format!("{actual:?}")));
+    }
+    check_dense(argument, tensor)?;
+    if tensor.numel() != 1 {
+        return Err(Error::argument(argument, "one number", format!("shape {:?}", tensor.size())));
     }
     check_device(argument, tensor, other, model)
 }

@@ -33,17 +33,18 @@ fn cases() -> impl Strategy<Value = Case> {
 
 fn oracle<T: Element>(case: &Case, data: &Data<T>) -> Reference {
     let embeddings = Matrix::new(&data.exact, case.batch.dim).unwrap();
-    reference::run(&case.loss, embeddings, &data.labels, 1.0).unwrap()
+    let set = data.exact_set(case.batch.dim);
+    reference::run_against(&case.loss, embeddings, &data.labels, set.as_ref(), 1.0).unwrap()
 }
 
 /// What a backend returned.
 pub struct Output<T: Element> {
     pub loss: T::Scalar,
     pub stats: Stats,
-    /// For an upstream of 1.
-    pub grad: Vec<T>,
+    /// For an upstream of 1, with respect to the anchors and to the reference set.
+    pub grads: [Vec<T>; 2],
     /// For the case's upstream.
-    pub scaled_grad: Vec<T>,
+    pub scaled_grads: [Vec<T>; 2],
 }
 
 pub trait Backend {
@@ -65,15 +66,21 @@ struct Allowed {
 }
 
 fn allowed<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds) -> Allowed {
-    let rows = case.batch.rows;
+    let (rows, others) = (case.batch.rows, data.other_labels().len());
     let margin = case.loss.margin;
     let mut allowed = Allowed::default();
     // How often each pair is a term for certain, and perhaps.
-    let mut terms = vec![[0.0f64; 2]; rows * rows];
-    for (a, p, n) in reference::triplets(&data.labels) {
-        let argument = bounds.d(a, p) - bounds.d(a, n) + margin;
-        let (of_positive, of_negative) = (bounds.of_distance(a, p), bounds.of_product(a, n));
-        let rounding = 4.0 * bounds.epsilon * (margin + bounds.d(a, p).abs() + bounds.d(a, n).abs());
+    let mut terms = vec![[0.0f64; 2]; rows * others];
+    let (positives, negatives) = (
+        |a: usize| (0..others).filter(move |&j| data.is_positive(a, j)),
+        |a: usize| (0..others).filter(move |&j| data.is_negative(a, j)),
+    );
+    let triplets = (0..rows).flat_map(|a| positives(a).flat_map(move |p| negatives(a).map(move |n| (a, p, n))));
+    for (a, p, n) in triplets {
+        let (of_p, of_n) = (data.other(p), data.other(n));
+        let argument = bounds.d(a, of_p) - bounds.d(a, of_n) + margin;
+        let (of_positive, of_negative) = (bounds.of_distance(a, of_p), bounds.of_product(a, of_n));
+        let rounding = 4.0 * bounds.epsilon * (margin + bounds.d(a, of_p).abs() + bounds.d(a, of_n).abs());
         let unsure = of_positive + of_negative + rounding;
         allowed.mean_distances[0] += of_positive;
         allowed.mean_distances[1] += of_negative;
@@ -84,24 +91,29 @@ fn allowed<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds) -> Allowed 
         let undecided = argument <= unsure;
         allowed.undecided += u64::from(undecided);
         for j in [p, n] {
-            terms[a * rows + j][usize::from(undecided)] += 1.0;
+            terms[a * others + j][usize::from(undecided)] += 1.0;
         }
     }
-    allowed.grad = vec![0.0; rows];
-    for i in 0..rows {
-        let (mut sizes, mut count) = (0.0, 0.0f64);
-        for j in (0..rows).filter(|&j| j != i) {
-            let [certain, perhaps] = [0, 1].map(|k| terms[i * rows + j][k] + terms[j * rows + i][k]);
+    allowed.grad = vec![0.0; bounds.x.len()];
+    let mut sums = vec![(0.0, 0.0f64); bounds.x.len()];
+    for a in 0..rows {
+        for j in 0..others {
+            let [certain, perhaps] = terms[a * others + j];
             if certain + perhaps == 0.0 {
                 continue;
             }
-            let positive = data.labels[i] == data.labels[j];
-            let (size, error) = if positive { bounds.slope(i, j) } else { bounds.product_slope(i, j) };
-            allowed.grad[i] += (certain + perhaps) * error + perhaps * size;
-            sizes += (certain + perhaps) * size;
-            count += 1.0;
+            let of_j = data.other(j);
+            for (x, y) in [(a, of_j), (of_j, a)] {
+                let positive = data.is_positive(a, j);
+                let (size, error) = if positive { bounds.slope(x, y) } else { bounds.product_slope(x, y) };
+                allowed.grad[x] += (certain + perhaps) * error + perhaps * size;
+                sums[x].0 += (certain + perhaps) * size;
+                sums[x].1 += 1.0;
+            }
         }
-        allowed.grad[i] += 4.0 * count.sqrt() * bounds.epsilon * sizes;
+    }
+    for (grad, (size, count)) in allowed.grad.iter_mut().zip(sums) {
+        *grad += 4.0 * count.sqrt() * bounds.epsilon * size;
     }
     allowed
 }
@@ -113,7 +125,7 @@ fn compare<T: Element>(
     worst: &mut Worst,
 ) -> Result<(), TestCaseError> {
     let dim = case.batch.dim;
-    let bounds = Bounds::new::<T>(&data.exact, dim, case.loss.distance, case.loss.normalize);
+    let bounds = Bounds::of(data, dim, case.loss.distance, case.loss.normalize);
     let truth = oracle(case, data);
     let allowed = allowed(case, data, &bounds);
 
@@ -144,17 +156,14 @@ fn compare<T: Element>(
     if truth.stats.valid == 0 {
         prop_assert_eq!(output.loss.to_f64(), 0.0);
     }
-    for (actual, upstream) in [(&output.grad, 1.0), (&output.scaled_grad, data.upstream[0])] {
+    let grad = [&truth.grad[..], &truth.reference_grad].concat();
+    for (actual, upstream) in [(&output.grads, 1.0), (&output.scaled_grads, data.upstream[0])] {
         let factor = upstream / divisor;
-        for (i, (actual, expected)) in actual.iter().zip(&truth.grad).enumerate() {
-            let expected = expected * truth.divisor * factor;
-            let rounding = mined::rounding::<T>(expected) + 4.0 * bounds.epsilon * expected.abs();
-            let bound = allowed.grad[i / dim] * factor.abs() + rounding;
-            if mined::overflows::<T>(expected.abs() + bound) {
-                continue;
-            }
-            worst.check(|| format!("grad[{}, {}]", i / dim, i % dim), actual.to_f64(), expected, bound)?;
-        }
+        let expected: Vec<f64> = grad.iter().map(|grad| grad * truth.divisor * factor).collect();
+        let largest = |row: usize| expected[row * dim..(row + 1) * dim].iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+        let of_row = |(row, bound): (usize, &f64)| bound * factor.abs() + 4.0 * bounds.epsilon * largest(row);
+        let of_rows: Vec<f64> = allowed.grad.iter().enumerate().map(of_row).collect();
+        mined::check_gradients(worst, actual, &expected, dim, &of_rows)?;
     }
     Ok(())
 }

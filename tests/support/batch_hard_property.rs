@@ -29,7 +29,8 @@ fn cases() -> impl Strategy<Value = Case> {
 
 fn oracle<T: Element>(case: &Case, data: &Data<T>, upstream: &[f64], selection: Option<(&[u32], &[u32])>) -> Reference {
     let embeddings = Matrix::new(&data.exact, case.batch.dim).unwrap();
-    reference::run(&case.loss, embeddings, &data.labels, upstream, selection).unwrap()
+    let set = data.exact_set(case.batch.dim);
+    reference::run_against(&case.loss, embeddings, &data.labels, set.as_ref(), upstream, selection).unwrap()
 }
 
 /// What a backend returned.
@@ -38,10 +39,10 @@ pub struct Output<T: Element> {
     pub negative: Vec<u32>,
     pub losses: Vec<T::Scalar>,
     pub stats: Stats,
-    /// The reduced loss and the gradient for an upstream of 1; absent for `Reduction::None`.
-    pub reduced: Option<(T::Scalar, Vec<T>)>,
-    /// For the case's upstream.
-    pub scaled_grad: Vec<T>,
+    /// The reduced loss and the gradients for an upstream of 1; absent for `Reduction::None`.
+    pub reduced: Option<(T::Scalar, [Vec<T>; 2])>,
+    /// For the case's upstream, with respect to the anchors and to the reference set.
+    pub scaled_grads: [Vec<T>; 2],
 }
 
 pub trait Backend {
@@ -51,14 +52,21 @@ pub trait Backend {
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T>;
 }
 
-/// The gradient bounds per row: what each selected pair may be off by, and for anchors that rounding decides all of it.
-fn gradient_bounds(case: &Case, bounds: &Bounds, own: &Reference, upstream: &[f64]) -> Vec<f64> {
+/// The gradient bounds per row, of the anchors and after them of the reference set: what each selected pair may be off by,
+/// and for anchors that rounding decides all of it.
+fn gradient_bounds<T: Element>(
+    case: &Case,
+    data: &Data<T>,
+    bounds: &Bounds,
+    own: &Reference,
+    upstream: &[f64],
+) -> Vec<f64> {
     let rows = case.batch.rows;
-    let mut total = vec![0.0; rows];
-    let mut sizes = vec![(0.0, 0usize); rows];
+    let mut total = vec![0.0; bounds.x.len()];
+    let mut sizes = vec![(0.0, 0usize); bounds.x.len()];
     let mean = if case.loss.reduction == Reduction::Mean { 1.0 / own.stats.valid.max(1) as f64 } else { 1.0 };
     for a in (0..rows).filter(|&a| own.positive[a] != u32::MAX) {
-        let (p, n) = (own.positive[a] as usize, own.negative[a] as usize);
+        let (p, n) = (data.other(own.positive[a] as usize), data.other(own.negative[a] as usize));
         let up = mean * upstream[if upstream.len() == 1 { 0 } else { a }].abs();
         let unsure = anchor_bound(case, bounds, a, p, n);
         // The sigmoid's slope is at most a quarter, and at most the sigmoid itself.
@@ -87,7 +95,7 @@ fn gradient_bounds(case: &Case, bounds: &Bounds, own: &Reference, upstream: &[f6
         .collect()
 }
 
-/// Of one anchor's loss.
+/// Of one anchor's loss; `p` and `n` among all rows.
 fn anchor_bound(case: &Case, bounds: &Bounds, a: usize, p: usize, n: usize) -> f64 {
     bounds.of_distance(a, p) + bounds.of_distance(a, n) + 4.0 * bounds.epsilon * (case.loss.margin + 1.0)
 }
@@ -99,7 +107,7 @@ fn compare<T: Element>(
     worst: &mut Worst,
 ) -> Result<(), TestCaseError> {
     let Batch { rows, dim, .. } = case.batch;
-    let bounds = Bounds::new::<T>(&data.exact, dim, case.loss.distance, case.loss.normalize);
+    let bounds = Bounds::of(data, dim, case.loss.distance, case.loss.normalize);
     let truth = oracle(case, data, &data.upstream, None);
     let lattice = matches!(case.batch.content, Content::Lattice { .. }) && !bounds.units && T::NAME != "bf16";
     if lattice {
@@ -115,8 +123,9 @@ fn compare<T: Element>(
             continue;
         }
         let (p, n) = (output.positive[a] as usize, output.negative[a] as usize);
-        prop_assert!(p != a && data.labels[p] == data.labels[a] && data.labels[n] != data.labels[a]);
+        prop_assert!(data.is_positive(a, p) && data.is_negative(a, n));
         for (found, true_one) in [(p, truth.positive[a] as usize), (n, truth.negative[a] as usize)] {
+            let (found, true_one) = (data.other(found), data.other(true_one));
             let bound = bounds.of_distance(a, found) + bounds.of_distance(a, true_one);
             worst.check(|| format!("distance of {a}'s"), bounds.d(a, found), bounds.d(a, true_one), bound)?;
         }
@@ -128,7 +137,7 @@ fn compare<T: Element>(
     for a in 0..rows {
         let (mut bound, expected) = (0.0, own.losses[a]);
         if own.positive[a] != u32::MAX {
-            let (p, n) = (own.positive[a] as usize, own.negative[a] as usize);
+            let (p, n) = (data.other(own.positive[a] as usize), data.other(own.negative[a] as usize));
             bound = anchor_bound(case, &bounds, a, p, n) + 4.0 * bounds.epsilon * expected;
             distance_bounds[0] += bounds.of_distance(a, p);
             distance_bounds[1] += bounds.of_distance(a, n);
@@ -149,22 +158,16 @@ fn compare<T: Element>(
     }
     let mean = if case.loss.reduction == Reduction::Mean { 1.0 / valid } else { 1.0 };
     let unit = oracle(case, data, &[1.0], Some((&output.positive, &output.negative)));
-    let mut grads = vec![(&output.scaled_grad, &own, data.upstream.clone())];
-    if let Some((loss, grad)) = &output.reduced {
+    let mut grads = vec![(&output.scaled_grads, &own, data.upstream.clone())];
+    if let Some((loss, grads_of_one)) = &output.reduced {
         let rounding = bounds.epsilon * own.loss.abs();
         worst.check(|| "loss".into(), loss.to_f64(), own.loss, mean * total + rounding + 1e-35)?;
-        grads.push((grad, &unit, vec![1.0]));
+        grads.push((grads_of_one, &unit, vec![1.0]));
     }
     for (actual, expected, upstream) in grads {
-        let rows_bounds = gradient_bounds(case, &bounds, &own, &upstream);
-        for i in 0..rows * dim {
-            let expected = expected.grad[i];
-            let bound = rows_bounds[i / dim] + mined::rounding::<T>(expected);
-            if mined::overflows::<T>(expected.abs() + bound) {
-                continue;
-            }
-            worst.check(|| format!("grad[{}, {}]", i / dim, i % dim), actual[i].to_f64(), expected, bound)?;
-        }
+        let rows_bounds = gradient_bounds(case, data, &bounds, &own, &upstream);
+        let expected = [&expected.grad[..], &expected.reference_grad].concat();
+        mined::check_gradients(worst, actual, &expected, dim, &rows_bounds)?;
     }
     Ok(())
 }

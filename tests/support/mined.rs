@@ -1,7 +1,7 @@
 //! What the tests of mined losses share: batches, and how far from the oracle their distances may be.
 
 use proptest::prelude::*;
-use tercet::{Distance, Element, Matrix, Reduction};
+use tercet::{Distance, Element, Matrix, Own, Reduction, Reference};
 
 use super::Numbers;
 
@@ -48,6 +48,36 @@ pub struct Batch {
     pub content: Content,
     pub labelling: Labelling,
     pub seed: u64,
+    /// `None`: the batch itself.
+    pub reference: Option<Set>,
+}
+
+/// What the reference set is like, beside its numbers, which are as those of the batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Set {
+    pub rows: usize,
+    pub own: OwnRows,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum OwnRows {
+    None,
+    /// Anchors are rows of the set from here on, as far as it reaches; below 0 the first anchors are not.
+    Offset(i64),
+    /// Some anchors are rows of the set, some are not.
+    Rows,
+}
+
+fn sets(largest: usize) -> impl Strategy<Value = Option<Set>> {
+    let rows = proptest::sample::select(vec![1, 2, 5, 63, 64, 65, 130, 257]);
+    let rows = prop_oneof![1 => rows, 1 => 1..=largest];
+    let own = prop_oneof![
+        1 => Just(OwnRows::None),
+        1 => (-3i64..70).prop_map(OwnRows::Offset),
+        1 => Just(OwnRows::Offset(i64::MIN)),
+        2 => Just(OwnRows::Rows),
+    ];
+    proptest::option::weighted(0.4, (rows, own).prop_map(|(rows, own)| Set { rows, own }))
 }
 
 pub fn batches(largest: usize) -> impl Strategy<Value = Batch> {
@@ -70,11 +100,13 @@ pub fn batches(largest: usize) -> impl Strategy<Value = Batch> {
     let boundaries: Vec<usize> = boundaries.into_iter().filter(|n| *n <= largest).collect();
     let rows = prop_oneof![3 => proptest::sample::select(boundaries), 1 => 1..=largest];
     let dims = proptest::sample::select(vec![1, 2, 3, 5, 8, 17, 31, 33, 64, 127, 128, 513]);
-    (contents, labels, rows, dims, 0usize..5, 0usize..3, any::<u64>()).prop_map(
-        |(content, labelling, rows, dim, gap, offset, seed)| {
+    (contents, labels, rows, dims, 0usize..5, 0usize..3, any::<u64>(), sets(largest)).prop_map(
+        |(content, labelling, rows, dim, gap, offset, seed, reference)| {
             // The oracle is slow: many rows only where they are short.
-            let rows = if rows * rows * dim > 1_000_000 { rows.min(40) } else { rows };
-            Batch { rows, dim, gap, offset, content, labelling, seed }
+            let all = rows + reference.map_or(0, |set| set.rows);
+            let few = |rows: usize| if all * all * dim > 1_000_000 { rows.min(40) } else { rows };
+            let reference = reference.map(|set| Set { rows: few(set.rows), ..set });
+            Batch { rows: few(rows), dim, gap, offset, content, labelling, seed, reference }
         },
     )
 }
@@ -87,69 +119,185 @@ pub struct Data<T> {
     pub labels: Vec<i64>,
     /// One number, or one a row.
     pub upstream: Vec<f64>,
+    pub reference: Option<Other<T>>,
+}
+
+/// The reference set of a case.
+pub struct Other<T> {
+    pub batch: Batch,
+    pub laid_out: Vec<T>,
+    pub exact: Vec<f64>,
+    pub labels: Vec<i64>,
+    pub own: Own<Vec<i64>>,
 }
 
 impl<T: Element> Data<T> {
     pub fn new(batch: &Batch, reduction: Reduction) -> Self {
-        let Batch { rows, dim, gap, offset, content, labelling, .. } = *batch;
         let mut numbers = Numbers(batch.seed);
-        let labels: Vec<i64> = (0..rows)
-            .map(|i| match labelling {
-                Labelling::Random { each } => numbers.below(rows.div_ceil(each)) as i64 * 1_000_003 - 17,
-                Labelling::One => i64::MAX,
-                Labelling::Singletons => i64::MIN + i as i64,
-                Labelling::Two => (i % 2) as i64,
-                Labelling::Large => {
-                    if i + 3 < rows {
-                        5
-                    } else {
-                        -(i as i64)
-                    }
+        let Batch { rows, dim, .. } = *batch;
+        let others = batch.reference.map_or(0, |set| set.rows);
+        let (mut exact, mut labels) = content::<T>(batch, rows + others, &mut numbers);
+        let (mut other_exact, mut other_labels) = (exact.split_off(rows * dim), labels.split_off(rows));
+        let reference = batch.reference.map(|set| {
+            let own = match set.own {
+                OwnRows::None => Own::None,
+                OwnRows::Offset(offset) => Own::Offset(offset),
+                OwnRows::Rows => Own::Rows(
+                    (0..rows)
+                        .map(|_| match numbers.below(4) {
+                            0 => -1 - numbers.below(3) as i64,
+                            1 => (others + numbers.below(3)) as i64,
+                            _ => numbers.below(others) as i64,
+                        })
+                        .collect::<Vec<_>>(),
+                ),
+            };
+            for a in 0..rows {
+                if let Some(row) = own_row(&own, a, others) {
+                    other_exact[row * dim..][..dim].copy_from_slice(&exact[a * dim..][..dim]);
+                    other_labels[row] = labels[a];
                 }
-            })
-            .collect();
-        let direction: Vec<f64> = (0..dim).map(|_| numbers.unit()).collect();
-        let norm = direction.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-3);
-        let mut exact: Vec<f64> = Vec::new();
-        for (row, label) in labels.iter().enumerate() {
-            let copied = row > 0 && numbers.below(4) == 0;
-            let from = if copied { numbers.below(row) } else { 0 };
-            for k in 0..dim {
-                let value = match content {
-                    Content::Uniform { scale } => scale * numbers.unit(),
-                    Content::Lattice { offset } => offset + numbers.below(5) as f64 - 2.0,
-                    Content::Offset => 1000.0 + numbers.unit(),
-                    Content::Collapsed => direction[k] / norm + 1e-3 * numbers.unit(),
-                    Content::Clusters => {
-                        let center = if label % 2 == 0 { 10.0 } else { -10.0 } * direction[k];
-                        center + 1e-2 * numbers.unit()
-                    }
-                    Content::Degenerate if copied => exact[from * dim + k],
-                    Content::Degenerate if row % 5 == 0 => 0.0,
-                    Content::Degenerate => numbers.unit(),
-                };
-                exact.push(T::from_f64(value).to_f64());
             }
-        }
-        // Whatever lies between the rows must not matter.
-        let mut laid_out = vec![T::from_f64(f64::NAN); offset + rows * (dim + gap)];
-        for (row, from) in exact.chunks(dim).enumerate() {
-            for (to, from) in laid_out[offset + row * (dim + gap)..].iter_mut().zip(from) {
-                *to = T::from_f64(*from);
-            }
-        }
+            let batch = Batch { rows: others, reference: None, ..batch.clone() };
+            Other { laid_out: lay_out(&batch, &other_exact), exact: other_exact, labels: other_labels, own, batch }
+        });
         let count = if reduction == Reduction::None { rows } else { 1 };
         let upstream = (0..count).map(|_| T::Scalar::from_f64(2.0 * numbers.unit()).to_f64()).collect();
-        Self { laid_out, exact, labels, upstream }
+        Self { laid_out: lay_out(batch, &exact), exact, labels, upstream, reference }
     }
 
     pub fn matrix(&self, batch: &Batch) -> Matrix<'_, T> {
-        Matrix::strided(&self.laid_out[batch.offset..], batch.rows, batch.dim, batch.dim + batch.gap).unwrap()
+        rows_of(&self.laid_out, batch)
+    }
+
+    /// The reference set as backends take it.
+    pub fn set(&self) -> Option<Reference<Matrix<'_, T>, &[i64]>> {
+        let other = self.reference.as_ref()?;
+        Some(Reference {
+            embeddings: rows_of(&other.laid_out, &other.batch),
+            labels: &other.labels,
+            own: borrowed(&other.own),
+        })
+    }
+
+    /// As the oracle does.
+    pub fn exact_set(&self, dim: usize) -> Option<Reference<Matrix<'_, f64>, &[i64]>> {
+        let other = self.reference.as_ref()?;
+        let embeddings = Matrix::new(&other.exact, dim).unwrap();
+        Some(Reference { embeddings, labels: &other.labels, own: borrowed(&other.own) })
+    }
+
+    /// The anchors, and after them the reference set.
+    pub fn all_exact(&self) -> Vec<f64> {
+        [&self.exact[..], self.reference.as_ref().map_or(&[], |other| &other.exact)].concat()
+    }
+
+    /// The labels of the rows that positives and negatives are drawn from.
+    pub fn other_labels(&self) -> &[i64] {
+        self.reference.as_ref().map_or(&self.labels, |other| &other.labels)
+    }
+
+    /// Where row j of them is in [`all_exact`](Self::all_exact).
+    pub fn other(&self, j: usize) -> usize {
+        if self.reference.is_some() { self.labels.len() + j } else { j }
+    }
+
+    /// Which of them the anchor is itself.
+    pub fn own(&self, a: usize) -> Option<usize> {
+        match &self.reference {
+            None => Some(a),
+            Some(other) => own_row(&other.own, a, other.labels.len()),
+        }
+    }
+
+    pub fn is_positive(&self, a: usize, j: usize) -> bool {
+        self.labels[a] == self.other_labels()[j] && self.own(a) != Some(j)
+    }
+
+    pub fn is_negative(&self, a: usize, j: usize) -> bool {
+        self.labels[a] != self.other_labels()[j]
     }
 
     pub fn scalars(numbers: &[f64]) -> Vec<T::Scalar> {
         numbers.iter().map(|x| T::Scalar::from_f64(*x)).collect()
     }
+}
+
+fn rows_of<'a, T: Element>(laid_out: &'a [T], batch: &Batch) -> Matrix<'a, T> {
+    Matrix::strided(&laid_out[batch.offset..], batch.rows, batch.dim, batch.dim + batch.gap).unwrap()
+}
+
+fn borrowed(own: &Own<Vec<i64>>) -> Own<&[i64]> {
+    match own {
+        Own::None => Own::None,
+        Own::Offset(offset) => Own::Offset(*offset),
+        Own::Rows(rows) => Own::Rows(rows),
+    }
+}
+
+fn own_row(own: &Own<Vec<i64>>, a: usize, others: usize) -> Option<usize> {
+    let row = match own {
+        Own::None => return None,
+        Own::Offset(offset) => offset.checked_add(a as i64)?,
+        Own::Rows(rows) => rows[a],
+    };
+    usize::try_from(row).ok().filter(|row| *row < others)
+}
+
+/// Whatever lies between the rows must not matter.
+fn lay_out<T: Element>(batch: &Batch, exact: &[f64]) -> Vec<T> {
+    let Batch { rows, dim, gap, offset, .. } = *batch;
+    let mut laid_out = vec![T::from_f64(f64::NAN); offset + rows * (dim + gap)];
+    for (row, from) in exact.chunks(dim).enumerate() {
+        for (to, from) in laid_out[offset + row * (dim + gap)..].iter_mut().zip(from) {
+            *to = T::from_f64(*from);
+        }
+    }
+    laid_out
+}
+
+/// So many rows of the batch's kind, and their labels.
+fn content<T: Element>(batch: &Batch, rows: usize, numbers: &mut Numbers) -> (Vec<f64>, Vec<i64>) {
+    let Batch { dim, content, labelling, .. } = *batch;
+    let labels: Vec<i64> = (0..rows)
+        .map(|i| match labelling {
+            Labelling::Random { each } => numbers.below(rows.div_ceil(each)) as i64 * 1_000_003 - 17,
+            Labelling::One => i64::MAX,
+            Labelling::Singletons => i64::MIN + i as i64,
+            Labelling::Two => (i % 2) as i64,
+            Labelling::Large => {
+                if i + 3 < rows {
+                    5
+                } else {
+                    -(i as i64)
+                }
+            }
+        })
+        .collect();
+    let direction: Vec<f64> = (0..dim).map(|_| numbers.unit()).collect();
+    let norm = direction.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-3);
+    let mut exact: Vec<f64> = Vec::new();
+    for (row, label) in labels.iter().enumerate() {
+        let copied = row > 0 && numbers.below(4) == 0;
+        let from = if copied { numbers.below(row) } else { 0 };
+        for k in 0..dim {
+            let value = match content {
+                Content::Uniform { scale } => scale * numbers.unit(),
+                Content::Lattice { offset } => offset + numbers.below(5) as f64 - 2.0,
+                Content::Offset => 1000.0 + numbers.unit(),
+                Content::Collapsed => direction[k] / norm + 1e-3 * numbers.unit(),
+                Content::Clusters => {
+                    let center = if label % 2 == 0 { 10.0 } else { -10.0 } * direction[k];
+                    center + 1e-2 * numbers.unit()
+                }
+                Content::Degenerate if copied => exact[from * dim + k],
+                Content::Degenerate if row % 5 == 0 => 0.0,
+                Content::Degenerate => numbers.unit(),
+            };
+            exact.push(T::from_f64(value).to_f64());
+        }
+    }
+    (exact, labels)
 }
 
 pub fn poison<T: Element>(len: usize) -> Vec<T> {
@@ -181,14 +329,20 @@ pub struct Bounds {
     pub sum: f64,
     /// Of a single operation.
     pub epsilon: f64,
-    /// Of each row, what a Gram matrix may see of it: the larger of its squared norm and of its squared distance to the
-    /// row that all may be moved by.
+    /// Of each row, what a Gram matrix may see of it: the largest of its squared norm and of its squared distances to the
+    /// rows that all may be moved by.
     squares: Vec<f64>,
     all: Vec<f64>,
 }
 
 impl Bounds {
-    pub fn new<T: Element>(exact: &[f64], dim: usize, distance: Distance, normalize: bool) -> Self {
+    /// Of the anchors, and after them the reference set.
+    pub fn of<T: Element>(data: &Data<T>, dim: usize, distance: Distance, normalize: bool) -> Self {
+        Self::new::<T>(&data.all_exact(), data.labels.len(), dim, distance, normalize)
+    }
+
+    /// `anchors`: how many of the rows a backend may choose the row from that all are moved by; or all.
+    pub fn new<T: Element>(exact: &[f64], anchors: usize, dim: usize, distance: Distance, normalize: bool) -> Self {
         let units = normalize || distance == Distance::Cosine;
         let mut x: Vec<Vec<f64>> = exact.chunks(dim).map(<[f64]>::to_vec).collect();
         let norms: Vec<f64> = x
@@ -211,11 +365,13 @@ impl Bounds {
                 });
             }
         }
-        let mean: Vec<f64> = (0..dim).map(|k| x.iter().map(|x| x[k]).sum::<f64>() / x.len() as f64).collect();
         let squared = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
-        let nearest = x.iter().min_by(|a, b| squared(a, &mean).total_cmp(&squared(b, &mean))).expect("a row");
-        let zero = vec![0.0; dim];
-        let squares = x.iter().map(|x| squared(x, &zero).max(squared(x, nearest))).collect();
+        let nearest = |x: &[Vec<f64>]| {
+            let mean: Vec<f64> = (0..dim).map(|k| x.iter().map(|x| x[k]).sum::<f64>() / x.len() as f64).collect();
+            x.iter().min_by(|a, b| squared(a, &mean).total_cmp(&squared(b, &mean))).expect("a row").clone()
+        };
+        let origins = [vec![0.0; dim], nearest(&x), nearest(&x[..anchors])];
+        let squares = x.iter().map(|x| origins.iter().map(|origin| squared(x, origin)).fold(0.0, f64::max)).collect();
         Self { distance, units, dim, squares, norms, sum: 8.0 * ((dim as f64).sqrt() + 4.0) * epsilon, epsilon, all, x }
     }
 
@@ -319,4 +475,24 @@ impl Worst {
 
 pub fn config(cases: u32) -> proptest::test_runner::Config {
     proptest::test_runner::Config { cases, failure_persistence: None, ..Default::default() }
+}
+
+/// The gradients with respect to the anchors and to the reference set against the oracle's, one after the other; one bound
+/// a row, beside what rounding to T adds.
+pub fn check_gradients<T: Element>(
+    worst: &mut Worst,
+    actual: &[Vec<T>; 2],
+    expected: &[f64],
+    dim: usize,
+    bounds: &[f64],
+) -> Result<(), TestCaseError> {
+    prop_assert_eq!(actual[0].len() + actual[1].len(), expected.len());
+    for (i, (actual, &expected)) in actual.iter().flatten().zip(expected).enumerate() {
+        let bound = bounds[i / dim] + rounding::<T>(expected);
+        if overflows::<T>(expected.abs() + bound) {
+            continue;
+        }
+        worst.check(|| format!("grad[{}, {}]", i / dim, i % dim), actual.to_f64(), expected, bound)?;
+    }
+    Ok(())
 }

@@ -76,7 +76,7 @@ fn compare<T: Element>(
     worst: &mut Worst,
 ) -> Result<(), TestCaseError> {
     let dim = case.batch.dim;
-    let bounds = Bounds::new::<T>(&data.exact, dim, case.op.distance, case.op.normalize);
+    let bounds = Bounds::new::<T>(&data.exact, data.exact.len() / dim, dim, case.op.distance, case.op.normalize);
     let [rows, columns] = case.sides();
     let side = |side: &std::ops::Range<usize>| Matrix::new(&data.exact[side.start * dim..side.end * dim], dim).unwrap();
     let upstream = case.upstream::<T>();
@@ -95,8 +95,8 @@ fn compare<T: Element>(
             if i == j && case.op.distance != Distance::Cosine {
                 prop_assert_eq!(actual, 0.0, "a row with itself");
             }
-            let (size, error) = bounds.product_slope(i, j);
-            for at in [i, case.batch.rows + j] {
+            for (at, x, y) in [(i, i, j), (case.batch.rows + j, j, i)] {
+                let (size, error) = bounds.product_slope(x, y);
                 let weight = upstream[a * columns.len() + b].abs();
                 allowed[at][0] += weight * error;
                 allowed[at][1] += weight * size;

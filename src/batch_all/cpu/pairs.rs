@@ -1,0 +1,215 @@
+//! Anchors with their positives, and the count of negatives against them.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pulp::{Simd, WithSimd};
+
+use super::TASK_ROWS;
+use crate::Scalar;
+use crate::cpu::against::Against;
+use crate::cpu::blocks;
+use crate::cpu::simd::V;
+
+/// From how many rows in a class on an anchor's thresholds are sorted and searched instead of compared one by one.
+pub const LARGE: usize = 64;
+
+/// Each anchor with each row of its class.
+pub struct Pairs<A> {
+    /// Where an anchor's pairs start: one for each row of its class, itself included.
+    pub start: Vec<usize>,
+    distance: Vec<A>,
+    /// `d_ap + margin`, of the row itself -∞; in large classes ascending.
+    threshold: Vec<A>,
+    /// Whose a threshold is, by its place in the class; empty without large classes.
+    owner: Vec<u32>,
+    /// The largest threshold of each anchor.
+    pub reach: Vec<A>,
+    /// How many pairs each anchor has but that with itself.
+    positives: Vec<usize>,
+}
+
+impl<A: Scalar> Pairs<A> {
+    /// `None` where a distance overflows.
+    pub fn new(against: &Against<A>, margin: A) -> Option<Self> {
+        let batch = &against.anchors;
+        let size = |i: usize| against.class(i).len();
+        let mut start = Vec::with_capacity(batch.rows + 1);
+        start.push(0);
+        for i in 0..batch.rows {
+            start.push(start[i] + size(i));
+        }
+        let len = start[batch.rows];
+        let any_large = (0..batch.rows).any(|i| size(i) > LARGE);
+        let mut pairs = Self {
+            distance: vec![A::ZERO; len],
+            threshold: vec![-A::INFINITY; len],
+            owner: vec![0; if any_large { len } else { 0 }],
+            reach: vec![-A::INFINITY; batch.rows],
+            positives: (0..batch.rows).map(|i| against.count_positives(i)).collect(),
+            start,
+        };
+        let starts = &pairs.start;
+        let (mut distance, mut threshold) = (&mut pairs.distance[..], &mut pairs.threshold[..]);
+        let mut owner = any_large.then_some(&mut pairs.owner[..]);
+        let mut tasks = Vec::new();
+        for (task, reach) in pairs.reach.chunks_mut(TASK_ROWS).enumerate() {
+            let rows = task * TASK_ROWS..task * TASK_ROWS + reach.len();
+            let len = starts[rows.end] - starts[rows.start];
+            tasks.push((rows, take(&mut distance, len), take(&mut threshold, len), cut(&mut owner, len), reach));
+        }
+        let overflow = AtomicBool::new(false);
+        type Task<'a, A> = (Range<usize>, &'a mut [A], &'a mut [A], Option<&'a mut [u32]>, &'a mut [A]);
+        blocks::for_each(tasks, |_, (rows, distance, threshold, mut owner, reach): Task<'_, A>| {
+            let base = starts[rows.start];
+            for (i, reach) in rows.zip(reach) {
+                let at = starts[i] - base..starts[i + 1] - base;
+                let (distance, threshold) = (&mut distance[at.clone()], &mut threshold[at.clone()]);
+                let first = against.class(i).start;
+                for p in against.positives(i) {
+                    distance[p - first] = batch.distance(against.direct(i, p));
+                    threshold[p - first] = distance[p - first] + margin;
+                }
+                for &t in threshold.iter() {
+                    if t > *reach {
+                        *reach = t;
+                    }
+                }
+                if !distance.iter().all(|d| d.is_finite()) || *reach == A::INFINITY {
+                    overflow.store(true, Ordering::Relaxed);
+                }
+                if let Some(owner) = owner.as_mut().filter(|_| threshold.len() > LARGE) {
+                    let owner = &mut owner[at];
+                    (0..).zip(owner.iter_mut()).for_each(|(k, owner)| *owner = k);
+                    owner.sort_unstable_by(|&j, &k| {
+                        threshold[j as usize].partial_cmp(&threshold[k as usize]).unwrap_or(std::cmp::Ordering::Equal)
+                    });
+                    let sorted: Vec<A> = owner.iter().map(|&k| threshold[k as usize]).collect();
+                    threshold.copy_from_slice(&sorted);
+                }
+            }
+        });
+        (!overflow.into_inner()).then_some(pairs)
+    }
+
+    pub fn of(&self, i: usize) -> Range<usize> {
+        self.start[i]..self.start[i + 1]
+    }
+
+    pub fn thresholds(&self, i: usize) -> &[A] {
+        &self.threshold[self.of(i)]
+    }
+
+    /// In the order of the class.
+    pub fn distances(&self, i: usize) -> &[A] {
+        &self.distance[self.of(i)]
+    }
+
+    /// From what [`Count`] has counted for anchor i to how many negatives are nearer than each threshold, in the order of
+    /// the class.
+    pub fn in_class_order(&self, i: usize, counts: &mut [u32]) {
+        if counts.len() <= LARGE {
+            return;
+        }
+        let mut below = 0;
+        let ranked: Vec<u32> = counts
+            .iter()
+            .map(|count| {
+                below += *count;
+                below
+            })
+            .collect();
+        for (&owner, rank) in self.owner[self.of(i)].iter().zip(ranked) {
+            counts[owner as usize] = rank;
+        }
+    }
+}
+
+/// The first `len` numbers, which `slice` loses.
+fn take<'a, T>(slice: &mut &'a mut [T], len: usize) -> &'a mut [T] {
+    slice.split_off_mut(..len).expect("as long as all parts together")
+}
+
+fn cut<'a, T>(slice: &mut Option<&'a mut [T]>, len: usize) -> Option<&'a mut [T]> {
+    slice.as_mut().map(|slice| take(slice, len))
+}
+
+/// Counts a tile's distances against the thresholds of its rows.
+/// `edge` numbers a row, a multiple of every register's width, MAX where there is no negative.
+pub struct Count<'a, A> {
+    pub pairs: &'a Pairs<A>,
+    pub rows: Range<usize>,
+    pub edge: usize,
+    pub distances: &'a [A],
+    /// c_an, written.
+    pub counts: &'a mut [A],
+    /// c_ap, added to; in large classes how many d are above the thresholds before this one and not above it.
+    pub totals: &'a mut [u32],
+}
+
+#[derive(Default)]
+pub struct Found {
+    /// Whether there is any.
+    pub active: bool,
+    /// `Σ_n c_an d_an`.
+    pub active_distances: f64,
+    /// `Σ d_an` over all triplets.
+    pub distances: f64,
+}
+
+impl<A: Scalar> WithSimd for Count<'_, A> {
+    type Output = Found;
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Found {
+        let Self { pairs, rows, edge, distances, counts, totals } = self;
+        let splat = |x| V::<S, A>::splat(simd, x);
+        let load = |register| V::<S, A> { simd, register };
+        let base = pairs.start[rows.start];
+        let mut found = Found::default();
+        let (outside, zero) = (splat(A::MAX), splat(A::ZERO));
+        counts[rows.len() * edge..].fill(A::ZERO);
+        for (i, (d, counts)) in rows.zip(distances.chunks_exact(edge).zip(counts.chunks_exact_mut(edge))) {
+            let thresholds = pairs.thresholds(i);
+            counts.fill(A::ZERO);
+            let totals = &mut totals[pairs.start[i] - base..][..thresholds.len()];
+            let (d_registers, _) = A::registers::<S>(d);
+            let (mut least, mut sum) = (outside, zero);
+            for &d in d_registers {
+                let d = load(d);
+                least = least.min(d);
+                sum = d.if_below(outside).mul_add(d, sum);
+            }
+            found.distances += sum.sum().to_f64() * pairs.positives[i] as f64;
+            if least.smallest() >= pairs.reach[i] {
+                continue;
+            }
+            found.active = true;
+            if thresholds.len() > LARGE {
+                for (d, count) in d.iter().zip(counts.iter_mut()).filter(|(d, _)| **d < pairs.reach[i]) {
+                    let above = thresholds.partition_point(|t| *t <= *d);
+                    totals[above] += 1;
+                    *count = A::from_f64((thresholds.len() - above) as f64);
+                }
+            }
+            let (counts, _) = A::registers_mut::<S>(counts);
+            if thresholds.len() <= LARGE {
+                for (&threshold, total) in thresholds.iter().zip(totals).filter(|(t, _)| t.is_finite()) {
+                    let threshold = splat(threshold);
+                    let mut active = zero;
+                    for (&d, count) in d_registers.iter().zip(counts.iter_mut()) {
+                        let one = load(d).if_below(threshold);
+                        active = active + one;
+                        *count = (load(*count) + one).register;
+                    }
+                    *total += active.sum().to_f64() as u32;
+                }
+            }
+            let mut sum = zero;
+            for (&d, count) in d_registers.iter().zip(counts.iter()) {
+                sum = load(d).mul_add(load(*count), sum);
+            }
+            found.active_distances += sum.sum().to_f64();
+        }
+        found
+    }
+}

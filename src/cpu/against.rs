@@ -1,0 +1,120 @@
+//! Anchors, and the rows that their positives and negatives are drawn from: the batch itself, or a reference set.
+
+use super::batch::{Batch, Classes};
+use crate::distance::Metric;
+use crate::{Element, Matrix, Reference, Scalar};
+
+/// No row.
+pub const NONE: u32 = u32::MAX;
+
+/// Both sides sorted by class.
+pub struct Against<A> {
+    pub anchors: Batch<A>,
+    pub classes: Classes,
+    reference: Option<Other<A>>,
+}
+
+/// A reference set, and where the anchors stand to it.
+struct Other<A> {
+    batch: Batch<A>,
+    classes: Classes,
+    /// Of each sorted anchor, its class among the sorted reference rows.
+    ranges: Vec<(u32, u32)>,
+    /// The sorted reference row that each sorted anchor is itself, or [`NONE`].
+    own: Vec<u32>,
+}
+
+impl<A: Scalar> Against<A> {
+    pub fn new<T: Element<Scalar = A>>(
+        embeddings: &Matrix<'_, T>,
+        labels: &[i64],
+        reference: Option<&Reference<Matrix<'_, T>, &[i64]>>,
+        metric: Metric,
+        normalize: bool,
+    ) -> Self {
+        let classes = Classes::new(labels);
+        let anchors = Batch::new(embeddings, &classes.order, metric, normalize);
+        let reference = reference.map(|reference| {
+            let of = Classes::new(reference.labels);
+            let batch = Batch::new(&reference.embeddings, &of.order, metric, normalize);
+            let label = |&i: &u32| reference.labels[i as usize];
+            let ranges = classes.order.iter().map(|&anchor| {
+                let mine = labels[anchor as usize];
+                let start = of.order.partition_point(|i| label(i) < mine);
+                let end = start + of.order[start..].partition_point(|i| label(i) == mine);
+                (start as u32, end as u32)
+            });
+            let ranges = ranges.collect();
+            let own = classes.order.iter().map(|&anchor| {
+                let own = reference.own.row(anchor as usize, batch.rows);
+                own.map_or(NONE, |row| of.position[row])
+            });
+            Other { own: own.collect(), ranges, batch, classes: of }
+        });
+        Self { anchors, classes, reference }
+    }
+
+    /// Whether the batch is its own reference set.
+    pub fn is_itself(&self) -> bool {
+        self.reference.is_none()
+    }
+
+    /// The rows that anchors are compared with.
+    pub fn others(&self) -> &Batch<A> {
+        self.reference.as_ref().map_or(&self.anchors, |other| &other.batch)
+    }
+
+    /// Of those rows.
+    pub fn other_classes(&self) -> &Classes {
+        self.reference.as_ref().map_or(&self.classes, |other| &other.classes)
+    }
+
+    /// Whether a number is NaN or infinite.
+    pub fn poisoned(&self) -> bool {
+        self.anchors.poisoned || self.others().poisoned
+    }
+
+    /// Where anchor i's class starts and ends.
+    pub fn class(&self, i: usize) -> std::ops::Range<usize> {
+        let (start, end) = self.reference.as_ref().map_or(&self.classes.ranges, |other| &other.ranges)[i];
+        start as usize..end as usize
+    }
+
+    /// The row that anchor i is itself.
+    pub fn own(&self, i: usize) -> Option<usize> {
+        match &self.reference {
+            None => Some(i),
+            Some(other) => Some(other.own[i]).filter(|&own| own != NONE).map(|own| own as usize),
+        }
+    }
+
+    /// The rows of anchor i's class but its own, lowest given index first.
+    pub fn positives(&self, i: usize) -> impl Iterator<Item = usize> + use<A> {
+        let own = self.own(i);
+        self.class(i).filter(move |&p| Some(p) != own)
+    }
+
+    pub fn count_positives(&self, i: usize) -> usize {
+        let class = self.class(i);
+        class.len() - usize::from(self.own(i).is_some_and(|own| class.contains(&own)))
+    }
+
+    pub fn count_negatives(&self, i: usize) -> usize {
+        self.others().rows - self.class(i).len()
+    }
+
+    /// Whether anchor i has both a positive and a negative.
+    pub fn is_valid(&self, i: usize) -> bool {
+        self.count_positives(i) > 0 && self.count_negatives(i) > 0
+    }
+
+    /// What the distance of anchor i and row j is compared by, from the rows themselves.
+    pub fn direct(&self, i: usize, j: usize) -> A {
+        super::batch::direct(self.anchors.metric, self.anchors.row(i), self.others().row(j))
+    }
+
+    /// The given index of the row at a place among the others.
+    pub fn given(&self, row: usize) -> u32 {
+        self.other_classes().order[row]
+    }
+}

@@ -1,0 +1,202 @@
+//! The nearest negative of each anchor. Within a batch negatives are filtered by tiles of products, and what the products'
+//! error leaves open is computed by difference: the chosen pair is the exact minimum, so neither the number of threads nor
+//! the order of the tiles changes a bit.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use pulp::{Simd, WithSimd};
+
+use super::against::{Against, NONE};
+use super::batch::{Batch, Classes, Products};
+use super::blocks;
+use super::sides::{self, Sides};
+use super::simd::V;
+use super::tiles::Tiling;
+use crate::Scalar;
+
+/// A sorted row for each sorted anchor, and how far it is in terms of [`Batch::direct`].
+pub struct Found<A> {
+    pub compared: Vec<A>,
+    pub row: Vec<u32>,
+}
+
+/// The nearest negative of each anchor that has one and a positive too.
+pub fn nearest_negatives<A: Scalar>(against: &Against<A>) -> Found<A> {
+    if against.is_itself() { among_themselves(&against.anchors, &against.classes) } else { against_others(against) }
+}
+
+/// Distances by products, but those of near pairs; who takes them computes the chosen one again, directly.
+fn against_others<A: Scalar>(against: &Against<A>) -> Found<A> {
+    let rows = against.anchors.rows;
+    let mut found = Found { compared: vec![A::INFINITY; rows], row: vec![NONE; rows] };
+    let states = found.compared.chunks_mut(sides::TASK_ROWS).zip(found.row.chunks_mut(sides::TASK_ROWS)).collect();
+    let visit = |(compared, row): &mut (&mut [A], &mut [u32]), i: usize, columns: Range<usize>, distances: &mut [A]| {
+        let at = i % sides::TASK_ROWS;
+        let (class, positives) = (against.class(i), against.count_positives(i));
+        if positives == 0 {
+            return;
+        }
+        let given = |row: u32| if row == NONE { NONE } else { against.given(row as usize) };
+        for (j, &d) in columns.zip(distances.iter()) {
+            let better = d < compared[at] || (d == compared[at] && against.given(j) < given(row[at]));
+            if better && !class.contains(&j) {
+                (compared[at], row[at]) = (d, j as u32);
+            }
+        }
+    };
+    Sides::new(&against.anchors, against.others()).sweep(states, visit);
+    for i in 0..rows {
+        if found.row[i] != NONE {
+            found.compared[i] = against.direct(i, found.row[i] as usize);
+        }
+    }
+    found
+}
+
+fn among_themselves<A: Scalar>(batch: &Batch<A>, classes: &Classes) -> Found<A> {
+    let products = Products::new(batch);
+    let tiling = Tiling::new(batch.rows);
+    // What a distance by products exceeds its exact value by is at most the sum of what the norms are lowered by.
+    let half_tiny = products.tiny / (A::ONE + A::ONE);
+    let lowered: Vec<A> = products.norms.iter().map(|&n| n - products.error * n - half_tiny).collect();
+    let next = AtomicUsize::new(0);
+    let all = Mutex::new(Vec::new());
+    let workers = rayon::current_num_threads().min(tiling.tiles());
+    blocks::for_each(vec![(); workers], |_, ()| {
+        let mut nearest = Nearest::new(batch, classes);
+        let mut tile = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= tiling.tiles() {
+                break;
+            }
+            let (row_block, col_block) = tiling.tile(index);
+            let (rows, cols) = (tiling.range(row_block), tiling.range(col_block));
+            if classes.ranges[rows.start].1 as usize >= cols.end {
+                continue; // one class
+            }
+            if products.huge {
+                nearest.by_difference(rows, cols);
+                continue;
+            }
+            tile.resize(tiling.edge * tiling.edge, A::ZERO);
+            let (left, right) = (products.rows(batch, &rows), products.rows(batch, &cols).t());
+            A::product(&mut tile, cols.len(), false, left, right);
+            pulp::Arch::new().dispatch(Filter {
+                nearest: &mut nearest,
+                tile: &tile,
+                rows,
+                cols,
+                lowered: &lowered,
+                factor: products.factor,
+            });
+        }
+        all.lock().unwrap_or_else(PoisonError::into_inner).push(nearest.found);
+    });
+    // The smallest of (distance, given index) is the same in any order.
+    let mut parts = all.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter();
+    let first = parts.next().expect("one worker or more");
+    let mut nearest = Nearest { batch, classes, found: first };
+    for part in parts {
+        for i in 0..batch.rows {
+            if part.row[i] != NONE {
+                nearest.offer(i, part.compared[i], part.row[i] as usize);
+            }
+        }
+    }
+    nearest.found
+}
+
+/// The nearest negatives so far.
+struct Nearest<'a, A> {
+    batch: &'a Batch<A>,
+    classes: &'a Classes,
+    found: Found<A>,
+}
+
+impl<'a, A: Scalar> Nearest<'a, A> {
+    fn new(batch: &'a Batch<A>, classes: &'a Classes) -> Self {
+        // Nothing is nearer to an anchor without positives.
+        let start = |i| if classes.is_valid(i) { A::INFINITY } else { -A::INFINITY };
+        let found = Found { compared: (0..batch.rows).map(start).collect(), row: vec![NONE; batch.rows] };
+        Self { batch, classes, found }
+    }
+
+    fn offer(&mut self, i: usize, compared: A, row: usize) {
+        let (best, best_row) = (self.found.compared[i], self.found.row[i]);
+        let given = |row: u32| self.classes.order.get(row as usize).copied().unwrap_or(NONE);
+        if compared < best || (compared == best && given(row as u32) < given(best_row)) {
+            (self.found.compared[i], self.found.row[i]) = (compared, row as u32);
+        }
+    }
+
+    fn meet(&mut self, i: usize, j: usize) {
+        let compared = self.batch.direct(i, j);
+        self.offer(i, compared, j);
+        self.offer(j, compared, i);
+    }
+
+    /// The first row after `i` of another class, within `cols` or at its end: the tiles are on and above the diagonal.
+    fn first_negative(&self, i: usize, cols: &Range<usize>) -> usize {
+        (self.classes.ranges[i].1 as usize).clamp(cols.start, cols.end)
+    }
+
+    fn by_difference(&mut self, rows: Range<usize>, cols: Range<usize>) {
+        for i in rows {
+            for j in self.first_negative(i, &cols)..cols.end {
+                self.meet(i, j);
+            }
+        }
+    }
+}
+
+/// Elements of a row that are looked at together.
+const GROUP: usize = 64;
+
+/// Offers what a tile of products does not rule out.
+struct Filter<'a, 'b, A> {
+    nearest: &'a mut Nearest<'b, A>,
+    tile: &'a [A],
+    rows: Range<usize>,
+    cols: Range<usize>,
+    lowered: &'a [A],
+    factor: A,
+}
+
+impl<A: Scalar> WithSimd for Filter<'_, '_, A> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { nearest, tile, rows, cols, lowered, factor } = self;
+        let minus_factor = V::<S, A>::splat(simd, -factor);
+        let load = |register| V::<S, A> { simd, register };
+        for (i, products) in rows.zip(tile.chunks_exact(cols.len())) {
+            let first = nearest.first_negative(i, &cols);
+            let lowered_i = lowered[i];
+            for start in (first..cols.end).step_by(GROUP) {
+                let group = start..cols.end.min(start + GROUP);
+                let products = &products[start - cols.start..][..group.len()];
+                let best_i = V::<S, A>::splat(simd, nearest.found.compared[i]);
+                let lowered_i = V::<S, A>::splat(simd, lowered_i);
+                let (p, rest) = A::registers::<S>(products);
+                let (l, _) = A::registers::<S>(&lowered[group.clone()]);
+                let (b, _) = A::registers::<S>(&nearest.found.compared[group.clone()]);
+                let mut least = V::<S, A>::splat(simd, A::INFINITY);
+                for ((p, l), b) in p.iter().zip(l).zip(b) {
+                    let bound = minus_factor.mul_add(load(*p), lowered_i + load(*l));
+                    least = least.min(bound - best_i.max(load(*b)));
+                }
+                // Only whole registers are ruled out at once.
+                let ruled_out = if least.smallest() > A::ZERO { products.len() - rest.len() } else { 0 };
+                for (j, product) in group.zip(products).skip(ruled_out) {
+                    let bound = lowered[i] + lowered[j] - factor * *product;
+                    if bound <= nearest.found.compared[i] || bound <= nearest.found.compared[j] {
+                        nearest.meet(i, j);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Gradients of losses that choose pairs: each row gathers what pulls at it, in the order of the pairs, so that no two
+//! threads write to one row.
+
+use super::against::Against;
+use super::batch::{Batch, add_scaled, add_scaled_difference};
+use super::blocks;
+use crate::distance::Metric;
+use crate::{Element, Scalar};
+
+/// Rows of one task.
+const TASK_ROWS: usize = 32;
+
+/// A pair of an anchor and one of the others, by their places in the order of classes.
+pub struct Pull<A> {
+    pub anchor: u32,
+    pub other: u32,
+    /// The derivative of the loss with respect to the distance, times the distance's [slope](Batch::slope).
+    pub weight: A,
+}
+
+/// The gradients with respect to the anchors and to the reference set, in the order given; where the batch is its own
+/// reference set the sum of both with respect to the anchors. `scale`: what all is multiplied by at last.
+pub fn gradients<T: Element>(
+    against: &Against<T::Scalar>,
+    pulls: &[Pull<T::Scalar>],
+    scale: T::Scalar,
+    grads: [Option<&mut [T]>; 2],
+) {
+    for (side, grad) in [Side::Anchors, Side::Others].into_iter().zip(grads) {
+        let Some(grad) = grad else { continue };
+        if against.poisoned() {
+            grad.fill(T::from_f64(f64::NAN));
+            continue;
+        }
+        let lists = Lists::new(against, side, pulls);
+        let dim = against.anchors.dim;
+        blocks::for_each(grad.chunks_mut(TASK_ROWS * dim).collect(), |task, grad: &mut [T]| {
+            let mut wide = vec![T::Scalar::ZERO; if T::as_scalars(&[]).is_some() { 0 } else { dim }];
+            for (i, grad) in grad.chunks_exact_mut(dim).enumerate() {
+                let row = task * TASK_ROWS + i;
+                match T::as_scalars_mut(grad) {
+                    Some(grad) => T::Scalar::gather(against, &lists, pulls, row, scale, grad),
+                    None => {
+                        T::Scalar::gather(against, &lists, pulls, row, scale, &mut wide);
+                        T::narrow(&wide, grad);
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Whose gradients.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Anchors,
+    Others,
+}
+
+/// Which pairs each row is part of.
+pub struct Lists {
+    side: Side,
+    as_anchor: Option<List>,
+    as_other: Option<List>,
+}
+
+/// `pairs[starts[r]..starts[r + 1]]` are row r's.
+struct List {
+    starts: Vec<usize>,
+    pairs: Vec<usize>,
+}
+
+impl List {
+    fn new(rows: usize, of_pairs: impl Iterator<Item = u32> + Clone) -> Self {
+        let mut starts = vec![0; rows + 1];
+        for row in of_pairs.clone() {
+            starts[row as usize + 1] += 1;
+        }
+        for row in 0..rows {
+            starts[row + 1] += starts[row];
+        }
+        let mut pairs = vec![0; starts[rows]];
+        let mut filled = starts.clone();
+        for (pair, row) in of_pairs.enumerate() {
+            pairs[filled[row as usize]] = pair;
+            filled[row as usize] += 1;
+        }
+        Self { starts, pairs }
+    }
+
+    fn of(&self, row: usize) -> &[usize] {
+        &self.pairs[self.starts[row]..self.starts[row + 1]]
+    }
+}
+
+impl Lists {
+    fn new<A: Scalar>(against: &Against<A>, side: Side, pulls: &[Pull<A>]) -> Self {
+        let as_anchor = || List::new(against.anchors.rows, pulls.iter().map(|pull| pull.anchor));
+        let as_other = || List::new(against.others().rows, pulls.iter().map(|pull| pull.other));
+        Self {
+            side,
+            as_anchor: (side == Side::Anchors).then(as_anchor),
+            as_other: (side == Side::Others || against.is_itself()).then(as_other),
+        }
+    }
+}
+
+/// The gathering for each type of arithmetic. A trait, so that it is compiled once, here.
+pub trait Gather: Sized {
+    #[doc(hidden)]
+    fn gather(against: &Against<Self>, lists: &Lists, pulls: &[Pull<Self>], row: usize, scale: Self, to: &mut [Self]);
+}
+
+macro_rules! gather {
+    ($($t:ident),*) => {$(
+        impl Gather for $t {
+            fn gather(
+                against: &Against<Self>,
+                lists: &Lists,
+                pulls: &[Pull<Self>],
+                row: usize,
+                scale: Self,
+                to: &mut [Self],
+            ) {
+                gather(against, lists, pulls, row, scale, to);
+            }
+        }
+    )*};
+}
+gather!(f32, f64);
+
+/// First the pairs whose anchor the row is, then those it was chosen for.
+fn gather<A: Scalar>(against: &Against<A>, lists: &Lists, pulls: &[Pull<A>], row: usize, scale: A, to: &mut [A]) {
+    let (anchors, others) = (&against.anchors, against.others());
+    let (batch, classes) = match lists.side {
+        Side::Anchors => (anchors, &against.classes),
+        Side::Others => (others, against.other_classes()),
+    };
+    let i = classes.position[row] as usize;
+    to.fill(A::ZERO);
+    let [as_anchor, as_other] =
+        [&lists.as_anchor, &lists.as_other].map(|list| list.as_ref().map_or(&[][..], |list| list.of(i)));
+    if as_anchor.is_empty() && as_other.is_empty() {
+        return;
+    }
+    for pull in as_anchor.iter().map(|&pair| &pulls[pair]) {
+        add(to, batch, i, others, pull.other as usize, pull.weight);
+    }
+    for pull in as_other.iter().map(|&pair| &pulls[pair]) {
+        add(to, batch, i, anchors, pull.anchor as usize, pull.weight);
+    }
+    batch.through_normalization(i, to);
+    to.iter_mut().for_each(|g| *g = *g * scale);
+}
+
+/// Adds `weight`, with the distance's slope in it, times the gradient of the distance with respect to row i of `batch`.
+pub fn add<A: Scalar>(to: &mut [A], batch: &Batch<A>, i: usize, others: &Batch<A>, j: usize, weight: A) {
+    match batch.metric {
+        Metric::Cosine => add_scaled(to, -weight, others.row(j)),
+        _ => add_scaled_difference(to, weight, batch.row(i), others.row(j)),
+    }
+}
