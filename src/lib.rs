@@ -36,7 +36,10 @@
 //! - `doc-only`: builds the documentation with nothing installed.
 
 pub mod batch_all;
+pub mod batch_contrastive;
 pub mod batch_hard;
+pub mod batch_negative;
+pub mod batch_semi_hard;
 mod constants;
 pub mod contrastive;
 mod cpu;
@@ -59,7 +62,10 @@ pub mod torch;
 pub mod triplet_margin;
 
 pub use batch_all::{BatchAllTripletLoss, MeanOver};
+pub use batch_contrastive::{BatchContrastiveLoss, Negatives};
 pub use batch_hard::BatchHardTripletLoss;
+pub use batch_negative::{BatchNegativeTripletLoss, Negative, Pairs};
+pub use batch_semi_hard::BatchSemiHardTripletLoss;
 pub use contrastive::ContrastiveLoss;
 pub use distance::Distance;
 pub use element::{Element, Scalar};

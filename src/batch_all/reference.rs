@@ -67,8 +67,9 @@ pub fn run_against(
     // How often each pair is a term of an active triplet: + as anchor and positive, - as anchor and negative.
     let mut weights = vec![vec![0.0; anchors.references()]; rows];
     for a in 0..rows {
+        let negatives: Vec<usize> = anchors.negatives(a).collect();
         for p in anchors.positives(a) {
-            for n in anchors.negatives(a) {
+            for &n in &negatives {
                 let argument = d[a][p] - d[a][n] + loss.margin;
                 stats.valid += 1;
                 sums[a][2] += d[a][p];

@@ -1,0 +1,133 @@
+//! The oracle: f64, one obvious loop after another. Every backend is compared with it.
+
+use super::{BatchContrastiveLoss, Negatives};
+use crate::mined::Shape;
+use crate::reference::Anchors;
+pub use crate::reference::ReferenceSet;
+use crate::{Error, Matrix, Reduction, Stats};
+
+/// What the loss and its gradient are.
+#[derive(Clone, Debug)]
+pub struct Reference {
+    /// The selected pairs of one class, (anchor, reference row), in that order.
+    pub positives: Vec<[u32; 2]>,
+    /// The selected pairs of different classes, likewise; where the batch is its own reference both orders of each.
+    pub negatives: Vec<[u32; 2]>,
+    /// The distances of `positives`.
+    pub positive_distances: Vec<f64>,
+    /// The distances of `negatives`.
+    pub negative_distances: Vec<f64>,
+    /// Each anchor's sum over its pairs.
+    pub losses: Vec<f64>,
+    /// The reduced loss; for `Reduction::None` their sum.
+    pub loss: f64,
+    /// The gradient, `[N, D]`.
+    pub grad: Vec<f64>,
+    /// The gradient with respect to the reference, `[M, D]`; empty where the batch is its own.
+    pub reference_grad: Vec<f64>,
+    /// `valid` counts the selected pairs, `active` those whose loss is above 0; each distance is the mean over the selected
+    /// pairs of its kind.
+    pub stats: Stats,
+}
+
+/// The loss and its gradient times `upstream` (one number, or one an anchor); with `selection` for those pairs of different
+/// classes.
+///
+/// # Errors
+/// If the batch is empty or too large, there is not one label a row, or an option is out of range.
+pub fn run(
+    loss: &BatchContrastiveLoss,
+    embeddings: Matrix<'_, f64>,
+    labels: &[i64],
+    upstream: &[f64],
+    selection: Option<&[[u32; 2]]>,
+) -> Result<Reference, Error> {
+    run_against(loss, embeddings, labels, None, upstream, selection)
+}
+
+/// The same, against the rows of a reference.
+///
+/// # Errors
+/// As [`run`], or if the reference has another shape.
+pub fn run_against(
+    loss: &BatchContrastiveLoss,
+    embeddings: Matrix<'_, f64>,
+    labels: &[i64],
+    reference: Option<&ReferenceSet<'_>>,
+    upstream: &[f64],
+    selection: Option<&[[u32; 2]]>,
+) -> Result<Reference, Error> {
+    loss.checked(&Shape::of(&embeddings, labels, reference))?;
+    let anchors = Anchors::new((loss.distance, loss.normalize), embeddings, labels, reference)?;
+    let rows = anchors.rows();
+    let d = |[a, j]: [u32; 2]| anchors.d[a as usize][j as usize];
+
+    let (mut positives, mut negatives) = (Vec::new(), Vec::new());
+    for a in 0..rows {
+        positives.extend(anchors.positives(a).map(|j| [a as u32, j as u32]));
+        negatives.extend(anchors.negatives(a).map(|j| [a as u32, j as u32]));
+    }
+    if loss.negatives == Negatives::Hardest {
+        negatives = hardest(negatives, positives.len(), d, anchors.itself);
+    }
+    if let Some(pairs) = selection {
+        negatives = pairs.to_vec();
+    }
+
+    let valid = (positives.len() + negatives.len()) as u64;
+    let mut stats = Stats { valid, ..Stats::default() };
+    let mean = if loss.reduction == Reduction::Mean { 1.0 / valid.max(1) as f64 } else { 1.0 };
+    let mut losses: Vec<f64> = (0..rows).map(|a| if anchors.anchor_is_finite(a) { 0.0 } else { f64::NAN }).collect();
+    let mut weights = vec![vec![0.0; anchors.references()]; rows];
+    for (pairs, same) in [(&positives, true), (&negatives, false)] {
+        let mut total = 0.0;
+        for &[a, j] in pairs {
+            let d = d([a, j]);
+            let (a, j) = (a as usize, j as usize);
+            // The loss, and its derivative by d.
+            let (value, slope) = match same {
+                _ if !anchors.sees_finite_rows(a) || !d.is_finite() => (f64::NAN, f64::NAN),
+                true => (d * d / 2.0, d),
+                false if d < loss.margin => ((loss.margin - d).powi(2) / 2.0, d - loss.margin),
+                false => (0.0, 0.0),
+            };
+            losses[a] += value;
+            weights[a][j] += mean * slope * upstream[if upstream.len() == 1 { 0 } else { a }];
+            stats.active += u64::from(value > 0.0);
+            total += d;
+        }
+        let distance = if same { &mut stats.mean_positive_distance } else { &mut stats.mean_negative_distance };
+        *distance = total / pairs.len().max(1) as f64;
+    }
+
+    let mut sum = losses.iter().sum::<f64>();
+    if !anchors.all_finite() {
+        (sum, stats) = (f64::NAN, Stats { valid, ..Stats::poisoned() });
+    }
+    let [grad, reference_grad] = anchors.gradients(&weights);
+    Ok(Reference {
+        positive_distances: positives.iter().map(|&pair| d(pair)).collect(),
+        negative_distances: negatives.iter().map(|&pair| d(pair)).collect(),
+        positives,
+        negatives,
+        losses,
+        loss: mean * sum,
+        grad,
+        reference_grad,
+        stats,
+    })
+}
+
+/// Of the pairs so many with the smallest distances, in the order they came in; `both`: each pair stands for both orders.
+fn hardest(pairs: Vec<[u32; 2]>, count: usize, d: impl Fn([u32; 2]) -> f64, both: bool) -> Vec<[u32; 2]> {
+    let mut sorted: Vec<[u32; 2]> = pairs.into_iter().filter(|[a, j]| !both || a < j).collect();
+    // A stable sort: of equals the first stays first.
+    sorted.sort_by(|&x, &y| d(x).total_cmp(&d(y)));
+    sorted.truncate(if both { count / 2 } else { count });
+    if both {
+        let turned: Vec<[u32; 2]> = sorted.iter().map(|&[a, j]| [j, a]).collect();
+        sorted.extend(turned);
+    }
+    sorted.sort_unstable();
+    sorted
+}

@@ -1,0 +1,159 @@
+//! The triplet loss of a batch with one chosen negative for each pair.
+
+use crate::distance::Metric;
+use crate::mined::{self, Shape};
+use crate::{Distance, Error, Own, Precision, Reduction};
+
+pub mod reference;
+
+/// One negative for each pair of anchor and positive: the hardest, or one at random.
+///
+/// ```text
+/// loss_apn   = d(a, p) - d(a, n) + margin             over all a, p with y_p = y_a, p ≠ a
+/// n          = of the rows with y_n ≠ y_a
+///   Hardest    the nearest, if d(a, n) < d(a, p) + margin
+///   Random     any with d(a, n) < d(a, p) + margin
+///   SemiHard   any with d(a, p) < d(a, n) < d(a, p) + margin
+/// ```
+///
+/// A pair without such a row is skipped, so every selected triplet is active, and the mean is over them. With none the loss
+/// and its gradients are 0. `SemiHard` is the mining of "FaceNet: A Unified Embedding for Face Recognition and Clustering"
+/// (Schroff, Kalenichenko, Philbin 2015); the three, with [`Pairs::Once`], are the selectors of the library siamese-triplet,
+/// which falls back to one fixed triplet where none is found in the whole batch.
+///
+/// # Random choices
+/// Each candidate of a pair is as likely as the others. What is drawn depends on `seed`, on the step, and on the bits of the
+/// three rows (not on their places): the same triplets in any order of the batch, for any shard of its anchors, on every
+/// backend, within rounding of the bounds above. The other side of it: equal rows draw alike, and without a new step, or
+/// with embeddings that do not change, the same triplets are drawn again.
+///
+/// Of equally near negatives the one with the lowest index is taken. NaN or infinity anywhere in the embeddings makes the
+/// loss NaN, and the gradients; so does the distance of a positive that overflows.
+///
+/// The embeddings are `[N, D]`, f32, f64, f16 or bf16, the labels `[N]`, any numbers in any order. Losses are f64 for f64
+/// and f32 for all others. With [`Reduction::None`] the result is `[N]`: each anchor's sum over its pairs.
+///
+/// ```
+/// use tercet::{BatchNegativeTripletLoss, Matrix, Negative};
+///
+/// // Two classes on a line, at 0, 2 and at 3, 7; with d = (x - y)² and a margin of 6 the nearest negatives of the pairs
+/// // (0, 2), (2, 0), (3, 7), (7, 3) give 4 - 9 + 6, 4 - 1 + 6, 16 - 1 + 6 and 16 - 25 + 6: the last is skipped.
+/// let embeddings = [0f64, 2.0, 3.0, 7.0];
+/// let loss_fn = BatchNegativeTripletLoss { margin: 6.0, negative: Negative::Hardest, ..Default::default() };
+/// let rows = Matrix::new(&embeddings, 1)?;
+/// let found = tercet::batch_negative::reference::run::<f64>(&loss_fn, rows, &[7, 7, -1, -1], 0, &[1.0], None)?;
+/// assert_eq!(found.stats.valid, 3);
+/// assert!((found.loss - (1.0 + 9.0 + 21.0) / 3.0).abs() < 1e-12);
+/// # Ok::<(), tercet::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchNegativeTripletLoss {
+    /// How much farther than the positive the negative should be; 0 or more.
+    pub margin: f64,
+    /// Which negative a pair gets.
+    pub negative: Negative,
+    /// Which pairs there are.
+    pub pairs: Pairs,
+    /// What random choices are drawn from.
+    pub seed: u64,
+    /// The distance `d`: any but `Lp`.
+    pub distance: Distance,
+    /// Divide each row by its L2 norm (at least 1e-12) first. With [`Distance::Cosine`] it changes nothing.
+    pub normalize: bool,
+    /// How the triplets' losses become the result.
+    pub reduction: Reduction,
+    /// How exactly a CUDA device looks for the negatives; see [`Precision`].
+    pub precision: Precision,
+}
+
+/// Which negative a pair of anchor and positive gets; see [`BatchNegativeTripletLoss`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Negative {
+    /// The nearest, if its loss is above 0.
+    Hardest,
+    /// Any whose loss is above 0.
+    Random,
+    /// Any that is farther than the positive, by less than the margin.
+    #[default]
+    SemiHard,
+}
+
+/// Which pairs of anchor and positive there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Pairs {
+    /// `(a, p)` and `(p, a)`: each row of a pair is an anchor.
+    #[default]
+    Ordered,
+    /// `(a, p)` with `a < p` alone. Against a reference: with the anchor's own row in it before the positive; an anchor that
+    /// is not in the reference has no pairs, and [`Own::None`](crate::Own::None) is an error.
+    Once,
+}
+
+impl Default for BatchNegativeTripletLoss {
+    fn default() -> Self {
+        Self {
+            margin: 0.2,
+            negative: Negative::SemiHard,
+            pairs: Pairs::Ordered,
+            seed: 0,
+            distance: Distance::SquaredEuclidean,
+            normalize: false,
+            reduction: Reduction::Mean,
+            precision: Precision::Highest,
+        }
+    }
+}
+
+/// The options and shape of one call, checked.
+#[derive(Clone, Copy, Debug)]
+#[doc(hidden)]
+pub struct Problem {
+    pub rows: usize,
+    /// The rows of the reference set; `None`: the batch itself.
+    pub others: Option<usize>,
+    pub dim: usize,
+    pub metric: Metric,
+    pub margin: f64,
+    pub negative: Negative,
+    pub pairs: Pairs,
+    pub seed: u64,
+    pub normalize: bool,
+    pub reduction: Reduction,
+    pub precision: Precision,
+}
+
+impl Problem {
+    /// What the sum of the losses, and their gradient, is divided by; `valid`: the selected triplets.
+    pub fn divisor(&self, valid: u64) -> f64 {
+        match self.reduction {
+            Reduction::Mean => valid.max(1) as f64,
+            Reduction::Sum | Reduction::None => 1.0,
+        }
+    }
+}
+
+impl BatchNegativeTripletLoss {
+    /// The checks of every call: options and shape.
+    pub(crate) fn checked(&self, shape: &Shape) -> Result<Problem, Error> {
+        let metric = mined::check(self.margin, self.distance, shape)?;
+        // Pairs that are taken once have an order, so anchors need a place.
+        let placed = shape.reference.is_none_or(|reference| reference.own != Own::None);
+        if self.pairs == Pairs::Once && !placed {
+            let expected = "Ordered where no anchor is in the reference (own: None)";
+            return Err(Error::argument("pairs", expected, "Once"));
+        }
+        Ok(Problem {
+            rows: shape.rows,
+            others: shape.reference.map(|reference| reference.rows),
+            dim: shape.dim,
+            metric,
+            margin: self.margin,
+            negative: self.negative,
+            pairs: self.pairs,
+            seed: self.seed,
+            normalize: self.normalize && metric != Metric::Cosine,
+            reduction: self.reduction,
+            precision: self.precision,
+        })
+    }
+}

@@ -1,0 +1,108 @@
+//! The semi-hard triplet loss of a batch.
+
+use crate::distance::Metric;
+use crate::mined::{self, Shape};
+use crate::{Distance, Error, Precision, Reduction};
+
+pub mod reference;
+
+/// For each pair of anchor and positive the nearest negative that is farther than the positive.
+///
+/// ```text
+/// loss_ap = max(d(a, p) - d(a, n) + margin, 0)         over all a, p with y_p = y_a, p ≠ a
+/// n       = the nearest row with y_n ≠ y_a and d(a, n) > d(a, p), else the farthest with y_n ≠ y_a
+/// ```
+///
+/// The semi-hard negatives of "FaceNet: A Unified Embedding for Face Recognition and Clustering" (Schroff, Kalenichenko,
+/// Philbin 2015), made deterministic as TensorFlow-Addons' `triplet_semihard_loss` does and sentence-transformers'
+/// `BatchSemiHardTripletLoss` after it; both average over pairs as well. FaceNet's own random choice within the margin is
+/// [`BatchNegativeTripletLoss`](crate::BatchNegativeTripletLoss). The mean is over all pairs of an anchor that has a
+/// negative, the inactive too; an anchor without a positive or without a negative adds nothing to the sum or to the count.
+/// With no such pair the loss and its gradients are 0.
+///
+/// Of equally far negatives the one with the lowest index is taken. A pair is active only when its loss is strictly
+/// positive. NaN or infinity anywhere in the embeddings makes the loss NaN, and the gradients; so does a selected distance
+/// that overflows.
+///
+/// The embeddings are `[N, D]`, f32, f64, f16 or bf16, the labels `[N]`, any numbers in any order. Losses are f64 for f64
+/// and f32 for all others. With [`Reduction::None`] the result is `[N]`: each anchor's sum over its pairs.
+///
+/// ```
+/// use tercet::{BatchSemiHardTripletLoss, Matrix};
+///
+/// // Two classes on a line, at 0, 2 and at 3, 5; with d = (x - y)² and a margin of 6 the pairs are (0, 2), whose negative is
+/// // at 3; (2, 0), at 5; (3, 5), at 0; (5, 3), at 2: losses of 4 - 9 + 6, 4 - 9 + 6, 4 - 9 + 6, 4 - 9 + 6.
+/// let embeddings = [0f64, 2.0, 3.0, 5.0];
+/// let loss_fn = BatchSemiHardTripletLoss { margin: 6.0, ..Default::default() };
+/// let rows = Matrix::new(&embeddings, 1)?;
+/// let found = tercet::batch_semi_hard::reference::run(&loss_fn, rows, &[7, 7, -1, -1], &[1.0], None)?;
+/// assert_eq!((found.negative, found.loss), (vec![2, 3, 0, 1], 1.0));
+/// # Ok::<(), tercet::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BatchSemiHardTripletLoss {
+    /// How much farther than the positive the negative should be; 0 or more.
+    pub margin: f64,
+    /// The distance `d`: any but `Lp`.
+    pub distance: Distance,
+    /// Divide each row by its L2 norm (at least 1e-12) first. With [`Distance::Cosine`] it changes nothing.
+    pub normalize: bool,
+    /// How the pairs' losses become the result.
+    pub reduction: Reduction,
+    /// How exactly a CUDA device looks for the negatives; see [`Precision`].
+    pub precision: Precision,
+}
+
+impl Default for BatchSemiHardTripletLoss {
+    fn default() -> Self {
+        Self {
+            margin: 0.2,
+            distance: Distance::SquaredEuclidean,
+            normalize: false,
+            reduction: Reduction::Mean,
+            precision: Precision::Highest,
+        }
+    }
+}
+
+/// The options and shape of one call, checked.
+#[derive(Clone, Copy, Debug)]
+#[doc(hidden)]
+pub struct Problem {
+    pub rows: usize,
+    /// The rows of the reference set; `None`: the batch itself.
+    pub others: Option<usize>,
+    pub dim: usize,
+    pub metric: Metric,
+    pub margin: f64,
+    pub normalize: bool,
+    pub reduction: Reduction,
+    pub precision: Precision,
+}
+
+impl Problem {
+    /// What the sum of the pairs' losses, and their gradient, is divided by; `valid`: the pairs of anchors with a negative.
+    pub fn divisor(&self, valid: u64) -> f64 {
+        match self.reduction {
+            Reduction::Mean => valid.max(1) as f64,
+            Reduction::Sum | Reduction::None => 1.0,
+        }
+    }
+}
+
+impl BatchSemiHardTripletLoss {
+    /// The checks of every call: options and shape.
+    pub(crate) fn checked(&self, shape: &Shape) -> Result<Problem, Error> {
+        let metric = mined::check(self.margin, self.distance, shape)?;
+        Ok(Problem {
+            rows: shape.rows,
+            others: shape.reference.map(|reference| reference.rows),
+            dim: shape.dim,
+            metric,
+            margin: self.margin,
+            normalize: self.normalize && metric != Metric::Cosine,
+            reduction: self.reduction,
+            precision: self.precision,
+        })
+    }
+}
