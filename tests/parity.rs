@@ -1,0 +1,303 @@
+//! What other libraries compute (tests/data/record_parity.py) against ours: semi-hard, chosen negatives, contrastive over a
+//! batch, reference sets, and the rest of torch.nn. docs/parity.md names these tests.
+//!
+//! Each loss has one function that gives the answers of all its doors to one case: the oracle, and the backends beside it.
+
+mod support;
+
+use serde_json::Value;
+use tercet::{
+    BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
+    BatchSemiHardTripletLoss, ContrastiveLoss, Distance, Matrix, MeanOver, Negative, Negatives, Own, Pairs, Reduction,
+    Reference, TripletMarginLoss,
+};
+use tercet::{batch_all, batch_contrastive, batch_hard, batch_negative, batch_semi_hard, contrastive, triplet_margin};
+
+/// What one door answers: its name, the loss, the gradients, and how exact it is.
+struct Answer {
+    door: &'static str,
+    value: Vec<f64>,
+    grads: Vec<Vec<f64>>,
+    tolerance: f64,
+}
+
+impl Answer {
+    /// Of an oracle.
+    fn oracle(value: f64, grads: [Vec<f64>; 2]) -> Self {
+        let grads = grads.into_iter().filter(|grad| !grad.is_empty()).collect();
+        Self { door: "oracle", value: vec![value], grads, tolerance: 1e-9 }
+    }
+}
+
+/// A batch, and the reference that it may have.
+struct Set {
+    dim: usize,
+    rows: Vec<f64>,
+    labels: Vec<i64>,
+    reference: Option<(Vec<f64>, Vec<i64>, Option<Vec<i64>>)>,
+}
+
+impl Set {
+    fn new(value: &Value) -> Self {
+        let reference = value.get("reference").map(|reference| {
+            let own = &reference["own"];
+            let own = (!own.is_null()).then(|| integers(own));
+            (numbers(&reference["rows"]), integers(&reference["labels"]), own)
+        });
+        let dim = value["d"].as_u64().expect("a count") as usize;
+        Self { dim, rows: numbers(&value["rows"]), labels: integers(&value["labels"]), reference }
+    }
+
+    fn embeddings(&self) -> Matrix<'_, f64> {
+        Matrix::new(&self.rows, self.dim).expect("whole rows")
+    }
+
+    fn reference(&self) -> Option<Reference<Matrix<'_, f64>, &[i64]>> {
+        self.reference.as_ref().map(|(rows, labels, own)| Reference {
+            embeddings: Matrix::new(rows, self.dim).expect("whole rows"),
+            labels: &labels[..],
+            own: own.as_ref().map_or(Own::None, |own| Own::Rows(&own[..])),
+        })
+    }
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().expect("a list").iter().map(|x| x.as_f64().expect("a number")).collect()
+}
+
+fn integers(value: &Value) -> Vec<i64> {
+    value.as_array().expect("a list").iter().map(|x| x.as_i64().expect("an integer")).collect()
+}
+
+fn text<'a>(case: &'a Value, key: &str) -> &'a str {
+    case[key].as_str().unwrap_or_else(|| panic!("no {key} in {case}"))
+}
+
+fn margin(case: &Value) -> f64 {
+    case["margin"].as_f64().expect("a number")
+}
+
+fn distance(case: &Value) -> Distance {
+    match text(case, "distance") {
+        "squared" => Distance::SquaredEuclidean,
+        "euclidean" => Distance::Euclidean,
+        "cosine" => Distance::Cosine,
+        other => panic!("{other}"),
+    }
+}
+
+fn reduction(case: &Value) -> Reduction {
+    match text(case, "reduction") {
+        "none" => Reduction::None,
+        "mean" => Reduction::Mean,
+        "sum" => Reduction::Sum,
+        other => panic!("{other}"),
+    }
+}
+
+fn batch_all(case: &Value, set: &Set) -> Vec<Answer> {
+    let mean_over = if text(case, "mean_over") == "active" { MeanOver::Active } else { MeanOver::Valid };
+    let (margin, distance) = (margin(case), distance(case));
+    let loss = BatchAllTripletLoss { margin, distance, mean_over, ..Default::default() };
+    let reference = set.reference();
+    let found = batch_all::reference::run_against(&loss, set.embeddings(), &set.labels, reference.as_ref(), 1.0)
+        .expect("valid");
+    vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])]
+}
+
+fn batch_hard(case: &Value, set: &Set) -> Vec<Answer> {
+    let loss = BatchHardTripletLoss { margin: margin(case), distance: distance(case), ..Default::default() };
+    let reference = set.reference();
+    let found =
+        batch_hard::reference::run_against(&loss, set.embeddings(), &set.labels, reference.as_ref(), &[1.0], None)
+            .expect("valid");
+    vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])]
+}
+
+fn batch_semi_hard(case: &Value, set: &Set) -> Vec<Answer> {
+    let loss = BatchSemiHardTripletLoss { margin: margin(case), distance: distance(case), ..Default::default() };
+    let found = batch_semi_hard::reference::run(&loss, set.embeddings(), &set.labels, &[1.0], None).expect("valid");
+    vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])]
+}
+
+/// The candidates of each pair are asserted here. For the random ones the loss is compared for what the library drew.
+fn batch_negative(case: &Value, set: &Set) -> Vec<Answer> {
+    let negative = match text(case, "negative") {
+        "hardest" => Negative::Hardest,
+        "random" => Negative::Random,
+        "semi_hard" => Negative::SemiHard,
+        other => panic!("{other}"),
+    };
+    let (margin, distance) = (margin(case), distance(case));
+    let loss = BatchNegativeTripletLoss { margin, distance, negative, pairs: Pairs::Once, ..Default::default() };
+    let chosen: Vec<u32> =
+        case["chosen"].as_array().expect("a list").iter().map(|n| n.as_u64().map_or(u32::MAX, |n| n as u32)).collect();
+    let lists = |value: &Value| -> Vec<Vec<u32>> {
+        let lists = value.as_array().expect("a list").iter().map(integers);
+        lists.map(|list| list.iter().map(|n| *n as u32).collect()).collect()
+    };
+    let run = |selection| {
+        batch_negative::reference::run::<f64>(&loss, set.embeddings(), &set.labels, 0, &[1.0], selection)
+            .expect("valid")
+    };
+    let drawn = run(None);
+    assert_eq!(drawn.pairs.iter().map(|pair| pair.to_vec()).collect::<Vec<_>>(), lists(&case["pairs"]), "{case}");
+    assert_eq!(drawn.candidates, lists(&case["candidates"]), "{case}");
+    for ((drawn, chosen), candidates) in drawn.negative.iter().zip(&chosen).zip(&drawn.candidates) {
+        match negative {
+            Negative::Hardest => assert_eq!(drawn, chosen, "{case}"),
+            _ => assert!(candidates.contains(drawn) || candidates.is_empty() && *drawn == u32::MAX, "{case}"),
+        }
+    }
+    let found = run(Some(&chosen));
+    vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])]
+}
+
+fn batch_contrastive(case: &Value, set: &Set) -> Vec<Answer> {
+    let negatives = if text(case, "negatives") == "all" { Negatives::All } else { Negatives::Hardest };
+    let (margin, distance, reduction) = (margin(case), distance(case), reduction(case));
+    let loss = BatchContrastiveLoss { margin, distance, negatives, reduction, ..Default::default() };
+    let (reference, labels) = (set.reference(), &set.labels[..]);
+    let found =
+        batch_contrastive::reference::run_against(&loss, set.embeddings(), labels, reference.as_ref(), &[1.0], None)
+            .expect("valid");
+    vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])]
+}
+
+/// The gradients are those of the sum of what the reduction leaves.
+fn triplet_margin(case: &Value, rows: [Matrix<'_, f64>; 3]) -> Vec<Answer> {
+    let (margin, distance, reduction) = (margin(case), distance(case), reduction(case));
+    let loss = TripletMarginLoss { margin, distance, reduction, swap: case["swap"] == true, ..Default::default() };
+    let found = triplet_margin::reference::run(&loss, rows, &[1.0]).expect("valid");
+    let none = reduction == Reduction::None;
+    let value = if none { found.losses } else { vec![found.loss] };
+    let mut answers = vec![Answer { door: "oracle", value, grads: found.grads.to_vec(), tolerance: 1e-9 }];
+
+    let (count, size) = (rows[0].rows(), rows[0].rows() * rows[0].dim());
+    let mut losses = vec![f64::NAN; count];
+    match none {
+        true => loss.losses(rows, &mut losses).expect("valid"),
+        false => losses = vec![loss.loss(rows).expect("valid")],
+    }
+    let mut grads = [0; 3].map(|_| vec![f64::NAN; size]);
+    let upstream = vec![1.0; if none { count } else { 1 }];
+    loss.grad(rows, &upstream, grads.each_mut().map(|grad| Some(&mut grad[..]))).expect("valid");
+    answers.push(Answer { door: "cpu f64", value: losses, grads: grads.to_vec(), tolerance: 1e-9 });
+    answers
+}
+
+fn close(actual: &[f64], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(actual.len(), expected.len(), "{what}");
+    let size = expected.iter().fold(1f64, |m, x| m.max(x.abs()));
+    for (i, (actual, expected)) in actual.iter().zip(expected).enumerate() {
+        assert!((actual - expected).abs() <= tolerance * size, "{what}, [{i}]: {actual} for {expected}");
+    }
+}
+
+/// Whether the answers are `value`, `grads` of a case, divided by its factor. A gradient that the library does not have is
+/// not compared.
+fn compare(case: &Value, answers: Vec<Answer>, value: &[f64], grads: &[Vec<f64>]) {
+    let factor = case["factor"].as_f64().expect("a number");
+    let scaled = |x: &[f64]| x.iter().map(|x| factor * x).collect::<Vec<_>>();
+    assert!(!answers.is_empty());
+    for Answer { door, value: actual, grads: actual_grads, tolerance } in answers {
+        let what = format!("{door}: case {}, {} of {}", case["id"], text(case, "of"), text(case, "library"));
+        close(&scaled(&actual), value, tolerance, &what);
+        assert!(actual_grads.len() >= grads.len(), "{what}");
+        for (actual, expected) in actual_grads.iter().zip(grads) {
+            close(&scaled(actual), expected, 10.0 * tolerance, &what);
+        }
+    }
+}
+
+fn records() -> Value {
+    let file = support::package().join("tests/data/parity.json");
+    serde_json::from_str(&std::fs::read_to_string(file).expect("the records")).expect("JSON")
+}
+
+/// Compares the cases of one loss; there must be as many of each library's as are told.
+fn all(loss: &str, answers: impl Fn(&Value, &Set) -> Vec<Answer>, counts: &[(&str, usize)]) {
+    let file = records();
+    let cases = file["cases"].as_array().expect("a list").iter().filter(|case| case["loss"] == loss);
+    let mut found = std::collections::BTreeMap::<&str, usize>::new();
+    for case in cases {
+        let set = Set::new(&file["sets"][text(case, "set")]);
+        let grads: Vec<Vec<f64>> =
+            ["grad", "reference_grad"].iter().filter_map(|key| case.get(*key)).map(numbers).collect();
+        compare(case, answers(case, &set), &[case["value"].as_f64().expect("a number")], &grads);
+        *found.entry(text(case, "library")).or_default() += 1;
+    }
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), counts);
+}
+
+#[test]
+fn batch_semi_hard_is_theirs() {
+    let counts = [("formula of TensorFlow-Addons", 18), ("sentence-transformers", 12)];
+    all("batch_semi_hard", batch_semi_hard, &counts);
+}
+
+#[test]
+fn batch_negative_is_theirs() {
+    all("batch_negative", batch_negative, &[("formula of siamese-triplet", 18)]);
+}
+
+#[test]
+fn batch_contrastive_is_theirs() {
+    let counts = [("formula of siamese-triplet", 12), ("pytorch-metric-learning", 18)];
+    all("batch_contrastive", batch_contrastive, &counts);
+}
+
+#[test]
+fn batch_all_against_a_reference_is_theirs() {
+    all("batch_all", batch_all, &[("pytorch-metric-learning", 14)]);
+}
+
+#[test]
+fn batch_hard_against_a_reference_is_theirs() {
+    all("batch_hard", batch_hard, &[("pytorch-metric-learning", 6)]);
+}
+
+#[test]
+fn triplet_margin_with_a_distance_is_theirs() {
+    let file = records();
+    let cases = file["cases"].as_array().expect("a list").iter().filter(|case| case["loss"] == "triplet_margin");
+    let x: Vec<Vec<f64>> = file["triplets"]["x"].as_array().expect("a list").iter().map(numbers).collect();
+    let dim = file["triplets"]["d"].as_u64().expect("a count") as usize;
+    let rows = [0, 1, 2].map(|i| Matrix::new(&x[i], dim).expect("whole rows"));
+    let mut count = 0;
+    for case in cases {
+        let grads: Vec<Vec<f64>> = case["grad"].as_array().expect("a list").iter().map(numbers).collect();
+        compare(case, triplet_margin(case, rows), &numbers(&case["value"]), &grads);
+        count += 1;
+    }
+    assert_eq!(count, 36);
+}
+
+/// Theirs is linear, `d` and `relu(cos - margin)`, ours the half of the square: `√(2 loss)` of ours, with `1 - margin`.
+#[test]
+fn cosine_embedding_is_the_root_of_twice_ours() {
+    let file = records();
+    let cases = file["cases"].as_array().expect("a list").iter().filter(|case| case["loss"] == "contrastive");
+    let x: Vec<Vec<f64>> = file["pairs"]["x"].as_array().expect("a list").iter().map(numbers).collect();
+    let dim = file["pairs"]["d"].as_u64().expect("a count") as usize;
+    let rows = [0, 1].map(|i| Matrix::new(&x[i], dim).expect("whole rows"));
+    let same: Vec<bool> = file["pairs"]["same"].as_array().expect("a list").iter().map(|same| same == true).collect();
+    let mut count = 0;
+    for case in cases {
+        let loss = ContrastiveLoss {
+            margin: 1.0 - margin(case),
+            distance: distance(case),
+            reduction: Reduction::None,
+            ..Default::default()
+        };
+        let mut ours = vec![f64::NAN; same.len()];
+        loss.losses(rows, &same, &mut ours).expect("valid");
+        let oracle = contrastive::reference::run(&loss, rows, &same, &[1.0]).expect("valid").losses;
+        for losses in [ours, oracle] {
+            let roots: Vec<f64> = losses.iter().map(|loss| (2.0 * loss).sqrt()).collect();
+            close(&roots, &numbers(&case["value"]), 1e-9, &format!("case {}", case["id"]));
+        }
+        count += 1;
+    }
+    assert_eq!(count, 2);
+}
