@@ -18,8 +18,8 @@ The file:
         id, set, library
         of            what of that library
         loss          ours: batch_all, batch_hard, batch_semi_hard, batch_negative, batch_contrastive,
-                      triplet_margin or contrastive
-        distance      squared, euclidean or cosine
+                      triplet_margin or contrastive; of CosineEmbeddingLoss none
+        distance      squared, euclidean, cosine, manhattan; pairwise_1 or pairwise_2: F.pairwise_distance, with its eps
         margin, and the options of that loss
         factor        theirs is this times ours
         pairs, candidates    of batch_negative: each (a, p), and of what one is drawn for it
@@ -39,6 +39,10 @@ from pytorch_metric_learning import distances, losses, miners, reducers
 from sentence_transformers.sentence_transformer.losses import (
     BatchHardTripletLossDistanceFunction,
     BatchSemiHardTripletLoss,
+    ContrastiveLoss as PairContrastiveLoss,
+    SiameseDistanceMetric,
+    TripletDistanceMetric,
+    TripletLoss,
 )
 
 from record_mined import rounded
@@ -61,6 +65,9 @@ def make_sets():
     sets = {}
     for (name, labels), d in zip(LABELS.items(), [5, 3, 4]):
         sets[name] = {"n": len(labels), "d": d, "labels": labels, "rows": rows(len(labels), d)}
+    # Two views of the same things, each its own class.
+    own, views = list(range(6)), {"n": 6, "d": 4, "rows": rows(6, 4)}
+    sets["views"] = {**views, "labels": own, "reference": {"n": 6, "labels": own, "rows": rows(6, 4), "own": None}}
     # Apart from the batch: some labels that it has, one that it lacks.
     labels = [4, 9, 9, 5, -1, 7, 4, 5, 7, -1, -1, 4]
     sets["bank"] = {**sets["uneven"], "reference": {"n": 12, "labels": labels, "rows": rows(12, 3), "own": None}}
@@ -253,6 +260,31 @@ def reference_cases():
         yield {**common, **case}, lambda x, y, r, s, f=function, m=miner: f(x, y, m(x, y, r, s), r, s)
 
 
+def mined_cases():
+    """Other ways to pytorch-metric-learning's triplets that come out as ours."""
+    library = {"library": "pytorch-metric-learning", "factor": 1.0}
+    for name, distance, margin in itertools.product(["uneven", "larger"], ["squared", "euclidean"], [0.2, 1.0]):
+        common = {**library, "set": name, "distance": distance, "margin": margin}
+        measure = pml_distance(distance)
+        violating = miners.TripletMarginMiner(margin=margin, type_of_triplets="all", distance=measure)
+        function = losses.TripletMarginLoss(margin=margin, distance=measure)
+        case = {"loss": "batch_all", "of": "TripletMarginLoss, TripletMarginMiner(all)", "mean_over": "active"}
+        yield {**common, **case}, lambda x, y, f=function, m=violating: f(x, y, m(x, y))
+        function = losses.TripletMarginLoss(margin=margin, distance=measure, reducer=reducers.SumReducer())
+        case = {"loss": "batch_all", "of": "TripletMarginLoss, SumReducer", "mean_over": "active", "reduction": "sum"}
+        yield {**common, **case}, function
+        function = losses.TripletMarginLoss(margin=margin, distance=measure, reducer=reducers.MeanReducer())
+        hardest = miners.BatchEasyHardMiner(pos_strategy="hard", neg_strategy="hard", distance=measure)
+        case = {"loss": "batch_hard", "of": "TripletMarginLoss, BatchEasyHardMiner(hard, hard)"}
+        yield {**common, **case}, lambda x, y, f=function, m=hardest: f(x, y, m(x, y))
+    for distance in ["squared", "cosine"]:
+        function = losses.TripletMarginLoss(margin=1.0, distance=pml_distance(distance))
+        function = losses.SelfSupervisedLoss(function, symmetric=False)
+        case = {"loss": "batch_all", "of": "SelfSupervisedLoss(TripletMarginLoss)", "mean_over": "active"}
+        case |= {**library, "set": "views", "distance": distance, "margin": 1.0}
+        yield case, lambda x, y, r, s, f=function: f(x, r)
+
+
 def memory_cases():
     """CrossBatchMemory after batches that fill its queue and go round: the batch lies in it, in two pieces. The memory is
     detached, so there is one gradient."""
@@ -298,7 +330,7 @@ SAME = [True, False, False, True, False, True, False]
 
 
 def paired_cases():
-    """torch.nn's losses of pre-formed rows that record_torch.py does not have; the gradients are those of the loss's sum."""
+    """Losses of pre-formed rows that record_torch.py does not have; the gradients are those of the loss's sum."""
     functions = {
         "squared": lambda x, y: (x - y).pow(2).sum(1),
         "euclidean": lambda x, y: (x - y).pow(2).sum(1).sqrt(),
@@ -316,16 +348,34 @@ def paired_cases():
         case |= {"distance": distance, "margin": margin, "swap": swap, "reduction": reduction, "factor": 1.0}
         grads = [grad.flatten().tolist() for grad in torch.autograd.grad(value.sum(), x)]
         yield {**case, "value": value.flatten().tolist(), "grad": grads}
+    measures = {"euclidean": "EUCLIDEAN", "cosine": "COSINE", "manhattan": "MANHATTAN"}
+    for (distance, name), margin in itertools.product(measures.items(), [0.2, 5.0]):
+        x = [x.clone().requires_grad_() for x in PAIRED["triplets"]]
+        loss = TripletLoss(None, distance_metric=getattr(TripletDistanceMetric, name), triplet_margin=margin)
+        value = loss.compute_loss_from_embeddings(x, None)
+        case = {"set": "triplets", "library": "sentence-transformers", "of": "TripletLoss", "loss": "triplet_margin"}
+        case |= {"distance": distance, "margin": margin, "swap": False, "reduction": "mean", "factor": 1.0}
+        yield {**case, "value": [value.item()], "grad": [g.flatten().tolist() for g in torch.autograd.grad(value, x)]}
+    measures = {"pairwise_2": "EUCLIDEAN", "cosine": "COSINE_DISTANCE", "pairwise_1": "MANHATTAN"}
+    for (distance, name), margin, mean in itertools.product(measures.items(), [0.5, 4.0], [True, False]):
+        x = [x.clone().requires_grad_() for x in PAIRED["pairs"]]
+        measure = getattr(SiameseDistanceMetric, name)
+        loss = PairContrastiveLoss(None, distance_metric=measure, margin=margin, size_average=mean)
+        value = loss.compute_loss_from_embeddings(x, torch.tensor(SAME).long())
+        case = {"set": "pairs", "library": "sentence-transformers", "of": "ContrastiveLoss", "loss": "contrastive"}
+        case |= {"distance": distance, "margin": margin, "reduction": "mean" if mean else "sum", "factor": 1.0}
+        yield {**case, "value": [value.item()], "grad": [g.flatten().tolist() for g in torch.autograd.grad(value, x)]}
     for margin in [0.0, 0.5]:
         target = torch.tensor([1.0 if same else -1.0 for same in SAME])
         value = torch.nn.CosineEmbeddingLoss(margin=margin, reduction="none")(*PAIRED["pairs"], target)
-        case = {"set": "pairs", "library": "torch.nn", "of": "CosineEmbeddingLoss", "loss": "contrastive"}
+        case = {"set": "pairs", "library": "torch.nn", "of": "CosineEmbeddingLoss", "loss": "cosine_embedding"}
         yield {**case, "distance": "cosine", "margin": margin, "value": value.tolist()}
 
 
 def main():
     recorded = []
-    for case, function in itertools.chain(semi_hard_cases(), negative_cases(), contrastive_cases(), reference_cases()):
+    kinds = [semi_hard_cases, negative_cases, contrastive_cases, reference_cases, mined_cases]
+    for case, function in itertools.chain(*(kind() for kind in kinds)):
         recorded.append(record(case, function))
     recorded += [*memory_cases(), *paired_cases()]
     for i, case in enumerate(recorded):
