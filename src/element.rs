@@ -46,6 +46,9 @@ pub trait Scalar:
     + crate::cpu::pulls::Gather
     + crate::batch_hard::cpu::Sweep
     + crate::batch_all::cpu::Sweep
+    + crate::batch_semi_hard::cpu::Select
+    + crate::batch_negative::cpu::Select
+    + crate::cpu::triplets::Hinge
     + crate::pairwise_distance::cpu::Tiles
     + crate::random::Bits
     + PartialOrd

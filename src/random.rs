@@ -8,7 +8,6 @@
 //! row_word     = philox([hash of n, 1, 0], session)[1]
 //! priority     = fmix(pair_word ^ row_word)      the candidate with the least is taken, of equals the lowest index
 //! ```
-#![cfg_attr(not(test), allow(dead_code, reason = "the losses that draw take it"))]
 
 /// The bits of a number of arithmetic that a row's hash is made of.
 pub trait Bits: Copy {

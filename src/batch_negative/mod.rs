@@ -1,10 +1,15 @@
 //! The triplet loss of a batch with one chosen negative for each pair.
 
+use crate::cpu::against::Against;
+use crate::cpu::triplets::{self, Chosen};
 use crate::distance::Metric;
-use crate::mined::{self, Shape};
-use crate::{Distance, Error, Own, Precision, Reduction};
+use crate::mined::{self, Call, Loss, Set, Shape};
+use crate::{Distance, Element, Error, Matrix, Own, Precision, Reduction, Reference, Scalar, Stats};
 
+pub(crate) mod cpu;
 pub mod reference;
+
+pub use crate::cpu::triplets::Triplets;
 
 /// One negative for each pair of anchor and positive: the hardest, or one at random.
 ///
@@ -28,7 +33,8 @@ pub mod reference;
 /// with embeddings that do not change, the same triplets are drawn again.
 ///
 /// Of equally near negatives the one with the lowest index is taken. NaN or infinity anywhere in the embeddings makes the
-/// loss NaN, and the gradients; so does the distance of a positive that overflows.
+/// loss NaN, and the gradients; so does the distance of a positive that overflows. In the [`Stats`], `valid` and `active`
+/// count the selected triplets, and the distances are means over them.
 ///
 /// The embeddings are `[N, D]`, f32, f64, f16 or bf16, the labels `[N]`, any numbers in any order. Losses are f64 for f64
 /// and f32 for all others. With [`Reduction::None`] the result is `[N]`: each anchor's sum over its pairs.
@@ -41,9 +47,8 @@ pub mod reference;
 /// let embeddings = [0f64, 2.0, 3.0, 7.0];
 /// let loss_fn = BatchNegativeTripletLoss { margin: 6.0, negative: Negative::Hardest, ..Default::default() };
 /// let rows = Matrix::new(&embeddings, 1)?;
-/// let found = tercet::batch_negative::reference::run::<f64>(&loss_fn, rows, &[7, 7, -1, -1], 0, &[1.0], None)?;
-/// assert_eq!(found.stats.valid, 3);
-/// assert!((found.loss - (1.0 + 9.0 + 21.0) / 3.0).abs() < 1e-12);
+/// let (loss, stats) = loss_fn.loss_with_stats(rows, &[7, 7, -1, -1])?;
+/// assert_eq!((loss, stats.valid), ((1.0 + 9.0 + 21.0) / 3.0, 3));
 /// # Ok::<(), tercet::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -117,6 +122,7 @@ pub struct Problem {
     pub negative: Negative,
     pub pairs: Pairs,
     pub seed: u64,
+    pub step: i64,
     pub normalize: bool,
     pub reduction: Reduction,
     pub precision: Precision,
@@ -132,13 +138,43 @@ impl Problem {
     }
 }
 
+mined::slice_calls!(BatchNegativeTripletLoss, per_anchor);
+
 impl BatchNegativeTripletLoss {
-    /// The checks of every call: options and shape.
-    pub(crate) fn checked(&self, shape: &Shape) -> Result<Problem, Error> {
+    /// The triplets themselves.
+    ///
+    /// # Errors
+    /// As [`losses`](Self::losses).
+    pub fn select<T: Element>(&self, embeddings: Matrix<'_, T>, labels: &[i64]) -> Result<Triplets<T::Scalar>, Error> {
+        let (against, chosen) = Call::<T, Self>::new(self, embeddings, labels, None)?.find([false; 2]);
+        Ok(Triplets::new(&against, &chosen))
+    }
+
+    /// Likewise, against a reference set, of which the positives and negatives are.
+    ///
+    /// # Errors
+    /// As [`losses_against`](Self::losses_against).
+    pub fn select_against<T: Element>(
+        &self,
+        embeddings: Matrix<'_, T>,
+        labels: &[i64],
+        reference: &Reference<Matrix<'_, T>, &[i64]>,
+    ) -> Result<Triplets<T::Scalar>, Error> {
+        let (against, chosen) = Call::<T, Self>::new(self, embeddings, labels, Some(reference))?.find([false; 2]);
+        Ok(Triplets::new(&against, &chosen))
+    }
+}
+
+impl Loss for BatchNegativeTripletLoss {
+    const NAME: &'static str = "BatchNegativeTripletLoss";
+    const READS_AGAIN: bool = true;
+    type Problem = Problem;
+    type Found<A: Scalar> = (Against<A>, Chosen<A>);
+
+    fn check(&self, shape: &Shape) -> Result<Problem, Error> {
         let metric = mined::check(self.margin, self.distance, shape)?;
-        // Pairs that are taken once have an order, so anchors need a place.
-        let placed = shape.reference.is_none_or(|reference| reference.own != Own::None);
-        if self.pairs == Pairs::Once && !placed {
+        if self.pairs == Pairs::Once && shape.reference.is_some_and(|reference| reference.own == Own::None) {
+            // Pairs that are taken once have an order, so anchors need a place.
             let expected = "Ordered where no anchor is in the reference (own: None)";
             return Err(Error::argument("pairs", expected, "Once"));
         }
@@ -151,9 +187,51 @@ impl BatchNegativeTripletLoss {
             negative: self.negative,
             pairs: self.pairs,
             seed: self.seed,
+            step: 0,
             normalize: self.normalize && metric != Metric::Cosine,
             reduction: self.reduction,
             precision: self.precision,
         })
+    }
+
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn at_step(problem: Problem, step: i64) -> Problem {
+        Problem { step, ..problem }
+    }
+
+    fn find<T: Element>(
+        problem: &Problem,
+        embeddings: &Matrix<'_, T>,
+        labels: &[i64],
+        reference: Option<&Set<'_, T>>,
+        _: [bool; 2],
+    ) -> Self::Found<T::Scalar> {
+        cpu::select(problem, embeddings, labels, reference)
+    }
+
+    fn loss<A: Scalar>(problem: &Problem, (_, chosen): &Self::Found<A>) -> A {
+        A::from_f64(chosen.sum / problem.divisor(chosen.stats.valid))
+    }
+
+    fn losses<A: Scalar>((_, chosen): &Self::Found<A>) -> &[A] {
+        &chosen.losses
+    }
+
+    fn stats<A: Scalar>((_, chosen): &Self::Found<A>) -> Stats {
+        chosen.stats
+    }
+
+    fn gradients<T: Element>(
+        problem: &Problem,
+        (against, chosen): &Self::Found<T::Scalar>,
+        upstream: Option<&[T::Scalar]>,
+        grads: [Option<&mut [T]>; 2],
+    ) {
+        let reduced = problem.reduction != Reduction::None;
+        let divisor = reduced.then(|| problem.divisor(chosen.stats.valid));
+        triplets::gradients(against, chosen, divisor, upstream, grads);
     }
 }

@@ -1,7 +1,7 @@
 //! The oracle: f64, one obvious loop after another. Every backend is compared with it.
 
 use super::{BatchNegativeTripletLoss, Negative, Pairs};
-use crate::mined::Shape;
+use crate::mined::{Loss as _, Shape};
 pub use crate::reference::ReferenceSet;
 use crate::reference::{Anchors, hinge};
 use crate::{Error, Matrix, Scalar, Stats, random};
@@ -62,7 +62,7 @@ pub fn run_against<S: Scalar>(
     upstream: &[f64],
     selection: Option<&[u32]>,
 ) -> Result<Reference, Error> {
-    loss.checked(&Shape::of(&embeddings, labels, reference))?;
+    loss.check(&Shape::of(&embeddings, labels, reference))?;
     let anchors = Anchors::new((loss.distance, loss.normalize), embeddings, labels, reference)?;
     let d = |a: usize, j: usize| anchors.d[a][j];
     let hashes = |matrix: Matrix<'_, f64>| -> Vec<[u32; 2]> {

@@ -1,10 +1,15 @@
 //! The semi-hard triplet loss of a batch.
 
+use crate::cpu::against::Against;
+use crate::cpu::triplets::{self, Chosen};
 use crate::distance::Metric;
-use crate::mined::{self, Shape};
-use crate::{Distance, Error, Precision, Reduction};
+use crate::mined::{self, Call, Loss, Set, Shape};
+use crate::{Distance, Element, Error, Matrix, Precision, Reduction, Reference, Scalar, Stats};
 
+pub(crate) mod cpu;
 pub mod reference;
+
+pub use crate::cpu::triplets::Triplets;
 
 /// For each pair of anchor and positive the nearest negative that is farther than the positive.
 ///
@@ -22,7 +27,8 @@ pub mod reference;
 ///
 /// Of equally far negatives the one with the lowest index is taken. A pair is active only when its loss is strictly
 /// positive. NaN or infinity anywhere in the embeddings makes the loss NaN, and the gradients; so does a selected distance
-/// that overflows.
+/// that overflows. In the [`Stats`], `valid` counts the pairs, `active` those whose loss is above 0, and the distances are
+/// means over the pairs.
 ///
 /// The embeddings are `[N, D]`, f32, f64, f16 or bf16, the labels `[N]`, any numbers in any order. Losses are f64 for f64
 /// and f32 for all others. With [`Reduction::None`] the result is `[N]`: each anchor's sum over its pairs.
@@ -35,8 +41,8 @@ pub mod reference;
 /// let embeddings = [0f64, 2.0, 3.0, 5.0];
 /// let loss_fn = BatchSemiHardTripletLoss { margin: 6.0, ..Default::default() };
 /// let rows = Matrix::new(&embeddings, 1)?;
-/// let found = tercet::batch_semi_hard::reference::run(&loss_fn, rows, &[7, 7, -1, -1], &[1.0], None)?;
-/// assert_eq!((found.negative, found.loss), (vec![2, 3, 0, 1], 1.0));
+/// assert_eq!(loss_fn.loss(rows, &[7, 7, -1, -1])?, 1.0);
+/// assert_eq!(loss_fn.select(rows, &[7, 7, -1, -1])?.negative, [2, 3, 0, 1]);
 /// # Ok::<(), tercet::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -90,9 +96,40 @@ impl Problem {
     }
 }
 
+mined::slice_calls!(BatchSemiHardTripletLoss, per_anchor);
+
 impl BatchSemiHardTripletLoss {
-    /// The checks of every call: options and shape.
-    pub(crate) fn checked(&self, shape: &Shape) -> Result<Problem, Error> {
+    /// The triplets themselves.
+    ///
+    /// # Errors
+    /// As [`losses`](Self::losses).
+    pub fn select<T: Element>(&self, embeddings: Matrix<'_, T>, labels: &[i64]) -> Result<Triplets<T::Scalar>, Error> {
+        let (against, chosen) = Call::<T, Self>::new(self, embeddings, labels, None)?.find([false; 2]);
+        Ok(Triplets::new(&against, &chosen))
+    }
+
+    /// Likewise, against a reference set, of which the positives and negatives are.
+    ///
+    /// # Errors
+    /// As [`losses_against`](Self::losses_against).
+    pub fn select_against<T: Element>(
+        &self,
+        embeddings: Matrix<'_, T>,
+        labels: &[i64],
+        reference: &Reference<Matrix<'_, T>, &[i64]>,
+    ) -> Result<Triplets<T::Scalar>, Error> {
+        let (against, chosen) = Call::<T, Self>::new(self, embeddings, labels, Some(reference))?.find([false; 2]);
+        Ok(Triplets::new(&against, &chosen))
+    }
+}
+
+impl Loss for BatchSemiHardTripletLoss {
+    const NAME: &'static str = "BatchSemiHardTripletLoss";
+    const READS_AGAIN: bool = true;
+    type Problem = Problem;
+    type Found<A: Scalar> = (Against<A>, Chosen<A>);
+
+    fn check(&self, shape: &Shape) -> Result<Problem, Error> {
         let metric = mined::check(self.margin, self.distance, shape)?;
         Ok(Problem {
             rows: shape.rows,
@@ -104,5 +141,42 @@ impl BatchSemiHardTripletLoss {
             reduction: self.reduction,
             precision: self.precision,
         })
+    }
+
+    fn reduction(&self) -> Reduction {
+        self.reduction
+    }
+
+    fn find<T: Element>(
+        problem: &Problem,
+        embeddings: &Matrix<'_, T>,
+        labels: &[i64],
+        reference: Option<&Set<'_, T>>,
+        _: [bool; 2],
+    ) -> Self::Found<T::Scalar> {
+        cpu::select(problem, embeddings, labels, reference)
+    }
+
+    fn loss<A: Scalar>(problem: &Problem, (_, chosen): &Self::Found<A>) -> A {
+        A::from_f64(chosen.sum / problem.divisor(chosen.stats.valid))
+    }
+
+    fn losses<A: Scalar>((_, chosen): &Self::Found<A>) -> &[A] {
+        &chosen.losses
+    }
+
+    fn stats<A: Scalar>((_, chosen): &Self::Found<A>) -> Stats {
+        chosen.stats
+    }
+
+    fn gradients<T: Element>(
+        problem: &Problem,
+        (against, chosen): &Self::Found<T::Scalar>,
+        upstream: Option<&[T::Scalar]>,
+        grads: [Option<&mut [T]>; 2],
+    ) {
+        let reduced = problem.reduction != Reduction::None;
+        let divisor = reduced.then(|| problem.divisor(chosen.stats.valid));
+        triplets::gradients(against, chosen, divisor, upstream, grads);
     }
 }

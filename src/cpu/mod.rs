@@ -13,3 +13,4 @@ pub(crate) mod sides;
 pub(crate) mod simd;
 pub(crate) mod store;
 pub(crate) mod tiles;
+pub(crate) mod triplets;

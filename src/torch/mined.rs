@@ -243,11 +243,6 @@ fn on_cuda<L: Passes, T: OfKind>(
         stats: address(&sums),
         ..Output::default()
     };
-    let input = |rows: &Tensor, labels: Option<&Tensor>| crate::cuda::batch::Input {
-        x: address(rows),
-        stride: row_stride(rows),
-        labels: labels.map_or(0, address),
-    };
     let inputs = Inputs {
         anchors: input(&arguments.rows, Some(&arguments.labels)),
         reference: arguments.reference.as_ref().map(|reference| OtherInput {
@@ -296,6 +291,13 @@ fn on_cuda<L: Passes, T: OfKind>(
     Ok(WithStats { loss, stats })
 }
 
+/// Rows, and labels where they are looked at, as kernels take them; the tensors must outlive the launches.
+#[cfg(feature = "cuda")]
+pub(crate) fn input(rows: &Tensor, labels: Option<&Tensor>) -> crate::cuda::batch::Input {
+    use crate::torch::launcher::address;
+    crate::cuda::batch::Input { x: address(rows), stride: row_stride(rows), labels: labels.map_or(0, address) }
+}
+
 /// Of a loss that does not read its rows again.
 #[cfg(feature = "cuda")]
 const NOWHERE: crate::cuda::batch::Input = crate::cuda::batch::Input { x: 0, stride: 0, labels: 0 };
@@ -329,7 +331,7 @@ fn labels_of(labels: &Tensor) -> &[i64] {
 }
 
 /// A scalar, or one number a row, for embeddings like these.
-fn empty_output(per_row: bool, like: &Tensor) -> Result<Tensor, Error> {
+pub(crate) fn empty_output(per_row: bool, like: &Tensor) -> Result<Tensor, Error> {
     let kind = if like.kind() == Kind::Double { Kind::Double } else { Kind::Float };
     let shape: &[i64] = if per_row { &like.size()[..1] } else { &[] };
     Ok(Tensor::f_empty(shape, (kind, like.device()))?)

@@ -403,6 +403,16 @@ impl Bounds {
         }
     }
 
+    /// How far a distance may be off by for each unit that the numbers of a product are: for lower precision.
+    pub fn reach(&self, i: usize, j: usize) -> f64 {
+        let squared = self.squares[i] + self.squares[j];
+        match self.distance {
+            Distance::Cosine => 1.0,
+            Distance::Euclidean => squared / self.d(i, j).max(squared.sqrt() * 1e-3).max(1e-30),
+            _ => squared,
+        }
+    }
+
     pub fn d(&self, i: usize, j: usize) -> f64 {
         self.all[i * self.x.len() + j]
     }

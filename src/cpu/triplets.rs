@@ -1,0 +1,232 @@
+//! Losses that choose one negative for each pair of anchor and positive: the hinge of the chosen triplets, and its gradient.
+
+use super::against::{Against, NONE};
+use super::blocks;
+use super::pulls::{self, Pull};
+use super::sides::TASK_ROWS;
+use crate::{Element, Scalar, Stats};
+
+/// The pairs of all anchors: of sorted anchor i those with the rows of its class, in their order, its own among them.
+pub struct Pairs {
+    /// Where an anchor's pairs start.
+    pub start: Vec<usize>,
+}
+
+impl Pairs {
+    pub fn new<A: Scalar>(against: &Against<A>) -> Self {
+        let mut start = Vec::with_capacity(against.anchors.rows + 1);
+        start.push(0);
+        for i in 0..against.anchors.rows {
+            start.push(start[i] + against.class(i).len());
+        }
+        Self { start }
+    }
+
+    pub fn len(&self) -> usize {
+        self.start[self.start.len() - 1]
+    }
+
+    pub fn of(&self, i: usize) -> std::ops::Range<usize> {
+        self.start[i]..self.start[i + 1]
+    }
+
+    /// One number a pair, cut into the tasks of [`Sides`](super::sides::Sides).
+    pub fn tasks<'a, T>(&self, mut all: &'a mut [T]) -> Vec<&'a mut [T]> {
+        let rows = self.start.len() - 1;
+        let task = |first: usize| self.start[rows.min(first + TASK_ROWS)] - self.start[first];
+        let cut = |first| all.split_off_mut(..task(first)).expect("as long as all parts together");
+        (0..rows).step_by(TASK_ROWS).map(cut).collect()
+    }
+
+    /// Where anchor i's pairs are in its task's part.
+    pub fn in_task(&self, i: usize) -> std::ops::Range<usize> {
+        let base = self.start[i - i % TASK_ROWS];
+        self.start[i] - base..self.start[i + 1] - base
+    }
+
+    /// `distance(i, p)` of each pair, and `own` for each anchor with itself.
+    pub fn fill<A: Scalar>(&self, against: &Against<A>, own: A, distance: impl Fn(usize, usize) -> A + Sync) -> Vec<A> {
+        let mut all = vec![own; self.len()];
+        blocks::for_each(self.tasks(&mut all), |task, part| {
+            let first = task * TASK_ROWS;
+            for i in first..against.anchors.rows.min(first + TASK_ROWS) {
+                let (start, part) = (against.class(i).start, &mut part[self.in_task(i)]);
+                for p in against.positives(i) {
+                    part[p - start] = distance(i, p);
+                }
+            }
+        });
+        all
+    }
+}
+
+/// A chosen triplet; rows by their place in the order of classes.
+#[derive(Clone, Copy, Debug)]
+pub struct Triplet<A> {
+    pub anchor: u32,
+    pub positive: u32,
+    pub negative: u32,
+    /// `d_ap` and `d_an`.
+    pub distances: [A; 2],
+    pub loss: A,
+}
+
+/// What a batch came to.
+pub struct Chosen<A> {
+    /// In the given order of the anchors and of their positives.
+    pub triplets: Vec<Triplet<A>>,
+    /// Each anchor's sum, in the given order.
+    pub losses: Vec<A>,
+    /// Of all anchors.
+    pub sum: f64,
+    pub stats: Stats,
+}
+
+/// The hinge of the triplets whose negatives are `chosen`, one a pair or [`NONE`].
+pub fn hinge<A: Scalar>(against: &Against<A>, margin: f64, pairs: &Pairs, chosen: &[u32]) -> Chosen<A> {
+    let rows = against.anchors.rows;
+    let margin = A::from_f64(margin);
+    let blank = Triplet { anchor: 0, positive: 0, negative: NONE, distances: [A::ZERO; 2], loss: A::ZERO };
+    let mut all = vec![blank; pairs.len()];
+    blocks::for_each(pairs.tasks(&mut all), |task, part| {
+        let first = task * TASK_ROWS;
+        for i in first..rows.min(first + TASK_ROWS) {
+            let start = against.class(i).start;
+            for (k, (triplet, &negative)) in part[pairs.in_task(i)].iter_mut().zip(&chosen[pairs.of(i)]).enumerate() {
+                if negative == NONE {
+                    continue;
+                }
+                let distance = |j: usize| against.anchors.distance(against.direct(i, j));
+                let distances @ [d_ap, d_an] = [distance(start + k), distance(negative as usize)];
+                let t = d_ap - d_an + margin;
+                let loss = match d_ap.is_finite() && d_an.is_finite() {
+                    false => A::NAN,
+                    true if t > A::ZERO => t,
+                    true => A::ZERO,
+                };
+                *triplet = Triplet { anchor: i as u32, positive: (start + k) as u32, negative, distances, loss };
+            }
+        }
+    });
+    let mut result = Chosen { triplets: Vec::new(), losses: vec![A::ZERO; rows], sum: 0.0, stats: Stats::default() };
+    for (given, loss) in result.losses.iter_mut().enumerate() {
+        let of_anchor = &all[pairs.of(against.classes.position[given] as usize)];
+        let mut sum = 0.0;
+        for triplet in of_anchor.iter().filter(|triplet| triplet.negative != NONE) {
+            sum += triplet.loss.to_f64();
+            result.stats.active += u64::from(triplet.loss > A::ZERO);
+            result.stats.mean_positive_distance += triplet.distances[0].to_f64();
+            result.stats.mean_negative_distance += triplet.distances[1].to_f64();
+            result.triplets.push(*triplet);
+        }
+        result.sum += sum;
+        *loss = A::from_f64(sum);
+    }
+    result.stats.valid = result.triplets.len() as u64;
+    let valid = result.stats.valid.max(1) as f64;
+    result.stats.mean_positive_distance /= valid;
+    result.stats.mean_negative_distance /= valid;
+    result
+}
+
+/// Of a batch with NaN or infinity in it: every anchor with a triplet looks at every row. `is_pair(i, p)`: whether it would
+/// have one with that positive.
+pub fn poisoned<A: Scalar>(against: &Against<A>, is_pair: impl Fn(usize, usize) -> bool) -> Chosen<A> {
+    let mut valid = 0;
+    let losses = against.classes.position.iter().map(|&i| {
+        let i = i as usize;
+        let has_negative = against.count_negatives(i) > 0;
+        let count = against.positives(i).filter(|&p| has_negative && is_pair(i, p)).count() as u64;
+        valid += count;
+        let bad = count > 0 || against.anchors.row(i).iter().any(|x| !x.is_finite());
+        if bad { A::NAN } else { A::ZERO }
+    });
+    let losses = losses.collect();
+    Chosen { triplets: Vec::new(), losses, sum: f64::NAN, stats: Stats { valid, ..Stats::poisoned() } }
+}
+
+/// The gradients times `upstream` (one number, or where there is no `divisor` one an anchor; `None`: 1).
+pub fn gradients<T: Element>(
+    against: &Against<T::Scalar>,
+    chosen: &Chosen<T::Scalar>,
+    divisor: Option<f64>,
+    upstream: Option<&[T::Scalar]>,
+    grads: [Option<&mut [T]>; 2],
+) {
+    let pulls = T::Scalar::pulls(against, &chosen.triplets, upstream.filter(|_| divisor.is_none()));
+    let scale = match (upstream, divisor) {
+        (Some(upstream), Some(_)) => upstream[0],
+        _ => T::Scalar::ONE,
+    };
+    pulls::gradients(against, &pulls, scale / T::Scalar::from_f64(divisor.unwrap_or(1.0)), grads);
+}
+
+/// The parts for each type of arithmetic. A trait, so that they are compiled once, here.
+pub trait Hinge: Sized {
+    #[doc(hidden)]
+    fn hinge(against: &Against<Self>, margin: f64, pairs: &Pairs, chosen: &[u32]) -> Chosen<Self>;
+    #[doc(hidden)]
+    fn pulls(against: &Against<Self>, triplets: &[Triplet<Self>], upstream: Option<&[Self]>) -> Vec<Pull<Self>>;
+}
+
+macro_rules! of_type {
+    ($($t:ident),*) => {$(
+        impl Hinge for $t {
+            fn hinge(against: &Against<Self>, margin: f64, pairs: &Pairs, chosen: &[u32]) -> Chosen<Self> {
+                hinge(against, margin, pairs, chosen)
+            }
+            fn pulls(against: &Against<Self>, triplets: &[Triplet<Self>], upstream: Option<&[Self]>) -> Vec<Pull<Self>> {
+                pulls_of(against, triplets, upstream)
+            }
+        }
+    )*};
+}
+of_type!(f32, f64);
+
+fn pulls_of<A: Scalar>(against: &Against<A>, triplets: &[Triplet<A>], upstream: Option<&[A]>) -> Vec<Pull<A>> {
+    let mut all = Vec::with_capacity(2 * triplets.len());
+    for &Triplet { anchor, positive, negative, distances, loss } in triplets {
+        if loss == A::ZERO {
+            continue;
+        }
+        let weight = if loss.is_nan() { A::NAN } else { A::ONE };
+        let weight =
+            weight * upstream.map_or(A::ONE, |upstream| upstream[against.classes.order[anchor as usize] as usize]);
+        for (other, distance, weight) in [(positive, distances[0], weight), (negative, distances[1], -weight)] {
+            all.push(Pull { anchor, other, weight: weight * against.anchors.slope(distance) });
+        }
+    }
+    all
+}
+
+/// The triplets of a batch, one for each pair of anchor and positive that has a negative, by anchor and then by positive.
+/// Rows are given indices, positives and negatives those of the reference set where there is one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Triplets<A> {
+    /// The anchors.
+    pub anchor: Vec<u32>,
+    /// The positives.
+    pub positive: Vec<u32>,
+    /// The negatives.
+    pub negative: Vec<u32>,
+    /// `d(a, p)`.
+    pub positive_distances: Vec<A>,
+    /// `d(a, n)`.
+    pub negative_distances: Vec<A>,
+}
+
+impl<A: Scalar> Triplets<A> {
+    pub(crate) fn new(against: &Against<A>, chosen: &Chosen<A>) -> Self {
+        let rows = |row: fn(&Triplet<A>) -> u32, order: &[u32]| -> Vec<u32> {
+            chosen.triplets.iter().map(|triplet| order[row(triplet) as usize]).collect()
+        };
+        let others = &against.other_classes().order;
+        Self {
+            anchor: rows(|triplet| triplet.anchor, &against.classes.order),
+            positive: rows(|triplet| triplet.positive, others),
+            negative: rows(|triplet| triplet.negative, others),
+            positive_distances: chosen.triplets.iter().map(|triplet| triplet.distances[0]).collect(),
+            negative_distances: chosen.triplets.iter().map(|triplet| triplet.distances[1]).collect(),
+        }
+    }
+}
