@@ -110,3 +110,21 @@ DEVICE float near_squared_distance(const Batch& a, u32 i, const Batch& b, u32 j)
     }
     return sum;
 }
+
+// start[i] = the sum of size(0) .. size(i - 1), for i up to `rows`. By one block: each thread adds up a run.
+template <class F> DEVICE void scan(u32 rows, u64* start, F size) {
+    SHARED(u64, total, BATCH_THREADS);
+    const u32 run = (rows + BATCH_THREADS - 1) / BATCH_THREADS;
+    const u32 begin = threadIdx.x * run < rows ? threadIdx.x * run : rows, end = begin + run < rows ? begin + run : rows;
+    u64 sum = 0;
+    for (u32 i = begin; i < end; ++i) sum += size(i);
+    total[threadIdx.x] = sum;
+    __syncthreads();
+    u64 at = 0;
+    for (u32 t = 0; t < threadIdx.x; ++t) at += total[t];
+    for (u32 i = begin; i < end; ++i) {
+        start[i] = at;
+        at += size(i);
+    }
+    if (threadIdx.x == BATCH_THREADS - 1) start[rows] = at;
+}

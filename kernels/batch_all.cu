@@ -54,26 +54,10 @@ DEVICE bool fits(const Args& args) { return args.start[args.sides.anchors.rows] 
 DEVICE void overflow(const Args& args) { atomicOr(&args.state[1], 1u); }
 DEVICE float threshold_of(const Args& args, float d_ap) { return d_ap + float(args.margin); }
 
-// One block: each thread adds up a run of rows.
 KERNEL(batch_all_starts, BATCH_THREADS, const Args args) {
-    const Batch& b = args.sides.anchors;
-    SHARED(u64, total, BATCH_THREADS);
-    const u32 run = (b.rows + BATCH_THREADS - 1) / BATCH_THREADS;
-    const u32 begin = threadIdx.x * run < b.rows ? threadIdx.x * run : b.rows, end = begin + run < b.rows ? begin + run : b.rows;
-    u64 sum = 0;
-    for (u32 i = begin; i < end; ++i) sum += args.sides.size_of_class(i);
-    total[threadIdx.x] = sum;
-    __syncthreads();
-    u64 at = 0;
-    for (u32 t = 0; t < threadIdx.x; ++t) at += total[t];
-    for (u32 i = begin; i < end; ++i) {
-        args.start[i] = at;
-        at += args.sides.size_of_class(i);
-    }
-    if (threadIdx.x == BATCH_THREADS - 1) {
-        args.start[b.rows] = at;
-        if (at > args.capacity) overflow(args);
-    }
+    const u32 rows = args.sides.anchors.rows;
+    scan(rows, args.start, [&](u32 row) { return args.sides.size_of_class(row); });
+    if (threadIdx.x == BATCH_THREADS - 1 && !fits(args)) overflow(args);
 }
 
 // A warp takes a row.

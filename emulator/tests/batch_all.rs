@@ -116,7 +116,7 @@ fn lower_precision_is_as_good_as_its_bits() {
 #[test]
 fn classes_too_large_give_nan() {
     let rows = 4000usize;
-    assert!(rows * rows / 2 > tercet::batch_all::cuda::capacity(rows, rows));
+    assert!(rows * rows / 2 > tercet::cuda::batch::capacity(rows, rows));
     let labels: Vec<i64> = (0..rows as i64).map(|i| i % 2).collect();
     let emulator = Emulator::new(Options::default());
     let batch = OnDevice::itself(&emulator, &uniform(rows, 1), 1, &labels);

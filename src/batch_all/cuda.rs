@@ -71,14 +71,6 @@ pub fn kernel_names() -> Vec<String> {
     tiles.into_iter().chain(typed).chain(untyped).collect()
 }
 
-/// How many pairs of an anchor and a row of its class there is room for. Their number is known on the device alone, and to
-/// ask it would be to wait for it; so there is room for any classes of up to 2^22 pairs in all, and beyond for 128 rows a
-/// class.
-#[doc(hidden)]
-pub fn capacity(rows: usize, others: usize) -> usize {
-    (rows * others).min((128 * rows).max(1 << 22))
-}
-
 /// `sizeof(Shared)` of kernels/batch_all.cu.
 fn shared_bytes(product: Product) -> u32 {
     product.shared_bytes().max(batch::ROW_CHUNKS_BYTES) + 2 * batch::WEIGHT_TILE_BYTES + COMPARED * TILE * 4
@@ -104,7 +96,7 @@ impl OnDevice for BatchAllTripletLoss {
         let properties = launcher.properties();
         let splits = [0, 1].map(|which| shapes[which].splits_of(shapes[1 - which].tiles(), properties));
         let row_blocks = shapes.each_ref().map(|shape| shape.row_blocks(properties));
-        let capacity = capacity(rows, shapes[1].rows);
+        let capacity = batch::capacity(rows, shapes[1].rows);
         let mut result = Layout::default();
         let (state, stats) = (result.part(2, 4), result.part(STATS, 8));
         let gradients =

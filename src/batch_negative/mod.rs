@@ -7,7 +7,12 @@ use crate::mined::{self, Call, Loss, Set, Shape};
 use crate::{Distance, Element, Error, Matrix, Own, Precision, Reduction, Reference, Scalar, Stats};
 
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub mod cuda;
 pub mod reference;
+#[cfg(feature = "torch")]
+mod torch;
 
 pub use crate::cpu::triplets::Triplets;
 

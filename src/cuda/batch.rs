@@ -346,6 +346,14 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher>(
     Ok(PreparedSides { sides, shapes: [*shape, other_shape], kept, scratch })
 }
 
+/// How many pairs of an anchor and a row of its class there is room for. Their number is known on the device alone, and to
+/// ask it would be to wait for it; so there is room for any classes of up to 2^22 pairs in all, and beyond for 128 rows a
+/// class.
+#[doc(hidden)]
+pub fn capacity(rows: usize, others: usize) -> usize {
+    (rows * others).min((128 * rows).max(1 << 22))
+}
+
 /// Every kernel of the preparation.
 #[doc(hidden)]
 pub fn kernel_names() -> Vec<String> {

@@ -14,6 +14,8 @@ mod matrix;
 pub mod mined;
 #[doc(hidden)]
 pub mod paired;
+#[doc(hidden)]
+pub mod triplets;
 
 pub use device::device_count;
 #[doc(hidden)]

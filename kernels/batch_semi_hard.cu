@@ -1,0 +1,7 @@
+// batch_semi_hard:  per pair of anchor a and positive p the nearest negative n with d_an > d_ap, else the farthest negative;
+//                   relu(d_ap - d_an + m).
+// Equal distances: the lowest original index, the low half of the key.
+#include "triplets.cuh"
+
+TRIPLET_KERNELS(batch_semi_hard)
+CHOICE_KERNELS(batch_semi_hard, SEMI_HARD)

@@ -1,0 +1,399 @@
+// Losses that choose one negative for each pair of anchor and positive:  relu(d_ap - d_an + m).
+//
+// starts:   where each anchor's pairs lie in memory; sizes are known on the device alone.
+// words:    for random choices, what each row adds to its priorities.
+// pairs:    d_ap directly.
+// choose:   Gram tiles; of each pair the least key of its candidates, by an integer minimum: no order of blocks matters.
+// finish:   the chosen distances directly, the losses, and how often each row was chosen.
+// links, fill, order:  for the gradient, the pairs that chose each row, in the order of the pairs.
+// backward: a row gathers what it is part of, as anchor, positive or negative, in the order of the pairs.
+#pragma once
+#include "batch.cuh"
+#include "push.cuh"
+#include "random.cuh"
+
+// How the negative of a pair is chosen.
+enum Rule : u32 {
+    SEMI_HARD,  // the nearest beyond the positive, else the farthest
+    HARDEST,    // the nearest
+    DRAWN,      // any nearer than the positive and the margin; `beyond`: and farther than the positive
+};
+
+// The same layout as `Args` in src/cuda/triplets.rs. Rows are in class order. An anchor's pairs are its class in order, itself
+// included: `start[row] + k` is the one with row `first[row] + k`.
+struct Args {
+    Sides sides;
+    u64* start;       // [anchors + 1]
+    u32* anchor;      // [capacity]
+    float* d_ap;      // [capacity]; NaN: no pair
+    u64* key;         // [capacity]: the least key of the candidates
+    u64* row_key;     // [anchors]: the same of those that all of an anchor's pairs share
+    u32* word;        // [capacity]: what a pair adds to its priorities
+    U32x2* hash[2];   // [anchors], [others]
+    u32* row_word;    // [others]
+    u32* negative;    // [capacity], of the others; NONE: not chosen
+    float* d_an;      // [capacity]
+    float* weight;    // [capacity]: d loss / d (d_ap - d_an)
+    u32* chosen;      // [capacity]: the negative by original index; null: not wanted
+    u32* times;       // [others]: how often each row is chosen; 0 at launch
+    u64* link;        // [others + 1]: where the pairs that chose a row begin
+    u32* linked;      // [capacity]
+    float* losses;    // per anchor by original index; null: not wanted
+    float* loss;      // null: not wanted
+    double* stats;    // valid, active, sums of d_ap and d_an over the valid, what the sum is multiplied by
+    double* partials; // 5 a block
+    u32* ticket;      // 0 at launch
+    const i64* step;  // null: 0
+    const float* upstream;  // [1] (stride 0) or per anchor (stride 1)
+    i64 upstream_stride;
+    void* grad;       // [rows, dim] T of one side, by original index
+    float* work;      // [rows, dim], for 16-bit gradients; else the gradient itself
+    double margin;
+    u64 capacity, seed;
+    u32 splits, kind, mean;
+    u32 which;        // whose gradient: the anchors' or, 1, the reference set's
+    u32 beyond;
+    u32 once;         // pairs (a, p) with a before p alone
+};
+
+DEVICE bool fits(const Args& args) { return args.start[args.sides.anchors.rows] <= args.capacity; }
+DEVICE u64 pairs_of(const Args& args) { return args.start[args.sides.anchors.rows]; }
+
+// Distances are compared before the root, which would make some of them equal, but where the margin is added to them.
+template <Rule R> DEVICE u32 compared_kind(const Args& args) { return R != DRAWN && args.kind == 1 ? 0 : args.kind; }
+
+// The order of finite numbers, as integers.
+DEVICE u32 ordered(float x) {
+    const u32 bits = __float_as_uint(x);
+    return bits & 0x80000000 ? ~bits : bits | 0x80000000;
+}
+constexpr u64 NO_KEY = ~u64(0);
+
+// A warp takes a row of either side.
+template <class T> DEVICE void words(const Args& args) {
+    const Sides& sides = args.sides;
+    const u32 lane = threadIdx.x % 32, rows = sides.itself ? sides.anchors.rows : sides.anchors.rows + sides.others.rows;
+    const U32x2 session = session_of(args.seed, args.step ? *args.step : 0);
+    for (u32 i = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; i < rows; i += gridDim.x * (BATCH_THREADS / 32)) {
+        const bool other = i >= sides.anchors.rows;
+        const Batch& b = other ? sides.others : sides.anchors;
+        const u32 row = other ? i - sides.anchors.rows : i;
+        const T* x = static_cast<const T*>(b.x) + b.order[row] * b.stride;
+        U32x2 hash = {0, 0};
+        for (u32 c = lane; c < b.dim; c += 32) {
+            const U32x2 one = hash_of_element(__float_as_uint(widen(x[c])), c);
+            hash.x += one.x;
+            hash.y += one.y;
+        }
+        hash = {group_sum<32>(hash.x), group_sum<32>(hash.y)};
+        if (lane > 0) continue;
+        args.hash[other][row] = hash;
+        if (other || sides.itself) args.row_word[row] = row_word(session, hash);
+    }
+}
+
+// A warp takes an anchor.
+template <class T, Rule R> DEVICE void pairs(const Args& args) {
+    const Sides& sides = args.sides;
+    const Batch &a = sides.anchors, &b = sides.others;
+    const u32 lane = threadIdx.x % 32;
+    for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < a.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
+        if (lane == 0) args.row_key[row] = NO_KEY;
+        if (!fits(args)) continue;
+        const Row<T> x = original_row<T>(a, row);
+        const u32 first = sides.first[row], size = sides.size_of_class(row), own = sides.own_of(row);
+        for (u32 k = 0; k < size; ++k) {
+            const u64 at = args.start[row] + k;
+            const u32 p = first + k;
+            const bool is_pair = p != own && (!args.once || (own != NONE && b.order[own] < b.order[p]));
+            const float d = is_pair ? direct_distance(x, original_row<T>(b, p), b.dim, compared_kind<R>(args)) : nan_value<float>();
+            if (lane > 0) continue;
+            args.anchor[at] = row;
+            // A positive that is not a number is as far as one can be.
+            args.d_ap[at] = is_pair && d != d ? __uint_as_float(0x7f800000) : d;
+            args.key[at] = NO_KEY;
+            if (R == DRAWN)
+                args.word[at] = pair_word(session_of(args.seed, args.step ? *args.step : 0), args.hash[0][row], args.hash[!sides.itself][p]);
+        }
+    }
+}
+
+template <class P> struct ChooseShared {
+    TileBuffers<P> buffers;
+    WeightTile d;
+};
+
+template <class P, Rule R> DEVICE void choose(const Args& args) {
+    SHARED_DYNAMIC(ChooseShared<P>, s);
+    constexpr int HALF = TILE / 2;
+    static_assert(TILE_THREADS == 2 * TILE, "two threads a row");
+    using Tile = GramTile<P>;
+    const Sides& sides = args.sides;
+    const Batch &a = sides.anchors, &b = sides.others;
+    if (!fits(args)) return;
+    const u32 tiles = b.padded / TILE, row_base = blockIdx.x / args.splits * TILE, split = blockIdx.x % args.splits;
+    const u32 mine = threadIdx.x / 2, half = threadIdx.x % 2, row = row_base + mine;
+    const u64 start = row < a.rows ? args.start[row] : 0;
+    const u32 size = row < a.rows ? sides.size_of_class(row) : 0;
+    const float margin = float(args.margin);
+    u32 first[Tile::ROWS], end[Tile::ROWS];
+#pragma unroll
+    for (int slot = 0; slot < Tile::ROWS; ++slot) {
+        const u32 r = row_base + Tile::row_of(slot);
+        first[slot] = r < a.rows ? sides.first[r] : 0;
+        end[slot] = r < a.rows ? sides.end[r] : 0xffffffff;
+    }
+    const u32 kind = compared_kind<R>(args);
+    const Operand side[2] = {a.operand(), b.operand()};
+    for (u32 column_tile = split; column_tile < tiles; column_tile += args.splits) {
+        const u32 base[2] = {row_base, column_tile * TILE};
+        Tile tile;
+        tile.run(s.buffers, side, base);
+        const auto keep = [&](int r, int c, float squared) {
+            s.d[r][c] = kind == 0 ? squared : kind == 1 ? sqrtf(squared) : squared * .5f;
+        };
+        tile.each(
+            [&](int slot, int r, int c, float product) {
+                const u32 i = base[0] + r, j = base[1] + c;
+                s.d[r][c] = nan_value<float>();  // no candidate
+                if (j >= b.rows || (j >= first[slot] && j < end[slot])) return false;
+                bool near;
+                const float d = squared_distance(a, i, b, j, product, near);
+                near = near || !is_finite(d);
+                if (!near) keep(r, c, d);
+                return near;
+            },
+            [&](int, int r, int c) { keep(r, c, near_squared_distance(a, base[0] + r, b, base[1] + c)); });
+        __syncthreads();
+        float d[HALF];
+        u32 index[HALF], word[R == DRAWN ? HALF : 1];
+#pragma unroll
+        for (int q = 0; q < HALF; ++q) {
+            const u32 column = base[1] + 2 * q + half;
+            d[q] = s.d[mine][2 * q + half];
+            index[q] = column < b.rows ? b.order[column] : NONE;
+            if constexpr (R == DRAWN) word[q] = column < b.rows ? args.row_word[column] : 0;
+        }
+        const auto offer = [&](u64* to, u64 key) {
+            const u64 other = __shfl_xor_sync(group_mask<2>(), key, 1);
+            key = other < key ? other : key;
+            if (half == 0 && key != NO_KEY) atomicMin(to, key);
+        };
+        const auto key_of = [](u32 high, u32 index) { return u64(high) << 32 | index; };
+        if constexpr (R != DRAWN) {
+            // The farthest, or the nearest.
+            u64 least = NO_KEY;
+#pragma unroll
+            for (int q = 0; q < HALF; ++q) {
+                const u64 key = key_of(R == SEMI_HARD ? ~ordered(d[q]) : ordered(d[q]), index[q]);
+                if (d[q] == d[q] && key < least) least = key;
+            }
+            // Rows outside of the batch have no place to write to: their distances are all masked.
+            offer(&args.row_key[row < a.rows ? row : 0], row < a.rows ? least : NO_KEY);
+        }
+        if constexpr (R != HARDEST) {
+            for (u32 k = 0; k < size; ++k) {
+                const float t = args.d_ap[start + k];
+                u64 least = NO_KEY;
+#pragma unroll
+                for (int q = 0; q < HALF; ++q) {
+                    if constexpr (R == SEMI_HARD) {
+                        const u64 key = key_of(ordered(d[q]), index[q]);
+                        if (d[q] > t && key < least) least = key;
+                    } else {
+                        const bool candidate = t - d[q] + margin > 0.f && (!args.beyond || d[q] > t);
+                        const u64 key = key_of(priority(args.word[start + k], word[q]), index[q]);
+                        if (candidate && key < least) least = key;
+                    }
+                }
+                offer(&args.key[start + k], least);
+            }
+        }
+        __syncthreads();
+    }
+}
+
+// A warp takes an anchor.
+template <class T, Rule R> DEVICE void finish(const Args& args) {
+    const Sides& sides = args.sides;
+    const Batch &a = sides.anchors, &b = sides.others;
+    const u32 lane = threadIdx.x % 32;
+    const bool bad = sides.bad(), lost = bad || !fits(args);
+    const float margin = float(args.margin);
+    double sums[5] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
+    for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < a.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
+        const u32 anchor = a.order[row], first = sides.first[row], end = sides.end[row];
+        const Row<T> x = original_row<T>(a, row);
+        double sum = 0;
+        bool any = false;
+        for (u32 k = 0; k < end - first && fits(args); ++k) {
+            const u64 at = args.start[row] + k;
+            u32 negative = NONE;
+            float d_ap = args.d_ap[at], d_an = 0, loss = 0;
+            if (d_ap == d_ap && end - first < b.rows) {
+                u64 key = R == HARDEST ? args.row_key[row] : args.key[at];
+                if (R == SEMI_HARD && key == NO_KEY) key = args.row_key[row];
+                if (key != NO_KEY) negative = b.position[u32(key)];
+                // No distance was a number, or the positive's is infinite: any negative tells that.
+                if (bad || !is_finite(d_ap) || (R != DRAWN && negative == NONE)) {
+                    u32 lowest = NONE;
+                    for (u32 j = lane; j < b.rows; j += 32)
+                        if ((j < first || j >= end) && b.order[j] < lowest) lowest = b.order[j];
+#pragma unroll
+                    for (int offset = 16; offset > 0; offset /= 2) {
+                        const u32 other = __shfl_xor_sync(0xffffffff, lowest, offset);
+                        lowest = other < lowest ? other : lowest;
+                    }
+                    negative = b.position[lowest];
+                }
+                if (compared_kind<R>(args) != args.kind) d_ap = sqrtf(d_ap);
+                if (negative != NONE) d_an = direct_distance(x, original_row<T>(b, negative), b.dim, args.kind);
+                const float t = d_ap - d_an + margin;
+                if (R == HARDEST && is_finite(t) && !(t > 0.f)) negative = NONE;
+                if (negative != NONE) {
+                    const bool number = !bad && is_finite(d_ap) && is_finite(d_an);
+                    loss = !number ? nan_value<float>() : t > 0.f ? t : 0.f;
+                }
+            }
+            if (negative != NONE) {
+                any = true;
+                sum += double(loss);
+            }
+            __syncwarp();  // all have read what the first lane writes
+            if (lane > 0) continue;
+            if (negative != NONE) {
+                sums[1] += 1;
+                sums[2] += loss > 0.f ? 1 : 0;
+                sums[3] += double(d_ap);
+                sums[4] += double(d_an);
+                atomicAdd(&args.times[negative], 1u);
+            }
+            args.negative[at] = negative;
+            args.d_ap[at] = d_ap;
+            args.d_an[at] = d_an;
+            args.weight[at] = loss > 0.f ? 1.f : loss;
+            if (args.chosen) args.chosen[at] = negative == NONE ? NONE : b.order[negative];
+        }
+        if (lane > 0) continue;
+        if (!any && bad && a.norm[row] != a.norm[row]) sum = double(nan_value<float>());
+        sums[0] += sum;
+        if (args.losses) args.losses[anchor] = fits(args) ? float(sum) : nan_value<float>();
+    }
+    double total[5];
+    if (!grid_sums<BATCH_THREADS>(sums, args.partials, args.ticket, total)) return;
+    const double scale = lost ? double(nan_value<float>()) : args.mean ? 1 / (total[1] > 0 ? total[1] : 1) : 1;
+    if (args.loss) *args.loss = lost ? nan_value<float>() : float(total[0] * scale);
+    args.stats[0] = total[1];
+    args.stats[1] = lost ? 0 : total[2];
+    args.stats[2] = lost ? nan_value<double>() : total[3];
+    args.stats[3] = lost ? nan_value<double>() : total[4];
+    args.stats[4] = scale;
+}
+
+// Any thread takes a pair, in any order: `order` sorts them.
+DEVICE void fill(const Args& args) {
+    if (!fits(args)) return;
+    for (u64 at = u64(blockIdx.x) * BATCH_THREADS + threadIdx.x; at < pairs_of(args); at += u64(gridDim.x) * BATCH_THREADS) {
+        const u32 negative = args.negative[at];
+        if (negative != NONE) args.linked[args.link[negative + 1] - atomicAdd(&args.times[negative], 0xffffffff)] = u32(at);
+    }
+}
+
+// Bitonic, as in batch_all.cu. A block takes a row.
+DEVICE void order(const Args& args) {
+    if (!fits(args)) return;
+    for (u32 row = blockIdx.x; row < args.sides.others.rows; row += gridDim.x) {
+        u32* const linked = args.linked + args.link[row];
+        const u32 size = u32(args.link[row + 1] - args.link[row]);
+        const auto exchange = [&](u32 flip) {
+            for (u32 i = threadIdx.x; i < size; i += BATCH_THREADS) {
+                const u32 j = i ^ flip;
+                if (j > i && j < size && linked[j] < linked[i]) {
+                    const u32 x = linked[i];
+                    linked[i] = linked[j];
+                    linked[j] = x;
+                }
+            }
+            __syncthreads();
+        };
+        for (u32 width = 2; width < 2 * size; width *= 2) {
+            exchange(width - 1);
+            for (u32 apart = width / 4; apart > 0; apart /= 2) exchange(apart);
+        }
+    }
+}
+
+// A warp takes a row of one side.
+template <class T> DEVICE void backward(const Args& args) {
+    const Sides& sides = args.sides;
+    const Batch& mine = args.which ? sides.others : sides.anchors;
+    const u32 lane = threadIdx.x % 32, row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
+    if (row >= mine.rows) return;
+    const bool lost = sides.bad() || !fits(args);
+    const i64 to = i64(mine.order[row]) * mine.dim;
+    float* g = args.work + to;
+    for (u32 c = lane; c < mine.dim; c += 32) g[c] = 0.f;
+    const float inverse = mine.inverse[row], scale = float(args.stats[4]);
+    const Row<T> x = original_row<T>(mine, row);
+    // Adds the weight of a pair times d distance(x, y) / dx.
+    const auto add = [&](u64 at, const Batch& b, u32 other, float distance, float sign) {
+        float weight = args.weight[at];
+        if (weight == 0.f) return;
+        weight *= sign * args.upstream[sides.anchors.order[args.anchor[at]] * args.upstream_stride] * scale;
+        const Row<T> y = original_row<T>(b, other);
+        const float slope = args.kind == 0 ? 2.f * weight : distance > 0.f ? weight / distance : 0.f;
+        for (u32 c = lane; c < mine.dim; c += 32) g[c] += args.kind == 2 ? -weight * y(c) : slope * (x(c) - y(c));
+    };
+    if (!lost && args.which == 0)
+        for (u64 at = args.start[row]; at < args.start[row + 1]; ++at) {
+            if (args.negative[at] == NONE) continue;
+            add(at, sides.others, sides.first[row] + u32(at - args.start[row]), args.d_ap[at], 1.f);
+            add(at, sides.others, args.negative[at], args.d_an[at], -1.f);
+        }
+    if (!lost && (args.which == 1 || sides.itself)) {
+        for (u32 a = sides.other_first[row]; a < sides.other_end[row]; ++a) {
+            const u64 at = args.start[a] + row - sides.first[a];
+            if (args.negative[at] != NONE) add(at, sides.anchors, a, args.d_ap[at], 1.f);
+        }
+        for (u64 k = args.link[row]; k < args.link[row + 1]; ++k) {
+            const u32 at = args.linked[k];
+            add(at, sides.anchors, args.anchor[at], args.d_an[at], -1.f);
+        }
+    }
+    float along = 0;
+    if (mine.normalize && inverse > 0.f) {
+        for (u32 c = lane; c < mine.dim; c += 32) along += g[c] * x(c);
+        along = group_sum<32>(along);
+    }
+    for (u32 c = lane; c < mine.dim; c += 32) {
+        const float y = mine.normalize ? (g[c] - along * x(c)) * fabsf(inverse) : g[c];
+        T result;
+        narrow(result, lost ? nan_value<float>() : y);
+        static_cast<T*>(args.grad)[to + c] = result;
+    }
+}
+
+// The kernels that do not depend on how negatives are chosen, and those that do.
+#define TRIPLET_KERNELS(stem)                                                                                              \
+    KERNEL(stem##_starts, BATCH_THREADS, const Args args) {                                                                \
+        scan(args.sides.anchors.rows, args.start, [&](u32 row) { return args.sides.size_of_class(row); });                 \
+    }                                                                                                                      \
+    KERNEL(stem##_links, BATCH_THREADS, const Args args) {                                                                 \
+        scan(args.sides.others.rows, args.link, [&](u32 row) { return args.times[row]; });                                 \
+    }                                                                                                                      \
+    KERNEL(stem##_fill, BATCH_THREADS, const Args args) { fill(args); }                                                    \
+    KERNEL(stem##_order, BATCH_THREADS, const Args args) { order(args); }                                                  \
+    KERNEL(stem##_backward_f32, BATCH_THREADS, const Args args) { backward<float>(args); }                                 \
+    KERNEL(stem##_backward_f16, BATCH_THREADS, const Args args) { backward<f16>(args); }                                   \
+    KERNEL(stem##_backward_bf16, BATCH_THREADS, const Args args) { backward<bf16>(args); }
+#define CHOICE_KERNELS(stem, rule)                                                                                         \
+    KERNEL(stem##_pairs_f32, BATCH_THREADS, const Args args) { pairs<float, rule>(args); }                                 \
+    KERNEL(stem##_pairs_f16, BATCH_THREADS, const Args args) { pairs<f16, rule>(args); }                                   \
+    KERNEL(stem##_pairs_bf16, BATCH_THREADS, const Args args) { pairs<bf16, rule>(args); }                                 \
+    KERNEL(stem##_choose_highest, TILE_THREADS, const Args args) { choose<Split, rule>(args); }                            \
+    KERNEL(stem##_choose_high, TILE_THREADS, const Args args) { choose<Tf32, rule>(args); }                                \
+    KERNEL(stem##_choose_f16, TILE_THREADS, const Args args) { choose<Half<f16>, rule>(args); }                            \
+    KERNEL(stem##_choose_bf16, TILE_THREADS, const Args args) { choose<Half<bf16>, rule>(args); }                          \
+    KERNEL(stem##_finish_f32, BATCH_THREADS, const Args args) { finish<float, rule>(args); }                               \
+    KERNEL(stem##_finish_f16, BATCH_THREADS, const Args args) { finish<f16, rule>(args); }                                 \
+    KERNEL(stem##_finish_bf16, BATCH_THREADS, const Args args) { finish<bf16, rule>(args); }
