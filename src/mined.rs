@@ -9,7 +9,7 @@ use crate::{Distance, Element, Error, Matrix, Reduction, Scalar, Stats};
 /// Rows that positives and negatives are drawn from instead of the batch itself: a memory bank, or the batches of all
 /// devices.
 ///
-/// On slices `E` is a [`Matrix`](crate::Matrix) and `L` is `&[i64]`; on tensors both are `&Tensor`. The embeddings are
+/// On slices `E` is a [`Matrix`] and `L` is `&[i64]`; on tensors both are `&Tensor`. The embeddings are
 /// `[M, D]`, of the batch's dtype and D, the labels `[M]`. With anchors `a` of the batch and rows `j` of the reference:
 ///
 /// ```text
@@ -22,7 +22,7 @@ use crate::{Distance, Element, Error, Matrix, Reduction, Scalar, Stats};
 /// equally far rows the one with the lowest index in the reference is taken.
 ///
 /// Some of the anchors against the whole batch, with their place in it as [`Own::Offset`], are a shard: the losses of
-/// all shards under [`Reduction::Sum`](crate::Reduction::Sum) add up to the whole batch's, and so do their gradients.
+/// all shards under [`Reduction::Sum`] add up to the whole batch's, and so do their gradients.
 ///
 /// ```
 /// use tercet::{Matrix, Own, Reference};

@@ -1,7 +1,8 @@
 //! What other libraries compute (tests/data/record_parity.py) against ours: semi-hard, chosen negatives, contrastive over a
 //! batch, reference sets, and the rest of torch.nn. docs/parity.md names these tests.
 //!
-//! Each loss has one function that gives the answers of all its doors to one case: the oracle, and the backends beside it.
+//! Each loss has one function that gives the answers of all its doors to one case: the oracle, and with `on_slices!` the
+//! CPU versions in f64 and f32 beside it.
 
 mod support;
 
@@ -29,12 +30,46 @@ impl Answer {
     }
 }
 
+/// Adds the answers of a mined loss's calls on slices, in f64 and in f32.
+macro_rules! on_slices {
+    ($answers:ident, $loss:ident, $set:ident) => {
+        on_slices!($answers, $loss, $set, f64, "cpu f64", 1e-9);
+        on_slices!($answers, $loss, $set, f32, "cpu f32", 2e-6);
+    };
+    ($answers:ident, $loss:ident, $set:ident, $t:ident, $door:literal, $tolerance:literal) => {
+        let narrow = |x: &[f64]| x.iter().map(|x| *x as $t).collect::<Vec<$t>>();
+        let (rows, labels) = (narrow(&$set.rows), &$set.labels[..]);
+        let embeddings = Matrix::new(&rows, $set.dim).expect("whole rows");
+        let mut grads = vec![vec![$t::NAN; rows.len()]];
+        let value = if let Some(Others { rows: others, labels: other_labels, .. }) = &$set.reference {
+            let others = narrow(others);
+            grads.push(vec![$t::NAN; others.len()]);
+            let embeddings_of_others = Matrix::new(&others, $set.dim).expect("whole rows");
+            let reference = Reference { embeddings: embeddings_of_others, labels: &other_labels[..], own: $set.own() };
+            let [grad, reference_grad] = &mut grads[..] else { unreachable!("two gradients") };
+            let both = [Some(&mut grad[..]), Some(&mut reference_grad[..])];
+            $loss.loss_and_grad_against(embeddings, labels, &reference, both)
+        } else {
+            $loss.loss_and_grad(embeddings, labels, &mut grads[0])
+        };
+        let wide = |x: &Vec<$t>| x.iter().map(|x| f64::from(*x)).collect();
+        let value = vec![f64::from(value.expect("valid"))];
+        $answers.push(Answer { door: $door, value, grads: grads.iter().map(wide).collect(), tolerance: $tolerance });
+    };
+}
+
 /// A batch, and the reference that it may have.
 struct Set {
     dim: usize,
     rows: Vec<f64>,
     labels: Vec<i64>,
-    reference: Option<(Vec<f64>, Vec<i64>, Option<Vec<i64>>)>,
+    reference: Option<Others>,
+}
+
+struct Others {
+    rows: Vec<f64>,
+    labels: Vec<i64>,
+    own: Option<Vec<i64>>,
 }
 
 impl Set {
@@ -42,7 +77,7 @@ impl Set {
         let reference = value.get("reference").map(|reference| {
             let own = &reference["own"];
             let own = (!own.is_null()).then(|| integers(own));
-            (numbers(&reference["rows"]), integers(&reference["labels"]), own)
+            Others { rows: numbers(&reference["rows"]), labels: integers(&reference["labels"]), own }
         });
         let dim = value["d"].as_u64().expect("a count") as usize;
         Self { dim, rows: numbers(&value["rows"]), labels: integers(&value["labels"]), reference }
@@ -53,11 +88,16 @@ impl Set {
     }
 
     fn reference(&self) -> Option<Reference<Matrix<'_, f64>, &[i64]>> {
-        self.reference.as_ref().map(|(rows, labels, own)| Reference {
+        self.reference.as_ref().map(|Others { rows, labels, .. }| Reference {
             embeddings: Matrix::new(rows, self.dim).expect("whole rows"),
             labels: &labels[..],
-            own: own.as_ref().map_or(Own::None, |own| Own::Rows(&own[..])),
+            own: self.own(),
         })
+    }
+
+    fn own(&self) -> Own<&[i64]> {
+        let own = self.reference.as_ref().and_then(|others| others.own.as_ref());
+        own.map_or(Own::None, |own| Own::Rows(&own[..]))
     }
 }
 
@@ -106,7 +146,9 @@ fn batch_all(case: &Value, set: &Set) -> Vec<Answer> {
     let reference = set.reference();
     let found = batch_all::reference::run_against(&loss, set.embeddings(), &set.labels, reference.as_ref(), 1.0)
         .expect("valid");
-    vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])]
+    let mut answers = vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])];
+    on_slices!(answers, loss, set);
+    answers
 }
 
 fn batch_hard(case: &Value, set: &Set) -> Vec<Answer> {
@@ -115,7 +157,9 @@ fn batch_hard(case: &Value, set: &Set) -> Vec<Answer> {
     let found =
         batch_hard::reference::run_against(&loss, set.embeddings(), &set.labels, reference.as_ref(), &[1.0], None)
             .expect("valid");
-    vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])]
+    let mut answers = vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])];
+    on_slices!(answers, loss, set);
+    answers
 }
 
 fn batch_semi_hard(case: &Value, set: &Set) -> Vec<Answer> {

@@ -95,7 +95,7 @@ pub enum Pairs {
     #[default]
     Ordered,
     /// `(a, p)` with `a < p` alone. Against a reference: with the anchor's own row in it before the positive; an anchor that
-    /// is not in the reference has no pairs, and [`Own::None`](crate::Own::None) is an error.
+    /// is not in the reference has no pairs, and [`Own::None`] is an error.
     Once,
 }
 
