@@ -165,7 +165,9 @@ fn batch_hard(case: &Value, set: &Set) -> Vec<Answer> {
 fn batch_semi_hard(case: &Value, set: &Set) -> Vec<Answer> {
     let loss = BatchSemiHardTripletLoss { margin: margin(case), distance: distance(case), ..Default::default() };
     let found = batch_semi_hard::reference::run(&loss, set.embeddings(), &set.labels, &[1.0], None).expect("valid");
-    vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])]
+    let mut answers = vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])];
+    on_slices!(answers, loss, set);
+    answers
 }
 
 /// The candidates of each pair are asserted here. For the random ones the loss is compared for what the library drew.
@@ -197,8 +199,18 @@ fn batch_negative(case: &Value, set: &Set) -> Vec<Answer> {
             _ => assert!(candidates.contains(drawn) || candidates.is_empty() && *drawn == u32::MAX, "{case}"),
         }
     }
+    // The backends draw what the oracle draws: the library's candidates hold for them too.
+    let own = loss.select(set.embeddings(), &set.labels).expect("valid");
+    let triplets: Vec<[u32; 3]> =
+        (0..own.anchor.len()).map(|i| [own.anchor[i], own.positive[i], own.negative[i]]).collect();
+    let expected = drawn.pairs.iter().zip(&drawn.negative).filter(|(_, n)| **n != u32::MAX);
+    assert_eq!(triplets, expected.map(|(&[a, p], &n)| [a, p, n]).collect::<Vec<_>>(), "{case}");
     let found = run(Some(&chosen));
-    vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])]
+    let mut answers = vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])];
+    if negative == Negative::Hardest {
+        on_slices!(answers, loss, set);
+    }
+    answers
 }
 
 fn batch_contrastive(case: &Value, set: &Set) -> Vec<Answer> {
