@@ -404,7 +404,7 @@ fn batch_negative_by_hand() {
     assert_eq!(semi_hard.stats.mean_positive_distance, 1.0);
     assert_eq!(semi_hard.stats.mean_negative_distance, 2.25);
     // At a loss of exactly 0 it is not a candidate.
-    assert_eq!(run(Negative::SemiHard, 1.25, 0).candidates[0], []);
+    assert!(run(Negative::SemiHard, 1.25, 0).candidates[0].is_empty());
     assert_eq!(run(Negative::Hardest, 0.0, 0).negative, [1, 1]);
 
     // Each step draws anew, each candidate about as often.
