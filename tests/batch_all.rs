@@ -64,6 +64,7 @@ fn cpu_agrees_with_the_oracle() {
 impl Backend for cuda_device::Cuda {
     const NAME: &'static str = "cuda";
     const TAKES_F64: bool = false;
+    const PRECISIONS: &'static [tercet::Precision] = mined::PRECISIONS;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
         on_device::run_case(self, case, data)
     }

@@ -20,7 +20,7 @@ use tercet::Precision;
 
 #[test]
 fn cpu_agrees_with_the_oracle() {
-    property(&Cpu, negative_cases(&[Precision::Highest]), 250);
+    property(&Cpu, negative_cases(&[Precision::Highest], 300), 250);
 }
 
 #[cfg(feature = "cuda")]
@@ -41,7 +41,6 @@ impl property::Backend for cuda_device::Cuda {
 #[test]
 fn cuda_agrees_with_the_oracle() {
     if let Some(cuda) = cuda_device::Cuda::first("cuda_agrees_with_the_oracle") {
-        let precisions = &[Precision::Highest, Precision::Highest, Precision::High, Precision::Medium];
-        property(&cuda, negative_cases(precisions), 250);
+        property(&cuda, negative_cases(support::mined::PRECISIONS, 300), 250);
     }
 }

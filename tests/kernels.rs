@@ -17,6 +17,8 @@ fn every_kernel_is_in_every_image() {
             "batch" => tercet::cuda::batch::kernel_names(),
             "batch_all" => tercet::batch_all::cuda::kernel_names(),
             "batch_hard" => tercet::batch_hard::cuda::kernel_names(),
+            "batch_negative" => tercet::batch_negative::cuda::kernel_names(),
+            "batch_semi_hard" => tercet::batch_semi_hard::cuda::kernel_names(),
             "contrastive" => tercet::contrastive::cuda::kernel_names(),
             "pairwise_distance" => tercet::pairwise_distance::cuda::kernel_names(),
             "triplet_margin" => tercet::triplet_margin::cuda::kernel_names(),

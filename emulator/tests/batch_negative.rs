@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 
-use tercet::{Element, Precision};
+use tercet::Element;
 use tercet_emulator::{Emulator, Options};
 
 mod emulated;
@@ -41,20 +41,16 @@ impl<const DETECT: bool> Backend for Emulated<DETECT> {
 fn shared_property<const DETECT: bool>(count: u32) {
     let start = std::time::Instant::now();
     let backend = Emulated::<DETECT>::default();
-    property(
-        &backend,
-        negative_cases(&[Precision::Highest, Precision::Highest, Precision::High, Precision::Medium]),
-        count,
-    );
+    property(&backend, negative_cases(support::mined::PRECISIONS, 130), count);
     let (name, seconds) = (Emulated::<DETECT>::NAME, start.elapsed().as_secs_f64());
     println!("batch_negative on {name}: {} launches, {seconds:.1} s", backend.launches.get());
 }
 
 #[test]
 fn the_emulator_agrees_with_the_oracle() {
-    shared_property::<false>(40);
+    shared_property::<false>(30);
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(6);
+    shared_property::<true>(3);
 }

@@ -31,6 +31,8 @@ struct Emulated<const DETECT: bool> {
 impl<const DETECT: bool> Backend for Emulated<DETECT> {
     const NAME: &'static str = if DETECT { "the emulator with its detector" } else { "the emulator" };
     const TAKES_F64: bool = false;
+    const PRECISIONS: &'static [Precision] = support::mined::PRECISIONS;
+    const LARGEST: usize = 130;
 
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
         let emulator = Emulator::new(Options { detect: DETECT, seed: case.batch.seed % 4, os_threads: 1 });

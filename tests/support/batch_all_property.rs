@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use tercet::batch_all::reference::{self, Reference};
-use tercet::{BatchAllTripletLoss, Distance, Element, Matrix, MeanOver, Reduction, Stats};
+use tercet::{BatchAllTripletLoss, Distance, Element, Matrix, MeanOver, Precision, Reduction, Stats};
 
 use super::support::mined::{self, Batch, Bounds, Content, Data, Worst};
 
@@ -17,18 +17,21 @@ pub struct Case {
     pub batch: Batch,
 }
 
-fn cases() -> impl Strategy<Value = Case> {
+fn cases(precisions: &'static [Precision], largest: usize) -> impl Strategy<Value = Case> {
     let means = prop_oneof![
         Just((Reduction::Mean, MeanOver::Active)),
         Just((Reduction::Mean, MeanOver::Valid)),
         Just((Reduction::Sum, MeanOver::Active)),
     ];
     let margins = proptest::sample::select(vec![0.0, 0.2, 1.0, 1e4]);
-    let options = (mined::distances(), means, margins, any::<bool>());
-    (options, mined::batches(300)).prop_map(|((distance, (reduction, mean_over), margin, normalize), batch)| Case {
-        loss: BatchAllTripletLoss { margin, distance, normalize, reduction, mean_over, ..Default::default() },
-        batch,
-    })
+    let precisions = proptest::sample::select(precisions);
+    let options = (mined::distances(), means, margins, any::<bool>(), precisions);
+    (options, mined::batches(largest)).prop_map(
+        |((distance, (reduction, mean_over), margin, normalize, precision), batch)| Case {
+            loss: BatchAllTripletLoss { margin, distance, normalize, reduction, mean_over, precision },
+            batch,
+        },
+    )
 }
 
 fn oracle<T: Element>(case: &Case, data: &Data<T>) -> Reference {
@@ -51,6 +54,10 @@ pub trait Backend {
     const NAME: &'static str;
     /// Devices take no f64 for mined losses.
     const TAKES_F64: bool;
+    /// Devices alone have more than one.
+    const PRECISIONS: &'static [Precision] = &[Precision::Highest];
+    /// The oracle is slow, and an emulator slower.
+    const LARGEST: usize = 300;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T>;
 }
 
@@ -125,7 +132,7 @@ fn compare<T: Element>(
     worst: &mut Worst,
 ) -> Result<(), TestCaseError> {
     let dim = case.batch.dim;
-    let bounds = Bounds::of(data, dim, case.loss.distance, case.loss.normalize);
+    let bounds = Bounds::of(data, dim, case.loss.distance, case.loss.normalize).at::<T>(case.loss.precision);
     let truth = oracle(case, data);
     let allowed = allowed(case, data, &bounds);
 
@@ -173,13 +180,14 @@ pub fn property<B: Backend>(backend: &B, count: u32) {
     fn one<B: Backend, T: Element + Debug>(backend: &B, count: u32) {
         let worst = std::cell::RefCell::new(Worst::default());
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[12; 32]);
-        let outcome = TestRunner::new_with_rng(mined::config(count), rng).run(&cases(), |case| {
-            let data = Data::<T>::new(&case.batch, case.loss.reduction);
-            let output = backend.run(&case, &data);
-            let mut worst = worst.borrow_mut();
-            worst.cases += 1;
-            compare(&case, &data, &output, &mut worst)
-        });
+        let outcome =
+            TestRunner::new_with_rng(mined::config(count), rng).run(&cases(B::PRECISIONS, B::LARGEST), |case| {
+                let data = Data::<T>::new(&case.batch, case.loss.reduction);
+                let output = backend.run(&case, &data);
+                let mut worst = worst.borrow_mut();
+                worst.cases += 1;
+                compare(&case, &data, &output, &mut worst)
+            });
         if let Err(error) = outcome {
             panic!("{} {}: {error}", B::NAME, T::NAME);
         }

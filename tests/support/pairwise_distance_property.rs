@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use tercet::pairwise_distance::reference;
-use tercet::{Distance, Element, Matrix, PairwiseDistance, Reduction};
+use tercet::{Distance, Element, Matrix, PairwiseDistance, Precision, Reduction};
 
 use super::support::Numbers;
 use super::support::mined::{self, Batch, Bounds, Content, Data, Worst};
@@ -45,12 +45,12 @@ impl Case {
     }
 }
 
-fn cases() -> impl Strategy<Value = Case> {
-    let options = (mined::distances(), any::<bool>());
-    (options, mined::batches(300), any::<u64>(), any::<bool>()).prop_map(
-        |((distance, normalize), batch, split, sparse)| {
+fn cases(precisions: &'static [Precision], largest: usize) -> impl Strategy<Value = Case> {
+    let options = (mined::distances(), any::<bool>(), proptest::sample::select(precisions));
+    (options, mined::batches(largest), any::<u64>(), any::<bool>()).prop_map(
+        |((distance, normalize, precision), batch, split, sparse)| {
             let split = (batch.rows > 1 && !split.is_multiple_of(3)).then(|| 1 + split as usize % (batch.rows - 1));
-            Case { op: PairwiseDistance { distance, normalize, ..Default::default() }, batch, split, sparse }
+            Case { op: PairwiseDistance { distance, normalize, precision }, batch, split, sparse }
         },
     )
 }
@@ -66,6 +66,10 @@ pub trait Backend {
     const NAME: &'static str;
     /// Devices take no f64.
     const TAKES_F64: bool;
+    /// Devices alone have more than one.
+    const PRECISIONS: &'static [Precision] = &[Precision::Highest];
+    /// The oracle is slow, and an emulator slower.
+    const LARGEST: usize = 300;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T>;
 }
 
@@ -76,7 +80,8 @@ fn compare<T: Element>(
     worst: &mut Worst,
 ) -> Result<(), TestCaseError> {
     let dim = case.batch.dim;
-    let bounds = Bounds::new::<T>(&data.exact, data.exact.len() / dim, dim, case.op.distance, case.op.normalize);
+    let bounds = Bounds::new::<T>(&data.exact, data.exact.len() / dim, dim, case.op.distance, case.op.normalize)
+        .at::<T>(case.op.precision);
     let [rows, columns] = case.sides();
     let side = |side: &std::ops::Range<usize>| Matrix::new(&data.exact[side.start * dim..side.end * dim], dim).unwrap();
     let upstream = case.upstream::<T>();
@@ -125,13 +130,14 @@ pub fn property<B: Backend>(backend: &B, count: u32) {
     fn one<B: Backend, T: Element + Debug>(backend: &B, count: u32) {
         let worst = std::cell::RefCell::new(Worst::default());
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[13; 32]);
-        let outcome = TestRunner::new_with_rng(mined::config(count), rng).run(&cases(), |case| {
-            let data = Data::<T>::new(&case.batch, Reduction::Mean);
-            let output = backend.run(&case, &data);
-            let mut worst = worst.borrow_mut();
-            worst.cases += 1;
-            compare(&case, &data, &output, &mut worst)
-        });
+        let outcome =
+            TestRunner::new_with_rng(mined::config(count), rng).run(&cases(B::PRECISIONS, B::LARGEST), |case| {
+                let data = Data::<T>::new(&case.batch, Reduction::Mean);
+                let output = backend.run(&case, &data);
+                let mut worst = worst.borrow_mut();
+                worst.cases += 1;
+                compare(&case, &data, &output, &mut worst)
+            });
         if let Err(error) = outcome {
             panic!("{} {}: {error}", B::NAME, T::NAME);
         }

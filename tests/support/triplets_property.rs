@@ -67,8 +67,8 @@ fn common(precisions: &'static [Precision]) -> impl Strategy<Value = Common> {
     (mined::distances(), reductions, margins, any::<bool>(), proptest::sample::select(precisions))
 }
 
-pub fn semi_hard_cases(precisions: &'static [Precision]) -> impl Strategy<Value = Case> {
-    (common(precisions), mined::batches(300)).prop_map(
+pub fn semi_hard_cases(precisions: &'static [Precision], largest: usize) -> impl Strategy<Value = Case> {
+    (common(precisions), mined::batches(largest)).prop_map(
         |((distance, reduction, margin, normalize, precision), batch)| {
             let loss = BatchSemiHardTripletLoss { margin, distance, normalize, reduction, precision };
             Case { loss: Loss::SemiHard(loss), batch }
@@ -76,11 +76,11 @@ pub fn semi_hard_cases(precisions: &'static [Precision]) -> impl Strategy<Value 
     )
 }
 
-pub fn negative_cases(precisions: &'static [Precision]) -> impl Strategy<Value = Case> {
+pub fn negative_cases(precisions: &'static [Precision], largest: usize) -> impl Strategy<Value = Case> {
     let negatives = proptest::sample::select(vec![Negative::Hardest, Negative::Random, Negative::SemiHard]);
     let pairs = proptest::sample::select(vec![Pairs::Ordered, Pairs::Once]);
     let choice = (negatives, pairs, any::<u64>());
-    (common(precisions), choice, mined::batches(300)).prop_map(
+    (common(precisions), choice, mined::batches(largest)).prop_map(
         |((distance, reduction, margin, normalize, precision), (negative, pairs, seed), mut batch)| {
             if pairs == Pairs::Once
                 && let Some(set) = &mut batch.reference
@@ -147,15 +147,6 @@ fn oracle<T: Element>(case: &Case, data: &Data<T>, upstream: &[f64], selection: 
     }
 }
 
-/// Negatives of each pair are looked for by distances that are only as good as the precision's bits.
-fn search_error(precision: Precision, dtype: &str) -> f64 {
-    match (precision, dtype) {
-        (Precision::Medium, _) => 0.5f64.powi(8),
-        (Precision::High, "f32") => 0.5f64.powi(10),
-        _ => 0.0,
-    }
-}
-
 /// Whether a pair's negative is what it should be, as far as rounding does not decide.
 fn check_selection<T: Element>(
     case: &Case,
@@ -165,13 +156,11 @@ fn check_selection<T: Element>(
     negative: Option<usize>,
     truth: Option<usize>,
 ) -> Result<(), TestCaseError> {
-    let Options { margin, precision, .. } = case.loss.options();
+    let margin = case.loss.options().margin;
     let d = |j: usize| bounds.d(a, data.other(j));
-    let coarse = search_error(precision, T::NAME);
     let unsure = |n: usize| {
         let rounding = 4.0 * bounds.epsilon * (margin + d(p).abs() + d(n).abs());
-        let of_search = 16.0 * coarse * bounds.reach(a, data.other(n));
-        bounds.of_distance(a, data.other(p)) + bounds.of_product(a, data.other(n)) + of_search + rounding
+        bounds.of_distance(a, data.other(p)) + bounds.of_product(a, data.other(n)) + rounding
     };
     let negatives = || (0..data.other_labels().len()).filter(|&n| data.is_negative(a, n));
     if let Some(n) = negative {
@@ -224,8 +213,8 @@ fn compare<T: Element>(
     worst: &mut Worst,
 ) -> Result<(), TestCaseError> {
     let Batch { rows, dim, .. } = case.batch;
-    let Options { margin, distance, normalize, reduction, .. } = case.loss.options();
-    let bounds = Bounds::of(data, dim, distance, normalize);
+    let Options { margin, distance, normalize, reduction, precision } = case.loss.options();
+    let bounds = Bounds::of(data, dim, distance, normalize).at::<T>(precision);
     let truth = oracle(case, data, &data.upstream, None);
     prop_assert_eq!(output.negative.len(), truth.pairs.len());
     let lattice = matches!(case.batch.content, Content::Lattice { .. }) && !bounds.units && T::NAME != "bf16";
