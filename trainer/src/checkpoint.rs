@@ -8,6 +8,7 @@
 use crate::bad_input::bad_input;
 use crate::chart::Measured;
 use crate::dataset::Dataset;
+use crate::images::Fnv;
 use crate::scaler::Scaler;
 use anyhow::{Context, Result, anyhow};
 use safetensors::SafeTensors;
@@ -24,7 +25,7 @@ const NAME: &str = "checkpoint.safetensors";
 /// The key of the JSON in the file's metadata.
 const KEY: &str = "tercet";
 /// The version that this program writes and reads.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What a run is made of: resuming needs the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -33,6 +34,8 @@ pub struct Origin {
     pub options: serde_json::Value,
     /// [`fingerprint`] of the images.
     pub data: u64,
+    /// [`weights::fingerprint`](crate::weights::fingerprint) of the initial weights' file.
+    pub weights: Option<u64>,
 }
 
 /// Where a run stands.
@@ -46,6 +49,8 @@ pub struct State {
     pub images: u64,
     /// Spent on training.
     pub seconds: f64,
+    /// Of these, spent waiting for images.
+    pub waited: f64,
     /// Spent on all of it.
     pub run_seconds: f64,
     /// Of f16.
@@ -178,22 +183,17 @@ impl Checkpoint {
     }
 }
 
-/// A number that other images, or the same ones among other identities, do not have (FNV-1a, eight bytes at a time).
+/// A number that other images, or the same ones among other identities, do not have.
 pub fn fingerprint(sets: &[&Dataset]) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    let mut add = |word: u64| hash = (hash ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
+    let mut hash = Fnv::default();
     for set in sets {
-        add(set.images.channels() as u64);
+        hash.add(set.members.len() as u64);
         for images in &set.members {
-            add(images.len() as u64);
-            for &image in images {
-                let (words, rest) = set.images.get(image).as_chunks::<8>();
-                words.iter().for_each(|&word| add(u64::from_le_bytes(word)));
-                rest.iter().for_each(|&byte| add(byte.into()));
-            }
+            hash.add(images.len() as u64);
+            images.iter().for_each(|&image| hash.add(set.images.hash(image)));
         }
     }
-    hash
+    hash.0
 }
 
 /// A contiguous CPU tensor's memory, copied when it is written.
@@ -237,7 +237,7 @@ mod tests {
     use tch::Kind;
 
     fn origin() -> Origin {
-        Origin { options: serde_json::json!({"seed": 5, "margin": 0.2}), data: u64::MAX }
+        Origin { options: serde_json::json!({"seed": 5, "margin": 0.2}), data: u64::MAX, weights: Some(3) }
     }
 
     fn state(step: u64) -> State {

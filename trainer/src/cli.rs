@@ -43,7 +43,7 @@ pub enum Command {
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
 #[command(allow_negative_numbers = true)] // so that a negative margin is refused as such
 pub struct TrainArgs {
-    /// Folders of images; each folder that directly holds images (PNG, JPEG, PGM, BMP) is one
+    /// Folders of images; each folder that directly holds images (PNG, JPEG, PGM, BMP, TIFF, WebP) is one
     /// identity, at any depth [default: generated signatures]
     #[arg(long, value_name = "DIR", help_heading = "Data")]
     pub data: Option<PathBuf>,
@@ -82,6 +82,19 @@ pub struct TrainArgs {
     /// What to do about an image that cannot be read
     #[arg(long, value_name = "WHAT", value_enum, default_value = "skip", help_heading = "Data")]
     pub on_bad_image: OnBadImage,
+
+    /// Leave out training identities that have fewer images
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "data",
+          value_parser = clap::value_parser!(u64).range(1..), help_heading = "Data")]
+    pub min_images: u64,
+
+    /// Threads that read, decode and augment images, ahead of the encoder [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1024), help_heading = "Data")]
+    pub workers: Option<u64>,
+
+    /// Memory for decoded images; those beyond it are decoded again for each batch
+    #[arg(long, value_name = "MIB", default_value_t = 2048, help_heading = "Data")]
+    pub image_cache: u64,
 
     /// Side that images are resized to, in pixels [default: 32 on a CPU, 224 on a GPU]
     #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u64).range(8..=1024),
@@ -130,13 +143,13 @@ pub struct TrainArgs {
           value_parser = clap::value_parser!(u64).range(2..), help_heading = "Training")]
     pub samples_per_class: u64,
 
-    /// Triplets drawn among a batch's images, for the triplet loss
+    /// Triplets drawn among a batch's images, for the triplet loss; the contrastive loss makes two pairs of each
     #[arg(long, value_name = "N", default_value_t = 512,
           value_parser = clap::value_parser!(u64).range(1..), help_heading = "Training")]
     pub batch_triplets: u64,
 
-    /// Encode a batch's images once, or the anchors, positives and negatives of the triplet loss in
-    /// passes of their own, each normalised by its own statistics
+    /// Encode a batch's images once, or the anchors, positives and negatives of the triplet and the contrastive
+    /// loss in passes of their own, each normalised by its own statistics
     #[arg(long, value_enum, default_value = "one", help_heading = "Training")]
     pub forwards: Forwards,
 
@@ -173,9 +186,9 @@ pub struct TrainArgs {
           help_heading = "Training")]
     pub patience: Option<u64>,
 
-    /// The loss's margin
-    #[arg(long, default_value_t = 0.2, value_parser = seconds, help_heading = "Training")]
-    pub margin: f64,
+    /// The loss's margin [default: 0.2, of the contrastive loss 1]
+    #[arg(long, value_parser = seconds, help_heading = "Training")]
+    pub margin: Option<f64>,
 
     /// Bring embeddings to length 1, in the loss and in the evaluation
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, help_heading = "Training")]
@@ -204,7 +217,8 @@ pub struct TrainArgs {
     pub checkpoint_every: u64,
 
     /// Go on with the run in this folder, to the same numbers (on a CPU) as if it had not been
-    /// interrupted. Its options hold; --epochs, --steps, --time-limit and --patience may be new
+    /// interrupted. Its options hold; those that do not change its numbers may be new: --epochs, --steps,
+    /// --time-limit, --patience, --checkpoint-every, --workers, --image-cache
     #[arg(long, value_name = "RUN", conflicts_with = "out", help_heading = "Run")]
     #[serde(skip)]
     pub resume: Option<PathBuf>,

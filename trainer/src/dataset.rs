@@ -2,7 +2,7 @@
 
 use crate::bad_input::bad_input;
 use crate::folders::Identities;
-use crate::images::{Images, OnBadImage};
+use crate::images::{Budget, Images, OnBadImage};
 use crate::random::{Purpose, stream};
 use anyhow::Result;
 use rand::seq::SliceRandom;
@@ -20,14 +20,14 @@ pub struct Dataset {
 
 impl Dataset {
     /// Reads the files of all identities. One that is left without any image disappears.
-    pub fn read(identities: &Identities, size: usize, on_bad: OnBadImage) -> Result<Self> {
+    pub fn read(identities: &Identities, size: usize, on_bad: OnBadImage, budget: &mut Budget) -> Result<Self> {
         let files: Vec<_> = identities.values().flatten().cloned().collect();
         let owners: Vec<usize> = identities
             .values()
             .enumerate()
             .flat_map(|(owner, files)| std::iter::repeat_n(owner, files.len()))
             .collect();
-        let (images, kept) = Images::read(&files, size, on_bad).map_err(|error| {
+        let (images, kept) = Images::read(&files, size, on_bad, budget).map_err(|error| {
             // Only where there is such an option.
             bad_input(format!("{error:#} (--on-bad-image skip leaves such images out)"))
         })?;
@@ -42,6 +42,25 @@ impl Dataset {
         Ok(Self { images, members, names })
     }
 
+    /// Leaves out identities of fewer than `least` images.
+    pub fn leave_out_small(&mut self, least: usize) {
+        let mut large = self.members.iter().map(|images| images.len() >= least);
+        self.names.retain(|_| large.next() == Some(true));
+        self.members.retain(|images| images.len() >= least);
+        let mut wanted = vec![false; self.images.len()];
+        self.members.iter().flatten().for_each(|&image| wanted[image] = true);
+        self.images.retain(&wanted);
+        // The images that stay have moved up by as many as have gone before them.
+        let mut place = 0;
+        let mut next = |&stays: &bool| {
+            let own = place;
+            place += usize::from(stays);
+            own
+        };
+        let places: Vec<usize> = wanted.iter().map(&mut next).collect();
+        self.members.iter_mut().flatten().for_each(|image| *image = places[*image]);
+    }
+
     /// How many identities have at least two images, so that they can give a pair.
     pub fn with_pairs(&self) -> usize {
         self.members.iter().filter(|images| images.len() > 1).count()
@@ -52,9 +71,8 @@ impl Dataset {
     pub fn check(&self, role: &str) -> Result<()> {
         let (identities, pairs) = (self.members.len(), self.with_pairs());
         if identities < 2 {
-            return Err(bad_input(format!(
-                "{role}: {identities} identity with readable images; at least 2 are needed"
-            )));
+            let only = if identities == 0 { "no" } else { "only 1" };
+            return Err(bad_input(format!("{role}: {only} identity with readable images; at least 2 are needed")));
         }
         if pairs == 0 {
             return Err(bad_input(format!(
@@ -166,9 +184,21 @@ mod tests {
 
     #[test]
     fn sets_without_triplets_are_refused() {
-        assert!(dataset(&[5]).check("training").unwrap_err().to_string().contains("1 identity"));
+        assert!(dataset(&[5]).check("training").unwrap_err().to_string().contains("only 1 identity"));
+        assert!(dataset(&[]).check("training").unwrap_err().to_string().contains("no identity"));
         assert!(dataset(&[1, 1, 1]).check("training").unwrap_err().to_string().contains("one image"));
         assert!(dataset(&[1, 2]).check("training").is_ok());
+    }
+
+    #[test]
+    fn small_identities_and_their_images_are_left_out() {
+        let mut set = dataset(&[3, 1, 2, 1, 4]);
+        set.leave_out_small(1);
+        assert_eq!((set.members.len(), set.images.len()), (5, 11));
+        set.leave_out_small(2);
+        assert_eq!(set.names, ["identity 0", "identity 2", "identity 4"]);
+        assert_eq!(set.members, [vec![0, 1, 2], vec![3, 4], vec![5, 6, 7, 8]]);
+        assert_eq!(set.images.len(), 9);
     }
 
     #[test]

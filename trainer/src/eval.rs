@@ -5,7 +5,7 @@ use crate::cli::EvalArgs;
 use crate::dataset::split_folders;
 use crate::evaluate::skilled;
 use crate::folders::{self, Identities};
-use crate::images::{Images, OnBadImage};
+use crate::images::{Budget, Images, OnBadImage};
 use crate::metrics::{Comparison, Operating, Verification, at_threshold, text_of};
 use crate::model::Model;
 use crate::plot::thumbnail;
@@ -139,8 +139,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         };
         let (none, nobody) = (Vectors::default(), Vec::new());
         let picture = |file: &PathBuf| {
-            let (images, _) = Images::read(std::slice::from_ref(file), model.settings.image_size, OnBadImage::Stop)?;
-            Ok(thumbnail(&images, 0))
+            let (size, one) = (model.settings.image_size, std::slice::from_ref(file));
+            let (images, _) = Images::read(one, size, OnBadImage::Stop, &mut Budget::unlimited())?;
+            thumbnail(&images, 0)
         };
         let compare = Compare {
             scores: &scores,
@@ -245,6 +246,7 @@ fn page(args: &EvalArgs, outcome: &Outcome, model: &Model, compare: &Compare) ->
             "{} images of {} identities; model {}, {} trained on {}",
             outcome.images, outcome.identities, outcome.model, settings.encoder, settings.trained_on
         ),
+        warning: None,
         numbers,
         charts: compare.charts(None)?,
         hardest: compare.hardest()?,

@@ -7,6 +7,7 @@ use crate::random::{Purpose, stream};
 use crate::tally::Tally;
 use crate::vectors::{Vectors, squared_distance};
 use crate::view::{Affine, tensor};
+use crate::workers::Workers;
 use anyhow::Result;
 use rand::Rng;
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use tch::{Device, Tensor};
 /// Images per forward pass.
 const BATCH: usize = 64;
 /// Batches that batch norm's statistics are estimated on.
-const STATISTICS: usize = 4;
+const STATISTICS: u64 = 4;
 
 /// Images that are compared: rows of [`Vectors`].
 #[derive(Clone, Debug, Default)]
@@ -87,18 +88,23 @@ impl Evaluation {
     /// compounds: after a short run the outputs in evaluation mode can be meaningless. So
     /// they are re-estimated, before the first evaluation and the last one alike; validation images
     /// have no part in it.
-    pub fn run(&self, encoder: &Encoder, train: &Dataset, val: &Dataset) -> Result<Evaluated> {
+    pub fn run(&self, encoder: &Encoder, workers: &Workers, train: &Dataset, val: &Dataset) -> Result<Evaluated> {
         let _guard = tch::no_grad_guard();
-        for before in 0..STATISTICS {
-            let mut rng = stream(self.seed, Purpose::Statistics, 0, before as u64);
+        let make = |before: u64| {
+            let mut rng = stream(self.seed, Purpose::Statistics, 0, before);
             let mut draw = || (rng.random_range(0..train.images.len()), Affine::IDENTITY);
             let views: Vec<_> = (0..BATCH).map(|_| draw()).collect();
-            let xs = tensor(&train.images, &views, self.device);
-            let _ = encoder.forward(&xs, Pass::Estimate { before });
-        }
-        let vectors = self.embed(encoder, val, &self.images)?;
+            tensor(&train.images, &views, self.device)
+        };
+        std::thread::scope(|scope| -> Result<()> {
+            for (before, xs) in workers.ahead(scope, 0..STATISTICS, &make).enumerate() {
+                let _ = encoder.forward(&xs?, Pass::Estimate { before });
+            }
+            Ok(())
+        })?;
+        let vectors = self.embed(encoder, workers, val, &self.images)?;
         let forged = match &self.forgeries {
-            Some((set, subjects)) => self.embed(encoder, set, subjects)?,
+            Some((set, subjects)) => self.embed(encoder, workers, set, subjects)?,
             None => Vectors::default(),
         };
         let identity = &self.images.identity;
@@ -109,14 +115,20 @@ impl Evaluation {
         Ok(Evaluated { scores, vectors, forged })
     }
 
-    fn embed(&self, encoder: &Encoder, set: &Dataset, subjects: &Subjects) -> Result<Vectors> {
+    fn embed(&self, encoder: &Encoder, workers: &Workers, set: &Dataset, subjects: &Subjects) -> Result<Vectors> {
+        let batches: Vec<&[usize]> = subjects.image.chunks(BATCH).collect();
+        let make = |n: u64| {
+            let views: Vec<_> = batches[n as usize].iter().map(|&image| (image, Affine::IDENTITY)).collect();
+            tensor(&set.images, &views, self.device)
+        };
         let mut vectors = Vectors::default();
-        for batch in subjects.image.chunks(BATCH) {
-            let views: Vec<_> = batch.iter().map(|&image| (image, Affine::IDENTITY)).collect();
-            let embeddings: Tensor = encoder.forward(&tensor(&set.images, &views, self.device), Pass::Evaluate);
-            vectors.extend(&Vectors::from_tensor(&embeddings, self.normalize)?);
-        }
-        Ok(vectors)
+        std::thread::scope(|scope| {
+            for xs in workers.ahead(scope, 0..batches.len() as u64, &make) {
+                let embeddings: Tensor = encoder.forward(&xs?, Pass::Evaluate);
+                vectors.extend(&Vectors::from_tensor(&embeddings, self.normalize)?);
+            }
+            Ok(vectors)
+        })
     }
 }
 

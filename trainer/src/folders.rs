@@ -1,12 +1,10 @@
 //! Finding images: every folder that directly holds images is one identity.
 
 use crate::bad_input::bad_input;
-use anyhow::{Context, Result};
+use crate::decode::{EXTENSIONS, FORMATS};
+use anyhow::Result;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
-
-/// The extensions that are looked for, in any case.
-const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "pgm", "bmp"];
 
 /// Identity (its folder's path below the root, with `/` between the parts) to its files, all sorted:
 /// the order that a directory lists its entries in must not change a run.
@@ -23,7 +21,7 @@ pub fn find(root: &Path) -> Result<Identities> {
         eprintln!("{} images lie directly in {}, in no identity's folder: left out", loose.len(), root.display());
     }
     if identities.is_empty() {
-        let wanted = "expected folders of PNG, JPEG, PGM or BMP images, one folder per identity";
+        let wanted = format!("expected folders of {FORMATS} images, one folder per identity");
         return Err(bad_input(format!("no images in {}: {wanted}", root.display())));
     }
     Ok(identities)
@@ -40,13 +38,13 @@ pub fn images_in(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
 
 /// `seen` holds canonical paths: links to folders are followed, loops of links are not.
 fn walk(root: &Path, folder: &Path, seen: &mut HashSet<PathBuf>, found: &mut Identities) -> Result<()> {
-    let unreadable = || format!("cannot read the folder {}", folder.display());
-    if !seen.insert(folder.canonicalize().with_context(unreadable)?) {
+    let unreadable = |error| bad_input(format!("cannot read the folder {}: {error}", folder.display()));
+    if !seen.insert(folder.canonicalize().map_err(unreadable)?) {
         return Ok(());
     }
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).with_context(unreadable)? {
-        let path = entry.with_context(unreadable)?.path();
+    for entry in std::fs::read_dir(folder).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
         if is_hidden(&path) {
             continue;
         }

@@ -1,12 +1,14 @@
-//! Decoded images: square, one byte per channel, all in memory.
-//!
-//! `size * size` bytes per grey image, so a hundred thousand at 64 px are 0.4 GB.
+//! Decoded images: square, one byte per channel. As many as fit are held in memory, the others are decoded
+//! whenever they are wanted.
 
 use crate::bad_input::bad_input;
-use anyhow::{Context, Result};
-use image::{DynamicImage, GrayImage, ImageDecoder, ImageReader, RgbImage, imageops};
+use crate::decode;
+use anyhow::{Result, ensure};
+use image::GrayImage;
 use rayon::prelude::*;
-use std::path::{Path, PathBuf};
+use std::borrow::Cow;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// What to do about an image that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
@@ -18,54 +20,103 @@ pub enum OnBadImage {
     Stop,
 }
 
-/// Images of one size and one number of channels: `[image][row][column][channel]`.
+/// Bytes of decoded images that may still be held.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget(u64);
+
+impl Budget {
+    /// So many MiB.
+    pub fn mib(mib: u64) -> Self {
+        Self(mib.saturating_mul(1 << 20))
+    }
+
+    /// All of them.
+    pub fn unlimited() -> Self {
+        Self(u64::MAX)
+    }
+
+    fn take(&mut self, bytes: usize) -> bool {
+        let rest = self.0.checked_sub(bytes as u64);
+        self.0 = rest.unwrap_or(self.0);
+        rest.is_some()
+    }
+}
+
+/// Images of one size. Each is grey or has three channels: `[row][column][channel]`.
 pub struct Images {
     size: usize,
-    channels: usize,
-    pixels: Vec<u8>,
+    pictures: Vec<Picture>,
 }
+
+enum Picture {
+    Held(Box<[u8]>),
+    /// Decoded when wanted; the hash is that of its pixels when the run began.
+    File(PathBuf, u64),
+}
+
+/// Files that are decoded between two looks at the clock, the budget and what could not be read.
+const CHUNK: usize = 256;
+/// Messages about single images. A folder of another kind of files would fill the screen.
+const MESSAGES: usize = 20;
+const LINE_EVERY: Duration = Duration::from_secs(10);
 
 impl Images {
     /// From grey pictures, resized to `size`.
     pub fn from_grey(pictures: Vec<GrayImage>, size: usize) -> Self {
-        let pictures: Vec<_> = pictures.into_par_iter().map(|p| square(p.into(), size)).collect();
-        Self::assemble(&pictures, size)
+        let held = |picture: GrayImage| Picture::Held(decode::square(picture.into(), size));
+        Self { size, pictures: pictures.into_par_iter().map(held).collect() }
     }
 
-    /// Reads files in parallel. Returns the images and, in order, which files they came from.
-    pub fn read(files: &[PathBuf], size: usize, on_bad: OnBadImage) -> Result<(Self, Vec<usize>)> {
-        let decoded: Vec<_> = files.par_iter().map(|f| read_square(f, size)).collect();
-        let (mut pictures, mut kept) = (Vec::new(), Vec::new());
-        for (index, picture) in decoded.into_iter().enumerate() {
-            match picture {
-                Ok(picture) => {
-                    pictures.push(picture);
-                    kept.push(index);
+    /// Decodes all files, in parallel, so that each is known to be readable. Returns the images and, in order,
+    /// which files they came from.
+    pub fn read(files: &[PathBuf], size: usize, on_bad: OnBadImage, budget: &mut Budget) -> Result<(Self, Vec<usize>)> {
+        let (mut pictures, mut kept, mut bad) = (Vec::new(), Vec::new(), 0);
+        let mut said = Instant::now();
+        for (chunk, files_of_chunk) in files.chunks(CHUNK).enumerate() {
+            let decoded: Vec<_> = files_of_chunk.par_iter().map(|file| decode::read(file, size)).collect();
+            for (place, (file, pixels)) in files_of_chunk.iter().zip(decoded).enumerate() {
+                match pixels {
+                    Ok(pixels) => {
+                        pictures.push(match budget.take(pixels.len()) {
+                            true => Picture::Held(pixels),
+                            false => Picture::File(file.clone(), hash(&pixels)),
+                        });
+                        kept.push(chunk * CHUNK + place);
+                    }
+                    Err(error) if on_bad == OnBadImage::Skip => {
+                        bad += 1;
+                        if bad <= MESSAGES {
+                            eprintln!("skipped: {error:#}");
+                        }
+                    }
+                    Err(error) => return Err(bad_input(format!("{error:#}"))),
                 }
-                Err(error) if on_bad == OnBadImage::Skip => eprintln!("skipped: {error:#}"),
-                Err(error) => return Err(bad_input(format!("{error:#}"))),
+            }
+            if said.elapsed() >= LINE_EVERY {
+                said = Instant::now();
+                eprintln!("reading images: {} of {}", (chunk + 1) * CHUNK, files.len());
             }
         }
-        Ok((Self::assemble(&pictures, size), kept))
+        if bad > MESSAGES {
+            eprintln!("skipped: {} more images that cannot be read", bad - MESSAGES);
+        }
+        Ok((Self { size, pictures }, kept))
     }
 
-    /// One channel if all pictures are grey, else three.
-    fn assemble(pictures: &[DynamicImage], size: usize) -> Self {
-        let colour = pictures.iter().any(|p| p.color().has_color());
-        let channels = if colour { 3 } else { 1 };
-        let mut pixels = Vec::with_capacity(pictures.len() * size * size * channels);
-        for picture in pictures {
-            match colour {
-                true => pixels.extend_from_slice(&picture.to_rgb8()),
-                false => pixels.extend_from_slice(&picture.to_luma8()),
-            }
-        }
-        Self { size, channels, pixels }
+    /// Drops the others.
+    pub fn retain(&mut self, wanted: &[bool]) {
+        let mut wanted = wanted.iter();
+        self.pictures.retain(|_| wanted.next() == Some(&true));
     }
 
     /// How many.
     pub fn len(&self) -> usize {
-        self.pixels.len() / (self.size * self.size * self.channels)
+        self.pictures.len()
+    }
+
+    /// How many are in memory.
+    pub fn held(&self) -> usize {
+        self.pictures.iter().filter(|picture| matches!(picture, Picture::Held(_))).count()
     }
 
     /// Side in pixels.
@@ -73,100 +124,68 @@ impl Images {
         self.size
     }
 
-    /// 1 or 3.
-    pub fn channels(&self) -> usize {
-        self.channels
+    /// The bytes of one image, and its channels: 1 or 3.
+    ///
+    /// # Errors
+    /// If its file can no longer be read, or has another content than before.
+    pub fn get(&self, index: usize) -> Result<(Cow<'_, [u8]>, usize)> {
+        let pixels: Cow<[u8]> = match &self.pictures[index] {
+            Picture::Held(pixels) => pixels[..].into(),
+            Picture::File(file, before) => {
+                let pixels = decode::read(file, self.size)?;
+                ensure!(hash(&pixels) == *before, "{} has changed since the run began", file.display());
+                pixels.into_vec().into()
+            }
+        };
+        let channels = pixels.len() / (self.size * self.size);
+        Ok((pixels, channels))
     }
 
-    /// The bytes of one image: `[row][column][channel]`.
-    pub fn get(&self, index: usize) -> &[u8] {
-        let bytes = self.size * self.size * self.channels;
-        &self.pixels[index * bytes..][..bytes]
-    }
-}
-
-fn read_square(file: &Path, size: usize) -> Result<DynamicImage> {
-    let read = || -> Result<DynamicImage> {
-        // By content, not by name: a PNG named .jpg is common.
-        let mut decoder = ImageReader::open(file)?.with_guessed_format()?.into_decoder()?;
-        let orientation = decoder.orientation()?;
-        let mut picture = DynamicImage::from_decoder(decoder)?;
-        picture.apply_orientation(orientation);
-        Ok(square(picture, size))
-    };
-    read().with_context(|| format!("cannot read {}", file.display()))
-}
-
-/// 8 bits, no transparency, `size x size` (the aspect ratio is not kept, as in `Resize((s, s))`).
-fn square(picture: DynamicImage, size: usize) -> DynamicImage {
-    let side = size as u32;
-    // A transparent scan is ink on paper: laid on white. Dropping alpha would make the paper black.
-    let picture = match (picture.color().has_alpha(), picture.color().has_color()) {
-        (true, colour) => on_white(&picture, colour),
-        (false, true) => picture.to_rgb8().into(),
-        (false, false) => picture.to_luma8().into(),
-    };
-    if picture.width() == side && picture.height() == side {
-        return picture;
-    }
-    // `resize` widens the triangle to the scale, so thin strokes do not vanish when shrunk.
-    match picture {
-        DynamicImage::ImageLuma8(p) => imageops::resize(&p, side, side, imageops::FilterType::Triangle).into(),
-        p => imageops::resize(&p.to_rgb8(), side, side, imageops::FilterType::Triangle).into(),
+    /// A number that another image does not have.
+    pub fn hash(&self, index: usize) -> u64 {
+        match &self.pictures[index] {
+            Picture::Held(pixels) => hash(pixels),
+            Picture::File(_, hash) => *hash,
+        }
     }
 }
 
-fn on_white(picture: &DynamicImage, colour: bool) -> DynamicImage {
-    let rgba = picture.to_rgba8();
-    let over = |value: u8, alpha: u8| {
-        let (value, alpha) = (u32::from(value), u32::from(alpha));
-        ((value * alpha + 255 * (255 - alpha) + 127) / 255) as u8
-    };
-    let rgb = RgbImage::from_fn(rgba.width(), rgba.height(), |x, y| {
-        let [r, g, b, a] = rgba.get_pixel(x, y).0;
-        image::Rgb([over(r, a), over(g, a), over(b, a)])
-    });
-    let rgb = DynamicImage::from(rgb);
-    if colour { rgb } else { rgb.to_luma8().into() }
+/// FNV-1a, eight bytes at a time.
+pub fn hash(bytes: &[u8]) -> u64 {
+    let mut hash = Fnv::default();
+    hash.add(bytes.len() as u64);
+    let (words, rest) = bytes.as_chunks::<8>();
+    words.iter().for_each(|&word| hash.add(u64::from_le_bytes(word)));
+    rest.iter().for_each(|&byte| hash.add(byte.into()));
+    hash.0
+}
+
+/// A hash of words.
+pub struct Fnv(pub u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    pub fn add(&mut self, word: u64) {
+        self.0 = (self.0 ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::{ImageFormat, Luma, Rgba, RgbaImage};
+    use image::{Luma, RgbImage};
 
-    /// Left half dark, right half light: survives JPEG and any resize.
     fn halves() -> GrayImage {
         GrayImage::from_fn(32, 32, |x, _| Luma([if x < 16 { 20 } else { 230 }]))
     }
 
-    #[test]
-    fn png_jpeg_pgm_and_bmp_give_the_same_picture_whatever_the_name_says() {
-        let dir = tempfile::tempdir().unwrap();
-        let formats = [
-            ("a.png", ImageFormat::Png),
-            ("b.jpg", ImageFormat::Jpeg),
-            ("c.pgm", ImageFormat::Pnm),
-            ("d.bmp", ImageFormat::Bmp),
-            ("misnamed.jpg", ImageFormat::Png),
-        ];
-        let files: Vec<PathBuf> = formats
-            .iter()
-            .map(|(name, format)| {
-                let file = dir.path().join(name);
-                halves().save_with_format(&file, *format).unwrap();
-                file
-            })
-            .collect();
-        let (images, kept) = Images::read(&files, 16, OnBadImage::Stop).unwrap();
-        assert_eq!((images.len(), kept), (5, vec![0, 1, 2, 3, 4]));
-        let stride = images.channels();
-        for i in 0..images.len() {
-            let row = &images.get(i)[..16 * stride];
-            for (column, value) in [(2, 20i32), (13, 230)] {
-                assert!((i32::from(row[column * stride]) - value).abs() <= 8, "{i} {column}");
-            }
-        }
+    fn read(files: &[PathBuf], on_bad: OnBadImage) -> Result<(Images, Vec<usize>)> {
+        Images::read(files, 16, on_bad, &mut Budget::unlimited())
     }
 
     #[test]
@@ -177,30 +196,47 @@ mod tests {
         let bytes = std::fs::read(&good).unwrap();
         std::fs::write(&bad, &bytes[..bytes.len() / 2]).unwrap();
         let files = [bad, good];
-        let (images, kept) = Images::read(&files, 16, OnBadImage::Skip).unwrap();
+        let (images, kept) = read(&files, OnBadImage::Skip).unwrap();
         assert_eq!((images.len(), kept), (1, vec![1]));
-        let error = Images::read(&files, 16, OnBadImage::Stop).err().unwrap();
+        let error = read(&files, OnBadImage::Stop).err().unwrap();
         assert!(error.to_string().contains("cut.png"), "{error:#}");
         assert_eq!(crate::bad_input::exit_code(&error), 2);
     }
 
     #[test]
-    fn transparency_is_laid_on_white() {
-        let clear = RgbaImage::from_pixel(4, 4, Rgba([0, 0, 0, 0]));
-        assert!(square(clear.into(), 4).to_rgb8().iter().all(|&v| v == 255));
-        let half = RgbaImage::from_pixel(4, 4, Rgba([0, 100, 255, 128]));
-        assert_eq!(square(half.into(), 4).to_rgb8().get_pixel(1, 1).0, [127, 177, 255]);
-    }
-
-    #[test]
-    fn one_colour_picture_makes_all_of_them_three_channels() {
+    fn grey_and_colour_lie_side_by_side() {
         let dir = tempfile::tempdir().unwrap();
         let (grey, red) = (dir.path().join("g.png"), dir.path().join("r.png"));
         halves().save(&grey).unwrap();
         RgbImage::from_pixel(8, 8, image::Rgb([200, 10, 10])).save(&red).unwrap();
-        let (images, _) = Images::read(&[grey, red], 8, OnBadImage::Stop).unwrap();
-        assert_eq!(images.channels(), 3);
-        assert_eq!(images.get(1)[..3], [200, 10, 10]);
-        assert_eq!(images.get(0)[0], images.get(0)[2]);
+        let (images, _) = read(&[grey, red], OnBadImage::Stop).unwrap();
+        let (pixels, channels) = images.get(1).unwrap();
+        assert_eq!((channels, &pixels[..3]), (3, &[200, 10, 10][..]));
+        let (pixels, channels) = images.get(0).unwrap();
+        assert_eq!((channels, pixels.len()), (1, 256));
+    }
+
+    #[test]
+    fn what_is_not_held_is_decoded_again_to_the_same_pixels() {
+        let dir = tempfile::tempdir().unwrap();
+        let files: Vec<_> = (0..3).map(|i| dir.path().join(format!("{i}.png"))).collect();
+        for (i, file) in files.iter().enumerate() {
+            GrayImage::from_fn(40, 30, |x, y| Luma([(x * 5 + y * i as u32) as u8])).save(file).unwrap();
+        }
+        let mut budget = Budget(2 * 256 + 1);
+        let (some, _) = Images::read(&files, 16, OnBadImage::Stop, &mut budget).unwrap();
+        let (all, _) = read(&files, OnBadImage::Stop).unwrap();
+        assert_eq!((some.len(), some.held(), all.held()), (3, 2, 3));
+        for i in 0..3 {
+            assert_eq!(some.get(i).unwrap(), all.get(i).unwrap());
+            assert_eq!(some.hash(i), all.hash(i));
+        }
+        // Another content would be another run; an absent one, half of one.
+        halves().save(&files[2]).unwrap();
+        let error = some.get(2).unwrap_err().to_string();
+        assert!(error.contains("2.png has changed"), "{error}");
+        std::fs::remove_file(&files[2]).unwrap();
+        let error = format!("{:#}", some.get(2).unwrap_err());
+        assert!(error.contains("cannot read") && error.contains("2.png"), "{error}");
     }
 }

@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
-use tercet::{BatchAllTripletLoss, BatchHardTripletLoss, Reduction, TripletMarginLoss};
+use tercet::{BatchAllTripletLoss, BatchHardTripletLoss, ContrastiveLoss, Reduction, TripletMarginLoss};
 
 /// A loss, as the command line names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -17,6 +17,8 @@ pub enum LossName {
     BatchAll,
     /// For each image its farthest positive and its nearest negative in the batch
     BatchHard,
+    /// Pairs, two of each triplet that is drawn: one that belongs together and one that does not
+    Contrastive,
 }
 
 impl LossName {
@@ -26,6 +28,15 @@ impl LossName {
             Self::Triplet => "triplet",
             Self::BatchAll => "batch-all",
             Self::BatchHard => "batch-hard",
+            Self::Contrastive => "contrastive",
+        }
+    }
+
+    /// Where none is asked for.
+    pub fn margin(self) -> f64 {
+        match self {
+            Self::Triplet | Self::BatchAll | Self::BatchHard => 0.2,
+            Self::Contrastive => 1.0,
         }
     }
 
@@ -35,6 +46,7 @@ impl LossName {
             Self::Triplet => "Triplet loss",
             Self::BatchAll => "Batch-all triplet loss",
             Self::BatchHard => "Batch-hard triplet loss",
+            Self::Contrastive => "Contrastive loss",
         }
     }
 }
@@ -45,6 +57,7 @@ pub enum Loss {
     Triplet(TripletMarginLoss),
     BatchAll(BatchAllTripletLoss),
     BatchHard(BatchHardTripletLoss),
+    Contrastive(ContrastiveLoss),
 }
 
 impl Loss {
@@ -53,6 +66,23 @@ impl Loss {
             LossName::Triplet => Self::Triplet(TripletMarginLoss { margin, normalize, ..Default::default() }),
             LossName::BatchAll => Self::BatchAll(BatchAllTripletLoss { margin, normalize, ..Default::default() }),
             LossName::BatchHard => Self::BatchHard(BatchHardTripletLoss { margin, normalize, ..Default::default() }),
+            LossName::Contrastive => Self::Contrastive(ContrastiveLoss { margin, normalize, ..Default::default() }),
+        }
+    }
+
+    /// Whether it takes anchors, positives and negatives, which may be encoded apart.
+    pub fn takes_roles(&self) -> bool {
+        matches!(self, Self::Triplet(_) | Self::Contrastive(_))
+    }
+
+    /// What it is where all embeddings are the same: an encoder that has collapsed stays there.
+    pub fn of_equal_embeddings(&self) -> f64 {
+        match self {
+            Self::Triplet(loss) => loss.margin,
+            Self::BatchAll(loss) => loss.margin,
+            Self::BatchHard(loss) => loss.margin,
+            // m²/2 for the pairs that do not belong together, which are every second one.
+            Self::Contrastive(loss) => loss.margin * loss.margin / 4.0,
         }
     }
 
@@ -60,7 +90,7 @@ impl Loss {
     pub fn of(&self, embeddings: &Tensor, batch: &TripletBatch) -> Result<Lost> {
         let on_device = |rows: &[i64]| Tensor::from_slice(rows).to_device(embeddings.device());
         let (loss, stats) = match self {
-            Self::Triplet(_) => {
+            Self::Triplet(_) | Self::Contrastive(_) => {
                 let [a, p, n] = batch.roles().map(|rows| embeddings.index_select(0, &on_device(rows)));
                 return self.of_roles(&a, &p, &n);
             }
@@ -76,14 +106,25 @@ impl Loss {
         Ok(Lost { loss, active: stats.active.to_kind(Kind::Double) / stats.valid.clamp_min(1) })
     }
 
-    /// The triplet loss of anchors, positives and negatives that were encoded apart.
+    /// The loss of anchors, positives and negatives, which may have been encoded apart.
     pub fn of_roles(&self, a: &Tensor, p: &Tensor, n: &Tensor) -> Result<Lost> {
-        let Self::Triplet(loss) = self else { bail!("only the triplet loss has three roles") };
-        let each = TripletMarginLoss { reduction: Reduction::None, ..*loss };
-        let [da, dp, dn] = [a, p, n].map(Tensor::detach);
         // A second pass over the embeddings, which is nothing beside the encoder's.
-        let active = each.f_forward(&da, &dp, &dn)?.gt(0.0).mean(Kind::Double);
-        Ok(Lost { loss: loss.f_forward(a, p, n)?, active })
+        let (loss, each) = match self {
+            Self::Triplet(loss) => {
+                let each = TripletMarginLoss { reduction: Reduction::None, ..*loss };
+                let [da, dp, dn] = [a, p, n].map(Tensor::detach);
+                (loss.f_forward(a, p, n)?, each.f_forward(&da, &dp, &dn)?)
+            }
+            Self::Contrastive(loss) => {
+                let each = ContrastiveLoss { reduction: Reduction::None, ..*loss };
+                let [x1, x2] = [Tensor::f_cat(&[a, a], 0)?, Tensor::f_cat(&[p, n], 0)?];
+                let rows = a.size()[0];
+                let same = Tensor::f_arange(2 * rows, (Kind::Int64, a.device()))?.lt(rows);
+                (loss.f_forward(&x1, &x2, &same)?, each.f_forward(&x1.detach(), &x2.detach(), &same)?)
+            }
+            Self::BatchAll(_) | Self::BatchHard(_) => bail!("it mines a batch and has no roles"),
+        };
+        Ok(Lost { loss, active: each.gt(0.0).mean(Kind::Double) })
     }
 }
 
@@ -91,7 +132,7 @@ impl Loss {
 pub struct Lost {
     /// To go backwards from.
     pub loss: Tensor,
-    /// The share of the batch's triplets whose loss is above 0 (f64).
+    /// The share of the batch's triplets, or pairs, whose loss is above 0 (f64).
     pub active: Tensor,
 }
 
@@ -118,5 +159,41 @@ mod tests {
         assert_eq!(active(LossName::BatchAll), 5.0 / 8.0);
         // Of four anchors: 0 and 1 against 0.5, 0.5 against 0 or 1, and 9 against 1.
         assert_eq!(active(LossName::BatchHard), 1.0);
+        // Of eight pairs the four that belong together; with a margin of 0.2 no other is too near.
+        assert_eq!(active(LossName::Contrastive), 0.5);
+    }
+
+    #[test]
+    fn contrastive_pairs_are_the_triplets_two_sides() {
+        let xs = Tensor::from_slice(&[0.0f32, 1.0, 0.5, 9.0]).reshape([4, 1]);
+        let batch = TripletBatch {
+            images: vec![0, 1, 2, 3],
+            labels: vec![0, 0, 1, 1],
+            anchor: vec![0, 2],
+            positive: vec![1, 3],
+            negative: vec![2, 0],
+        };
+        let lost = Loss::new(LossName::Contrastive, 2.0, false).of(&xs, &batch).unwrap();
+        // Together at 1 and 8.5, apart at 0.5 and 0.5: 0.5 d² and 0.5 (2 - d)².
+        let expected = (0.5 + 0.5 * 8.5 * 8.5 + 2.0 * 0.5 * 1.5 * 1.5) / 4.0;
+        assert!((f64::try_from(lost.loss).unwrap() - expected).abs() < 1e-5);
+        assert_eq!(f64::try_from(lost.active).unwrap(), 1.0);
+    }
+
+    #[test]
+    fn equal_embeddings_have_the_loss_that_is_said() {
+        let xs = Tensor::full([6, 4], 0.5, (Kind::Float, Device::Cpu));
+        let batch = TripletBatch {
+            images: (0..6).collect(),
+            labels: vec![0, 0, 1, 1, 2, 2],
+            anchor: vec![0, 2, 4],
+            positive: vec![1, 3, 5],
+            negative: vec![2, 5, 1],
+        };
+        for name in LossName::value_variants() {
+            let loss = Loss::new(*name, 0.7, true);
+            let got = f64::try_from(loss.of(&xs, &batch).unwrap().loss).unwrap();
+            assert!((got - loss.of_equal_embeddings()).abs() < 1e-6, "{name:?}: {got}");
+        }
     }
 }

@@ -4,7 +4,7 @@
 use crate::bad_input::bad_input;
 use crate::cli::ModelArgs;
 use crate::encoder::{Architecture, Encoder, Pass};
-use crate::images::{Images, OnBadImage};
+use crate::images::{Budget, Images, OnBadImage};
 use crate::metrics::{Operating, Verification, at_threshold};
 use crate::vectors::Vectors;
 use crate::view::{Affine, tensor};
@@ -190,7 +190,7 @@ impl Model {
             let (send, receive) = sync_channel(1);
             scope.spawn(move || {
                 for (number, chunk) in files.chunks(CHUNK).enumerate() {
-                    let images = Images::read(chunk, size, on_bad);
+                    let images = Images::read(chunk, size, on_bad, &mut Budget::unlimited());
                     if send.send((number * CHUNK, images)).is_err() {
                         return; // the receiver has met an error
                     }
@@ -209,7 +209,7 @@ impl Model {
     fn encode(&self, images: &Images, vectors: &mut Vectors) -> Result<()> {
         let all: Vec<_> = (0..images.len()).map(|image| (image, Affine::IDENTITY)).collect();
         for views in all.chunks(BATCH) {
-            let embeddings: Tensor = self.encoder.forward(&tensor(images, views, self.device), Pass::Evaluate);
+            let embeddings: Tensor = self.encoder.forward(&tensor(images, views, self.device)?, Pass::Evaluate);
             let rows = Vectors::from_tensor(&embeddings, self.settings.normalize);
             vectors.extend(&rows.context("the model cannot be used")?);
         }

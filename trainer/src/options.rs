@@ -6,8 +6,8 @@ use crate::schedule::Schedule;
 use anyhow::Result;
 use serde_json::Value;
 
-/// They decide when a run ends and what it keeps, not what its steps compute.
-const FREE: [&str; 2] = ["time_limit", "checkpoint_every"];
+/// They decide when a run ends, what it keeps and how fast it is, not what its steps compute.
+const FREE: [&str; 4] = ["time_limit", "checkpoint_every", "workers", "image_cache"];
 /// They decide that too, unless the learning rate falls towards the last step.
 const LENGTH: [&str; 2] = ["epochs", "steps"];
 
@@ -108,6 +108,8 @@ mod tests {
         assert_eq!((args.steps, args.epochs, args.time_limit), (Some(9), None, Some(60.0)));
         let args = resume(&["--patience", "2"], &["--patience", "3", "--resume", "r"]).unwrap();
         assert_eq!(args.patience, Some(3));
+        let args = resume(&[], &["--workers", "3", "--image-cache", "0", "--resume", "r"]).unwrap();
+        assert_eq!((args.workers, args.image_cache), (Some(3), 0));
         let args = resume(&["--steps", "5"], &["--epochs", "2", "--resume", "r"]).unwrap();
         assert_eq!((args.steps, args.epochs), (None, Some(2)));
     }

@@ -57,19 +57,19 @@ pub fn sheet(file: &Path, images: &Images, rows: &[Vec<usize>], columns: usize) 
     for (row, members) in rows.iter().enumerate() {
         for (column, &member) in members.iter().take(columns).enumerate() {
             let (x, y) = (i64::from(side(column)), i64::from(side(row)));
-            image::imageops::replace(&mut picture, &thumbnail(images, member), x, y);
+            image::imageops::replace(&mut picture, &thumbnail(images, member)?, x, y);
         }
     }
     save(file, &picture)
 }
 
 /// An image as the encoder sees it.
-pub fn thumbnail(images: &Images, index: usize) -> RgbImage {
-    let (bytes, channels, size) = (images.get(index), images.channels(), images.size());
-    RgbImage::from_fn(size as u32, size as u32, |x, y| {
+pub fn thumbnail(images: &Images, index: usize) -> Result<RgbImage> {
+    let ((bytes, channels), size) = (images.get(index)?, images.size());
+    Ok(RgbImage::from_fn(size as u32, size as u32, |x, y| {
         let pixel = &bytes[(y as usize * size + x as usize) * channels..][..channels];
         image::Rgb([pixel[0], pixel[channels / 2], pixel[channels - 1]])
-    })
+    }))
 }
 
 /// Two images side by side, and what is said about them.

@@ -19,6 +19,8 @@ pub struct State {
     pub active: f64,
     /// Since training began.
     pub images_per_second: f64,
+    /// Share of the time that went into waiting for images.
+    pub waited: f64,
     /// Done, 0 to 1.
     pub fraction: f64,
     /// Until training ends.
@@ -44,12 +46,13 @@ impl Progress {
     /// After each step.
     pub fn show(&mut self, state: &State) {
         let text = format!(
-            "epoch {}  step {}  loss {:.4}  active {:.1} %  {:.1} images/s  {} left",
+            "epoch {}  step {}  loss {:.4}  active {:.1} %  {:.1} images/s  waited {:.1} %  {} left",
             state.epoch,
             state.step,
             state.loss,
             100.0 * state.active,
             state.images_per_second,
+            100.0 * state.waited,
             clock(state.left),
         );
         match &self.bar {

@@ -36,6 +36,8 @@ pub struct Page {
     /// Behind the titles of pictures that stand alone.
     pub context: String,
     pub lead: String,
+    /// What went wrong.
+    pub warning: Option<String>,
     pub numbers: Vec<Number>,
     pub charts: Vec<Chart>,
     /// Titles and pairs.
@@ -62,7 +64,11 @@ impl Page {
         write!(put, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">")?;
         write!(put, "<meta name=\"color-scheme\" content=\"light dark\"><title>{title}</title>")?;
         write!(put, "<style>{}</style></head>\n<body><main>", include_str!("report.css"))?;
-        write!(put, "<h1>{title}</h1><p class=\"soft\">{}</p>\n<div class=\"numbers\">", escape(&self.lead))?;
+        write!(put, "<h1>{title}</h1><p class=\"soft\">{}</p>", escape(&self.lead))?;
+        if let Some(warning) = &self.warning {
+            write!(put, "<p class=\"card warning\">{}</p>", escape(warning))?;
+        }
+        write!(put, "\n<div class=\"numbers\">")?;
         for number in &self.numbers {
             let before = number.before.as_ref().map(|before| format!("<span>before: {before}</span>"));
             let before = before.unwrap_or_default();

@@ -7,6 +7,7 @@ use crate::cli::TrainArgs;
 use crate::encoder::Encoder;
 use crate::evaluate::Evaluation;
 use crate::interrupt::Interrupt;
+use crate::lock::Lock;
 use crate::loss::Loss;
 use crate::model::{Calibration, Settings};
 use crate::random::{Purpose, stream};
@@ -15,7 +16,8 @@ use crate::run_folder::{self, MetricsCsv, Summary};
 use crate::run_report::Run;
 use crate::say::say;
 use crate::train::{End, Plan, Surroundings, Training};
-use crate::{model, options, plot, source, waiting, weights};
+use crate::workers::Workers;
+use crate::{model, options, plot, source, waiting, watch, weights};
 use anyhow::Result;
 use rand::Rng;
 use std::time::{Duration, Instant};
@@ -38,6 +40,11 @@ pub enum Ended {
 pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
     let start = Instant::now();
     let resumed = args.resume.take();
+    // Before anything is read that another process could still write.
+    let mut lock = match &resumed {
+        Some(folder) if checkpoint::path(folder).exists() => Some(Lock::take(folder, "--resume")?),
+        _ => None, // no file is made where no run is
+    };
     let checkpoint = resumed.as_deref().map(Checkpoint::read).transpose()?;
     if let Some(checkpoint) = &checkpoint {
         if given.iter().any(|option| option == "device") {
@@ -49,18 +56,28 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
     if device == Device::Cpu {
         waiting::sleep_instead_of_spinning();
     }
-    let interrupt = Interrupt::watch()?;
     let size = args.image_size.unwrap_or(if device == Device::Cpu { 32 } else { 224 }) as usize;
     (args.device, args.image_size) = (device_name(device), Some(size as u64));
+    args.margin = args.margin.or(Some(args.loss.margin()));
     let mut plan = plan(&args)?;
-    let mut source = source::open(&args, size)?;
+    let workers = Workers::new(args.workers)?;
+    let mut source = workers.run(|| source::open(&args, size))?;
+    // From here on there is something to save.
+    let interrupt = Interrupt::watch()?;
     let forged = source.forged.take();
     let (train, val) = (&source.train, &source.val);
-    let origin = Origin { options: serde_json::to_value(&args)?, data: checkpoint::fingerprint(&[train, val]) };
+    let origin = Origin {
+        options: serde_json::to_value(&args)?,
+        data: checkpoint::fingerprint(&[train, val]),
+        weights: args.weights.as_deref().map(weights::fingerprint).transpose()?,
+    };
     if let (Some(checkpoint), Some(folder)) = (&checkpoint, &resumed) {
         let refused = |why: String| Err(bad_input(format!("--resume {}: {why}", folder.display())));
         if checkpoint.origin.data != origin.data {
             return refused(format!("the images of {} are others than when the run began", source.description));
+        }
+        if checkpoint.origin.weights != origin.weights {
+            return refused("--weights is another file than when the run began".into());
         }
         // A run whose training is over and that has no summary ended while it measured: it can do that again.
         if let Some(why) = plan.over(&checkpoint.state, train).filter(|_| run_folder::is_complete(folder)) {
@@ -81,8 +98,13 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
     let name = format!("{:?}", args.encoder).to_lowercase();
     let folder = match &resumed {
         Some(folder) => folder.clone(),
-        None => run_folder::create(args.out.as_deref())?,
+        None => {
+            let (folder, taken) = run_folder::claim(args.out.as_deref())?;
+            lock = Some(taken);
+            folder
+        }
     };
+    let _held_to_the_end = lock;
     eprintln!(
         "{name} on {}: {size} px, trained on {} images of {} identities of {}; \
          evaluated on {} images of {} others",
@@ -94,9 +116,17 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
         val.members.len(),
     );
 
+    let held = train.images.held() + val.images.held();
+    let decoded_again = train.images.len() + val.images.len() - held;
+    if decoded_again > 0 {
+        eprintln!(
+            "--image-cache {}: {held} images in memory, {decoded_again} decoded for each batch",
+            args.image_cache
+        );
+    }
     // Of a resumed run too: its initial weights come from the seed, so these are the same numbers again.
     let clock = Instant::now();
-    let before = evaluation.run(&encoder, train, val)?;
+    let before = evaluation.run(&encoder, &workers, train, val)?;
     let evaluating = clock.elapsed();
     eprintln!("before: {}", before.scores);
     // The last evaluation gets as long as the first one took.
@@ -127,7 +157,8 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
             origin: &origin,
             start,
             train,
-            evaluate: &|step| Ok(evaluation.run(&encoder, train, val)?.scores.measured(step)),
+            workers: &workers,
+            evaluate: &|step| Ok(evaluation.run(&encoder, &workers, train, val)?.scores.measured(step)),
             interrupt: &interrupt,
         },
     );
@@ -143,8 +174,10 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
         return Ok(Ended::Interrupted);
     }
     training.restore_best()?;
-    let after = evaluation.run(&encoder, train, val)?;
+    let after = evaluation.run(&encoder, &workers, train, val)?;
     eprintln!("after:  {}", after.scores);
+    eprintln!("the encoder waited {:.1} s for images, of {:.1} s of training", state.waited, state.seconds);
+    let level = plan.loss.of_equal_embeddings();
 
     let calibration = Calibration::new(&after.scores, val.members.len(), evaluation.len());
     let settings =
@@ -166,6 +199,7 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
         steps: state.step,
         seconds: earlier + start.elapsed().as_secs_f64(),
         images_per_second: state.images as f64 / state.seconds.max(1e-9),
+        seconds_waited: state.waited,
         device: args.device,
         seed: args.seed,
         data: source.description,
@@ -175,6 +209,8 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
         training_identities: train.members.len(),
         validation_identities: val.members.len(),
         validation_images: evaluation.len(),
+        skipped_images: source.skipped,
+        collapsed_at: watch::collapsed_at(&state.losses, &state.active, level),
         ended_by: ended_by.name().into(),
         version: env!("CARGO_PKG_VERSION").into(),
     };
@@ -188,6 +224,7 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
         folder: &folder,
         summary: &summary,
         loss: args.loss.title(),
+        equal: level,
         history: &History { losses: state.losses.clone(), active: state.active.clone(), measured },
         before: was,
         after: &after,
@@ -223,7 +260,7 @@ fn plan(args: &TrainArgs) -> Result<Plan> {
         weight_decay: args.weight_decay,
         precision: args.precision,
         forwards: args.forwards,
-        loss: Loss::new(args.loss, args.margin, args.normalize),
+        loss: Loss::new(args.loss, args.margin.unwrap_or(args.loss.margin()), args.normalize),
         augment: args.augment as f32,
         seed: args.seed,
         evaluate_every: args.evaluate_every.unwrap_or(u64::from(args.patience.is_some())),

@@ -1,6 +1,7 @@
 //! The folder of one run: never an existing one, and never half-written files under final names.
 
 use crate::bad_input::bad_input;
+use crate::lock::{self, Lock};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fs::File;
@@ -12,9 +13,10 @@ use std::path::{Path, PathBuf};
 pub fn create(wanted: Option<&Path>) -> Result<PathBuf> {
     if let Some(folder) = wanted {
         std::fs::create_dir_all(folder).map_err(|e| bad_input(format!("--out {}: {e}", folder.display())))?;
-        if std::fs::read_dir(folder)?.next().is_some() {
-            return Err(bad_input(format!("--out {}: not empty", folder.display())));
+        if Lock::is_taken(folder) {
+            return Err(bad_input(format!("--out {}: another process is at work in it", folder.display())));
         }
+        refuse_used(folder)?;
         return Ok(folder.to_owned());
     }
     let runs = Path::new("runs");
@@ -29,6 +31,25 @@ pub fn create(wanted: Option<&Path>) -> Result<PathBuf> {
         }
     }
     unreachable!("numbers do not end")
+}
+
+/// The same, with the lock that a run holds to its end.
+pub fn claim(wanted: Option<&Path>) -> Result<(PathBuf, Lock)> {
+    let folder = create(wanted)?;
+    let lock = Lock::take(&folder, "--out")?;
+    refuse_used(&folder)?; // another run may have come and gone since it was looked at
+    Ok((folder, lock))
+}
+
+/// A run that was killed before it wrote anything leaves the file of its lock, which is no use of the folder.
+fn refuse_used(folder: &Path) -> Result<()> {
+    let wrong = |what: &dyn std::fmt::Display| bad_input(format!("--out {}: {what}", folder.display()));
+    for entry in std::fs::read_dir(folder).map_err(|error| wrong(&error))? {
+        if entry.map_err(|error| wrong(&error))?.file_name() != lock::NAME {
+            return Err(wrong(&"not empty"));
+        }
+    }
+    Ok(())
 }
 
 /// `summary.json`.
@@ -64,6 +85,8 @@ pub struct Summary {
     pub seconds: f64,
     /// Training images per second, without evaluations.
     pub images_per_second: f64,
+    /// Seconds that the encoder waited for images in training.
+    pub seconds_waited: f64,
     /// `cpu` or `cuda:0`.
     pub device: String,
     /// The run's seed.
@@ -82,6 +105,11 @@ pub struct Summary {
     pub validation_identities: usize,
     /// Images evaluated on.
     pub validation_images: usize,
+    /// Image files that could not be read.
+    pub skipped_images: usize,
+    /// The step at which the run was warned of a collapse of its embeddings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub collapsed_at: Option<u64>,
     /// Why training ended: `epochs`, `steps` or `time limit`.
     pub ended_by: String,
     /// The version of Tercet.
@@ -140,10 +168,12 @@ pub struct Line {
     pub active: f64,
     /// The step's.
     pub learning_rate: f64,
+    /// Of `seconds`: for images that were not ready.
+    pub waited: f64,
 }
 
 /// The first line.
-const HEADER: &str = "epoch,step,loss,seconds,images_per_second,active,learning_rate";
+const HEADER: &str = "epoch,step,loss,seconds,images_per_second,active,learning_rate,waited";
 
 impl MetricsCsv {
     /// Starts the file with its header.
@@ -182,10 +212,11 @@ impl MetricsCsv {
 
     /// Adds a line.
     pub fn line(&mut self, line: &Line) -> Result<()> {
-        let Line { epoch, step, loss, seconds, images_per_second, active, learning_rate } = line;
+        let Line { epoch, step, loss, seconds, images_per_second, active, learning_rate, waited } = line;
         // In one piece: a full disk leaves no half of a line that a resumed run would not find the end of.
-        let text =
-            format!("{epoch},{step},{loss:.6},{seconds:.3},{images_per_second:.2},{active:.4},{learning_rate:.3e}\n");
+        let text = format!(
+            "{epoch},{step},{loss:.6},{seconds:.3},{images_per_second:.2},{active:.4},{learning_rate:.3e},{waited:.3}\n"
+        );
         self.0.write_all(text.as_bytes()).context("cannot write metrics.csv")
     }
 
@@ -207,13 +238,26 @@ mod tests {
         assert_eq!(create(Some(&folder)).unwrap(), folder, "empty: may be used");
         atomically(&folder.join("x.json"), b"{}").unwrap();
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
-        let error = create(Some(&folder)).unwrap_err();
-        assert_eq!(crate::bad_input::exit_code(&error), 2);
+        let refused = |folder: &Path, words: &str| {
+            let error = create(Some(folder)).unwrap_err();
+            assert_eq!(crate::bad_input::exit_code(&error), 2);
+            assert!(error.to_string().contains(words), "{error}");
+        };
+        refused(&folder, "not empty");
+        refused(&folder.join("x.json"), "x.json");
+        refused(&folder.join("x.json/run"), "x.json");
+
+        let other = dir.path().join("other");
+        create(Some(&other)).unwrap();
+        let lock = Lock::take(&other, "--out").unwrap();
+        refused(&other, "another process");
+        drop(lock);
+        assert_eq!(create(Some(&other)).unwrap(), other, "a lock that nobody holds");
     }
 
     fn line(step: u64) -> Line {
         let (loss, seconds, images_per_second) = (0.5, step as f64, 9.0);
-        Line { epoch: 1, step, loss, seconds, images_per_second, active: 0.25, learning_rate: 1e-3 }
+        Line { epoch: 1, step, loss, seconds, images_per_second, active: 0.25, learning_rate: 1e-3, waited: 0.125 }
     }
 
     #[test]
@@ -224,7 +268,7 @@ mod tests {
         let mut csv = MetricsCsv::create(dir.path()).unwrap();
         (1..=3).for_each(|step| csv.line(&line(step)).unwrap());
         let three = text();
-        assert_eq!(three.lines().last(), Some("1,3,0.500000,3.000,9.00,0.2500,1.000e-3"));
+        assert_eq!(three.lines().last(), Some("1,3,0.500000,3.000,9.00,0.2500,1.000e-3,0.125"));
 
         // Two steps more than the checkpoint has, the second one torn.
         csv.line(&line(4)).unwrap();

@@ -6,6 +6,7 @@ use crate::metrics::{Verification, text_of};
 use crate::plot::thumbnail;
 use crate::report::{Compare, History, Number, Page};
 use crate::run_folder::Summary;
+use crate::watch;
 use anyhow::Result;
 use std::path::Path;
 
@@ -15,6 +16,8 @@ pub struct Run<'a> {
     pub summary: &'a Summary,
     /// Of the loss, for people.
     pub loss: &'a str,
+    /// What the loss is where all embeddings are the same.
+    pub equal: f64,
     pub history: &'a History,
     pub before: &'a Verification,
     pub after: &'a Evaluated,
@@ -38,10 +41,10 @@ impl Run<'_> {
             identity: &subjects.identity,
             names: &self.val.names,
             forged: (&self.after.forged, owners),
-            picture: &|row| Ok(thumbnail(&self.val.images, subjects.image[row])),
+            picture: &|row| thumbnail(&self.val.images, subjects.image[row]),
             forgery: &|row| {
                 let (set, images) = forgeries.expect("a forgery's row");
-                Ok(thumbnail(&set.images, images[row]))
+                thumbnail(&set.images, images[row])
             },
         };
         let mut charts = self.history.charts(self.loss);
@@ -58,6 +61,7 @@ impl Run<'_> {
         let page = Page {
             title: format!("{} on {}", summary.encoder, data_title(&summary.data)),
             context: format!("{}, {}", summary.encoder, data_title(&summary.data)),
+            warning: summary.collapsed_at.map(|step| watch::collapse(step, self.equal)),
             lead: format!(
                 "{} steps in {:.0} s on {}; measured on {} images of {} identities that were never trained on",
                 summary.steps,
@@ -88,6 +92,7 @@ impl Run<'_> {
             ("trained on", format!("{} identities of {}", summary.training_identities, summary.data)),
             ("image size", format!("{} px", summary.image_size)),
             ("images per second", format!("{:.1}", summary.images_per_second)),
+            ("waited for images", format!("{:.1} s", summary.seconds_waited)),
             ("ended by", summary.ended_by.clone()),
             ("seed", summary.seed.to_string()),
             ("threshold", format!("{}: {errors} on the validation pairs", text_of(at.threshold))),

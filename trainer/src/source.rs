@@ -4,7 +4,7 @@ use crate::bad_input::bad_input;
 use crate::cli::TrainArgs;
 use crate::dataset::{Dataset, split_folders, split_fraction};
 use crate::folders;
-use crate::images::Images;
+use crate::images::{Budget, Images};
 use crate::signatures::Signer;
 use anyhow::Result;
 use image::GrayImage;
@@ -23,6 +23,8 @@ pub struct Source {
     pub val: Dataset,
     /// Skilled forgeries of the validation identities, where there are any: never trained on.
     pub forged: Option<Dataset>,
+    /// Files that could not be read.
+    pub skipped: usize,
     /// What it is, for people: `generated signatures`, or the folder.
     pub description: String,
 }
@@ -33,7 +35,7 @@ pub fn open(args: &TrainArgs, size: usize) -> Result<Source> {
         return Ok(generated(args, size));
     };
     let all = folders::find(data)?;
-    let (train, val) = if let Some(val_data) = &args.val_data {
+    let (mut train, val) = if let Some(val_data) = &args.val_data {
         refuse_overlap(data, val_data)?;
         (all, folders::find(val_data)?)
     } else if args.hold_out.is_empty() {
@@ -49,13 +51,18 @@ pub fn open(args: &TrainArgs, size: usize) -> Result<Source> {
     } else {
         split_folders(all, &args.hold_out, "--hold-out")?
     };
-    let source = Source {
-        train: Dataset::read(&train, size, args.on_bad_image)?,
-        val: Dataset::read(&val, size, args.on_bad_image)?,
-        forged: None,
-        description: data.display().to_string(),
-    };
-    source.train.check("training")?;
+    train.retain(|_, files| files.len() as u64 >= args.min_images);
+    let files = [&train, &val].map(|set| set.values().map(Vec::len).sum::<usize>()).iter().sum::<usize>();
+    let mut budget = Budget::mib(args.image_cache);
+    let mut train = Dataset::read(&train, size, args.on_bad_image, &mut budget)?;
+    let val = Dataset::read(&val, size, args.on_bad_image, &mut budget)?;
+    let skipped = files - train.images.len() - val.images.len();
+    train.leave_out_small(args.min_images as usize);
+    let source = Source { train, val, forged: None, skipped, description: data.display().to_string() };
+    match args.min_images {
+        1 => source.train.check("training")?,
+        least => source.train.check(&format!("training, --min-images {least}"))?,
+    }
     source.val.check("validation")?;
     Ok(source)
 }
@@ -84,6 +91,7 @@ fn generated(args: &TrainArgs, size: usize) -> Source {
         train: signers(0..train, DRAWINGS, Signer::draw),
         val: signers(train..all, DRAWINGS, Signer::draw),
         forged: Some(signers(train..all, FORGERIES, Signer::forge)),
+        skipped: 0,
         description: "generated signatures".into(),
     }
 }
@@ -105,5 +113,105 @@ fn signers(
         images: Images::from_grey(drawings.collect(), size),
         members: (0..names.len()).map(|i| (i * count..(i + 1) * count).collect()).collect(),
         names,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+    use image::{DynamicImage, GrayImage, ImageFormat, Luma};
+
+    fn opened(data: &Path, options: &[&str]) -> Result<Source> {
+        let arguments = [&["tercet", "train", "--data", data.to_str().unwrap()], options].concat();
+        match Cli::parse_from(arguments).command {
+            Command::Train(args) => open(&args, 16),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A little picture, a different one for each name.
+    fn put(root: &Path, file: &str, format: ImageFormat) {
+        let hash = crate::images::hash(file.as_bytes());
+        let picture = GrayImage::from_fn(20, 24, |x, y| Luma([(hash >> ((x + 7 * y) % 57)) as u8]));
+        let file = root.join(file);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        DynamicImage::from(picture).save_with_format(file, format).unwrap();
+    }
+
+    #[test]
+    fn lfw_as_it_unpacks() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, count) in [("Ada_Example", 3), ("Bo_Example", 1), ("Cy_Example", 1), ("Di_Example", 4)] {
+            for image in 1..=count {
+                put(dir.path(), &format!("lfw/{name}/{name}_{image:04}.jpg"), ImageFormat::Jpeg);
+            }
+        }
+        for (name, count) in [("Ed_Example", 2), ("Flo_Example", 1)] {
+            for image in 1..=count {
+                put(dir.path(), &format!("test/{name}/{name}_{image:04}.jpg"), ImageFormat::Jpeg);
+            }
+        }
+        let val = dir.path().join("test");
+        let val = ["--val-data", val.to_str().unwrap()];
+        let source = opened(&dir.path().join("lfw"), &val).unwrap();
+        assert_eq!((source.train.names.len(), source.train.with_pairs(), source.train.images.len()), (4, 2, 9));
+        assert_eq!(source.val.names, ["Ed_Example", "Flo_Example"]);
+        let source = opened(&dir.path().join("lfw"), &[&val[..], &["--min-images", "2"]].concat()).unwrap();
+        assert_eq!(
+            (source.train.names, source.train.images.len()),
+            (vec!["Ada_Example".into(), "Di_Example".into()], 7)
+        );
+    }
+
+    #[test]
+    fn omniglot_as_it_unpacks() {
+        let dir = tempfile::tempdir().unwrap();
+        for alphabet in ["Greek", "Korean", "Latin"] {
+            for character in 1..=2 {
+                for drawer in 1..=3 {
+                    let file = format!("{alphabet}/character{character:02}/{:04}_{drawer:02}.png", 600 + character);
+                    put(&dir.path().join("images_background"), &file, ImageFormat::Png);
+                }
+            }
+        }
+        let source = opened(&dir.path().join("images_background"), &["--hold-out", "Korean"]).unwrap();
+        assert_eq!(source.val.names, ["Korean/character01", "Korean/character02"]);
+        assert_eq!((source.train.names.len(), source.train.images.len()), (4, 12));
+        // The folder above it is one more level.
+        assert_eq!(opened(dir.path(), &[]).unwrap().train.names.len() + 2, 6);
+    }
+
+    #[test]
+    fn the_faces_of_att_as_they_unpack() {
+        let dir = tempfile::tempdir().unwrap();
+        for subject in 1..=5 {
+            for image in 1..=10 {
+                put(dir.path(), &format!("s{subject}/{image}.pgm"), ImageFormat::Pnm);
+            }
+        }
+        std::fs::write(dir.path().join("README"), b"The faces").unwrap();
+        let source = opened(dir.path(), &["--val-split", "0.4"]).unwrap();
+        assert_eq!((source.train.names.len(), source.val.names.len(), source.train.images.len()), (3, 2, 30));
+        assert_eq!((source.skipped, source.train.images.get(0).unwrap().1), (0, 1));
+    }
+
+    #[test]
+    fn the_cache_is_shared_by_both_sets_and_bad_files_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        for identity in 0..4 {
+            for image in 0..2 {
+                put(dir.path(), &format!("{identity}/{image}.png"), ImageFormat::Png);
+            }
+            std::fs::write(dir.path().join(format!("{identity}/torn.webp")), b"RIFF").unwrap();
+        }
+        let source = opened(dir.path(), &["--image-cache", "0"]).unwrap();
+        assert_eq!((source.train.images.held(), source.val.images.held(), source.skipped), (0, 0, 4));
+        let all = opened(dir.path(), &[]).unwrap();
+        assert_eq!(all.train.images.held() + all.val.images.held(), 8);
+        for image in 0..4 {
+            assert_eq!(source.val.images.get(image).unwrap(), all.val.images.get(image).unwrap());
+        }
     }
 }

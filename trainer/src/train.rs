@@ -15,10 +15,11 @@ use crate::random::{Purpose, stream};
 use crate::run_folder::{Line, MetricsCsv};
 use crate::schedule::{Rate, Schedule};
 use crate::view::{Affine, tensor};
+use crate::watch;
+use crate::workers::Workers;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor, nn};
 
@@ -101,6 +102,8 @@ pub struct Surroundings<'a> {
     pub start: Instant,
     /// Trained on.
     pub train: &'a Dataset,
+    /// Read and bend the images.
+    pub workers: &'a Workers,
     /// Measures the encoder; the step is for the record.
     pub evaluate: &'a dyn Fn(u64) -> Result<Measured>,
     /// Whether to stop.
@@ -169,17 +172,20 @@ impl<'a> Training<'a> {
             return Ok(End::Patience);
         }
         let first = self.state.step;
-        let before = (self.state.seconds, self.state.run_seconds);
+        let before = (self.state.seconds, self.state.run_seconds, self.state.waited);
+        let collapsed = plan.loss.of_equal_embeddings();
+        let mut warned = watch::collapsed_at(&self.state.losses, &self.state.active, collapsed).is_some();
         let start = Instant::now();
         let mut paused = Duration::ZERO; // for evaluations and checkpoints
         let mut progress = Progress::start();
         let (device, train) = (self.vs.device(), around.train);
+        let make = |n: u64| plan.batch(train, device, n / per_epoch, n % per_epoch);
         std::thread::scope(|scope| -> Result<()> {
-            // Two batches ahead, so that the encoder does not wait for views.
-            let (send, receive) = sync_channel(2);
-            scope.spawn(move || plan.produce(train, device, per_epoch, first..total, &send));
-            // An error or a break drops the receiver: the producer's next send fails, and it ends.
-            for (n, (batch, xs)) in (first..).zip(receive) {
+            let mut batches = around.workers.ahead(scope, first..total, &make);
+            // An error or a break drops the batches that are ahead, and no more are made.
+            for n in first.. {
+                let Some(batch) = batches.next() else { break };
+                let (batch, xs) = batch?;
                 if around.interrupt.asked() {
                     end = End::Interrupted;
                     break;
@@ -190,12 +196,26 @@ impl<'a> Training<'a> {
                 self.state.step = n + 1;
                 self.state.images += batch.encoded(plan.forwards) as u64;
                 self.state.seconds = before.0 + spent.as_secs_f64();
+                self.state.waited = before.2 + batches.waited().as_secs_f64();
                 self.state.losses.push(loss);
                 self.state.active.push(active);
                 let epoch = n / per_epoch + 1;
                 let images_per_second = self.state.images as f64 / self.state.seconds;
-                let (seconds, learning_rate) = (self.state.seconds, rate.at(n));
-                csv.line(&Line { epoch, step: n + 1, loss, seconds, images_per_second, active, learning_rate })?;
+                let (seconds, waited, learning_rate) = (self.state.seconds, self.state.waited, rate.at(n));
+                csv.line(&Line {
+                    epoch,
+                    step: n + 1,
+                    loss,
+                    seconds,
+                    images_per_second,
+                    active,
+                    learning_rate,
+                    waited,
+                })?;
+                if !warned && watch::collapsed(&self.state.losses, &self.state.active, collapsed) {
+                    warned = true;
+                    progress.note(&format!("warning: {}", watch::collapse(n + 1, collapsed)));
+                }
 
                 let due = |every: u64| every > 0 && (n + 1) % per_epoch == 0 && epoch.is_multiple_of(every);
                 let pause = Instant::now();
@@ -214,6 +234,7 @@ impl<'a> Training<'a> {
                     loss: recent(&self.state.losses),
                     active: recent(&self.state.active),
                     images_per_second,
+                    waited: waited / seconds.max(1e-9),
                     fraction,
                     left,
                 });
@@ -336,9 +357,10 @@ impl<'a> Training<'a> {
 impl Plan {
     /// Refuses what contradicts itself.
     pub fn check(&self) -> Result<()> {
-        if self.forwards == Forwards::Three && !matches!(self.loss, Loss::Triplet(_)) {
+        if self.forwards == Forwards::Three && !self.loss.takes_roles() {
             return Err(bad_input(
-                "--forwards three: only --loss triplet has anchors, positives and negatives to encode apart",
+                "--forwards three: only --loss triplet and --loss contrastive have anchors, positives and negatives to \
+                 encode apart",
             ));
         }
         Ok(())
@@ -372,26 +394,14 @@ impl Plan {
         }
     }
 
-    /// Sends the batches of `steps`, each a function of (seed, epoch, step within the epoch).
-    fn produce(
-        &self,
-        train: &Dataset,
-        device: Device,
-        per_epoch: u64,
-        steps: std::ops::Range<u64>,
-        send: &SyncSender<(TripletBatch, Tensor)>,
-    ) {
-        for n in steps {
-            let (epoch, step) = (n / per_epoch, n % per_epoch);
-            let batch = batch::draw(&train.members, self.shape, self.seed, epoch, step);
-            let mut rng = stream(self.seed, Purpose::Augment, epoch, step);
-            let view = |&image: &usize| (image, Affine::random(&mut rng, self.augment));
-            let views: Vec<_> = batch.images.iter().map(view).collect();
-            let xs = tensor(&train.images, &views, device);
-            if send.send((batch, xs)).is_err() {
-                return;
-            }
-        }
+    /// A batch and its views: a function of (seed, epoch, step within the epoch).
+    fn batch(&self, train: &Dataset, device: Device, epoch: u64, step: u64) -> Result<(TripletBatch, Tensor)> {
+        let batch = batch::draw(&train.members, self.shape, self.seed, epoch, step);
+        let mut rng = stream(self.seed, Purpose::Augment, epoch, step);
+        let view = |&image: &usize| (image, Affine::random(&mut rng, self.augment));
+        let views: Vec<_> = batch.images.iter().map(view).collect();
+        let xs = tensor(&train.images, &views, device)?;
+        Ok((batch, xs))
     }
 
     /// The fraction done and the time left, by steps or by the clock, whichever ends first. Time

@@ -5,6 +5,7 @@
 
 use crate::images::Images;
 use crate::random::symmetric;
+use anyhow::Result;
 use rand::Rng;
 use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
@@ -50,18 +51,17 @@ impl Affine {
 ///
 /// The memory is `[N, size, size, 3]`, permuted: libtorch takes such strides for channels-last, and
 /// then runs all convolutions of the encoder in that layout, which is the faster one on CPUs.
-pub fn tensor(images: &Images, views: &[(usize, Affine)], device: Device) -> Tensor {
+pub fn tensor(images: &Images, views: &[(usize, Affine)], device: Device) -> Result<Tensor> {
     let size = images.size();
     let mut values = vec![0f32; views.len() * size * size * 3];
-    values.par_chunks_mut(size * size * 3).zip(views).for_each(|(out, (image, affine))| {
-        render(images.get(*image), images.channels(), size, affine, out);
-    });
+    values.par_chunks_mut(size * size * 3).zip(views).try_for_each(|(out, (image, affine))| -> Result<()> {
+        let (pixels, channels) = images.get(*image)?;
+        render(&pixels, channels, size, affine, out);
+        Ok(())
+    })?;
     let side = size as i64;
-    Tensor::from_slice(&values)
-        .view([views.len() as i64, side, side, 3])
-        .to_device(device)
-        .to_kind(Kind::Float)
-        .permute([0, 3, 1, 2])
+    let values = Tensor::from_slice(&values).view([views.len() as i64, side, side, 3]);
+    Ok(values.f_to_device(device)?.to_kind(Kind::Float).permute([0, 3, 1, 2]))
 }
 
 /// Bilinear; what lies outside repeats the border, so paper stays paper.
@@ -99,7 +99,7 @@ mod tests {
     fn the_identity_view_is_the_image_itself_normalised() {
         let picture = GrayImage::from_fn(5, 5, |x, y| Luma([(x * 40 + y * 7) as u8]));
         let images = Images::from_grey(vec![picture.clone()], 5);
-        let t = tensor(&images, &[(0, Affine::IDENTITY)], Device::Cpu);
+        let t = tensor(&images, &[(0, Affine::IDENTITY)], Device::Cpu).unwrap();
         assert_eq!(t.size(), [1, 3, 5, 5]);
         assert_eq!(t.stride(), [75, 1, 15, 3]);
         for (x, y, c) in [(0, 0, 0), (4, 2, 1), (1, 4, 2)] {
@@ -115,7 +115,7 @@ mod tests {
         let picture = GrayImage::from_fn(4, 4, |x, _| Luma([x as u8 * 60]));
         let images = Images::from_grey(vec![picture], 4);
         let shifted = Affine { tx: 0.5, ..Affine::IDENTITY };
-        let t = tensor(&images, &[(0, Affine::IDENTITY), (0, shifted)], Device::Cpu);
+        let t = tensor(&images, &[(0, Affine::IDENTITY), (0, shifted)], Device::Cpu).unwrap();
         for (column, from) in [(0, 1), (1, 2), (2, 3), (3, 3)] {
             let difference = t.double_value(&[1, 0, 2, column]) - t.double_value(&[0, 0, 2, from]);
             assert!(difference.abs() < 1e-5, "{column}: {difference}");

@@ -1,8 +1,10 @@
 //! Encoder weights as `.safetensors` files with torchvision's names.
 
 use crate::bad_input::bad_input;
+use crate::images::hash;
 use anyhow::{Context, Result};
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::Path;
 use tch::{Tensor, nn};
 
@@ -18,9 +20,19 @@ pub fn load_all(vs: &nn::VarStore, file: &Path, option: &str) -> Result<()> {
     copy(vs, file, option, |_| false)
 }
 
+/// A number that a file of other weights does not have.
+pub fn fingerprint(file: &Path) -> Result<u64> {
+    let bytes = std::fs::read(file).map_err(|error| bad_input(format!("--weights {}: {error}", file.display())))?;
+    Ok(hash(&bytes))
+}
+
 fn copy(vs: &nn::VarStore, file: &Path, option: &str, may_differ: impl Fn(&str) -> bool) -> Result<()> {
-    let tensors =
-        Tensor::read_safetensors(file).map_err(|error| bad_input(format!("{option} {}: {error}", file.display())))?;
+    let wrong = |what: &dyn std::fmt::Display| bad_input(format!("{option} {}: {what}", file.display()));
+    if is_pickled(file) {
+        let convert = "trainer/convert_weights.py makes a .safetensors file of it";
+        return Err(wrong(&format!("a file of torch.save; {convert}")));
+    }
+    let tensors = Tensor::read_safetensors(file).map_err(|error| wrong(&error))?;
     let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
     let mut variables: Vec<_> = vs.variables().into_iter().collect();
     variables.sort_by(|a, b| a.0.cmp(&b.0));
@@ -51,6 +63,13 @@ fn copy(vs: &nn::VarStore, file: &Path, option: &str, may_differ: impl Fn(&str) 
         variable.f_copy_(tensor)?;
     }
     Ok(())
+}
+
+/// `torch.save` writes a zip archive, and before PyTorch 1.6 a pickle of protocol 2.
+fn is_pickled(file: &Path) -> bool {
+    let mut start = [0; 4];
+    let read = std::fs::File::open(file).and_then(|mut file| file.read_exact(&mut start));
+    read.is_ok() && (start == *b"PK\x03\x04" || start[..2] == [0x80, 2])
 }
 
 /// Writes beside the final name and renames: a reader never sees half a file.
@@ -122,5 +141,11 @@ mod tests {
         assert_eq!(crate::bad_input::exit_code(&error), 2);
         assert_eq!(get(&vs, "conv1.weight"), before, "nothing is copied from a file that does not fit");
         assert!(load(&vs, &dir.path().join("absent.safetensors")).is_err());
+        for start in [&b"PK\x03\x04 and more"[..], b"\x80\x02\x8a\x0a"] {
+            std::fs::write(&file, start).unwrap();
+            let error = load(&vs, &file).unwrap_err();
+            assert!(error.to_string().contains("convert_weights.py"), "{error}");
+            assert_eq!(crate::bad_input::exit_code(&error), 2);
+        }
     }
 }

@@ -68,6 +68,8 @@ fn a_short_run_leaves_everything_and_repeats_exactly() {
             "steps",
             "seconds",
             "images_per_second",
+            "seconds_waited",
+            "skipped_images",
             "seed",
         ] {
             assert!(summary[key].is_number(), "{key} in {summary}");
@@ -80,7 +82,10 @@ fn a_short_run_leaves_everything_and_repeats_exactly() {
         }
         let csv = std::fs::read_to_string(out.join("metrics.csv")).unwrap();
         let lines: Vec<&str> = csv.lines().collect();
-        assert_eq!((lines.len(), lines[0]), (3, "epoch,step,loss,seconds,images_per_second,active,learning_rate"));
+        assert_eq!(
+            (lines.len(), lines[0]),
+            (3, "epoch,step,loss,seconds,images_per_second,active,learning_rate,waited")
+        );
         let column = |line: &&str| line.split(',').nth(2).unwrap().to_owned();
         losses.push(lines[1..].iter().map(column).collect::<Vec<_>>());
     }
@@ -102,7 +107,11 @@ fn bad_images_are_skipped_by_name_or_stop_the_run() {
     std::fs::write(data.join("group0/writer0/torn.jpg"), b"not a picture").unwrap();
     let data = data.to_str().unwrap();
     let output = train(&dir.path().join("skip"), &["--data", data]);
-    assert!(output.status.success() && stderr(&output).contains("torn.jpg"), "{}", stderr(&output));
+    let text = stderr(&output);
+    assert!(output.status.success() && text.contains("torn.jpg") && text.contains("the encoder waited"), "{text}");
+    let summary = std::fs::read_to_string(dir.path().join("skip/summary.json")).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!(summary["skipped_images"], 1);
     let stop = train(&dir.path().join("stop"), &["--data", data, "--on-bad-image", "stop"]);
     refused(&stop, &["torn.jpg", "--on-bad-image skip"]);
     assert!(!dir.path().join("stop").exists(), "a run that cannot start makes no folder");
@@ -128,11 +137,47 @@ fn wrong_input_is_named_and_exits_with_2() {
     let good = at("good");
     refused(&train(&out, &["--data", &good, "--hold-out", "group9"]), &["group9", "group0, group1"]);
     refused(&train(&out, &["--data", &good, "--val-data", &at("good/group0")]), &["share images"]);
+    refused(&train(&out, &["--data", &good, "--hold-out", "group0,group1"]), &["training", "no identity"]);
+    refused(&train(&out, &["--data", &good, "--min-images", "3"]), &["training, --min-images 3", "no identity"]);
+    refused(&train(&out, &["--data", &good, "--val-data", &at("empty")]), &["no images", "empty"]);
+    refused(&train(&out, &["--data", &at("good/group0/writer0/0.png")]), &["0.png", "not a folder"]);
     refused(&train(&out, &["--data", &good, "--weights", &at("w.safetensors")]), &["w.safetensors"]);
+
+    // Pictures that are none, all of them.
+    for identity in 0..4 {
+        std::fs::create_dir_all(dir.path().join(format!("torn/{identity}"))).unwrap();
+        for name in ["a.jpg", "b.png"] {
+            std::fs::write(dir.path().join(format!("torn/{identity}/{name}")), b"GIF89a").unwrap();
+        }
+    }
+    refused(&train(&out, &["--data", &at("torn")]), &["skipped", "a.jpg", "training", "no identity"]);
+    // Pictures beside each other, in no identity's folder.
+    std::fs::create_dir(dir.path().join("flat")).unwrap();
+    std::fs::copy(at("good/group0/writer0/0.png"), at("flat/0.png")).unwrap();
+    refused(&train(&out, &["--data", &at("flat")]), &["1 images lie directly in", "one folder per identity"]);
+
     refused(&tercet(&["train", "--device", "tpu"]), &["tpu", "cuda:N"]);
-    refused(&train(&out, &["--val-split", "1.5"]), &["between 0 and 1"]);
-    refused(&train(&out, &["--margin", "-1"]), &["--margin"]);
+    refused(&tercet(&["train", "--device", "cuda:99"]), &["cuda:99", "GPUs"]);
+    for (options, words) in [
+        (["--val-split", "1.5"], ["--val-split", "between 0 and 1"]),
+        (["--margin", "-1"], ["--margin", "0 or above"]),
+        (["--margin", "nan"], ["--margin", "0 or above"]),
+        (["--learning-rate", "0"], ["--learning-rate", "above 0"]),
+        (["--embedding-dim", "0"], ["--embedding-dim", "1..=65536"]),
+        (["--image-size", "4"], ["--image-size", "8..=1024"]),
+        (["--epochs", "0"], ["--epochs", "1.."]),
+        (["--classes-per-batch", "1"], ["--classes-per-batch", "2.."]),
+        (["--workers", "0"], ["--workers", "1..=1024"]),
+        (["--image-cache", "-1"], ["--image-cache", "-1"]),
+        (["--seed", "one"], ["--seed", "one"]),
+        (["--hold-out", "group1"], ["--hold-out", "--data"]),
+        (["--encoder", "vgg16"], ["--encoder", "resnet18"]),
+    ] {
+        refused(&train(&out, &options), &words);
+    }
     refused(&train(&dir.path().join("good"), &[]), &["--out", "not empty"]);
+    let file = at("good/group0/writer0/0.png");
+    refused(&train(Path::new(&file), &[]), &["--out", "0.png"]);
     refused(&tercet(&["learn"]), &["learn"]);
     assert!(!out.exists());
 }
@@ -165,14 +210,108 @@ fn generated_signatures_are_a_data_set_in_folders() {
 #[test]
 fn every_loss_trains() {
     let dir = tempfile::tempdir().unwrap();
-    for loss in ["triplet", "batch-all", "batch-hard"] {
+    for loss in ["triplet", "batch-all", "batch-hard", "contrastive"] {
         let out = dir.path().join(loss);
         let output = train(&out, &["--loss", loss]);
         assert!(output.status.success(), "{}", stderr(&output));
         let summary = std::fs::read_to_string(out.join("summary.json")).unwrap();
         let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
         assert_eq!((&summary["loss"], &summary["steps"]), (&loss.into(), &2.into()));
+        assert!(summary["collapsed_at"].is_null());
     }
     let output = train(&dir.path().join("none"), &["--loss", "nothing"]);
     refused(&output, &["--loss", "triplet", "batch-all", "batch-hard"]);
+}
+
+/// The set-up's Python, where there is one.
+fn python() -> Option<std::path::PathBuf> {
+    let venv = std::env::var_os("TERCET_VENV").filter(|venv| !venv.is_empty());
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let python = venv.map_or(root.join(".venv"), Into::into).join("bin/python");
+    python.exists().then_some(python)
+}
+
+#[test]
+fn torchvisions_checkpoints_are_converted() {
+    let Some(python) = python() else {
+        eprintln!("skipped: no .venv/bin/python");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (data, own) = (at("data"), at("run/encoder.safetensors"));
+    folders(Path::new(&data), 4, 2);
+    let output = train(Path::new(&at("run")), &["--data", &data]);
+    assert!(output.status.success(), "{}", stderr(&output));
+
+    // The same weights as torch.save writes them, under a classifier's head and with the counts that torchvision keeps.
+    let save = r#"
+import json, sys, torch
+data = open(sys.argv[1], "rb").read()
+start = 8 + int.from_bytes(data[:8], "little")
+tensors = {}
+for name, entry in json.loads(data[8:start]).items():
+    if name != "__metadata__":
+        a, b = entry["data_offsets"]
+        values = torch.frombuffer(bytearray(data[start + a : start + b]), dtype=torch.float32)
+        tensors[name] = values.reshape(entry["shape"])
+tensors["bn1.num_batches_tracked"] = torch.tensor(7)
+tensors["fc.weight"], tensors["fc.bias"] = torch.zeros(1000, 512), torch.zeros(1000)
+torch.save(tensors, sys.argv[2])
+"#;
+    let run = |arguments: &[&str]| Command::new(&python).args(arguments).output().unwrap();
+    let (pth, converted) = (at("resnet18.pth"), at("resnet18.safetensors"));
+    let output = run(&["-c", save, &own, &pth]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("convert_weights.py");
+    let script = script.to_str().unwrap();
+    let output = run(&[script, &pth, &converted]);
+    assert!(output.status.success(), "{}", stderr(&output));
+
+    let [before, after] = [&own, &converted].map(|file| std::fs::read(file).unwrap());
+    let [before, after] = [&before, &after].map(|bytes| safetensors::SafeTensors::deserialize(bytes).unwrap());
+    for name in ["conv1.weight", "layer4.1.bn2.running_var"] {
+        assert_eq!(before.tensor(name).unwrap(), after.tensor(name).unwrap(), "{name}");
+    }
+    assert_eq!(after.tensor("fc.weight").unwrap().shape(), [1000, 512]);
+    let again = |weights: &str| train(Path::new(&at("again")), &["--data", &data, "--weights", weights]);
+    refused(&again(&pth), &["--weights", "resnet18.pth", "convert_weights.py"]);
+    assert!(!Path::new(&at("again")).exists());
+    let output = again(&converted);
+    assert!(output.status.success(), "{}", stderr(&output));
+
+    // Nothing is overwritten, and what is no checkpoint is named.
+    let bytes = std::fs::read(&converted).unwrap();
+    refused(&run(&[script, &pth, &converted]), &["resnet18.safetensors: already there"]);
+    assert!(std::fs::read(&converted).unwrap() == bytes);
+    refused(&run(&[script, &converted, &at("new.safetensors")]), &["resnet18.safetensors", "torch.save"]);
+    assert!(!Path::new(&at("new.safetensors")).exists());
+
+    // A run goes on from the weights that it began with, or not at all.
+    std::fs::copy(&own, &converted).unwrap();
+    let resumed = tercet(&["train", "--resume", &at("again"), "--steps", "3"]);
+    refused(&resumed, &["--resume", "--weights is another file"]);
+    std::fs::write(&converted, bytes).unwrap();
+    let resumed = tercet(&["train", "--resume", &at("again"), "--steps", "3"]);
+    assert!(resumed.status.success(), "{}", stderr(&resumed));
+}
+
+#[test]
+fn a_collapse_is_said_once_and_stays_in_the_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("run"));
+    folders(&data, 4, 2);
+    // Beside such a margin all distances of unit vectors are nothing.
+    let options = ["--data", data.to_str().unwrap(), "--margin", "1000", "--epochs", "70", "--steps", "60"];
+    let small = ["--encoder", "resnet18", "--image-size", "16", "--device", "cpu", "--out", out.to_str().unwrap()];
+    let output =
+        tercet(&[&["train", "--classes-per-batch", "2", "--samples-per-class", "2"], &small[..], &options].concat());
+    let text = stderr(&output);
+    assert!(output.status.success(), "{text}");
+    assert_eq!(text.matches("the embeddings have collapsed").count(), 1, "{text}");
+    assert!(text.contains("warning: at step 50 the loss has stayed at 1000"), "{text}");
+    let summary = std::fs::read_to_string(out.join("summary.json")).unwrap();
+    assert!(summary.contains("\"collapsed_at\": 50"), "{summary}");
+    let report = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(report.contains("at step 50 the loss has stayed"));
 }

@@ -1,0 +1,90 @@
+//! One process at a time works in a run folder.
+//!
+//! The operating system holds the lock for as long as the process has the file open, so a process that is killed
+//! leaves none behind. The file itself stays: removing it would let two processes hold locks on two files of one
+//! name.
+
+use crate::bad_input::bad_input;
+use anyhow::Result;
+use fs4::fs_std::FileExt;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::Path;
+
+/// The file's name in a run folder.
+pub const NAME: &str = "lock";
+
+/// A held lock. It ends with the value, or with the process.
+pub struct Lock(File);
+
+impl Lock {
+    /// Takes the lock of a folder. `option` is how the user named the folder. Where the file system has no locks
+    /// there is only a warning.
+    pub fn take(folder: &Path, option: &str) -> Result<Self> {
+        let file = folder.join(NAME);
+        let wrong = |what: String| bad_input(format!("{option} {}: {what}", folder.display()));
+        let mut options = OpenOptions::new();
+        let mut lock = options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&file)
+            .map_err(|error| wrong(format!("cannot write {NAME}: {error}")))?;
+        match try_lock(&lock) {
+            Ok(true) => {}
+            Ok(false) => {
+                let mut owner = String::new();
+                let _ = lock.read_to_string(&mut owner);
+                let owner = owner.trim();
+                let who = if owner.is_empty() { "another process".into() } else { format!("process {owner}") };
+                return Err(wrong(format!("in use by {who}; a folder has one run at a time")));
+            }
+            Err(error) => eprintln!("warning: {}: cannot lock, so take care of it yourself: {error}", file.display()),
+        }
+        // For whoever comes next.
+        lock.set_len(0)?;
+        writeln!(lock, "{}", std::process::id())?;
+        Ok(Self(lock))
+    }
+
+    /// Whether a process works in the folder.
+    pub fn is_taken(folder: &Path) -> bool {
+        File::open(folder.join(NAME)).is_ok_and(|file| matches!(try_lock(&file), Ok(false)))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = self.0.set_len(0);
+    }
+}
+
+fn try_lock(file: &File) -> std::io::Result<bool> {
+    FileExt::try_lock_exclusive(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_owner_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!Lock::is_taken(dir.path()));
+        let lock = Lock::take(dir.path(), "--out").unwrap();
+        assert!(Lock::is_taken(dir.path()));
+        let error = Lock::take(dir.path(), "--resume").map(|_| ()).unwrap_err();
+        let text = error.to_string();
+        assert_eq!(crate::bad_input::exit_code(&error), 2);
+        let process = format!("in use by process {}", std::process::id());
+        assert!(
+            text.contains(&process) && text.starts_with("--resume") && text.contains("one run at a time"),
+            "{text}"
+        );
+        drop(lock);
+        assert!(!Lock::is_taken(dir.path()));
+        drop(Lock::take(dir.path(), "--out").unwrap());
+        assert_eq!(std::fs::read(dir.path().join(NAME)).unwrap(), b"", "no process is named that is gone");
+    }
+}
