@@ -386,3 +386,45 @@ fn seconds(text: &str) -> Result<f64, String> {
         _ => Err("expected a number, 0 or above".into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_options_are_refused_by_name() {
+        for (options, words) in [
+            (&["--val-split", "1.5"][..], ["--val-split", "between 0 and 1"]),
+            (&["--margin", "-1"], ["--margin", "0 or above"]),
+            (&["--margin", "nan"], ["--margin", "0 or above"]),
+            (&["--learning-rate", "0"], ["--learning-rate", "above 0"]),
+            (&["--learning-rate", "inf"], ["--learning-rate", "above 0"]),
+            (&["--embedding-dim", "0"], ["--embedding-dim", "1..=65536"]),
+            (&["--image-size", "4"], ["--image-size", "8..=1024"]),
+            (&["--epochs", "0"], ["--epochs", "1.."]),
+            (&["--steps", "0"], ["--steps", "1.."]),
+            (&["--classes-per-batch", "1"], ["--classes-per-batch", "2.."]),
+            (&["--samples-per-class", "1"], ["--samples-per-class", "2.."]),
+            (&["--batch-triplets", "0"], ["--batch-triplets", "1.."]),
+            (&["--workers", "0"], ["--workers", "1..=1024"]),
+            (&["--image-cache", "-1"], ["--image-cache", "-1"]),
+            (&["--min-images", "2"], ["--data", "required"]),
+            (&["--data", "x", "--min-images", "0"], ["--min-images", "1.."]),
+            (&["--patience", "0"], ["--patience", "1.."]),
+            (&["--seed", "one"], ["--seed", "one"]),
+            (&["--normalize", "maybe"], ["--normalize", "maybe"]),
+            (&["--hold-out", "group1"], ["--data", "required"]),
+            (&["--data", "x", "--signers", "9"], ["--data", "--signers"]),
+            (&["--data", "x", "--val-data", "y", "--hold-out", "z"], ["--val-data", "--hold-out"]),
+            (&["--resume", "x", "--out", "y"], ["--resume", "--out"]),
+            (&["--encoder", "vgg16"], ["--encoder", "resnet18"]),
+            (&["--loss", "softmax"], ["--loss", "contrastive"]),
+            (&["--on-bad-image", "repair"], ["--on-bad-image", "stop"]),
+        ] {
+            let error = Cli::try_parse_from([&["tercet", "train"], options].concat()).err().expect("it is refused");
+            let text = error.to_string();
+            assert_eq!(error.exit_code(), 2, "{text}");
+            words.iter().for_each(|word| assert!(text.contains(word), "{word:?} is not in: {text}"));
+        }
+    }
+}

@@ -214,4 +214,40 @@ mod tests {
             assert_eq!(source.val.images.get(image).unwrap(), all.val.images.get(image).unwrap());
         }
     }
+
+    #[test]
+    fn folders_that_cannot_be_trained_on_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for (identity, image) in (0..4).flat_map(|identity| [(identity, 0), (identity, 1)]) {
+            put(&at("good"), &format!("group{}/{identity}/{image}.png", identity % 2), ImageFormat::Png);
+            put(&at("single"), &format!("{identity}{image}/0.png"), ImageFormat::Png);
+            put(&at("one"), &format!("0/{identity}{image}.png"), ImageFormat::Png);
+            put(&at("flat"), &format!("{identity}{image}.png"), ImageFormat::Png);
+        }
+        std::fs::create_dir(at("empty")).unwrap();
+        std::fs::create_dir_all(at("texts/0")).unwrap();
+        std::fs::write(at("texts/0/notes.txt"), b"none").unwrap();
+        let [good, empty, texts] = ["good", "empty", "texts"].map(|name| at(name).to_str().unwrap().to_owned());
+        for (data, options, words) in [
+            ("absent", &[][..], &["absent", "not a folder"][..]),
+            ("good/group0/0/0.png", &[], &["0.png", "not a folder"]),
+            ("empty", &[], &["no images in", "empty", "one folder per identity"]),
+            ("texts", &[], &["no images in", "texts", "TIFF"]),
+            ("flat", &[], &["no images in", "flat", "one folder per identity"]),
+            ("one", &[], &["1 identities", "at least 4", "--val-data"]),
+            ("one", &["--val-data", &good], &["training: only 1 identity", "at least 2"]),
+            ("single", &[], &["training: all 6 identities have one image only"]),
+            ("good", &["--hold-out", "group9"], &["--hold-out group9", "group0, group1"]),
+            ("good", &["--hold-out", "group0,group1"], &["training: no identity"]),
+            ("good", &["--min-images", "3"], &["training, --min-images 3: no identity"]),
+            ("good", &["--val-data", &empty], &["no images in", "empty"]),
+            ("good", &["--val-data", &texts], &["no images in", "texts"]),
+            ("good/group0", &["--val-data", &good], &["share images", "--hold-out"]),
+        ] {
+            let error = opened(&at(data), options).err().unwrap_or_else(|| panic!("{data} {options:?}"));
+            assert_eq!(crate::bad_input::exit_code(&error), 2);
+            words.iter().for_each(|word| assert!(error.to_string().contains(word), "{word:?} is not in: {error}"));
+        }
+    }
 }
