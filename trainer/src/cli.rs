@@ -421,7 +421,7 @@ mod tests {
             (&["--loss", "softmax"], ["--loss", "contrastive"]),
             (&["--on-bad-image", "repair"], ["--on-bad-image", "stop"]),
         ] {
-            let error = Cli::try_parse_from([&["tercet", "train"], options].concat()).err().expect("it is refused");
+            let error = Cli::try_parse_from([&["tercet", "train"], options].concat()).unwrap_err();
             let text = error.to_string();
             assert_eq!(error.exit_code(), 2, "{text}");
             words.iter().for_each(|word| assert!(text.contains(word), "{word:?} is not in: {text}"));

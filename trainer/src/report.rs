@@ -66,7 +66,7 @@ impl Page {
         write!(put, "<style>{}</style></head>\n<body><main>", include_str!("report.css"))?;
         write!(put, "<h1>{title}</h1><p class=\"soft\">{}</p>", escape(&self.lead))?;
         if let Some(warning) = &self.warning {
-            write!(put, "<p class=\"card warning\">{}</p>", escape(warning))?;
+            write!(put, "<p class=\"card warning\"><b>Warning:</b> {}</p>", escape(warning))?;
         }
         write!(put, "\n<div class=\"numbers\">")?;
         for number in &self.numbers {

@@ -176,7 +176,9 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
     training.restore_best()?;
     let after = evaluation.run(&encoder, &workers, train, val)?;
     eprintln!("after:  {}", after.scores);
-    eprintln!("the encoder waited {:.1} s for images, of {:.1} s of training", state.waited, state.seconds);
+    let slow = state.waited > 0.1 * state.seconds;
+    let advice = if slow { "; more --workers or a greater --image-cache may help" } else { "" };
+    eprintln!("the encoder waited {:.1} s for images, of {:.1} s of training{advice}", state.waited, state.seconds);
     let level = plan.loss.of_equal_embeddings();
 
     let calibration = Calibration::new(&after.scores, val.members.len(), evaluation.len());

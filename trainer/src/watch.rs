@@ -2,7 +2,8 @@
 
 /// Steps that a sign must last.
 const WINDOW: usize = 50;
-/// How near the loss must be to that of equal embeddings, as a share of it.
+/// How near the loss must be to that of equal embeddings: as a share of it, and at most this itself. Beside a margin
+/// of 1000 all distances of unit vectors are nothing, and the encoder may learn nevertheless.
 const NEAR: f64 = 0.01;
 /// The share of active terms that counts as all of them.
 const ALL: f64 = 0.99;
@@ -13,7 +14,7 @@ pub fn collapsed(losses: &[f64], active: &[f64], level: f64) -> bool {
     let (Some(losses), Some(active)) = (last(losses), last(active)) else { return false };
     let mean = |values: &mut dyn Iterator<Item = f64>| values.sum::<f64>() / WINDOW as f64;
     let off = mean(&mut losses.iter().map(|loss| (loss - level).abs()));
-    level > 0.0 && off <= NEAR * level && mean(&mut active.iter().copied()) >= ALL
+    level > 0.0 && off <= NEAR * level.min(1.0) && mean(&mut active.iter().copied()) >= ALL
 }
 
 /// The first step after which that was so.
@@ -49,6 +50,8 @@ mod tests {
         assert!(collapsed(&losses, &active, 0.2) && !collapsed(&losses[..120], &active[..120], 0.2));
         // With terms that are over, the same mean loss is no collapse.
         assert_eq!(collapsed_at(&losses, &vec![0.9; 180], 0.2), None);
+        // Nor are distances that are small beside the margin, and not in themselves.
+        assert_eq!(collapsed_at(&[999.5; 99], &[1.0; 99], 1000.0), None);
         // Nor is a loss of nothing, at a margin of 0.
         assert_eq!(collapsed_at(&[0.0; 200], &[1.0; 200], 0.0), None);
         assert_eq!(collapsed_at(&[0.2; 49], &[1.0; 49], 0.2), None);
