@@ -49,6 +49,7 @@ pub trait Scalar:
     + crate::batch_semi_hard::cpu::Select
     + crate::batch_negative::cpu::Select
     + crate::cpu::triplets::Hinge
+    + crate::batch_contrastive::cpu::Passes
     + crate::pairwise_distance::cpu::Tiles
     + crate::random::Bits
     + PartialOrd

@@ -7,6 +7,7 @@
 //! | [`BatchAllTripletLoss`] | the same over every triplet of a batch | Hermans et al. 2017 |
 //! | [`BatchHardTripletLoss`] | the same per anchor of a batch, with its farthest positive and its nearest negative | Hermans et al. 2017 |
 //! | [`ContrastiveLoss`] | `d(x1, x2)²/2` where the rows belong together, `relu(margin - d(x1, x2))²/2` elsewhere | Hadsell et al. 2006 |
+//! | [`BatchContrastiveLoss`] | the same over the pairs of a batch: all, or as many of the hardest of different classes as there are of one | Hadsell et al. 2006 |
 //! | [`PairwiseDistance`] | the matrix of distances itself, differentiable: `cdist` without its cancellation | – |
 //!
 //! Options are public fields with PyTorch's names; each method that can panic has an `f_` twin that returns a

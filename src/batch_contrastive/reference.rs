@@ -1,7 +1,7 @@
 //! The oracle: f64, one obvious loop after another. Every backend is compared with it.
 
 use super::{BatchContrastiveLoss, Negatives};
-use crate::mined::Shape;
+use crate::mined::{Loss, Shape};
 use crate::reference::Anchors;
 pub use crate::reference::ReferenceSet;
 use crate::{Error, Matrix, Reduction, Stats};
@@ -57,7 +57,7 @@ pub fn run_against(
     upstream: &[f64],
     selection: Option<&[[u32; 2]]>,
 ) -> Result<Reference, Error> {
-    loss.checked(&Shape::of(&embeddings, labels, reference))?;
+    loss.check(&Shape::of(&embeddings, labels, reference))?;
     let anchors = Anchors::new((loss.distance, loss.normalize), embeddings, labels, reference)?;
     let rows = anchors.rows();
     let d = |[a, j]: [u32; 2]| anchors.d[a as usize][j as usize];

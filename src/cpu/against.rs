@@ -103,6 +103,18 @@ impl<A: Scalar> Against<A> {
         self.others().rows - self.class(i).len()
     }
 
+    /// Of each of the other rows, where the anchors of its class start and end.
+    pub fn anchors_of_others(&self) -> Vec<std::ops::Range<usize>> {
+        let mut of_class = vec![0..0; self.others().rows];
+        let mut start = 0;
+        // Anchors of one class stand together.
+        for class in self.classes.ranges.chunk_by(|one, next| one == next) {
+            of_class[self.class(start)].fill(start..start + class.len());
+            start += class.len();
+        }
+        of_class
+    }
+
     /// Whether anchor i has both a positive and a negative.
     pub fn is_valid(&self, i: usize) -> bool {
         self.count_positives(i) > 0 && self.count_negatives(i) > 0

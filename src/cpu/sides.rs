@@ -74,11 +74,21 @@ impl<'a, A: Scalar> Sides<'a, A> {
     /// `visit(state, i, columns, compared)` for each row and each run of columns from left to right, with what distances are
     /// [compared](Batch::direct) by; one state for each [`TASK_ROWS`] rows.
     pub fn sweep<W: Send>(&self, states: Vec<W>, visit: impl Fn(&mut W, usize, Range<usize>, &mut [A]) + Sync) {
+        self.sweep_where(states, |_, _| true, visit);
+    }
+
+    /// Likewise, over those tiles alone that are `wanted(rows, columns)`.
+    pub fn sweep_where<W: Send>(
+        &self,
+        states: Vec<W>,
+        wanted: impl Fn(&Range<usize>, &Range<usize>) -> bool + Sync,
+        visit: impl Fn(&mut W, usize, Range<usize>, &mut [A]) + Sync,
+    ) {
         assert_eq!(states.len(), self.rows.rows.div_ceil(TASK_ROWS), "a state for each task");
         blocks::for_each(states, |task, mut state| {
             let rows = self.task(task);
             let mut to = vec![A::ZERO; rows.len() * TILE_COLUMNS];
-            for tile in self.tiles() {
+            for tile in self.tiles().filter(|tile| wanted(&rows, tile)) {
                 self.fill(rows.clone(), tile.clone(), &mut to, TILE_COLUMNS, |_, _| ());
                 for (i, row) in rows.clone().zip(to.chunks_exact_mut(TILE_COLUMNS)) {
                     visit(&mut state, i, tile.clone(), &mut row[..tile.len()]);

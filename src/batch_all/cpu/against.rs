@@ -104,13 +104,7 @@ pub fn sweep<A: Scalar>(
 /// The gradient with respect to the reference rows.
 fn push_others<A: Scalar>(against: &Against<A>, pairs: &Pairs<A>, counts: &[u32], to: &mut [A]) {
     let (anchors, others) = (&against.anchors, against.others());
-    // The anchors of each reference row's class: they stand together.
-    let mut of_class = vec![0..0; others.rows];
-    let mut start = 0;
-    for class in against.classes.ranges.chunk_by(|one, next| one == next) {
-        of_class[against.class(start)].fill(start..start + class.len());
-        start += class.len();
-    }
+    let of_class = against.anchors_of_others();
     let weigh = |_: &mut (), j: usize, columns: Range<usize>, d: &mut [A], weights: &mut [A]| {
         let mut any = false;
         for ((i, d), weight) in columns.zip(d.iter()).zip(weights) {

@@ -1,0 +1,236 @@
+//! The fused CPU version: positives by difference, negatives by tiles of products. What pairs weigh depends on their distance
+//! alone, so the gradient is another sweep, and nothing is kept for it but the hardest pairs.
+
+mod gradient;
+mod hardest;
+
+use pulp::{Simd, WithSimd};
+
+use super::{Negatives, Problem};
+use crate::cpu::against::Against;
+use crate::cpu::blocks;
+use crate::cpu::sides::{Sides, TASK_ROWS};
+use crate::cpu::simd::V;
+use crate::{Element, Matrix, Reduction, Reference, Scalar, Stats};
+use hardest::Pair;
+
+/// What a batch came to.
+pub struct Found<A> {
+    against: Against<A>,
+    /// The selected pairs of different classes where not all are, in the order of their anchors.
+    hardest: Vec<Pair<A>>,
+    /// Of the anchors, in the order given.
+    pub(crate) losses: Vec<A>,
+    /// The sum of the pairs' losses.
+    sum: f64,
+    pub(crate) stats: Stats,
+}
+
+impl<A: Scalar> Found<A> {
+    /// The reduced loss.
+    pub(crate) fn loss(&self, problem: &Problem) -> A {
+        A::from_f64(self.sum / problem.divisor(self.stats.valid))
+    }
+}
+
+/// Selects the pairs of a batch.
+pub(crate) fn find<T: Element>(
+    problem: &Problem,
+    embeddings: &Matrix<'_, T>,
+    labels: &[i64],
+    reference: Option<&Reference<Matrix<'_, T>, &[i64]>>,
+) -> Found<T::Scalar> {
+    let against = Against::new(embeddings, labels, reference, problem.metric, problem.normalize);
+    T::Scalar::find(problem, against)
+}
+
+/// The gradients times `upstream` (one number, or one an anchor; `None`: 1).
+pub(crate) fn gradients<T: Element>(
+    problem: &Problem,
+    found: &Found<T::Scalar>,
+    upstream: Option<&[T::Scalar]>,
+    grads: [Option<&mut [T]>; 2],
+) {
+    let each = problem.reduction == Reduction::None;
+    let factor = upstream.filter(|_| !each).map_or(T::Scalar::ONE, |upstream| upstream[0]);
+    let factor = factor / T::Scalar::from_f64(problem.divisor(found.stats.valid));
+    let against = &found.against;
+    for (which, grad) in grads.into_iter().enumerate() {
+        let Some(grad) = grad else { continue };
+        if against.poisoned() {
+            grad.fill(T::from_f64(f64::NAN));
+            continue;
+        }
+        let sorted = T::Scalar::gradient(problem, found, upstream.filter(|_| each), which);
+        let (dim, classes) = (problem.dim, if which == 0 { &against.classes } else { against.other_classes() });
+        blocks::for_each(grad.chunks_mut(TASK_ROWS * dim).collect(), |task, to: &mut [T]| {
+            let mut wide = vec![T::Scalar::ZERO; dim];
+            for (to, &position) in to.chunks_exact_mut(dim).zip(&classes.position[task * TASK_ROWS..]) {
+                let from = &sorted[position as usize * dim..][..dim];
+                wide.iter_mut().zip(from).for_each(|(wide, from)| *wide = *from * factor);
+                T::narrow(&wide, to);
+            }
+        });
+    }
+}
+
+/// Both passes for each type of arithmetic. A trait, so that they are compiled once, here.
+pub trait Passes: Sized {
+    #[doc(hidden)]
+    fn find(problem: &Problem, against: Against<Self>) -> Found<Self>;
+    /// In class order, before the mean; `upstream`: one number an anchor. `which`: with respect to the anchors, or to the
+    /// reference set.
+    #[doc(hidden)]
+    fn gradient(problem: &Problem, found: &Found<Self>, upstream: Option<&[Self]>, which: usize) -> Vec<Self>;
+}
+
+macro_rules! passes {
+    ($($t:ident),*) => {$(
+        impl Passes for $t {
+            fn find(problem: &Problem, against: Against<Self>) -> Found<Self> {
+                run(problem, against)
+            }
+            fn gradient(problem: &Problem, found: &Found<Self>, upstream: Option<&[Self]>, which: usize) -> Vec<Self> {
+                gradient::run(problem, found, upstream, which)
+            }
+        }
+    )*};
+}
+passes!(f32, f64);
+
+/// What the pairs of an anchor come to.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    loss: f64,
+    active: u64,
+    /// Of pairs of one class, and of different ones.
+    distances: [f64; 2],
+}
+
+fn run<A: Scalar>(problem: &Problem, against: Against<A>) -> Found<A> {
+    let rows = problem.rows;
+    let count = |of: &dyn Fn(usize) -> usize| (0..rows).map(|i| of(i) as u64).sum::<u64>();
+    let positives = count(&|i| against.count_positives(i));
+    let negatives = count(&|i| against.count_negatives(i));
+    let negatives = if problem.negatives == Negatives::All { negatives } else { negatives.min(positives) };
+    let valid = positives + negatives;
+    if against.poisoned() {
+        // Who has a pair of different classes looks at every row, to select or to find that it is not selected.
+        let has_pairs = |i: usize| against.count_positives(i) > 0 || (negatives > 0 && against.count_negatives(i) > 0);
+        let is_lost = |i: usize| has_pairs(i) || against.anchors.row(i).iter().any(|x| !x.is_finite());
+        let of_anchor = |&i: &u32| if is_lost(i as usize) { A::NAN } else { A::ZERO };
+        let losses = against.classes.position.iter().map(of_anchor).collect();
+        let stats = Stats { valid, ..Stats::poisoned() };
+        return Found { against, hardest: Vec::new(), losses, sum: f64::NAN, stats };
+    }
+    let margin = A::from_f64(problem.margin);
+    let mut sums = vec![Sums::default(); rows];
+    let mut hardest = Vec::new();
+    if negatives > 0 && problem.negatives == Negatives::All {
+        sweep_negatives(&against, margin, &mut sums);
+    } else if negatives > 0 {
+        hardest = hardest::select(&against, if against.is_itself() { negatives / 2 } else { negatives });
+        for pair in &hardest {
+            let d = against.anchors.distance(pair.compared);
+            let gap = if d < margin { margin - d } else { A::ZERO };
+            let loss = if d.is_finite() { (gap * gap).to_f64() / 2.0 } else { f64::NAN };
+            let both = [pair.anchor, pair.other];
+            for given in both.into_iter().take(if against.is_itself() { 2 } else { 1 }) {
+                let sums = &mut sums[against.classes.position[given as usize] as usize];
+                sums.loss += loss;
+                sums.active += u64::from(d < margin);
+                sums.distances[1] += d.to_f64();
+            }
+        }
+    }
+    add_positives(&against, &mut sums);
+
+    let mut stats = Stats { valid, ..Stats::default() };
+    let (mut losses, mut sum, mut distances) = (Vec::with_capacity(rows), 0.0, [0.0; 2]);
+    for &i in &against.classes.position {
+        let of_anchor = &sums[i as usize];
+        losses.push(A::from_f64(of_anchor.loss));
+        sum += of_anchor.loss;
+        stats.active += of_anchor.active;
+        distances.iter_mut().zip(of_anchor.distances).for_each(|(sum, d)| *sum += d);
+    }
+    stats.mean_positive_distance = distances[0] / positives.max(1) as f64;
+    stats.mean_negative_distance = distances[1] / negatives.max(1) as f64;
+    Found { against, hardest, losses, sum, stats }
+}
+
+fn add_positives<A: Scalar>(against: &Against<A>, sums: &mut [Sums]) {
+    blocks::for_each(sums.chunks_mut(TASK_ROWS).collect(), |task, sums: &mut [Sums]| {
+        for (k, sums) in sums.iter_mut().enumerate() {
+            let i = task * TASK_ROWS + k;
+            for p in against.positives(i) {
+                let compared = against.direct(i, p);
+                let d = against.anchors.distance(compared);
+                // No root that is squared again.
+                let square = if against.anchors.is_root() { compared } else { d * d };
+                sums.loss += if compared.is_finite() { square.to_f64() / 2.0 } else { f64::NAN };
+                sums.active += u64::from(d != A::ZERO);
+                sums.distances[0] += d.to_f64();
+            }
+        }
+    });
+}
+
+/// All pairs of different classes.
+fn sweep_negatives<A: Scalar>(against: &Against<A>, margin: A, sums: &mut [Sums]) {
+    let root = against.anchors.is_root();
+    let visit = |sums: &mut &mut [Sums], i: usize, columns: std::ops::Range<usize>, compared: &mut [A]| {
+        let (before, after) = against_class(&against.class(i), &columns);
+        let sums = &mut sums[i % TASK_ROWS];
+        for run in [&compared[..before], &compared[after..]] {
+            let [squares, distances, active] = pulp::Arch::new().dispatch(Run { compared: run, margin, root });
+            // A sum of finite numbers may overflow too.
+            let lost = !distances.is_finite() && run.iter().any(|compared| !compared.is_finite());
+            sums.loss += if lost { f64::NAN } else { squares.to_f64() / 2.0 };
+            sums.active += active.to_f64() as u64;
+            sums.distances[1] += distances.to_f64();
+        }
+    };
+    Sides::new(&against.anchors, against.others()).sweep(sums.chunks_mut(TASK_ROWS).collect(), visit);
+}
+
+/// Of a run of columns so many lie before a class, and those from the second number on behind it.
+fn against_class(class: &std::ops::Range<usize>, columns: &std::ops::Range<usize>) -> (usize, usize) {
+    let within = |at: usize| at.clamp(columns.start, columns.end) - columns.start;
+    (within(class.start), within(class.end))
+}
+
+/// `Σ max(m - d, 0)²`, `Σ d`, and how many d are below m.
+struct Run<'a, A> {
+    compared: &'a [A],
+    margin: A,
+    root: bool,
+}
+
+impl<A: Scalar> WithSimd for Run<'_, A> {
+    type Output = [A; 3];
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> [A; 3] {
+        let Self { compared, margin, root } = self;
+        let zero = V::<S, A>::splat(simd, A::ZERO);
+        let margins = V::<S, A>::splat(simd, margin);
+        let (mut squares, mut distances, mut active) = (zero, zero, zero);
+        let (whole, rest) = A::registers::<S>(compared);
+        for &register in whole {
+            let d = V::<S, A> { simd, register: if root { A::sqrt_of(simd, register) } else { register } };
+            let gap = (margins - d).max(zero);
+            squares = gap.mul_add(gap, squares);
+            distances = distances + d;
+            active = active + d.if_below(margins);
+        }
+        let mut sums = [squares.sum(), distances.sum(), active.sum()];
+        for &compared in rest {
+            let d = if root { compared.sqrt() } else { compared };
+            let gap = if d < margin { margin - d } else { A::ZERO };
+            sums[0] += gap * gap;
+            sums[1] += d;
+            sums[2] += if d < margin { A::ONE } else { A::ZERO };
+        }
+        sums
+    }
+}

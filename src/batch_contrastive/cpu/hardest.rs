@@ -1,0 +1,117 @@
+//! As many pairs of different classes as are asked for, with the smallest distances: a list of at most about twice as many, cut
+//! whenever it is full, and the distance that it was cut at for all threads to leave out what is farther. What is chosen is
+//! the same in any order.
+
+use std::cmp::Ordering;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+
+use crate::Scalar;
+use crate::cpu::against::Against;
+use crate::cpu::blocks;
+use crate::cpu::sides::{Sides, TASK_ROWS};
+
+/// A pair of an anchor and another row, as they were given; of a batch by itself the lower one is the anchor.
+#[derive(Clone, Copy)]
+pub struct Pair<A> {
+    /// As of [`Batch::direct`](crate::cpu::batch::Batch::direct).
+    pub compared: A,
+    pub anchor: u32,
+    pub other: u32,
+}
+
+impl<A: Scalar> Pair<A> {
+    fn order(&self, other: &Self) -> Ordering {
+        // Nothing is NaN: the batch is not poisoned.
+        let by_distance = self.compared.partial_cmp(&other.compared).unwrap_or(Ordering::Equal);
+        by_distance.then((self.anchor, self.other).cmp(&(other.anchor, other.other)))
+    }
+}
+
+/// The pairs so far.
+struct Hardest<A> {
+    count: usize,
+    pairs: Mutex<Vec<Pair<A>>>,
+    /// The bits of an f64: what is farther is not among them.
+    cut: AtomicU64,
+}
+
+/// The list is not cut below so many pairs.
+const FEW: usize = 1 << 14;
+
+impl<A: Scalar> Hardest<A> {
+    fn reaches(&self) -> A {
+        A::from_f64(f64::from_bits(self.cut.load(Relaxed)))
+    }
+
+    fn offer(&self, offered: &mut Vec<Pair<A>>) {
+        let mut pairs = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        pairs.append(offered);
+        if pairs.len() >= (2 * self.count).max(FEW) {
+            self.cut(&mut pairs);
+        }
+    }
+
+    fn cut(&self, pairs: &mut Vec<Pair<A>>) {
+        if pairs.len() > self.count {
+            let (_, last, _) = pairs.select_nth_unstable_by(self.count - 1, Pair::order);
+            self.cut.store(last.compared.to_f64().to_bits(), Relaxed);
+            pairs.truncate(self.count);
+        }
+    }
+}
+
+/// `count` pairs, of which there are as many or more, in the order of their anchors; a batch by itself has each once.
+pub fn select<A: Scalar>(against: &Against<A>, count: u64) -> Vec<Pair<A>> {
+    let count = usize::try_from(count).expect("no more pairs than there is memory for");
+    let cut = AtomicU64::new(f64::INFINITY.to_bits());
+    let hardest = Hardest { count, pairs: Mutex::new(Vec::new()), cut };
+    let itself = against.is_itself();
+    // Of a batch by itself what lies behind the class of a row: each pair once.
+    let wanted = |rows: &Range<usize>, columns: &Range<usize>| {
+        let behind = if itself { against.class(rows.start).end } else { 0 };
+        let class = against.class(rows.start);
+        let one_class =
+            class == against.class(rows.end - 1) && class.start <= columns.start && columns.end <= class.end;
+        columns.end > behind && !one_class
+    };
+    let visit = |offered: &mut Vec<Pair<A>>, i: usize, columns: Range<usize>, compared: &mut [A]| {
+        let (before, after) = super::against_class(&against.class(i), &columns);
+        let reaches = hardest.reaches();
+        let a = against.classes.order[i];
+        for run in [if itself { 0..0 } else { 0..before }, after..compared.len()] {
+            for (&compared, j) in compared[run.clone()].iter().zip(columns.start + run.start..) {
+                if compared <= reaches {
+                    let j = against.given(j);
+                    let (anchor, other) = if itself && j < a { (j, a) } else { (a, j) };
+                    offered.push(Pair { compared, anchor, other });
+                }
+            }
+        }
+        if !offered.is_empty() {
+            hardest.offer(offered);
+        }
+    };
+    let states = vec![Vec::new(); against.anchors.rows.div_ceil(TASK_ROWS)];
+    Sides::new(&against.anchors, against.others()).sweep_where(states, wanted, visit);
+    let mut pairs = std::mem::take(&mut *hardest.pairs.lock().unwrap_or_else(PoisonError::into_inner));
+    hardest.cut(&mut pairs);
+    pairs.sort_unstable_by_key(|pair| (pair.anchor, pair.other));
+    // Products chose, but the loss is that of the rows themselves.
+    blocks::for_each(pairs.chunks_mut(1024).collect(), |_, pairs: &mut [Pair<A>]| {
+        for pair in pairs {
+            let (i, j) = pair.places(against);
+            pair.compared = against.direct(i, j);
+        }
+    });
+    pairs
+}
+
+impl<A: Scalar> Pair<A> {
+    /// Where both rows are in the order of classes.
+    pub fn places(&self, against: &Against<A>) -> (usize, usize) {
+        let anchor = against.classes.position[self.anchor as usize];
+        (anchor as usize, against.other_classes().position[self.other as usize] as usize)
+    }
+}

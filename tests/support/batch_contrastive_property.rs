@@ -1,0 +1,251 @@
+//! The property test of `batch_contrastive` that every backend takes: dtype x distance x option against the f64 oracle, with
+//! bounds that follow from the arithmetic.
+
+use std::fmt::Debug;
+
+use half::{bf16, f16};
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
+use tercet::batch_contrastive::reference::{self, Reference};
+use tercet::{BatchContrastiveLoss, Element, Matrix, Negatives, Reduction, Stats};
+
+use super::support::mined::{self, Batch, Bounds, Content, Data, Worst};
+
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub loss: BatchContrastiveLoss,
+    pub batch: Batch,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let reductions = prop_oneof![Just(Reduction::Mean), Just(Reduction::Sum), Just(Reduction::None)];
+    let margins = proptest::sample::select(vec![0.0, 0.3, 1.0, 3.0, 1e3]);
+    let negatives = prop_oneof![Just(Negatives::All), Just(Negatives::Hardest)];
+    let options = (mined::distances(), reductions, margins, any::<bool>(), negatives);
+    (options, mined::batches(300)).prop_map(|((distance, reduction, margin, normalize, negatives), batch)| Case {
+        loss: BatchContrastiveLoss { margin, distance, normalize, negatives, reduction, ..Default::default() },
+        batch,
+    })
+}
+
+fn oracle<T: Element>(case: &Case, data: &Data<T>, upstream: &[f64]) -> Reference {
+    let embeddings = Matrix::new(&data.exact, case.batch.dim).unwrap();
+    let set = data.exact_set(case.batch.dim);
+    reference::run_against(&case.loss, embeddings, &data.labels, set.as_ref(), upstream, None).unwrap()
+}
+
+/// What a backend returned.
+pub struct Output<T: Element> {
+    pub losses: Vec<T::Scalar>,
+    pub stats: Stats,
+    /// The reduced loss and the gradients for an upstream of 1; absent for `Reduction::None`.
+    pub reduced: Option<(T::Scalar, [Vec<T>; 2])>,
+    /// For the case's upstream, with respect to the anchors and to the reference set.
+    pub scaled_grads: [Vec<T>; 2],
+}
+
+pub trait Backend {
+    const NAME: &'static str;
+    /// Devices take no f64 for mined losses.
+    const TAKES_F64: bool;
+    fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T>;
+}
+
+/// What may be off, before the mean's division.
+struct Allowed {
+    /// Of each anchor.
+    losses: Vec<f64>,
+    /// Of their sum: whatever is selected of equally hard pairs, it is as hard.
+    sum: f64,
+    /// Pairs whose loss rounding may make 0.
+    undecided: u64,
+    distances: [f64; 2],
+    /// Of each pair that may be selected its anchor, and what its rows' gradients may be off by.
+    pulls: Vec<(usize, [PullBound; 2])>,
+}
+
+/// Of what a pair adds to the gradient of one of its rows.
+#[derive(Clone, Copy)]
+struct PullBound {
+    row: usize,
+    size: f64,
+    error: f64,
+}
+
+/// Whether a pair of different classes is selected for certain, or perhaps.
+#[derive(Clone, Copy, PartialEq)]
+enum Selected {
+    Surely,
+    Perhaps,
+    Not,
+}
+
+/// Distances within rounding of the last one that is selected may be taken either way.
+fn selected<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds, truth: &Reference) -> Vec<Selected> {
+    let (rows, others) = (case.batch.rows, data.other_labels().len());
+    let mut selected = vec![Selected::Not; rows * others];
+    let exact = matches!(case.batch.content, Content::Lattice { .. }) && !bounds.units && T::NAME != "bf16";
+    if exact || case.loss.negatives == Negatives::All {
+        for &[a, j] in &truth.negatives {
+            selected[a as usize * others + j as usize] = Selected::Surely;
+        }
+        return selected;
+    }
+    let all = (0..rows).flat_map(|a| (0..others).map(move |j| (a, j))).filter(|&(a, j)| data.is_negative(a, j));
+    let spans: Vec<_> = all
+        .map(|(a, j)| {
+            let (d, error) = (bounds.d(a, data.other(j)), bounds.of_product(a, data.other(j)));
+            (a * others + j, d - error, d + error)
+        })
+        .collect();
+    let count = truth.negatives.len();
+    if count == 0 {
+        return selected;
+    }
+    let last = |of: fn(&(usize, f64, f64)) -> f64| {
+        let mut all: Vec<f64> = spans.iter().map(of).collect();
+        *all.select_nth_unstable_by(count - 1, f64::total_cmp).1
+    };
+    let (lowest, highest) = (last(|span| span.1), last(|span| span.2));
+    for (pair, low, high) in spans {
+        selected[pair] = match count == truth.positives.len() {
+            // All of them are.
+            false => Selected::Surely,
+            true if high < lowest => Selected::Surely,
+            true if low <= highest => Selected::Perhaps,
+            true => Selected::Not,
+        };
+    }
+    selected
+}
+
+fn allowed<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds, truth: &Reference) -> Allowed {
+    let (rows, others, margin) = (case.batch.rows, data.other_labels().len(), case.loss.margin);
+    let selected = selected(case, data, bounds, truth);
+    let mut allowed =
+        Allowed { losses: vec![1e-35; rows], sum: 1e-35, undecided: 0, distances: [0.0; 2], pulls: Vec::new() };
+    for a in 0..rows {
+        for j in 0..others {
+            let of_j = data.other(j);
+            let (d, positive) = (bounds.d(a, of_j), data.is_positive(a, j));
+            let selected = selected[a * others + j];
+            if !positive && selected == Selected::Not {
+                continue;
+            }
+            let distance = if positive { bounds.of_distance(a, of_j) } else { bounds.of_product(a, of_j) };
+            let rounding = 4.0 * bounds.epsilon * if positive { d.abs() } else { d.abs() + margin };
+            let error = distance + rounding;
+            // At least the derivative of the loss with respect to the distance.
+            let slope = if positive { d.abs() } else { (margin - d).max(0.0) };
+            let reached = positive || d - error < margin;
+            let off = if reached { (slope + error) * error + 4.0 * bounds.epsilon * slope * slope } else { 0.0 };
+            let perhaps = !positive && selected == Selected::Perhaps;
+            let all = if perhaps && reached { (slope + error).powi(2) / 2.0 } else { 0.0 };
+            allowed.losses[a] += off + all;
+            allowed.sum += 2.0 * off;
+            let boundary = if positive { d.abs() } else { (margin - d).abs() };
+            allowed.undecided += u64::from(perhaps || boundary <= error);
+            allowed.distances[usize::from(!positive)] += 2.0 * error;
+            if !reached {
+                continue;
+            }
+            let of_row = |(x, y): (usize, usize)| {
+                let (size, slope_error) = if positive { bounds.slope(x, y) } else { bounds.product_slope(x, y) };
+                let whole = (slope + error) * size;
+                let error = (slope + error) * slope_error + error * size + if perhaps { whole } else { 0.0 };
+                PullBound { row: x, size: whole, error }
+            };
+            allowed.pulls.push((a, [(a, of_j), (of_j, a)].map(of_row)));
+        }
+    }
+    allowed
+}
+
+/// Per row, of an element of the gradient.
+fn gradient_bounds(allowed: &Allowed, bounds: &Bounds, mean: f64, upstream: &[f64]) -> Vec<f64> {
+    let mut total = vec![1e-35; bounds.x.len()];
+    let mut sums = vec![(0.0, 0.0f64); bounds.x.len()];
+    for (a, pulls) in &allowed.pulls {
+        let up = mean * upstream[if upstream.len() == 1 { 0 } else { *a }].abs();
+        for pull in pulls {
+            total[pull.row] += up * pull.error;
+            sums[pull.row].0 += up * pull.size;
+            sums[pull.row].1 += 1.0;
+        }
+    }
+    for (total, (size, count)) in total.iter_mut().zip(sums) {
+        *total += 4.0 * count.sqrt() * bounds.epsilon * size;
+    }
+    total
+}
+
+fn compare<T: Element>(
+    case: &Case,
+    data: &Data<T>,
+    output: &Output<T>,
+    worst: &mut Worst,
+) -> Result<(), TestCaseError> {
+    let dim = case.batch.dim;
+    let bounds = Bounds::of(data, dim, case.loss.distance, case.loss.normalize);
+    let truth = oracle(case, data, &data.upstream);
+    let allowed = allowed(case, data, &bounds, &truth);
+
+    prop_assert_eq!(output.stats.valid, truth.stats.valid);
+    let (active, expected) = (output.stats.active, truth.stats.active);
+    prop_assert!(active.abs_diff(expected) <= allowed.undecided, "{active} active pairs for {expected}");
+    let means = [
+        (output.stats.mean_positive_distance, truth.stats.mean_positive_distance, truth.positives.len()),
+        (output.stats.mean_negative_distance, truth.stats.mean_negative_distance, truth.negatives.len()),
+    ];
+    for ((actual, expected, count), bound) in means.into_iter().zip(allowed.distances) {
+        let bound = bound / count.max(1) as f64 + 4.0 * bounds.epsilon * expected.abs();
+        worst.check(|| "a mean distance".into(), actual, expected, bound + 1e-35)?;
+    }
+    for (a, (actual, expected)) in output.losses.iter().zip(&truth.losses).enumerate() {
+        let bound = allowed.losses[a] + 4.0 * bounds.epsilon * expected;
+        worst.check(|| format!("losses[{a}]"), actual.to_f64(), *expected, bound)?;
+    }
+
+    let mean = if case.loss.reduction == Reduction::Mean { 1.0 / truth.stats.valid.max(1) as f64 } else { 1.0 };
+    let unit = oracle(case, data, &[1.0]);
+    let mut grads = vec![(&output.scaled_grads, &truth, data.upstream.clone())];
+    if let Some((loss, grads_of_one)) = &output.reduced {
+        let bound = mean * allowed.sum + 4.0 * bounds.epsilon * truth.loss + 1e-35;
+        worst.check(|| "loss".into(), loss.to_f64(), truth.loss, bound)?;
+        if truth.stats.valid == 0 {
+            prop_assert_eq!(loss.to_f64(), 0.0);
+        }
+        grads.push((grads_of_one, &unit, vec![1.0]));
+    }
+    for (actual, expected, upstream) in grads {
+        let of_rows = gradient_bounds(&allowed, &bounds, mean, &upstream);
+        let expected = [&expected.grad[..], &expected.reference_grad].concat();
+        mined::check_gradients(worst, actual, &expected, dim, &of_rows)?;
+    }
+    Ok(())
+}
+
+/// Runs `count` cases for each dtype; the same ones in every run.
+pub fn property<B: Backend>(backend: &B, count: u32) {
+    fn one<B: Backend, T: Element + Debug>(backend: &B, count: u32) {
+        let worst = std::cell::RefCell::new(Worst::default());
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[13; 32]);
+        let outcome = TestRunner::new_with_rng(mined::config(count), rng).run(&cases(), |case| {
+            let data = Data::<T>::new(&case.batch, case.loss.reduction);
+            let output = backend.run(&case, &data);
+            let mut worst = worst.borrow_mut();
+            worst.cases += 1;
+            compare(&case, &data, &output, &mut worst)
+        });
+        if let Err(error) = outcome {
+            panic!("{} {}: {error}", B::NAME, T::NAME);
+        }
+        worst.borrow().print("batch_contrastive", B::NAME, T::NAME);
+    }
+    one::<B, f32>(backend, count);
+    if B::TAKES_F64 {
+        one::<B, f64>(backend, count);
+    }
+    one::<B, f16>(backend, count);
+    one::<B, bf16>(backend, count);
+}
