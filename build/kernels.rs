@@ -255,11 +255,12 @@ fn options(target: &str) -> Vec<String> {
 }
 
 /// The constants that host and kernels share; a kernel refuses to compile without the ones it needs.
-fn definitions() -> [(&'static str, String); 5] {
+fn definitions() -> [(&'static str, String); 6] {
     [
         ("TERCET_TILE", constants::TILE.to_string()),
         ("TERCET_SLAB", constants::SLAB.to_string()),
         ("TERCET_COMPARED", constants::COMPARED.to_string()),
+        ("TERCET_DIGITS", constants::DIGITS.to_string()),
         ("TERCET_PAIRED_THREADS", constants::PAIRED_THREADS.to_string()),
         ("TERCET_MIN_NORM", format!("{:e}", constants::MIN_NORM)),
     ]

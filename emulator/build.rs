@@ -93,6 +93,7 @@ fn compile(compiler: &cc::Tool, out: &Path, hooks: &Path, stem: &str, detect: bo
     command.arg(format!("-DTERCET_TILE={}", constants::TILE));
     command.arg(format!("-DTERCET_SLAB={}", constants::SLAB));
     command.arg(format!("-DTERCET_COMPARED={}", constants::COMPARED));
+    command.arg(format!("-DTERCET_DIGITS={}", constants::DIGITS));
     if detect {
         command.arg("-fsanitize=thread");
     }

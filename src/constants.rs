@@ -15,3 +15,6 @@ pub const SLAB: u32 = 64;
 
 /// batch_all on CUDA: classes of at most so many rows are compared threshold by threshold, larger ones sorted and searched.
 pub const COMPARED: u32 = 32;
+
+/// batch_contrastive on CUDA: how many digits there are of which a distance has three.
+pub const DIGITS: u32 = 1 << 11;

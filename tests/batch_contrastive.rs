@@ -2,6 +2,15 @@
 //! follow from the arithmetic, and the laws that hold for any implementation. The emulator takes the same cases in
 //! emulator/tests/batch_contrastive.rs.
 
+#[cfg(feature = "cuda")]
+#[path = "support/cuda_device.rs"]
+mod cuda_device;
+#[cfg(feature = "cuda")]
+#[path = "support/launches.rs"]
+mod launches;
+#[cfg(feature = "cuda")]
+#[path = "support/batch_contrastive_device.rs"]
+mod on_device;
 #[path = "support/batch_contrastive_property.rs"]
 mod property;
 mod support;
@@ -60,6 +69,23 @@ impl Backend for Cpu {
 #[test]
 fn cpu_agrees_with_the_oracle() {
     property(&Cpu, 250);
+}
+
+#[cfg(feature = "cuda")]
+impl Backend for cuda_device::Cuda {
+    const NAME: &'static str = "cuda";
+    const TAKES_F64: bool = false;
+    fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
+        on_device::run_case(self, case, data)
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_agrees_with_the_oracle() {
+    if let Some(cuda) = cuda_device::Cuda::first("cuda_agrees_with_the_oracle") {
+        property(&cuda, 250);
+    }
 }
 
 /// A batch of f32, uniform, with `each` rows a class.

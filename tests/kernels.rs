@@ -16,6 +16,7 @@ fn every_kernel_is_in_every_image() {
         let names: BTreeSet<String> = match image.stem {
             "batch" => tercet::cuda::batch::kernel_names(),
             "batch_all" => tercet::batch_all::cuda::kernel_names(),
+            "batch_contrastive" => tercet::batch_contrastive::cuda::kernel_names(),
             "batch_hard" => tercet::batch_hard::cuda::kernel_names(),
             "batch_negative" => tercet::batch_negative::cuda::kernel_names(),
             "batch_semi_hard" => tercet::batch_semi_hard::cuda::kernel_names(),

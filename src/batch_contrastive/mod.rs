@@ -5,7 +5,12 @@ use crate::mined::{self, Loss, Set, Shape};
 use crate::{Distance, Element, Error, Matrix, Precision, Reduction, Scalar, Stats};
 
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub mod cuda;
 pub mod reference;
+#[cfg(feature = "torch")]
+mod torch;
 
 use cpu::Found;
 

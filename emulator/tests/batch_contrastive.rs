@@ -1,0 +1,173 @@
+//! `batch_contrastive`'s kernels, run by the emulator through the crate's own launches: the property test that every backend
+//! takes.
+
+use std::cell::Cell;
+
+use tercet::batch_contrastive::reference;
+use tercet::{BatchContrastiveLoss, Element, Matrix, Negatives, Precision, Reduction};
+use tercet_emulator::{Emulator, Options};
+
+mod emulated;
+#[path = "../../tests/support/launches.rs"]
+mod launches;
+#[path = "../../tests/support/batch_contrastive_device.rs"]
+mod on_device;
+#[path = "../../tests/support/batch_contrastive_property.rs"]
+mod property;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use launches::{OnDevice, mine};
+use on_device::run_case;
+use property::{Backend, Case, Output, property};
+use support::mined::Data;
+
+/// With the detector or without.
+#[derive(Default)]
+struct Emulated<const DETECT: bool> {
+    launches: Cell<u64>,
+}
+
+impl<const DETECT: bool> Backend for Emulated<DETECT> {
+    const NAME: &'static str = if DETECT { "the emulator with its detector" } else { "the emulator" };
+    const TAKES_F64: bool = false;
+
+    fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
+        let emulator = Emulator::new(Options { detect: DETECT, seed: case.batch.seed % 4, os_threads: 1 });
+        let output = run_case(&emulator, case, data);
+        self.launches.set(self.launches.get() + emulator.launches());
+        output
+    }
+}
+
+fn shared_property<const DETECT: bool>(count: u32) {
+    let start = std::time::Instant::now();
+    let backend = Emulated::<DETECT>::default();
+    property(&backend, count);
+    let (name, seconds) = (Emulated::<DETECT>::NAME, start.elapsed().as_secs_f64());
+    println!("batch_contrastive on {name}: {} launches, {seconds:.1} s", backend.launches.get());
+}
+
+#[test]
+fn the_emulator_agrees_with_the_oracle() {
+    shared_property::<false>(12);
+}
+#[test]
+fn the_detector_agrees_with_the_oracle() {
+    shared_property::<true>(2);
+}
+
+fn uniform(rows: usize, dim: usize) -> Vec<f32> {
+    let mut numbers = support::Numbers(3);
+    (0..rows * dim).map(|_| 3.0 + numbers.unit() as f32).collect()
+}
+
+/// Blocks in any order and on several threads: the same bits.
+#[test]
+fn the_same_bits_under_every_schedule() {
+    let (rows, dim) = (150usize, 20usize);
+    let labels: Vec<i64> = (0..rows as i64).map(|i| if i % 3 == 0 { -1 } else { i % 20 }).collect();
+    // Integers too: most distances are those of other pairs.
+    let integers: Vec<f32> = uniform(rows, dim).iter().map(|x| x.round()).collect();
+    for (x, negatives) in
+        [(uniform(rows, dim), Negatives::All), (uniform(rows, dim), Negatives::Hardest), (integers, Negatives::Hardest)]
+    {
+        let loss_fn = BatchContrastiveLoss { margin: 3.0, negatives, ..Default::default() };
+        let results = (0..6u64).map(|seed| {
+            let emulator = Emulator::new(Options { detect: false, seed, os_threads: 1 + seed as usize % 2 });
+            let batch = OnDevice::itself(&emulator, &x, dim, &labels);
+            let mined = mine::<f32, _, _>(&emulator, &loss_fn, &batch, 0, &[&[1.0]]);
+            (mined.loss, mined.losses, mined.stats, mined.grads)
+        });
+        let results: Vec<_> = results.collect();
+        assert!(results[0].0 > 0.0);
+        assert!(results.iter().all(|result| *result == results[0]), "{negatives:?}");
+    }
+}
+
+/// The last of the hardest pairs is one of many at its distance: those of the lowest anchor, and of it with the lowest rows.
+#[test]
+fn ties_are_taken_in_the_given_order() {
+    // Some batches, each with another number of pairs of one class, so that the last pair is another.
+    for rows in [70usize, 100, 131] {
+        let mut numbers = support::Numbers(rows as u64);
+        let x: Vec<f32> = (0..rows).map(|_| numbers.below(3) as f32).collect();
+        let labels: Vec<i64> = (0..rows).map(|_| numbers.below(rows / 3) as i64).collect();
+        let loss_fn = BatchContrastiveLoss {
+            margin: 1.0,
+            negatives: Negatives::Hardest,
+            reduction: Reduction::None,
+            ..Default::default()
+        };
+        let exact: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+        let matrix = Matrix::new(&exact, 1).expect("whole rows");
+        let expected = reference::run(&loss_fn, matrix, &labels, &[1.0], None).expect("valid");
+        let emulator = Emulator::new(Options { detect: true, ..Options::default() });
+        let batch = OnDevice::itself(&emulator, &x, 1, &labels);
+        let upstream = vec![1.0; rows];
+        let mined = mine::<f32, _, _>(&emulator, &loss_fn, &batch, 0, &[&upstream]);
+        let losses: Vec<f64> = mined.losses.iter().map(|&loss| f64::from(loss)).collect();
+        assert_eq!(losses, expected.losses, "{rows}");
+        assert_eq!(mined.stats.valid, expected.stats.valid);
+    }
+}
+
+/// NaN and infinity, and distances that overflow.
+#[test]
+fn what_is_not_finite_is_seen() {
+    let labels: Vec<i64> = (0..70).map(|i| i % 9).collect();
+    for negatives in [Negatives::All, Negatives::Hardest] {
+        let loss_fn = BatchContrastiveLoss { negatives, ..Default::default() };
+        for (bad, lost) in [(f32::NAN, true), (f32::INFINITY, true), (1e30, false)] {
+            let mut x = uniform(70, 3);
+            x[3 * 17 + 1] = bad;
+            let emulator = Emulator::new(Options::default());
+            let batch = OnDevice::itself(&emulator, &x, 3, &labels);
+            let mined = mine::<f32, _, _>(&emulator, &loss_fn, &batch, 0, &[&[1.0]]);
+            let of_row = &mined.grads[0][0][3 * 17..3 * 18];
+            // Row 17 has positives, whose distances overflow.
+            assert!(!mined.loss.is_finite() && of_row.iter().all(|g| g.is_nan()), "{negatives:?} {bad}: {of_row:?}");
+            assert_eq!(mined.stats.mean_negative_distance.is_nan(), lost);
+        }
+        // No positive of it, and with `Hardest` no pair that is selected.
+        let mut x = uniform(70, 3);
+        x[3 * 69] = 1e30;
+        let labels: Vec<i64> = (0..70).map(|i| if i == 69 { -1 } else { i % 9 }).collect();
+        let emulator = Emulator::new(Options::default());
+        let batch = OnDevice::itself(&emulator, &x, 3, &labels);
+        let mined = mine::<f32, _, _>(&emulator, &loss_fn, &batch, 0, &[&[1.0]]);
+        let finite = mined.loss.is_finite() && mined.grads[0][0].iter().all(|g| g.is_finite());
+        assert_eq!(finite, negatives == Negatives::Hardest);
+    }
+}
+
+/// The loss and the gradient are off by no more than the fewer bits explain.
+#[test]
+fn lower_precision_is_as_good_as_its_bits() {
+    let (rows, dim) = (130usize, 70usize);
+    let x = uniform(rows, dim);
+    let labels: Vec<i64> = (0..rows as i64).map(|i| i * 7 % 33).collect();
+    let exact: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    // All pairs active.
+    let loss_fn = BatchContrastiveLoss { margin: 20.0, ..Default::default() };
+    let expected =
+        reference::run(&loss_fn, Matrix::new(&exact, dim).expect("whole rows"), &labels, &[1.0], None).expect("valid");
+    for (precision, unit) in
+        [(Precision::Highest, 0.5f64.powi(24)), (Precision::High, 0.5f64.powi(11)), (Precision::Medium, 0.5f64.powi(9))]
+    {
+        let loss_fn = BatchContrastiveLoss { precision, ..loss_fn };
+        let emulator = Emulator::new(Options::default());
+        let batch = OnDevice::itself(&emulator, &x, dim, &labels);
+        let mined = mine::<f32, _, _>(&emulator, &loss_fn, &batch, 0, &[&[1.0]]);
+        let error = (f64::from(mined.loss) - expected.loss).abs();
+        println!("batch_contrastive on the emulator, {precision:?}: loss {} off by {error:.1e}", mined.loss);
+        // Of a squared distance, and half as much of its root; the derivative of a pair's loss is at most the margin.
+        assert!(error <= 16.0 * unit * expected.stats.mean_negative_distance * 20.0 + 1e-4, "{precision:?}: {error}");
+        assert_eq!(mined.stats.active, mined.stats.valid);
+        let size = expected.grad.iter().fold(0f64, |m, g| m.max(g.abs()));
+        for (actual, expected) in mined.grads[0][0].iter().zip(&expected.grad) {
+            let error = (f64::from(*actual) - expected).abs();
+            assert!(error <= (64.0 * unit + 1e-4) * size, "{precision:?}: {actual} for {expected}");
+        }
+    }
+}

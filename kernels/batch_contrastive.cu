@@ -1,0 +1,416 @@
+// batch_contrastive:  over pairs of an anchor a and another row j:  d^2/2 for one class,  max(m - d, 0)^2/2 for different ones.
+//
+// Weights depend on d alone, so the loss and the gradient are a sweep over Gram tiles each. Which pairs of different classes
+// are among the `wanted` hardest is found without a list of them, by radix select over the bits of the distances: a sweep
+// counts how many pairs have which digit, `pick` takes the digit that the last one wanted has, three times; of those at
+// exactly its distance the lowest anchor's come first, and then the lowest row's, which takes two more sweeps, where not
+// all of them are wanted. Passes with nothing left to find return at once.
+//
+// count:    how many pairs there are and how many are wanted.
+// sweep:    one kernel for all passes over tiles, each pair's tile the same way round: a distance has the same bits in all.
+// pick:     after a pass, what the next one needs to know.
+// finish:   per anchor a warp takes the positives directly; the loss.
+// backward: what a row was pushed by, its positives, normalisation, times upstream / count, in the caller's type.
+#include "batch.cuh"
+#include "push.cuh"
+
+#ifndef TERCET_DIGITS
+#error "TERCET_DIGITS comes from src/constants.rs"
+#endif
+constexpr u32 DIGITS = TERCET_DIGITS;
+static_assert(DIGITS == 1 << 11, "three digits have 11, 11 and 10 bits");
+enum Phase : u32 { DIGIT_0, DIGIT_1, DIGIT_2, TIED_ANCHORS, TIED_ROWS, SUMS, PUSH };
+
+// What is selected: pairs (key, anchor, row) below (key, anchor, row) in lexicographic order; anchors and rows by original
+// index, and of a batch by itself the lower one first.
+struct Choice {
+    u64 left;   // how many are wanted of those that agree with `key` in all digits so far
+    u32 key;
+    u32 anchor;
+    u32 row;
+    u32 done;   // nothing is left to find
+};
+
+// The same layout as `Args` in src/batch_contrastive/cuda.rs.
+struct Args {
+    Sides sides;
+    Choice* choice;
+    u64* histogram;     // [DIGITS]: pairs; 0 at launch
+    u32* tied_anchors;  // [anchors] by original index: pairs at the last distance; 0 at launch
+    u32* tied_rows;     // [others] by original index: whether the last anchor has one with it; 0 at launch
+    double* sums;       // [splits, padded, 3] of the anchors: sum max(m - d, 0)^2, how many are above 0, sum d
+    float* pushed;      // [splits, padded, dim]: sum_j w_ij (y_i - y_j), for cosine -sum_j w_ij y_j, of the sweep's rows
+    double* partials;   // 6 a block
+    u32* ticket;        // 0 at launch
+    float* losses;      // [anchors] by original index; null: not wanted
+    float* loss;        // null: not wanted
+    double* stats;      // valid, active, mean distances of both kinds times valid, what the sum is multiplied by
+    const float* upstream;  // [1] (stride 0) or [anchors] by original index (stride 1)
+    i64 upstream_stride;
+    void* grad;         // [rows, dim] T of that side, by original index
+    double margin;
+    u32 splits, kind, hardest, mean, phase;
+    u32 which;          // the sweep's rows: the anchors or, 1, the reference set
+};
+static_assert(sizeof(Args) == sizeof(Sides) + 144, "Args must match src/batch_contrastive/cuda.rs");
+
+// ---- which pairs are selected ----
+
+// Distances of whatever sign in the order of these.
+DEVICE u32 key_of(float d) {
+    const u32 bits = __float_as_uint(d + 0.f);  // no -0
+    return bits & 0x80000000 ? ~bits : bits | 0x80000000;
+}
+
+// A pair by original indices.
+struct Named { u32 anchor, row; };
+DEVICE Named named(const Sides& sides, u32 anchor, u32 other) {
+    const u32 a = sides.anchors.order[anchor], j = sides.others.order[other];
+    return sides.itself && j < a ? Named{j, a} : Named{a, j};
+}
+
+DEVICE u32 shift_of(u32 phase) { return phase == DIGIT_0 ? 21 : phase == DIGIT_1 ? 10 : 0; }
+// Whether a key agrees with the choice in the digits before that of a phase.
+DEVICE bool agrees(u32 key, u32 chosen, u32 phase) { return phase == DIGIT_0 || key >> shift_of(phase - 1) == chosen >> shift_of(phase - 1); }
+
+// One block.
+KERNEL(batch_contrastive_count, BATCH_THREADS, const Args args) {
+    SHARED(u64, positives, BATCH_THREADS);
+    SHARED(u64, negatives, BATCH_THREADS);
+    u64 of_one = 0, of_two = 0;
+    for (u32 i = threadIdx.x; i < args.sides.anchors.rows; i += BATCH_THREADS) {
+        of_one += args.sides.positives(i);
+        of_two += args.sides.negatives(i);
+    }
+    positives[threadIdx.x] = of_one;
+    negatives[threadIdx.x] = of_two;
+    __syncthreads();
+    if (threadIdx.x) return;
+    for (u32 t = 1; t < BATCH_THREADS; ++t) {
+        of_one += positives[t];
+        of_two += negatives[t];
+    }
+    const bool all = !args.hardest || of_two <= of_one;
+    Choice& choice = *args.choice;
+    choice.left = of_one / (args.sides.itself ? 2 : 1);
+    choice.key = all ? NONE : 0;
+    choice.anchor = choice.row = 0;
+    choice.done = all || of_one == 0;
+}
+
+// The first of `count` places whose sum with all before it is more than `at`, and what lies before it; for thread 0 of a
+// block that calls together.
+struct Found { u32 place; u64 before, there; };
+template <class F> DEVICE Found find(u32 count, u64 at, F value) {
+    SHARED(u64, total, BATCH_THREADS);
+    const u32 run = (count + BATCH_THREADS - 1) / BATCH_THREADS;
+    const u32 begin = threadIdx.x * run < count ? threadIdx.x * run : count, end = begin + run < count ? begin + run : count;
+    u64 sum = 0;
+    for (u32 k = begin; k < end; ++k) sum += value(k);
+    total[threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.x) return {0, 0, 0};
+    u64 before = 0;
+    u32 t = 0;
+    for (; t < BATCH_THREADS - 1 && before + total[t] <= at; ++t) before += total[t];
+    u32 k = t * run;
+    for (; k < count - 1 && before + value(k) <= at; ++k) before += value(k);
+    return {k, before, value(k)};
+}
+
+// One block, after the pass of the phase.
+KERNEL(batch_contrastive_pick, BATCH_THREADS, const Args args) {
+    Choice& choice = *args.choice;
+    if (choice.done) return;
+    const u64 left = choice.left;
+    // Selected is what is below: the last one wanted has the index left - 1.
+    if (args.phase <= DIGIT_2) {
+        const Found last = find(DIGITS, left - 1, [&](u32 k) { return args.histogram[k]; });
+        __syncthreads();
+        for (u32 k = threadIdx.x; k < DIGITS; k += BATCH_THREADS) args.histogram[k] = 0;
+        if (threadIdx.x) return;
+        const u32 shift = shift_of(args.phase), key = choice.key | last.place << shift;
+        choice.left = left - last.before;
+        const bool whole = choice.left == last.there;
+        // All that agree so far.
+        choice.key = whole ? key + (1u << shift) : key;
+        choice.done = whole;
+    } else if (args.phase == TIED_ANCHORS) {
+        const Found last = find(args.sides.anchors.rows, left - 1, [&](u32 k) { return args.tied_anchors[k]; });
+        if (threadIdx.x) return;
+        choice.left = left - last.before;
+        const bool whole = choice.left == last.there;
+        choice.anchor = whole ? last.place + 1 : last.place;
+        choice.done = whole;
+    } else {
+        const Found last = find(args.sides.others.rows, left - 1, [&](u32 k) { return args.tied_rows[k]; });
+        if (threadIdx.x) return;
+        choice.row = last.place + 1;
+        choice.done = 1;
+    }
+}
+
+// ---- the sweep ----
+
+constexpr int HALF = TILE / 2;
+static_assert(TILE_THREADS == 2 * TILE, "two threads a row");
+
+template <class P> struct Shared {
+    union {
+        TileBuffers<P> buffers;
+        RowChunks y;
+    };
+    WeightTile d;  // then the weights
+    u32 digits[DIGITS];
+};
+constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
+
+template <class P> DEVICE void sweep(const Args& args) {
+    SHARED_DYNAMIC(Shared<P>, s);
+    static_assert(sizeof(Shared<P>) == larger(sizeof(TileBuffers<P>), sizeof(RowChunks)) + sizeof(WeightTile) + sizeof(u32) * DIGITS,
+                  "shared_bytes in src/batch_contrastive/cuda.rs");
+    SHARED(u32, any, 1);
+    using Tile = GramTile<P>;
+    const Sides& sides = args.sides;
+    const u32 phase = args.phase;
+    const Choice choice = *args.choice;
+    const bool selecting = phase < SUMS;
+    if (selecting && choice.done) return;
+    const Batch &rows = args.which ? sides.others : sides.anchors, &columns = args.which ? sides.anchors : sides.others;
+    const u32 tiles = columns.padded / TILE, row_tile = blockIdx.x / args.splits, split = blockIdx.x % args.splits;
+    const u32 row_base = row_tile * TILE;
+    // Two threads look at a row of the tile, every second distance each.
+    const u32 mine = threadIdx.x / 2, half = threadIdx.x % 2, row = row_base + mine;
+    const float margin = float(args.margin), infinity = __uint_as_float(0x7f800000), masked = nan_value<float>();
+    double squares = 0, distances = 0;
+    u32 active = 0;
+
+    float* pushed = args.pushed + (i64(split) * rows.padded + row_base) * rows.dim;
+    if (phase == PUSH)
+        for (u32 k = threadIdx.x; k < TILE * rows.dim; k += TILE_THREADS) pushed[k] = 0.f;
+    if (phase <= DIGIT_2)
+        for (u32 k = threadIdx.x; k < DIGITS; k += TILE_THREADS) s.digits[k] = 0;
+    __syncthreads();  // there may be no tile to wait in
+
+    const Operand side[2] = {sides.anchors.operand(), sides.others.operand()};
+    for (u32 column_tile = split; column_tile < tiles; column_tile += args.splits) {
+        const bool itself = sides.itself, diagonal = itself && row_tile == column_tile;
+        // A pair of a batch by itself is counted once.
+        if (selecting && itself && column_tile < row_tile) continue;
+        // The lower rows first: both orders of a pair have one distance.
+        const bool turned = args.which || (itself && column_tile < row_tile);
+        const u32 column_base = column_tile * TILE;
+        const u32 base[2] = {turned ? column_base : row_base, turned ? row_base : column_base};
+        if (itself) {
+            const u32 highest = base[1] + TILE;
+            if (rows.end[base[0]] >= (highest < rows.rows ? highest : rows.rows)) continue;  // one class
+        }
+        {
+            Tile tile;
+            tile.run(s.buffers, side, base);
+            u32 first[Tile::ROWS], end[Tile::ROWS];
+#pragma unroll
+            for (int slot = 0; slot < Tile::ROWS; ++slot) {
+                const u32 i = base[0] + Tile::row_of(slot);
+                first[slot] = i < sides.anchors.rows ? sides.first[i] : 0;
+                end[slot] = i < sides.anchors.rows ? sides.end[i] : NONE;
+            }
+            // Squares for Euclidean: their roots would make some of them equal.
+            const auto keep = [&](int r, int c, float compared) {
+                if (!turned) s.d[r][c] = compared;
+                if (turned || diagonal) s.d[c][r] = compared;
+            };
+            tile.each(
+                [&](int slot, int r, int c, float product) {
+                    const u32 i = base[0] + r, j = base[1] + c;
+                    if (diagonal && c < r) return false;
+                    if (j >= sides.others.rows || (j >= first[slot] && j < end[slot])) {
+                        keep(r, c, masked);
+                        return false;
+                    }
+                    bool near;
+                    const float d = squared_distance(sides.anchors, i, sides.others, j, product, near);
+                    near = near || !is_finite(d);
+                    if (!near) keep(r, c, args.kind == 2 ? d * .5f : d);
+                    return near;
+                },
+                [&](int, int r, int c) {
+                    const float d = near_squared_distance(sides.anchors, base[0] + r, sides.others, base[1] + c);
+                    keep(r, c, args.kind == 2 ? d * .5f : d);
+                });
+        }
+        if (threadIdx.x == 0) any[0] = 0;
+        __syncthreads();
+
+        const auto pair_of = [&](u32 column) { return args.which ? named(sides, column, row) : named(sides, row, column); };
+        const auto upstream_of = [&](u32 anchor) { return args.upstream[sides.anchors.order[anchor] * args.upstream_stride]; };
+        float tile_squares = 0, tile_distances = 0;
+        bool pulled = false;
+#pragma unroll 4
+        for (int q = 0; q < HALF; ++q) {
+            const u32 c = 2 * q + half, column = column_base + c;
+            const float compared = s.d[mine][c];
+            if (phase == PUSH) s.d[mine][c] = 0.f;
+            if (!(compared == compared)) continue;
+            const u32 key = key_of(compared);
+            if (selecting) {
+                if (diagonal && column < row) continue;
+                if (phase <= DIGIT_2) {
+                    if (agrees(key, choice.key, phase)) atomicAdd(&s.digits[key >> shift_of(phase) & (DIGITS - 1)], 1u);
+                } else if (key == choice.key) {
+                    const Named pair = pair_of(column);
+                    if (phase == TIED_ANCHORS) atomicAdd(&args.tied_anchors[pair.anchor], 1u);
+                    else if (pair.anchor == choice.anchor) args.tied_rows[pair.row] = 1;
+                }
+                continue;
+            }
+            if (key > choice.key) continue;
+            if (key == choice.key) {
+                const Named pair = pair_of(column);
+                if (pair.anchor > choice.anchor || (pair.anchor == choice.anchor && pair.row >= choice.row)) continue;
+            }
+            const float d = args.kind == 1 ? sqrtf(compared) : compared;
+            const bool lost = !(d < infinity);
+            if (phase == SUMS) {
+                const float gap = d < margin ? margin - d : 0.f;
+                tile_squares += lost ? masked : gap * gap;
+                tile_distances += d;
+                active += d < margin;
+            } else if (lost || d < margin) {
+                const float slope = args.kind == 0 ? 2.f : args.kind == 2 ? 1.f : d > 0.f ? 1.f / d : 0.f;
+                const float up = !itself ? upstream_of(args.which ? column : row) : upstream_of(row) + upstream_of(column);
+                s.d[mine][c] = lost ? masked : (d - margin) * slope * up;
+                pulled = true;
+            }
+        }
+        squares += double(tile_squares);
+        distances += double(tile_distances);
+        if (phase == PUSH) {
+            if (pulled) atomicOr(&any[0], 1u);
+            __syncthreads();
+            if (any[0]) push(s.d, s.y, rows.y + i64(row_base) * rows.dim, columns.y + i64(column_base) * rows.dim, rows.dim, args.kind != 2, pushed);
+        }
+        __syncthreads();  // what is shared is filled again
+    }
+
+    if (phase <= DIGIT_2) {
+        __syncthreads();
+        for (u32 k = threadIdx.x; k < DIGITS; k += TILE_THREADS)
+            if (s.digits[k]) atomicAdd(&args.histogram[k], u64(s.digits[k]));
+    }
+    if (phase != SUMS) return;
+    squares = group_sum<2>(squares);
+    distances = group_sum<2>(distances);
+    active = group_sum<2>(active);
+    if (row < rows.rows && half == 0) {
+        double* sums = args.sums + (i64(split) * rows.padded + row) * 3;
+        sums[0] = squares;
+        sums[1] = active;
+        sums[2] = distances;
+    }
+}
+
+// ---- the rows ----
+
+// A warp takes an anchor.
+template <class T> DEVICE void finish(const Args& args) {
+    const Sides& sides = args.sides;
+    const Batch &a = sides.anchors, &b = sides.others;
+    const u32 lane = threadIdx.x % 32;
+    const bool bad = sides.bad();
+    double sums[6] = {0, 0, 0, 0, 0, 0};  // loss, pairs of one class and of two, active, distances of one class and of two
+    for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < a.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
+        const Row<T> x = original_row<T>(a, row);
+        const u32 own = sides.own_of(row), positives = sides.positives(row), negatives = sides.negatives(row);
+        double loss = 0, active = 0, distances[2] = {0, 0};
+        for (u32 p = sides.first[row]; p < sides.end[row]; ++p) {
+            if (p == own) continue;
+            // For Euclidean no root that is squared again.
+            const float compared = direct_distance(x, original_row<T>(b, p), b.dim, args.kind == 1 ? 0 : args.kind);
+            const float d = args.kind == 1 ? sqrtf(compared) : compared;
+            loss += !is_finite(compared) ? nan_value<double>() : args.kind == 1 ? double(compared) : double(d) * double(d);
+            active += d != 0.f ? 1 : 0;
+            distances[0] += double(d);
+        }
+        for (u32 split = 0; split < args.splits; ++split) {
+            const double* of_row = args.sums + (i64(split) * a.padded + row) * 3;
+            loss += of_row[0];
+            active += of_row[1];
+            distances[1] += of_row[2];
+        }
+        loss /= 2;
+        // Who has a pair of different classes looks at every row.
+        const bool pairs = positives > 0 || (negatives > 0 && args.choice->key != 0);
+        if (bad && (pairs || a.norm[row] != a.norm[row])) loss = nan_value<double>();
+        if (lane == 0) {
+            if (args.losses) args.losses[a.order[row]] = float(loss);
+            sums[0] += loss;
+            sums[1] += positives;
+            sums[2] += negatives;
+            sums[3] += active;
+            sums[4] += distances[0];
+            sums[5] += distances[1];
+        }
+    }
+    double total[6];
+    if (!grid_sums<BATCH_THREADS>(sums, args.partials, args.ticket, total)) return;
+    const double selected = args.hardest && total[1] < total[2] ? total[1] : total[2], valid = total[1] + selected;
+    const double scale = args.mean && valid > 0 ? 1 / valid : 1;
+    if (args.loss) *args.loss = bad ? nan_value<float>() : float(total[0] * scale);
+    args.stats[0] = valid;
+    args.stats[1] = bad ? 0 : total[3];
+    args.stats[2] = bad ? nan_value<double>() : total[1] > 0 ? total[4] * (valid / total[1]) : 0;
+    args.stats[3] = bad ? nan_value<double>() : selected > 0 ? total[5] * (valid / selected) : 0;
+    args.stats[4] = scale;
+}
+
+// A warp takes one of the sweep's rows.
+template <class T> DEVICE void backward(const Args& args) {
+    const Sides& sides = args.sides;
+    const Batch &rows = args.which ? sides.others : sides.anchors, &columns = args.which ? sides.anchors : sides.others;
+    const u32 lane = threadIdx.x % 32, row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
+    if (row >= rows.rows) return;
+    const bool bad = sides.bad();
+    const Row<T> x = original_row<T>(rows, row);
+    float* g = args.pushed + i64(row) * rows.dim;  // where the first split is
+    for (u32 c = lane; c < rows.dim; c += 32) {
+        float sum = 0;
+        for (u32 split = 0; split < args.splits; ++split) sum += args.pushed[(i64(split) * rows.padded + row) * rows.dim + c];
+        g[c] = sum;
+    }
+    const auto upstream_of = [&](u32 anchor) { return args.upstream[sides.anchors.order[anchor] * args.upstream_stride]; };
+    const u32 first = (args.which ? sides.other_first : sides.first)[row], end = (args.which ? sides.other_end : sides.end)[row];
+    for (u32 p = first; p < end; ++p) {
+        if (args.which ? sides.own_of(p) == row : sides.own_of(row) == p) continue;
+        const Row<T> y = original_row<T>(columns, p);
+        const float compared = direct_distance(x, y, rows.dim, args.kind == 1 ? 0 : args.kind);
+        // d times the slope: for Euclidean nothing is divided.
+        float weight = args.kind == 0 ? 2.f * compared : args.kind == 1 ? 1.f : compared;
+        weight *= sides.itself ? upstream_of(row) + upstream_of(p) : upstream_of(args.which ? p : row);
+        if (!is_finite(compared)) weight = nan_value<float>();
+        for (u32 c = lane; c < rows.dim; c += 32) g[c] += args.kind == 2 ? -weight * y(c) : weight * (x(c) - y(c));
+    }
+    const float inverse = rows.inverse[row], scale = float(args.stats[4]);
+    float along = 0;
+    if (rows.normalize && inverse > 0.f) {
+        for (u32 c = lane; c < rows.dim; c += 32) along += g[c] * x(c);
+        along = group_sum<32>(along);
+    }
+    for (u32 c = lane; c < rows.dim; c += 32) {
+        const float y = rows.normalize ? (g[c] - along * x(c)) * fabsf(inverse) : g[c];
+        T result;
+        narrow(result, bad ? nan_value<float>() : y * scale);
+        static_cast<T*>(args.grad)[i64(rows.order[row]) * rows.dim + c] = result;
+    }
+}
+
+KERNEL(batch_contrastive_sweep_highest, TILE_THREADS, const Args args) { sweep<Split>(args); }
+KERNEL(batch_contrastive_sweep_high, TILE_THREADS, const Args args) { sweep<Tf32>(args); }
+KERNEL(batch_contrastive_sweep_f16, TILE_THREADS, const Args args) { sweep<Half<f16>>(args); }
+KERNEL(batch_contrastive_sweep_bf16, TILE_THREADS, const Args args) { sweep<Half<bf16>>(args); }
+#define OF_TYPE(dtype, T)                                                                         \
+    KERNEL(batch_contrastive_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); } \
+    KERNEL(batch_contrastive_backward_##dtype, BATCH_THREADS, const Args args) { backward<T>(args); }
+OF_TYPE(f32, float)
+OF_TYPE(f16, f16)
+OF_TYPE(bf16, bf16)

@@ -1,0 +1,218 @@
+//! The launches of kernels/batch_contrastive.cu.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{BatchContrastiveLoss, Negatives, Problem};
+use crate::constants::DIGITS;
+use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides};
+use crate::cuda::mined::{Inputs, OnDevice, Output};
+use crate::cuda::{Address, Grid, Launcher, Memory};
+use crate::{Element, Error, Reduction};
+
+const STEM: &str = "batch_contrastive";
+
+/// What the backward pass needs of a forward pass.
+#[doc(hidden)]
+pub struct Selected<M> {
+    sides: Sides,
+    shapes: [batch::Problem; 2],
+    at: Places,
+    /// What they point to.
+    _memory: Vec<M>,
+}
+
+/// `Args` of kernels/batch_contrastive.cu, but for the sides.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+struct Places {
+    choice: Address,
+    histogram: Address,
+    tied_anchors: Address,
+    tied_rows: Address,
+    sums: Address,
+    pushed: Address,
+    partials: Address,
+    ticket: Address,
+    losses: Address,
+    loss: Address,
+    stats: Address,
+    upstream: Address,
+    upstream_stride: i64,
+    grad: Address,
+    margin: f64,
+    splits: u32,
+    kind: u32,
+    hardest: u32,
+    mean: u32,
+    phase: u32,
+    which: u32,
+}
+
+/// `Args` of kernels/batch_contrastive.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Args {
+    sides: Sides,
+    at: Places,
+}
+const _: () = assert!(size_of::<Args>() == size_of::<Sides>() + 144, "Args must match kernels/batch_contrastive.cu");
+
+/// `Phase` of kernels/batch_contrastive.cu: those that select, and then the two sweeps of the loss and of the gradient.
+const SELECTING: std::ops::Range<u32> = 0..5;
+const SUMS: u32 = 5;
+const PUSH: u32 = 6;
+
+/// `sizeof(Choice)` of kernels/batch_contrastive.cu.
+const CHOICE_BYTES: usize = 24;
+
+/// valid, active, distances, and what the sum of the losses is multiplied by.
+const STATS: usize = 5;
+
+/// What is summed over the anchors, and over an anchor's negatives.
+const TOTALS: usize = 6;
+const SUMS_OF_ROW: usize = 3;
+
+/// Every kernel that a call can launch.
+#[doc(hidden)]
+pub fn kernel_names() -> Vec<String> {
+    let tiles = ["highest", "high", "f16", "bf16"].map(|tile| format!("{STEM}_sweep_{tile}"));
+    let typed = ["finish", "backward"].into_iter();
+    let typed = typed.flat_map(|step| ["f32", "f16", "bf16"].map(|dtype| format!("{STEM}_{step}_{dtype}")));
+    let untyped = ["count", "pick"].map(|step| format!("{STEM}_{step}"));
+    tiles.into_iter().chain(typed).chain(untyped).collect()
+}
+
+/// A sweep over the tiles of one side against the other, `splits` blocks for each row of tiles.
+fn sweep<T: Element, L: Launcher>(
+    launcher: &L,
+    problem: &Problem,
+    sides: Sides,
+    shape: &batch::Problem,
+    at: Places,
+) -> Result<(), Error> {
+    let product = Product::of::<T>(problem.precision);
+    // `sizeof(Shared)` of the kernel.
+    let shared_bytes = product.shared_bytes().max(batch::ROW_CHUNKS_BYTES) + batch::WEIGHT_TILE_BYTES + 4 * DIGITS;
+    let grid = Grid { blocks: shape.tiles() * at.splits, threads: batch::TILE_THREADS, shared_bytes };
+    let args = Args { sides, at };
+    // SAFETY: `Args` is this kernel's argument; the sides are prepared, and both passes lay out what the rest points to.
+    unsafe { launcher.launch(STEM, &format!("{STEM}_sweep_{}", product.tile), grid, bytemuck::bytes_of(&args)) }
+}
+
+impl OnDevice for BatchContrastiveLoss {
+    type Kept<M: Memory> = Selected<M>;
+
+    unsafe fn forward<T: Element, L: Launcher>(
+        launcher: &L,
+        problem: &Problem,
+        inputs: &Inputs,
+        output: &Output,
+        with_grad: [bool; 2],
+    ) -> Result<Selected<L::Memory>, Error> {
+        let product = Product::of::<T>(problem.precision);
+        let Problem { rows, dim, metric, normalize, others, .. } = *problem;
+        let shape = batch::Problem { rows, dim, metric, normalize, product };
+        // SAFETY: the caller's contract.
+        let PreparedSides { sides, shapes, kept, scratch } =
+            unsafe { batch::prepare_sides::<T, L>(launcher, &shape, others, inputs)? };
+
+        let properties = launcher.properties();
+        let hardest = problem.negatives == Negatives::Hardest;
+        let splits = shape.splits_of(shapes[1].tiles(), properties);
+        let row_blocks = shape.row_blocks(properties);
+        let mut result = Layout::default();
+        let (choice, stats) = (result.part(1, CHOICE_BYTES), result.part(STATS, 8));
+        let mut passing = Layout::default();
+        let ticket = passing.part(1, 4);
+        let of_selecting = |count: usize| if hardest { count } else { 0 };
+        let histogram = passing.part(of_selecting(DIGITS as usize), 8);
+        let tied_anchors = passing.part(of_selecting(rows), 4);
+        let tied_rows = passing.part(of_selecting(shapes[1].rows), 4);
+        // All before this starts as zeros.
+        let sums = passing.part(splits as usize * shape.padded() * SUMS_OF_ROW, 8);
+        let partials = passing.part(TOTALS * row_blocks as usize, 8);
+        let (result, passing) = (result.allocate(launcher)?, passing.allocate(launcher)?);
+
+        let [ticket, histogram, tied_anchors, tied_rows, sums_of_rows, partials] =
+            [ticket, histogram, tied_anchors, tied_rows, sums, partials].map(|at| passing.address() + at);
+        let at = Places {
+            choice: result.address() + choice,
+            histogram,
+            tied_anchors,
+            tied_rows,
+            sums: sums_of_rows,
+            partials,
+            ticket,
+            losses: output.losses,
+            loss: output.loss,
+            stats: if output.stats == 0 { result.address() + stats } else { output.stats },
+            margin: problem.margin,
+            splits,
+            kind: batch::kind(metric),
+            hardest: hardest.into(),
+            mean: (problem.reduction == Reduction::Mean).into(),
+            ..Places::zeroed()
+        };
+        // SAFETY: the first bytes of our own allocation.
+        unsafe { launcher.clear(passing.address(), sums as usize)? };
+        let launch = |kernel: &str, blocks: u32, at: Places| {
+            let args = Args { sides, at };
+            let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
+            // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above and
+            // live as `Memory` says.
+            unsafe { launcher.launch(STEM, &format!("{STEM}_{kernel}"), grid, bytemuck::bytes_of(&args)) }
+        };
+        launch("count", 1, at)?;
+        for phase in SELECTING.filter(|_| hardest) {
+            sweep::<T, L>(launcher, problem, sides, &shape, Places { phase, ..at })?;
+            launch("pick", 1, Places { phase, ..at })?;
+        }
+        sweep::<T, L>(launcher, problem, sides, &shape, Places { phase: SUMS, ..at })?;
+        launch(&format!("finish_{}", T::NAME), row_blocks, at)?;
+        drop(passing);
+        let mut memory = kept;
+        memory.push(result);
+        // The planes, for the second sweep.
+        if with_grad != [false; 2] {
+            memory.extend(scratch);
+        }
+        Ok(Selected { sides, shapes, at, _memory: memory })
+    }
+
+    unsafe fn backward<T: Element, L: Launcher>(
+        launcher: &L,
+        problem: &Problem,
+        selected: &Selected<L::Memory>,
+        inputs: &Inputs,
+        upstream: Address,
+        grads: [Address; 2],
+    ) -> Result<(), Error> {
+        let Selected { shapes, at, .. } = selected;
+        let sides = selected.sides.moved_to(inputs);
+        for which in (0..2).filter(|&which| grads[which] != 0) {
+            let shape = &shapes[which];
+            let splits = shape.splits_of(shapes[1 - which].tiles(), launcher.properties());
+            let mut layout = Layout::default();
+            layout.part(splits as usize * shape.padded() * problem.dim, 4);
+            let pushed = layout.allocate(launcher)?;
+            let at = Places {
+                pushed: pushed.address(),
+                upstream,
+                upstream_stride: (problem.reduction == Reduction::None).into(),
+                grad: grads[which],
+                splits,
+                phase: PUSH,
+                which: which as u32,
+                ..*at
+            };
+            sweep::<T, L>(launcher, problem, sides, shape, at)?;
+            let args = Args { sides, at };
+            let blocks = (shape.rows as u32).div_ceil(batch::THREADS / 32);
+            let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
+            let kernel = format!("{STEM}_backward_{}", T::NAME);
+            // SAFETY: as in `forward`; what the selection points to lives in `selected`, and the caller vouches for the rest.
+            unsafe { launcher.launch(STEM, &kernel, grid, bytemuck::bytes_of(&args))? };
+        }
+        Ok(())
+    }
+}
