@@ -221,7 +221,9 @@ fn batch_contrastive(case: &Value, set: &Set) -> Vec<Answer> {
     let found =
         batch_contrastive::reference::run_against(&loss, set.embeddings(), labels, reference.as_ref(), &[1.0], None)
             .expect("valid");
-    vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])]
+    let mut answers = vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])];
+    on_slices!(answers, loss, set);
+    answers
 }
 
 /// The gradients are those of the sum of what the reduction leaves.

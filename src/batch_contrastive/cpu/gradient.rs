@@ -91,15 +91,26 @@ impl<A: Scalar> Pulled<'_, A> {
     }
 
     fn by_all(&self, to: &mut [A]) {
+        let alike = if self.upstream.is_some() { A::ONE } else { self.upstream(0, 0) };
         let weigh = |_: &mut (), r: usize, columns: Range<usize>, d: &mut [A], weights: &mut [A]| {
             let (before, after) = against_class(&self.class(r), &columns);
             let mut any = false;
             for run in [0..before, after..columns.len()] {
-                let weighed = d[run.clone()].iter().zip(&mut weights[run.clone()]).zip(columns.start + run.start..);
-                for ((&d, weight), c) in weighed {
-                    let derivative = self.derivative(d);
-                    *weight = derivative * self.upstream(r, c);
-                    any |= !(derivative == A::ZERO);
+                let (d, weights) = (&d[run.clone()], &mut weights[run.clone()]);
+                let mut lost = false;
+                for (&d, weight) in d.iter().zip(&mut *weights) {
+                    let active = d < self.margin;
+                    *weight = if active { (d - self.margin) * alike } else { A::ZERO };
+                    any |= active;
+                    lost |= !d.is_finite();
+                }
+                if lost {
+                    any = true;
+                    d.iter().zip(&mut *weights).for_each(|(&d, weight)| *weight = self.derivative(d) * alike);
+                }
+                if self.upstream.is_some() {
+                    let weights = weights.iter_mut().zip(columns.start + run.start..);
+                    weights.for_each(|(weight, c)| *weight = *weight * self.upstream(r, c));
                 }
             }
             any
