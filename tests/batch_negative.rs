@@ -8,6 +8,8 @@ mod cuda_device;
 #[cfg(feature = "cuda")]
 #[path = "support/launches.rs"]
 mod launches;
+#[path = "support/triplets_laws.rs"]
+mod laws;
 #[cfg(feature = "cuda")]
 #[path = "support/triplets_device.rs"]
 mod on_device;
@@ -16,7 +18,7 @@ mod property;
 mod support;
 
 use property::{Cpu, negative_cases, property};
-use tercet::Precision;
+use tercet::{BatchNegativeTripletLoss, Matrix, Negative, Own, Pairs, Precision, Reference};
 
 #[test]
 fn cpu_agrees_with_the_oracle() {
@@ -43,4 +45,73 @@ fn cuda_agrees_with_the_oracle() {
     if let Some(cuda) = cuda_device::Cuda::first("cuda_agrees_with_the_oracle") {
         property(&cuda, negative_cases(support::mined::PRECISIONS, 300), 250);
     }
+}
+
+macro_rules! laws {
+    ($($law:ident),*) => {$(
+        #[test]
+        fn $law() {
+            laws::$law::<BatchNegativeTripletLoss>();
+        }
+    )*};
+}
+laws!(
+    the_same_bits_for_any_number_of_threads_and_a_hundred_times,
+    shards_add_up,
+    nan_and_infinity_are_seen,
+    without_a_triplet_everything_is_zero,
+    gradients_of_16_bit_embeddings_survive_a_mean_over_many,
+    wrong_arguments_are_named
+);
+
+#[test]
+fn the_order_of_the_batch_does_not_matter() {
+    // Each pair once is another set of pairs when the order is.
+    let ordered: Vec<_> = laws::options::<BatchNegativeTripletLoss>()
+        .into_iter()
+        .filter(|loss| loss.pairs == Pairs::Ordered)
+        .map(|loss| BatchNegativeTripletLoss { margin: 2.0, ..loss })
+        .collect();
+    laws::the_order_of_the_batch_does_not_matter(&ordered);
+}
+
+#[test]
+fn each_pair_once_has_its_first_row_as_anchor() {
+    let (x, labels) = laws::uniform(60, 5, 4);
+    for negative in [Negative::Hardest, Negative::Random, Negative::SemiHard] {
+        let of = |pairs| {
+            let loss = BatchNegativeTripletLoss { negative, pairs, margin: 3.0, ..Default::default() };
+            let t = loss.select(Matrix::new(&x, 5).unwrap(), &labels).unwrap();
+            (0..t.anchor.len()).map(|k| [t.anchor[k], t.positive[k], t.negative[k]]).collect::<Vec<_>>()
+        };
+        let (all, once) = (of(Pairs::Ordered), of(Pairs::Once));
+        let expected: Vec<_> = all.into_iter().filter(|[a, p, _]| a < p).collect();
+        assert!(!once.is_empty());
+        assert_eq!(once, expected);
+    }
+    let set = Reference { embeddings: Matrix::new(&x, 5).unwrap(), labels: &labels[..], own: Own::None };
+    let loss = BatchNegativeTripletLoss { pairs: Pairs::Once, ..Default::default() };
+    let error = loss.loss_against(Matrix::new(&x, 5).unwrap(), &labels, &set).unwrap_err().to_string();
+    assert!(error.starts_with("pairs"), "{error}");
+}
+
+/// Each of a pair's candidates is drawn as often as the others, whatever the seed.
+#[test]
+fn draws_are_uniform() {
+    // One pair of coincident rows, and 10 candidates at different distances.
+    let x: Vec<f32> = [0.0, 0.0].into_iter().chain((1..=10).map(|k| k as f32 / 16.0)).collect();
+    let labels: Vec<i64> = [0, 0].into_iter().chain(1..=10).collect();
+    let mut counts = [0usize; 12];
+    let draws = 4000;
+    for seed in 0..draws {
+        let loss = BatchNegativeTripletLoss { negative: Negative::Random, seed, margin: 1.0, ..Default::default() };
+        let found = loss.select(Matrix::new(&x, 1).unwrap(), &labels).unwrap();
+        // Both rows are equal, and draw alike.
+        assert_eq!(found.negative[0], found.negative[1]);
+        counts[found.negative[0] as usize] += 1;
+    }
+    let expected = draws as f64 / 10.0;
+    let chi: f64 = counts[2..].iter().map(|&count| (count as f64 - expected).powi(2) / expected).sum();
+    // 9 degrees of freedom: above 33 in one of 10,000.
+    assert!(counts[..2] == [0, 0] && chi < 33.0, "{counts:?}: {chi}");
 }

@@ -8,6 +8,8 @@ mod cuda_device;
 #[cfg(feature = "cuda")]
 #[path = "support/launches.rs"]
 mod launches;
+#[path = "support/triplets_laws.rs"]
+mod laws;
 #[cfg(feature = "cuda")]
 #[path = "support/triplets_device.rs"]
 mod on_device;
@@ -16,7 +18,7 @@ mod property;
 mod support;
 
 use property::{Cpu, property, semi_hard_cases};
-use tercet::Precision;
+use tercet::{BatchSemiHardTripletLoss, Matrix, Precision};
 
 #[test]
 fn cpu_agrees_with_the_oracle() {
@@ -43,4 +45,49 @@ fn cuda_agrees_with_the_oracle() {
     if let Some(cuda) = cuda_device::Cuda::first("cuda_agrees_with_the_oracle") {
         property(&cuda, semi_hard_cases(support::mined::PRECISIONS, 300), 250);
     }
+}
+
+macro_rules! laws {
+    ($($law:ident),*) => {$(
+        #[test]
+        fn $law() {
+            laws::$law::<BatchSemiHardTripletLoss>();
+        }
+    )*};
+}
+laws!(
+    the_same_bits_for_any_number_of_threads_and_a_hundred_times,
+    shards_add_up,
+    nan_and_infinity_are_seen,
+    without_a_triplet_everything_is_zero,
+    gradients_of_16_bit_embeddings_survive_a_mean_over_many,
+    wrong_arguments_are_named
+);
+
+#[test]
+fn the_order_of_the_batch_does_not_matter() {
+    laws::the_order_of_the_batch_does_not_matter(&laws::options::<BatchSemiHardTripletLoss>());
+}
+
+#[test]
+fn the_nearest_beyond_the_positive_else_the_farthest() {
+    // On a line: the anchor at 0, positives at 1 and 5, negatives at 4, 2, 3 and 2.
+    let x = [0f32, 1.0, 5.0, 4.0, 2.0, 3.0, 2.0];
+    let labels = [0, 0, 0, 1, 2, 3, 4];
+    let found = BatchSemiHardTripletLoss::default().select(Matrix::new(&x, 1).unwrap(), &labels).unwrap();
+    assert_eq!((&found.anchor[..2], &found.positive[..2]), (&[0, 0][..], &[1, 2][..]));
+    // Of two at 2 the first; none is beyond 5, and the farthest is at 4.
+    assert_eq!(found.negative[..2], [4, 3]);
+    assert_eq!(found.negative_distances[..2], [4.0, 16.0]);
+    // Everything coincides: nothing is beyond, and the farthest is the first.
+    let found = BatchSemiHardTripletLoss::default()
+        .select(Matrix::new(&[0.7f32; 40], 4).unwrap(), &[1, 0, 1, 0, 2, 2, 1, 0, 3, 3]);
+    assert!(
+        found
+            .unwrap()
+            .negative
+            .iter()
+            .zip([1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0])
+            .all(|(n, first)| *n == first)
+    );
 }

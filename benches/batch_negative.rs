@@ -1,0 +1,46 @@
+//! `batch_negative` against the best formulation in tch operations: squared distances by one matrix product, and a random
+//! number for each candidate of each pair.
+
+#[path = "support/mod.rs"]
+mod support;
+
+use support::mined::{Contest, EACH, squared_distances};
+use tch::{Kind, Tensor};
+use tercet::BatchNegativeTripletLoss;
+
+/// A random semi-hard negative for each pair, with squared distances and margin 20, for classes of EACH rows.
+fn in_tch_operations(x: &Tensor, labels: &Tensor) -> Tensor {
+    let d = squared_distances(x);
+    let rows = x.size()[0];
+    let same = labels.unsqueeze(0).eq_tensor(&labels.unsqueeze(1));
+    let own = Tensor::eye(rows, (Kind::Bool, x.device()));
+    let (d_ap, _) = d.masked_fill(&same.logical_and(&own.logical_not()).logical_not(), f64::INFINITY).topk(
+        EACH - 1,
+        1,
+        false,
+        true,
+    );
+    let far = d.masked_fill(&same, f64::INFINITY).detach().unsqueeze(1);
+    let pair = d_ap.detach().unsqueeze(2);
+    let candidate = far.gt_tensor(&pair).logical_and(&far.lt_tensor(&(&pair + MARGIN)));
+    let priority = candidate.to_kind(Kind::Float).rand_like() * &candidate;
+    let place = priority.argmax(2, false);
+    let d_an = d.gather(1, &place, false);
+    let found = candidate.any_dim(2, false).to_kind(Kind::Float);
+    ((d_ap - d_an + MARGIN).relu() * &found).sum(Kind::Float) / found.sum(Kind::Float).clamp_min(1.0)
+}
+
+/// Rows of 128 normal numbers are about 256 apart, give or take 32.
+const MARGIN: f64 = 20.0;
+
+fn main() {
+    let ours = BatchNegativeTripletLoss { margin: MARGIN, ..Default::default() };
+    Contest {
+        op: "batch_negative",
+        sizes: &[(256, 128), (1024, 128)],
+        ours: &|x, labels| ours.forward(x, labels),
+        theirs: &in_tch_operations,
+        agree: false,
+    }
+    .run();
+}
