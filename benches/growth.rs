@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 
 use plotters::prelude::*;
 use support::peak_bytes;
-use tercet::{BatchAllTripletLoss, BatchHardTripletLoss, Matrix};
+use tercet::{
+    BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss, BatchSemiHardTripletLoss,
+    Matrix,
+};
 
 const SIZES: [usize; 6] = [512, 1024, 2048, 4096, 8192, 16384];
 
@@ -35,17 +38,24 @@ fn batch(rows: usize, dim: usize, each: usize) -> (Vec<f32>, Vec<i64>) {
 
 type Loss = fn(&[f32], &[i64], usize, &mut [f32]) -> f32;
 
-fn losses() -> [(&'static str, Loss); 2] {
-    let batch_all: Loss = |x, labels, dim, grad| {
-        BatchAllTripletLoss::default().loss_and_grad(Matrix::new(x, dim).expect("rows"), labels, grad).expect("valid")
+macro_rules! of_default {
+    ($($loss:ident),*) => {
+        [$((stringify!($loss), |x: &[f32], labels: &[i64], dim: usize, grad: &mut [f32]| {
+            $loss::default().loss_and_grad(Matrix::new(x, dim).expect("rows"), labels, grad).expect("valid")
+        })),*]
     };
-    let batch_hard: Loss = |x, labels, dim, grad| {
-        BatchHardTripletLoss::default().loss_and_grad(Matrix::new(x, dim).expect("rows"), labels, grad).expect("valid")
-    };
-    [("batch_all", batch_all), ("batch_hard", batch_hard)]
 }
 
-/// The median of a few runs, and the peak of one.
+fn losses() -> [(&'static str, Loss); 5] {
+    of_default!(
+        BatchAllTripletLoss,
+        BatchHardTripletLoss,
+        BatchSemiHardTripletLoss,
+        BatchNegativeTripletLoss,
+        BatchContrastiveLoss
+    )
+}
+
 fn measure(loss: Loss, rows: usize, dim: usize, each: usize) -> Measured {
     let (x, labels) = batch(rows, dim, each);
     let mut grad = vec![1.0f32; x.len()];
@@ -66,7 +76,7 @@ fn measure(loss: Loss, rows: usize, dim: usize, each: usize) -> Measured {
 
 fn print(name: &str, dim: usize, each: usize, m: &Measured) {
     let peak = m.peak_bytes.map_or("-".into(), |bytes| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)));
-    println!("{name:<12} N = {:>6}  D = {dim}  {each} a class  {:>10.2} ms  {peak:>11} at most", m.rows, m.ms);
+    println!("{name:<25} N = {:>6}  D = {dim}  {each} a class  {:>10.2} ms  {peak:>11} at most", m.rows, m.ms);
 }
 
 /// Time and memory against N, both logarithmic.
@@ -76,7 +86,13 @@ fn draw(all: &[(&str, Vec<Measured>)]) -> Result<(), Box<dyn std::error::Error>>
     let area = SVGBackend::new(&path, (860, 380)).into_drawing_area();
     area.fill(&WHITE)?;
     let sizes = SIZES[0] as f64 * 0.9..SIZES[SIZES.len() - 1] as f64 * 1.1;
-    let colours = [RGBColor(9, 105, 218), RGBColor(207, 34, 46)];
+    let colours = [
+        RGBColor(9, 105, 218),
+        RGBColor(207, 34, 46),
+        RGBColor(26, 127, 55),
+        RGBColor(130, 80, 223),
+        RGBColor(191, 135, 0),
+    ];
     type Figure = fn(&Measured) -> f64;
     let charts: [(&str, Figure); 2] = [
         ("milliseconds, forward and backward", |m| m.ms),
