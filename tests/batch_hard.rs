@@ -137,6 +137,17 @@ fn the_same_bits_for_any_number_of_threads() {
 }
 
 #[test]
+fn the_same_bits_a_hundred_times() {
+    let (x, labels) = uniform(200, 33, 5);
+    for loss in options() {
+        let first = both(&loss, &x, 33, &labels);
+        for _ in 0..100 {
+            assert_eq!(both(&loss, &x, 33, &labels), first, "{loss:?}");
+        }
+    }
+}
+
+#[test]
 fn the_order_of_the_batch_and_the_names_of_its_classes_do_not_matter() {
     let (x, labels) = uniform(300, 20, 4);
     let (rows, dim) = (300, 20);
