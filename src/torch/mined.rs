@@ -66,6 +66,32 @@ pub(crate) use crate::cuda::mined::OnDevice as Passes;
 #[cfg(not(feature = "cuda"))]
 pub(crate) use crate::mined::Loss as Passes;
 
+/// A mined loss, for what is written once for all of them, as [`CrossBatchMemory`](super::CrossBatchMemory) is.
+///
+/// It is implemented for those of this crate and cannot be elsewhere. The losses have the same calls as methods of their own.
+pub trait MinedLoss: sealed::Sealed {
+    /// The loss of a batch, and what it is like.
+    ///
+    /// # Errors
+    /// As the loss's own method of this name.
+    fn f_forward_with_stats(&self, embeddings: &Tensor, labels: &Tensor) -> Result<WithStats, Error>;
+
+    /// The loss against a reference set, and what both are like.
+    ///
+    /// # Errors
+    /// As the loss's own method of this name.
+    fn f_forward_against_with_stats(
+        &self,
+        embeddings: &Tensor,
+        labels: &Tensor,
+        reference: &Reference<&Tensor, &Tensor>,
+    ) -> Result<WithStats, Error>;
+}
+
+pub(crate) mod sealed {
+    pub trait Sealed {}
+}
+
 /// A reference set of tensors.
 pub(crate) type TensorReference<'a> = Reference<&'a Tensor, &'a Tensor>;
 
@@ -308,7 +334,12 @@ fn output_options(rows: &Tensor) -> (Kind, Device) {
 }
 
 /// One integer for each row of `model`, as contiguous i64.
-fn integers(argument: &'static str, tensor: &Tensor, other: &'static str, model: &Tensor) -> Result<Tensor, Error> {
+pub(crate) fn integers(
+    argument: &'static str,
+    tensor: &Tensor,
+    other: &'static str,
+    model: &Tensor,
+) -> Result<Tensor, Error> {
     let takes = ("i64 or i32", (|kind| matches!(kind, Kind::Int64 | Kind::Int)) as fn(Kind) -> bool);
     check_per_row(argument, tensor, takes, other, model)?;
     Ok(as_in_memory(tensor)?.f_to_kind(Kind::Int64)?.f_contiguous()?)
@@ -465,6 +496,27 @@ macro_rules! tensor_calls {
             /// # Errors
             /// As [`f_forward_against`](Self::f_forward_against).
             pub fn f_forward_against_with_stats(
+                &self,
+                embeddings: &tch::Tensor,
+                labels: &tch::Tensor,
+                reference: &$crate::Reference<&tch::Tensor, &tch::Tensor>,
+            ) -> Result<$crate::torch::WithStats, $crate::Error> {
+                $crate::torch::mined::forward(self, embeddings, labels, Some(reference), None)
+            }
+        }
+
+        impl $crate::torch::mined::sealed::Sealed for $loss {}
+
+        impl $crate::torch::MinedLoss for $loss {
+            fn f_forward_with_stats(
+                &self,
+                embeddings: &tch::Tensor,
+                labels: &tch::Tensor,
+            ) -> Result<$crate::torch::WithStats, $crate::Error> {
+                $crate::torch::mined::forward(self, embeddings, labels, None, None)
+            }
+
+            fn f_forward_against_with_stats(
                 &self,
                 embeddings: &tch::Tensor,
                 labels: &tch::Tensor,

@@ -3,11 +3,13 @@
 mod autograd;
 #[cfg(feature = "cuda")]
 pub(crate) mod launcher;
+mod memory;
 pub(crate) mod mined;
 pub(crate) mod paired;
 pub(crate) mod pool;
 pub(crate) mod tensors;
 
 pub use autograd::{Backward, BackwardError, CustomFunction, needs_grad};
-pub use mined::{TensorStats, WithStats};
+pub use memory::CrossBatchMemory;
+pub use mined::{MinedLoss, TensorStats, WithStats};
 pub use pool::release_cpu_memory;
