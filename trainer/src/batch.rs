@@ -27,7 +27,7 @@ pub struct BatchShape {
 pub struct TripletBatch {
     /// Indices into the dataset's images.
     pub images: Vec<usize>,
-    /// Each image's identity, as a number within the batch.
+    /// Each image's identity: the same number in every batch, which a memory of several depends on.
     pub labels: Vec<i64>,
     /// Row of `images` for each triplet's anchor.
     pub anchor: Vec<i64>,
@@ -63,7 +63,7 @@ pub fn draw(members: &[Vec<usize>], shape: BatchShape, seed: u64, epoch: u64, st
         let first = images.len() as i64;
         let chosen = index::sample(&mut rng, own.len(), shape.images.min(own.len()));
         images.extend(chosen.iter().map(|i| own[i]));
-        labels.resize(images.len(), rows.len() as i64);
+        labels.resize(images.len(), identity as i64);
         rows.push((first..images.len() as i64).collect());
     }
     let paired: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].len() > 1).collect();
@@ -114,6 +114,7 @@ mod tests {
             for (i, j) in (0..batch.images.len()).flat_map(|i| (0..i).map(move |j| (i, j))) {
                 assert_eq!(batch.labels[i] == batch.labels[j], owner(batch.images[i]) == owner(batch.images[j]));
             }
+            assert!(batch.images.iter().zip(&batch.labels).all(|(&image, &label)| owner(image) as i64 == label));
             for i in 0..50 {
                 let [a, p, n] =
                     [&batch.anchor, &batch.positive, &batch.negative].map(|rows| batch.images[rows[i] as usize]);

@@ -2,7 +2,8 @@
 //! no two parts of it can be of different steps.
 //!
 //! Tensors `encoder/NAME` (batch norm's statistics among them), Adam's `mean/NAME` and `square/NAME`, `best/NAME`
-//! where the best weights are kept, and `history/loss` and `history/active`; all else is JSON in the file's metadata.
+//! where the best weights are kept, `memory/embeddings` and `memory/labels` where there is a memory with something in it,
+//! and `history/loss` and `history/active`; all else is JSON in the file's metadata.
 //! Every random draw derives from (seed, epoch, step), so there is no generator to store.
 
 use crate::bad_input::bad_input;
@@ -25,7 +26,7 @@ const NAME: &str = "checkpoint.safetensors";
 /// The key of the JSON in the file's metadata.
 const KEY: &str = "tercet";
 /// The version that this program writes and reads.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// What a run is made of: resuming needs the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,6 +56,8 @@ pub struct State {
     pub run_seconds: f64,
     /// Of f16.
     pub scaler: Scaler,
+    /// The place in the memory that the next embedding goes to.
+    pub memory: usize,
     /// Evaluations so far.
     pub measured: Vec<Measured>,
     /// Evaluations in a row without a better EER.

@@ -2,7 +2,7 @@
 
 use crate::encoder::{Architecture, Precision};
 use crate::images::OnBadImage;
-use crate::loss::LossName;
+use crate::loss::{LossName, NegativeName};
 use crate::schedule::Schedule;
 use crate::train::Forwards;
 use clap::parser::ValueSource;
@@ -133,6 +133,16 @@ pub struct TrainArgs {
     #[arg(long, value_enum, default_value = "triplet", help_heading = "Training")]
     pub loss: LossName,
 
+    /// Which negative each pair of images gets, for --loss batch-negative
+    #[arg(long, value_enum, default_value = "semi-hard", help_heading = "Training")]
+    pub negative: NegativeName,
+
+    /// Embeddings of earlier batches in which the losses that mine a batch look for positives and negatives too, once
+    /// there are so many; 0 is none
+    #[arg(long, value_name = "N", default_value_t = 0,
+          value_parser = clap::value_parser!(u64).range(..=100_000_000), help_heading = "Training")]
+    pub memory: u64,
+
     /// Identities per batch
     #[arg(long, value_name = "P", default_value_t = 12, alias = "batch-identities",
           value_parser = clap::value_parser!(u64).range(2..), help_heading = "Training")]
@@ -186,7 +196,7 @@ pub struct TrainArgs {
           help_heading = "Training")]
     pub patience: Option<u64>,
 
-    /// The loss's margin [default: 0.2, of the contrastive loss 1]
+    /// The loss's margin [default: 0.2, of the contrastive losses 1]
     #[arg(long, value_parser = seconds, help_heading = "Training")]
     pub margin: Option<f64>,
 
@@ -419,6 +429,8 @@ mod tests {
             (&["--resume", "x", "--out", "y"], ["--resume", "--out"]),
             (&["--encoder", "vgg16"], ["--encoder", "resnet18"]),
             (&["--loss", "softmax"], ["--loss", "contrastive"]),
+            (&["--negative", "easy"], ["--negative", "semi-hard"]),
+            (&["--memory", "-1"], ["--memory", "-1"]),
             (&["--on-bad-image", "repair"], ["--on-bad-image", "stop"]),
         ] {
             let error = Cli::try_parse_from([&["tercet", "train"], options].concat()).unwrap_err();

@@ -93,6 +93,8 @@ mod tests {
             (&["--schedule", "cosine"], &["--epochs", "9"], ["--epochs 9", "has none"]),
             (&["--evaluate-every", "1"], &["--patience", "3"], ["--patience 3", "has none"]),
             (&[], &["--warmup-steps", "9"], ["--warmup-steps 9", "has 0"]),
+            (&["--memory", "64"], &["--memory", "65"], ["--memory 65", "has 64"]),
+            (&[], &["--negative", "random"], ["--negative random", "has semi-hard"]),
         ] {
             let error = resume(stored, &[now, &["--resume", "r"]].concat()).unwrap_err();
             assert_eq!(crate::bad_input::exit_code(&error), 2);

@@ -8,7 +8,7 @@ use crate::encoder::Encoder;
 use crate::evaluate::Evaluation;
 use crate::interrupt::Interrupt;
 use crate::lock::Lock;
-use crate::loss::Loss;
+use crate::loss::{self, Loss};
 use crate::model::{Calibration, Settings};
 use crate::random::{Purpose, stream};
 use crate::report::History;
@@ -137,7 +137,7 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
 
     let (mut training, mut csv) = match checkpoint {
         Some(checkpoint) => {
-            let training = Training::resume(&plan, &encoder, &vs, checkpoint)?;
+            let training = Training::resume(&plan, &encoder, args.embedding_dim, &vs, checkpoint)?;
             let csv = MetricsCsv::resume(&folder, training.state().step)?;
             run_folder::no_longer_complete(&folder)?;
             eprintln!("resumed at step {}", training.state().step);
@@ -145,7 +145,7 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
         }
         None => {
             plot::sheet(&folder.join("samples.png"), &val.images, &val.members[..val.members.len().min(10)], 10)?;
-            (Training::new(&plan, &encoder, &vs), MetricsCsv::create(&folder)?)
+            (Training::new(&plan, &encoder, args.embedding_dim, &vs)?, MetricsCsv::create(&folder)?)
         }
     };
     let earlier = training.state().run_seconds;
@@ -262,7 +262,16 @@ fn plan(args: &TrainArgs) -> Result<Plan> {
         weight_decay: args.weight_decay,
         precision: args.precision,
         forwards: args.forwards,
-        loss: Loss::new(args.loss, args.margin.unwrap_or(args.loss.margin()), args.normalize),
+        loss: Loss::new(
+            args.loss,
+            loss::Options {
+                margin: args.margin.unwrap_or(args.loss.margin()),
+                normalize: args.normalize,
+                negative: args.negative,
+                seed: args.seed,
+            },
+        ),
+        memory: args.memory as usize,
         augment: args.augment as f32,
         seed: args.seed,
         evaluate_every: args.evaluate_every.unwrap_or(u64::from(args.patience.is_some())),

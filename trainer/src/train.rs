@@ -22,6 +22,11 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor, nn};
+use tercet::Reference;
+use tercet::torch::CrossBatchMemory;
+
+/// The memory's tensors in a checkpoint.
+const MEMORY: [&str; 2] = ["memory/embeddings", "memory/labels"];
 
 /// Forward passes per step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -57,6 +62,8 @@ pub struct Plan {
     pub forwards: Forwards,
     /// The loss.
     pub loss: Loss,
+    /// Embeddings of earlier batches that it looks at too; 0 is none.
+    pub memory: usize,
     /// Strength of the random views.
     pub augment: f32,
     /// Of every draw.
@@ -116,6 +123,7 @@ pub struct Training<'a> {
     encoder: &'a Encoder,
     vs: &'a nn::VarStore,
     adam: Adam,
+    memory: Option<CrossBatchMemory>,
     state: State,
     /// The weights with the lowest EER, where patience may come back to them.
     best: Option<Vec<(String, Tensor)>>,
@@ -126,23 +134,43 @@ pub struct Training<'a> {
 }
 
 impl<'a> Training<'a> {
-    /// From the encoder as it is; its variables are in `vs`.
-    pub fn new(plan: &'a Plan, encoder: &'a Encoder, vs: &'a nn::VarStore) -> Self {
-        let adam = Adam::new(vs, plan.weight_decay);
-        Self { plan, encoder, vs, adam, state: State::default(), best: None, saved: None, saving: Duration::ZERO }
+    /// From the encoder as it is, of embeddings of `dim` numbers; its variables are in `vs`.
+    pub fn new(plan: &'a Plan, encoder: &'a Encoder, dim: i64, vs: &'a nn::VarStore) -> Result<Self> {
+        let memory = match plan.memory {
+            0 => None,
+            // Looked at once it is full: rows of the first steps are soon unlike those of now.
+            rows => Some(CrossBatchMemory::f_new(rows, dim as usize, Kind::Float, vs.device())?.warm_up(rows)),
+        };
+        Ok(Self {
+            plan,
+            encoder,
+            vs,
+            adam: Adam::new(vs, plan.weight_decay),
+            memory,
+            state: State::default(),
+            best: None,
+            saved: None,
+            saving: Duration::ZERO,
+        })
     }
 
     /// From a checkpoint.
     pub fn resume(
         plan: &'a Plan,
         encoder: &'a Encoder,
+        dim: i64,
         vs: &'a nn::VarStore,
         mut checkpoint: Checkpoint,
     ) -> Result<Self> {
-        let mut new = Self::new(plan, encoder, vs);
+        let mut new = Self::new(plan, encoder, dim, vs)?;
         new.state = std::mem::take(&mut checkpoint.state);
         new.saved = Some(new.state.step);
         new.adam.restore(new.state.updates, |name| checkpoint.take(name))?;
+        // Before the first step there is nothing in it.
+        if let (Some(memory), 1..) = (&mut new.memory, new.state.step) {
+            let [embeddings, labels] = MEMORY.map(|name| checkpoint.take(name));
+            memory.f_restore(&embeddings?, &labels?, new.state.memory)?;
+        }
         let _guard = tch::no_grad_guard();
         let mut best = Vec::new();
         for (name, mut variable) in vs.variables() {
@@ -310,10 +338,10 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
-    fn loss(&self, batch: &TripletBatch, xs: &Tensor) -> Result<Lost> {
+    fn loss(&mut self, batch: &TripletBatch, xs: &Tensor) -> Result<Lost> {
         let encode = |xs: &Tensor| self.encoder.forward(xs, Pass::Train);
         match self.plan.forwards {
-            Forwards::One => self.plan.loss.of(&encode(xs), batch),
+            Forwards::One => self.plan.loss.of(&encode(xs), batch, self.state.step, self.memory.as_mut()),
             Forwards::Three => {
                 let pick = |rows: &[i64]| xs.index_select(0, &Tensor::from_slice(rows).to_device(xs.device()));
                 let [a, p, n] = batch.roles().map(|rows| encode(&pick(rows)));
@@ -346,7 +374,12 @@ impl<'a> Training<'a> {
         let variables: Vec<_> = self.vs.variables().into_iter().collect();
         let encoder = variables.iter().map(|(name, variable)| (format!("encoder/{name}"), variable));
         let best = self.best.iter().flatten().map(|(name, tensor)| (format!("best/{name}"), tensor));
-        let tensors = encoder.chain(self.adam.moments()).chain(best);
+        let filled = self.memory.iter().filter(|memory| !memory.is_empty()).flat_map(|memory| {
+            let Reference { embeddings, labels, .. } = memory.reference();
+            MEMORY.map(str::to_owned).into_iter().zip([embeddings, labels])
+        });
+        self.state.memory = self.memory.as_ref().map_or(0, CrossBatchMemory::position);
+        let tensors = encoder.chain(self.adam.moments()).chain(best).chain(filled);
         checkpoint::write(around.folder, around.origin, &self.state, tensors)?;
         self.saved = Some(self.state.step);
         self.saving = self.saving.max(clock.elapsed());
@@ -362,6 +395,13 @@ impl Plan {
                 "--forwards three: only --loss triplet and --loss contrastive have anchors, positives and negatives to \
                  encode apart",
             ));
+        }
+        if self.memory > 0 && self.loss.takes_roles() {
+            return Err(bad_input(format!(
+                "--memory {}: only a loss that mines the batch (--loss batch-all and so on) can look for triplets in a \
+                 memory too",
+                self.memory
+            )));
         }
         Ok(())
     }

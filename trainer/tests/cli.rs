@@ -208,9 +208,17 @@ fn generated_signatures_are_a_data_set_in_folders() {
 #[test]
 fn every_loss_trains() {
     let dir = tempfile::tempdir().unwrap();
-    for loss in ["triplet", "batch-all", "batch-hard", "contrastive"] {
+    for (loss, options) in [
+        ("triplet", &[][..]),
+        ("batch-all", &[]),
+        ("batch-hard", &[]),
+        ("batch-semi-hard", &["--memory", "8"]), // full in the second step
+        ("batch-negative", &["--negative", "hardest"]),
+        ("batch-contrastive", &[]),
+        ("contrastive", &[]),
+    ] {
         let out = dir.path().join(loss);
-        let output = train(&out, &["--loss", loss]);
+        let output = train(&out, &[&["--loss", loss], options].concat());
         assert!(output.status.success(), "{}", stderr(&output));
         let summary = std::fs::read_to_string(out.join("summary.json")).unwrap();
         let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();

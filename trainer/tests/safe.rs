@@ -121,9 +121,11 @@ fn a_killed_and_an_interrupted_run_go_on_to_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     let data = folders(dir.path());
     let at = |name: &str| dir.path().join(name);
-    // Everything that a checkpoint must carry: moments, the schedule's place, evaluations, the best weights.
+    // Everything that a checkpoint must carry: moments, the schedule's place, evaluations, the best weights, a memory that
+    // fills in the third step and goes round, and the step of the draws.
     let options = ["--epochs", "3", "--schedule", "cosine", "--warmup-steps", "3", "--weight-decay", "0.001"];
-    let options = [&options[..], &["--evaluate-every", "1", "--patience", "9", "--loss", "batch-all"]].concat();
+    let options = [&options[..], &["--evaluate-every", "1", "--patience", "9", "--loss", "batch-negative"]].concat();
+    let options = [&options[..], &["--negative", "random", "--memory", "16"]].concat();
     let start = |out: &Path| train(&data, &[&options[..], &["--out", out.to_str().unwrap()]].concat());
     succeeded(&start(&at("whole")).output().unwrap());
     assert_eq!(metrics(&at("whole")).len(), 3 * EPOCH);
@@ -248,9 +250,14 @@ fn every_way_to_train_trains() {
         assert_eq!(summary(&out)["steps"], 2, "{name}");
         assert!(!out.join("checkpoint.safetensors").exists());
     }
-    let (out, output) = run("refused", &["--forwards", "three", "--loss", "batch-hard"]);
-    ended(&output, 2, &["--forwards three", "--loss triplet"]);
-    assert!(!out.exists());
+    for (options, words) in [
+        (&["--forwards", "three", "--loss", "batch-hard"][..], ["--forwards three", "--loss triplet"]),
+        (&["--memory", "64"], ["--memory 64", "--loss batch-all"]),
+    ] {
+        let (out, output) = run("refused", options);
+        ended(&output, 2, &words);
+        assert!(!out.exists());
+    }
 
     // Weights that do not move: the second evaluation is not better than the first one.
     let (out, output) = run("still", &["--learning-rate", "1e-30", "--patience", "1", "--epochs", "9"]);
