@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use plotters::prelude::*;
 use support::peak_bytes;
 use tercet::{
-    BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss, BatchSemiHardTripletLoss,
-    Matrix,
+    BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
+    BatchSemiHardTripletLoss, Matrix,
 };
 
 const SIZES: [usize; 6] = [512, 1024, 2048, 4096, 8192, 16384];

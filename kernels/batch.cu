@@ -184,3 +184,7 @@ KERNEL(batch_gather_f32_high, BATCH_THREADS, const Batch b) { gather<float, Tf32
 KERNEL(batch_gather_f32_medium, BATCH_THREADS, const Batch b) { gather<float, Half<bf16>>(b); }
 KERNEL(batch_gather_f16_medium, BATCH_THREADS, const Batch b) { gather<f16, Half<f16>>(b); }
 KERNEL(batch_gather_bf16_medium, BATCH_THREADS, const Batch b) { gather<bf16, Half<bf16>>(b); }
+// For cross-checks.
+KERNEL(batch_gather_f32_plain, BATCH_THREADS, const Batch b) { gather<float, Plain>(b); }
+KERNEL(batch_gather_f16_plain, BATCH_THREADS, const Batch b) { gather<f16, Plain>(b); }
+KERNEL(batch_gather_bf16_plain, BATCH_THREADS, const Batch b) { gather<bf16, Plain>(b); }

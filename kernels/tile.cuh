@@ -66,6 +66,18 @@ struct Tf32 {
     static DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_tf32_m16n8k8(d, a, b0, b1); }
 };
 
+// f32 on CUDA cores, to check the others against: no tensor core, no rounding of what is multiplied.
+struct Plain {
+    static constexpr int planes = 1, bytes = 4;
+    static constexpr bool rounds = false;
+    static DEVICE float encode(float x, u8* const (&to)[2], i64 at) {
+        reinterpret_cast<float*>(to[0])[at] = x;
+        return x;
+    }
+};
+template <class P> constexpr bool is_plain = false;
+template <> constexpr bool is_plain<Plain> = true;
+
 // ---- the tile ----
 
 // A prepared batch as the engine sees it: planes of `slabs` x SLAB bytes a row, rows of whole tiles.
@@ -120,7 +132,8 @@ template <class P> struct GramTile {
             __syncthreads();  // this slab is here, and everyone is done with the one whose place is filled next
             if (slab + STAGES - 1 < slabs) fetch(buffers, (slab + STAGES - 1) % STAGES, side, first, slab + STAGES - 1);
             else copy_async_commit();
-            multiply(buffers, slab % STAGES, part, cross);
+            if constexpr (is_plain<P>) multiply_plainly(buffers, slab % STAGES, part);
+            else multiply(buffers, slab % STAGES, part, cross);
             if (slab % SHORT == SHORT - 1) {
                 add(part, 1.f);
                 clear(part);
@@ -173,6 +186,27 @@ template <class P> struct GramTile {
             for (int j = 0; j < COLUMN_FRAGMENTS; ++j)
 #pragma unroll
                 for (int e = 0; e < 4; ++e) sum[i][j][e] += x[i][j][e] * factor;
+    }
+    static DEVICE void multiply_plainly(const TileBuffers<P>& buffers, int stage, float (&part)[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4]) {
+        const auto number = [&](int side, int row, int k) {
+            return *reinterpret_cast<const float*>(&buffers.bytes[stage][side][0][swizzled(row, k / 4) + k % 4 * 4]);
+        };
+#pragma unroll 4
+        for (int k = 0; k < SLAB / 4; ++k) {
+            float x[ROWS], y[COLUMN_FRAGMENTS][2];
+#pragma unroll
+            for (int slot = 0; slot < ROWS; ++slot) x[slot] = number(0, row_of(slot), k);
+#pragma unroll
+            for (int j = 0; j < COLUMN_FRAGMENTS; ++j)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) y[j][e] = number(1, column_of(j + e * COLUMN_FRAGMENTS), k);
+#pragma unroll
+            for (int i = 0; i < ROW_FRAGMENTS; ++i)
+#pragma unroll
+                for (int j = 0; j < COLUMN_FRAGMENTS; ++j)
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) part[i][j][e] += x[i * 2 + e / 2] * y[j][e % 2];
+        }
     }
     static DEVICE void multiply(const TileBuffers<P>& buffers, int stage, float (&part)[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4],
                                 float (&cross)[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4]) {

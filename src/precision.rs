@@ -13,4 +13,7 @@ pub enum Precision {
     High,
     /// One product of 16-bit numbers.
     Medium,
+    /// f32 on CUDA cores, to check the tensor cores against: [`PairwiseDistance`](crate::PairwiseDistance) alone has it.
+    #[doc(hidden)]
+    Plain,
 }

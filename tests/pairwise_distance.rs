@@ -57,7 +57,7 @@ fn cpu_agrees_with_the_oracle() {
 impl Backend for cuda_device::Cuda {
     const NAME: &'static str = "cuda";
     const TAKES_F64: bool = false;
-    const PRECISIONS: &'static [tercet::Precision] = mined::PRECISIONS;
+    const PRECISIONS: &'static [tercet::Precision] = mined::WITH_PLAIN;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
         on_device::run_case(self, case, data)
     }
@@ -105,6 +105,17 @@ fn the_same_bits_for_any_number_of_threads() {
         for threads in [1, 2, 3, 5] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             assert_eq!(pool.install(|| run(&op, &x, &y, 33)), first, "{threads} threads, {op:?}");
+        }
+    }
+}
+
+#[test]
+fn the_same_bits_a_hundred_times() {
+    let (x, y) = (uniform(70, 33, 1), uniform(90, 33, 2));
+    for op in options() {
+        let first = run(&op, &x, &y, 33);
+        for _ in 0..100 {
+            assert_eq!(run(&op, &x, &y, 33), first, "{op:?}");
         }
     }
 }

@@ -4,8 +4,8 @@ use std::fmt::Debug;
 
 use tercet::cuda::mined::OnDevice as Mined;
 use tercet::{
-    BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss, BatchSemiHardTripletLoss,
-    Distance, Negative, Negatives,
+    BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
+    BatchSemiHardTripletLoss, Distance, Negative, Negatives,
 };
 use tercet_emulator::{Emulator, Options};
 

@@ -31,7 +31,7 @@ struct Emulated<const DETECT: bool> {
 impl<const DETECT: bool> Backend for Emulated<DETECT> {
     const NAME: &'static str = if DETECT { "the emulator with its detector" } else { "the emulator" };
     const TAKES_F64: bool = false;
-    const PRECISIONS: &'static [Precision] = support::mined::PRECISIONS;
+    const PRECISIONS: &'static [Precision] = support::mined::WITH_PLAIN;
     const LARGEST: usize = 130;
 
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {

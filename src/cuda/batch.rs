@@ -36,6 +36,7 @@ impl Product {
         match (precision, T::NAME) {
             (Precision::Medium, "f16") => Self { mode: "medium", tile: "f16", planes: 1, bytes: 2 },
             (Precision::Medium, _) => Self { mode: "medium", tile: "bf16", planes: 1, bytes: 2 },
+            (Precision::Plain, _) => Self { mode: "plain", tile: "plain", planes: 1, bytes: 4 },
             (Precision::High, "f32") => Self { mode: "high", tile: "high", planes: 1, bytes: 4 },
             _ => Self { mode: "highest", tile: "highest", planes: 2, bytes: 2 },
         }
@@ -362,7 +363,7 @@ pub fn kernel_names() -> Vec<String> {
         for step in ["survey", "nearest"] {
             names.push(format!("batch_{step}_{dtype}"));
         }
-        for mode in ["highest", "medium"] {
+        for mode in ["highest", "medium", "plain"] {
             names.push(format!("batch_gather_{dtype}_{mode}"));
         }
     }

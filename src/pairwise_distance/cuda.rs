@@ -31,7 +31,7 @@ const _: () = assert!(size_of::<Args>() == 2 * size_of::<Batch>() + 56, "Args mu
 /// Every kernel that a call can launch.
 #[doc(hidden)]
 pub fn kernel_names() -> Vec<String> {
-    let tiles = ["highest", "high", "f16", "bf16"].map(|tile| format!("{STEM}_tiles_{tile}"));
+    let tiles = ["highest", "high", "f16", "bf16", "plain"].map(|tile| format!("{STEM}_tiles_{tile}"));
     let finish = ["f32", "f16", "bf16"].map(|dtype| format!("{STEM}_finish_{dtype}"));
     tiles.into_iter().chain(finish).chain([format!("{STEM}_push")]).collect()
 }

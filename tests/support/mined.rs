@@ -308,6 +308,10 @@ pub fn poison<T: Element>(len: usize) -> Vec<T> {
 /// As often as not the default.
 pub const PRECISIONS: &[Precision] = &[Precision::Highest, Precision::Highest, Precision::High, Precision::Medium];
 
+/// And without tensor cores.
+pub const WITH_PLAIN: &[Precision] =
+    &[Precision::Highest, Precision::Highest, Precision::High, Precision::Medium, Precision::Plain];
+
 pub fn distances() -> impl Strategy<Value = Distance> {
     proptest::sample::select(vec![Distance::SquaredEuclidean, Distance::Euclidean, Distance::Cosine])
 }
