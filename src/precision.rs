@@ -5,6 +5,7 @@
 /// Positives, and every pair that a loss selects, are always computed from the difference of their rows. The CPU always
 /// computes as `Highest` says, whatever is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[allow(clippy::manual_non_exhaustive, reason = "the last one is hidden, not a placeholder")]
 pub enum Precision {
     /// The error of f32 arithmetic.
     #[default]

@@ -20,7 +20,7 @@ use property::{Backend, Case, Output, property};
 use support::Numbers;
 use support::mined::{self, Data};
 use tercet::batch_hard::reference;
-use tercet::{BatchHardTripletLoss, Distance, Element, Error, Matrix, Reduction, Stats};
+use tercet::{BatchHardTripletLoss, Distance, Element, Error, Matrix, Own, Reduction, Reference, Stats};
 
 struct Cpu;
 
@@ -358,4 +358,29 @@ fn gradients_of_16_bit_embeddings_survive_a_mean_over_many() {
     for (actual, expected) in grad.iter().zip(expected.grad) {
         assert!((actual.to_f64() - expected).abs() <= 1e-3 * expected.abs() + 1e-4, "{actual} for {expected}");
     }
+}
+
+/// Shards of the anchors, each against the whole batch, are the whole, with the gradients.
+#[test]
+fn shards_add_up() {
+    let (rows, dim) = (120, 12);
+    let mut numbers = Numbers(5);
+    // Integers: sums are exact in any order.
+    let x: Vec<f64> = (0..rows * dim).map(|_| numbers.below(9) as f64 - 4.0).collect();
+    let labels: Vec<i64> = (0..rows as i64).map(|i| i * 7 % 30).collect();
+    let loss = BatchHardTripletLoss { margin: 40.0, reduction: Reduction::Sum, ..Default::default() };
+    let (whole, grad) = both(&loss, &x, dim, &labels);
+    assert!(whole > 0.0);
+    let (mut sum, mut summed) = (0.0, vec![0.0; x.len()]);
+    for (start, end) in [(0, 50), (50, 51), (51, 120)] {
+        let embeddings = Matrix::new(&x, dim).unwrap();
+        let set = Reference { embeddings, labels: &labels[..], own: Own::Offset(start as i64) };
+        let shard = Matrix::new(&x[start * dim..end * dim], dim).unwrap();
+        let (mut own, mut others) = (vec![f64::NAN; (end - start) * dim], vec![f64::NAN; x.len()]);
+        let grads = [Some(&mut own[..]), Some(&mut others[..])];
+        sum += loss.loss_and_grad_against(shard, &labels[start..end], &set, grads).unwrap();
+        summed[start * dim..end * dim].iter_mut().zip(&own).for_each(|(sum, g)| *sum += g);
+        summed.iter_mut().zip(&others).for_each(|(sum, g)| *sum += g);
+    }
+    assert!(sum == whole && summed == grad, "{sum} for {whole}");
 }
