@@ -80,10 +80,12 @@ fn the_ring_goes_round() {
     }
 }
 
+type Both = Box<dyn Fn(&mut CrossBatchMemory, &Tensor, &Tensor) -> [Tensor; 2]>;
+
 /// Every mined loss, at a margin that most triplets are within.
-fn losses(reduction: Reduction) -> Vec<Box<dyn Fn(&mut CrossBatchMemory, &Tensor, &Tensor) -> [Tensor; 2]>> {
+fn losses(reduction: Reduction) -> Vec<Both> {
     /// The loss through the memory, and that against the reference that it should have been.
-    fn both<L: MinedLoss + 'static>(loss: L) -> Box<dyn Fn(&mut CrossBatchMemory, &Tensor, &Tensor) -> [Tensor; 2]> {
+    fn both<L: MinedLoss + 'static>(loss: L) -> Both {
         Box::new(move |memory, x, labels| {
             let first = memory.position();
             let ours = memory.forward(&loss, x, labels);
