@@ -181,7 +181,8 @@ impl CrossBatchMemory {
     /// let own = memory.newest(4);
     /// assert_eq!(own, Tensor::from_slice(&[4i64, 5, 0, 1]));
     /// let reference = Reference { own: Own::Rows(&own), ..memory.reference() };
-    /// let loss = BatchAllTripletLoss::default().forward_against(&embeddings, &labels, &reference);
+    /// let loss_fn = BatchAllTripletLoss { margin: 4.0, ..Default::default() };
+    /// let loss = loss_fn.forward_against(&embeddings, &labels, &reference);
     /// # assert!(loss.double_value(&[]) > 0.0);
     /// ```
     pub fn reference(&self) -> Reference<&Tensor, &Tensor> {
