@@ -1,6 +1,6 @@
-//! The nearest negative of each anchor. Within a batch negatives are filtered by tiles of products, and what the products'
-//! error leaves open is computed by difference: the chosen pair is the exact minimum, so neither the number of threads nor
-//! the order of the tiles changes a bit.
+//! The nearest negative of each anchor. Negatives are filtered by tiles of products, and what the products' error leaves open
+//! is computed by difference: the chosen pair is the exact minimum, so neither the number of threads nor the order of the
+//! tiles changes a bit.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,9 +27,9 @@ pub fn nearest_negatives<A: Scalar>(against: &Against<A>) -> Found<A> {
     if against.is_itself() { among_themselves(&against.anchors, &against.classes) } else { against_others(against) }
 }
 
-/// Distances by products, but those of near pairs; who takes them computes the chosen one again, directly.
 fn against_others<A: Scalar>(against: &Against<A>) -> Found<A> {
     let rows = against.anchors.rows;
+    let sides = Sides::new(&against.anchors, against.others());
     let mut found = Found { compared: vec![A::INFINITY; rows], row: vec![NONE; rows] };
     let states = found.compared.chunks_mut(sides::TASK_ROWS).zip(found.row.chunks_mut(sides::TASK_ROWS)).collect();
     let visit = |(compared, row): &mut (&mut [A], &mut [u32]), i: usize, columns: Range<usize>, distances: &mut [A]| {
@@ -39,19 +39,18 @@ fn against_others<A: Scalar>(against: &Against<A>) -> Found<A> {
             return;
         }
         let given = |row: u32| if row == NONE { NONE } else { against.given(row as usize) };
-        for (j, &d) in columns.zip(distances.iter()) {
-            let better = d < compared[at] || (d == compared[at] && against.given(j) < given(row[at]));
-            if better && !class.contains(&j) {
+        for (j, &by_product) in columns.zip(distances.iter()) {
+            // An overflow is not ruled out: nothing is above it.
+            if sides.at_least(i, j, by_product) > compared[at] || class.contains(&j) {
+                continue;
+            }
+            let d = against.direct(i, j);
+            if d < compared[at] || (d == compared[at] && against.given(j) < given(row[at])) {
                 (compared[at], row[at]) = (d, j as u32);
             }
         }
     };
-    Sides::new(&against.anchors, against.others()).sweep(states, visit);
-    for i in 0..rows {
-        if found.row[i] != NONE {
-            found.compared[i] = against.direct(i, found.row[i] as usize);
-        }
-    }
+    sides.sweep(states, visit);
     found
 }
 

@@ -47,6 +47,12 @@ impl<'a, A: Scalar> Sides<'a, A> {
         self.of_columns.as_ref().unwrap_or(&self.of_rows)
     }
 
+    /// At least how far row i and column j are in terms of [`direct`], whose distance by products is `compared`.
+    pub fn at_least(&self, i: usize, j: usize, compared: A) -> A {
+        let (of_rows, of_columns) = (&self.of_rows, self.of_columns());
+        compared - (of_rows.error * (of_rows.norms[i] + of_columns.norms[j]) + of_rows.tiny)
+    }
+
     fn tiles(&self) -> impl Iterator<Item = Range<usize>> + use<A> {
         let columns = self.columns.rows;
         (0..columns).step_by(TILE_COLUMNS).map(move |start| start..columns.min(start + TILE_COLUMNS))

@@ -135,8 +135,8 @@ fn compare<T: Element>(
             [(false, p, truth.positive[a] as usize), (true, n, truth.negative[a] as usize)]
         {
             let (found, true_one) = (data.other(found), data.other(true_one));
-            // Within the batch, and at full precision, as good as by difference: what products leave open is looked at again.
-            let by_product = negative && (data.reference.is_some() || case.loss.precision != Precision::Highest);
+            // At full precision as good as by difference.
+            let by_product = negative && case.loss.precision != Precision::Highest;
             let of = |j| if by_product { bounds.of_product(a, j) } else { bounds.of_distance(a, j) };
             let bound = of(found) + of(true_one);
             worst.check(|| format!("distance of {a}'s"), bounds.d(a, found), bounds.d(a, true_one), bound)?;
