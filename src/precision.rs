@@ -5,7 +5,6 @@
 /// Positives, and every pair that a loss selects, are always computed from the difference of their rows. The CPU always
 /// computes as `Highest` says, whatever is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[allow(clippy::manual_non_exhaustive, reason = "the last one is hidden, not a placeholder")]
 pub enum Precision {
     /// The error of f32 arithmetic.
     #[default]
@@ -14,7 +13,7 @@ pub enum Precision {
     High,
     /// One product of 16-bit numbers.
     Medium,
-    /// f32 on CUDA cores, to check the tensor cores against: [`PairwiseDistance`](crate::PairwiseDistance) alone has it.
-    #[doc(hidden)]
+    /// f32 on CUDA cores, slow, to check the tensor cores against: [`PairwiseDistance`](crate::PairwiseDistance) alone has it,
+    /// the losses refuse it on a device.
     Plain,
 }

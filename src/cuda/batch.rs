@@ -302,6 +302,9 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher>(
     others: Option<usize>,
     inputs: &Inputs,
 ) -> Result<PreparedSides<L::Memory>, Error> {
+    if shape.product == Product::of::<T>(Precision::Plain) {
+        return Err(Error::argument("precision", "Highest, High or Medium", "Plain"));
+    }
     // SAFETY: the caller's contract.
     let anchors = unsafe { prepare::<T, L>(launcher, shape, &inputs.anchors, None)? };
     let mut kept = vec![anchors.kept];
