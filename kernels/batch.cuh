@@ -128,3 +128,44 @@ template <class F> DEVICE void scan(u32 rows, u64* start, F size) {
     }
     if (threadIdx.x == BATCH_THREADS - 1) start[rows] = at;
 }
+
+template <class A> DEVICE void exchange(A& x, A& y) {
+    const A z = x;
+    x = y;
+    y = z;
+}
+
+// Sorts by one block: `order(i, j)` exchanges what is at i and at j > i where it is the wrong way round. Bitonic: each merge
+// begins with the mirror image, so that all comparisons go one way and a size that is no power of two only leaves some out.
+template <class F> DEVICE void sort(u32 size, F order) {
+    const auto step = [&](u32 flip) {
+        for (u32 i = threadIdx.x; i < size; i += BATCH_THREADS) {
+            const u32 j = i ^ flip;
+            if (j > i && j < size) order(i, j);
+        }
+        __syncthreads();
+    };
+    for (u32 width = 2; width < 2 * size; width *= 2) {
+        step(width - 1);
+        for (u32 apart = width / 4; apart > 0; apart /= 2) step(apart);
+    }
+}
+
+// The gradient with respect to a given row, by a warp, from g, that with respect to the row as distances see it: through the
+// normalisation, times `scale`, in the caller's type and order; NaN where all is `lost`.
+template <class T> DEVICE void write_gradient(const Batch& b, u32 row, const float* g, float scale, bool lost, void* grad) {
+    const u32 lane = threadIdx.x % 32;
+    const Row<T> x = original_row<T>(b, row);
+    const float inverse = b.inverse[row];
+    float along = 0;
+    if (b.normalize && inverse > 0.f) {
+        for (u32 c = lane; c < b.dim; c += 32) along += g[c] * x(c);
+        along = group_sum<32>(along);
+    }
+    for (u32 c = lane; c < b.dim; c += 32) {
+        const float y = b.normalize ? (g[c] - along * x(c)) * fabsf(inverse) : g[c];
+        T result;
+        narrow(result, lost ? nan_value<float>() : y * scale);
+        static_cast<T*>(grad)[i64(b.order[row]) * b.dim + c] = result;
+    }
+}

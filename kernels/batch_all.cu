@@ -88,8 +88,7 @@ template <class T> DEVICE void pairs(const Args& args) {
     }
 }
 
-// Bitonic: each merge begins with the mirror image, so that all comparisons go one way and a length that is no power of
-// two only leaves some out. A block takes a row.
+// A block takes a row.
 KERNEL(batch_all_sort, BATCH_THREADS, const Args args) {
     if (!fits(args)) return;
     for (u32 row = blockIdx.x; row < args.sides.anchors.rows; row += gridDim.x) {
@@ -97,24 +96,12 @@ KERNEL(batch_all_sort, BATCH_THREADS, const Args args) {
         if (size <= COMPARED) continue;
         float* threshold = args.threshold + args.start[row];
         u32* owner = args.owner + args.start[row];
-        const auto exchange = [&](u32 flip) {
-            for (u32 i = threadIdx.x; i < size; i += BATCH_THREADS) {
-                const u32 j = i ^ flip;
-                if (j > i && j < size && threshold[j] < threshold[i]) {
-                    const float t = threshold[i];
-                    const u32 o = owner[i];
-                    threshold[i] = threshold[j];
-                    owner[i] = owner[j];
-                    threshold[j] = t;
-                    owner[j] = o;
-                }
+        sort(size, [&](u32 i, u32 j) {
+            if (threshold[j] < threshold[i]) {
+                exchange(threshold[i], threshold[j]);
+                exchange(owner[i], owner[j]);
             }
-            __syncthreads();
-        };
-        for (u32 width = 2; width < 2 * size; width *= 2) {
-            exchange(width - 1);
-            for (u32 apart = width / 4; apart > 0; apart /= 2) exchange(apart);
-        }
+        });
     }
 }
 

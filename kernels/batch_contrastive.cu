@@ -370,7 +370,6 @@ template <class T> DEVICE void backward(const Args& args) {
     const Batch &rows = args.which ? sides.others : sides.anchors, &columns = args.which ? sides.anchors : sides.others;
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
     if (row >= rows.rows) return;
-    const bool bad = sides.bad();
     const Row<T> x = original_row<T>(rows, row);
     float* g = args.pushed + i64(row) * rows.dim;  // where the first split is
     for (u32 c = lane; c < rows.dim; c += 32) {
@@ -390,18 +389,7 @@ template <class T> DEVICE void backward(const Args& args) {
         if (!is_finite(compared)) weight = nan_value<float>();
         for (u32 c = lane; c < rows.dim; c += 32) g[c] += args.kind == 2 ? -weight * y(c) : weight * (x(c) - y(c));
     }
-    const float inverse = rows.inverse[row], scale = float(args.stats[4]);
-    float along = 0;
-    if (rows.normalize && inverse > 0.f) {
-        for (u32 c = lane; c < rows.dim; c += 32) along += g[c] * x(c);
-        along = group_sum<32>(along);
-    }
-    for (u32 c = lane; c < rows.dim; c += 32) {
-        const float y = rows.normalize ? (g[c] - along * x(c)) * fabsf(inverse) : g[c];
-        T result;
-        narrow(result, bad ? nan_value<float>() : y * scale);
-        static_cast<T*>(args.grad)[i64(rows.order[row]) * rows.dim + c] = result;
-    }
+    write_gradient<T>(rows, row, g, float(args.stats[4]), sides.bad(), args.grad);
 }
 
 KERNEL(batch_contrastive_sweep_highest, TILE_THREADS, const Args args) { sweep<Split>(args); }

@@ -218,7 +218,6 @@ template <class T> DEVICE void backward(const Args& args) {
         const float norm = sqrtf(group_sum<32>(squares));
         return Row<T>{x, 1.f / (norm < float(TERCET_MIN_NORM) ? float(TERCET_MIN_NORM) : norm)};
     };
-    const float inverse = mine.inverse[row];
     const Row<T> x = original_row<T>(mine, row);
     // Adds weight * d distance(x, y) / dx.
     const auto add = [&](const Batch& b, u32 index, float distance, float weight) {
@@ -247,17 +246,7 @@ template <class T> DEVICE void backward(const Args& args) {
             }
         }
     }
-    float along = 0;
-    if (mine.normalize && inverse > 0.f) {
-        for (u32 c = lane; c < mine.dim; c += 32) along += g[c] * x(c);
-        along = group_sum<32>(along);
-    }
-    for (u32 c = lane; c < mine.dim; c += 32) {
-        const float y = mine.normalize ? (g[c] - along * x(c)) * fabsf(inverse) : g[c];
-        T result;
-        narrow(result, bad ? nan_value<float>() : y);
-        static_cast<T*>(args.grad)[i64(i) * mine.dim + c] = result;
-    }
+    write_gradient<T>(mine, row, g, 1.f, bad, args.grad);
 }
 
 KERNEL(batch_hard_negatives_highest, TILE_THREADS, const Args args) { negatives<Split>(args); }

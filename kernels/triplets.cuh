@@ -299,27 +299,14 @@ DEVICE void fill(const Args& args) {
     }
 }
 
-// Bitonic, as in batch_all.cu. A block takes a row.
+// A block takes a row.
 DEVICE void order(const Args& args) {
     if (!fits(args)) return;
     for (u32 row = blockIdx.x; row < args.sides.others.rows; row += gridDim.x) {
         u32* const linked = args.linked + args.link[row];
-        const u32 size = u32(args.link[row + 1] - args.link[row]);
-        const auto exchange = [&](u32 flip) {
-            for (u32 i = threadIdx.x; i < size; i += BATCH_THREADS) {
-                const u32 j = i ^ flip;
-                if (j > i && j < size && linked[j] < linked[i]) {
-                    const u32 x = linked[i];
-                    linked[i] = linked[j];
-                    linked[j] = x;
-                }
-            }
-            __syncthreads();
-        };
-        for (u32 width = 2; width < 2 * size; width *= 2) {
-            exchange(width - 1);
-            for (u32 apart = width / 4; apart > 0; apart /= 2) exchange(apart);
-        }
+        sort(u32(args.link[row + 1] - args.link[row]), [&](u32 i, u32 j) {
+            if (linked[j] < linked[i]) exchange(linked[i], linked[j]);
+        });
     }
 }
 
@@ -330,10 +317,9 @@ template <class T> DEVICE void backward(const Args& args) {
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
     if (row >= mine.rows) return;
     const bool lost = sides.bad() || !fits(args);
-    const i64 to = i64(mine.order[row]) * mine.dim;
-    float* g = args.work + to;
+    float* g = args.work + i64(mine.order[row]) * mine.dim;
     for (u32 c = lane; c < mine.dim; c += 32) g[c] = 0.f;
-    const float inverse = mine.inverse[row], scale = float(args.stats[4]);
+    const float scale = float(args.stats[4]);
     const Row<T> x = original_row<T>(mine, row);
     // Adds the weight of a pair times d distance(x, y) / dx.
     const auto add = [&](u64 at, const Batch& b, u32 other, float distance, float sign) {
@@ -360,17 +346,7 @@ template <class T> DEVICE void backward(const Args& args) {
             add(at, sides.anchors, args.anchor[at], args.d_an[at], -1.f);
         }
     }
-    float along = 0;
-    if (mine.normalize && inverse > 0.f) {
-        for (u32 c = lane; c < mine.dim; c += 32) along += g[c] * x(c);
-        along = group_sum<32>(along);
-    }
-    for (u32 c = lane; c < mine.dim; c += 32) {
-        const float y = mine.normalize ? (g[c] - along * x(c)) * fabsf(inverse) : g[c];
-        T result;
-        narrow(result, lost ? nan_value<float>() : y);
-        static_cast<T*>(args.grad)[to + c] = result;
-    }
+    write_gradient<T>(mine, row, g, 1.f, lost, args.grad);
 }
 
 // The kernels that do not depend on how negatives are chosen, and those that do.
