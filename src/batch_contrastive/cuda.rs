@@ -9,6 +9,8 @@ use crate::cuda::mined::{Inputs, OnDevice, Output};
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, Reduction};
 
+crate::cuda::mined::cuda_calls!(BatchContrastiveLoss);
+
 const STEM: &str = "batch_contrastive";
 
 /// What the backward pass needs of a forward pass.

@@ -8,6 +8,8 @@ use crate::cuda::mined::{Inputs, OnDevice, Output};
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, Reduction};
 
+crate::cuda::mined::cuda_calls!(BatchHardTripletLoss);
+
 const STEM: &str = "batch_hard";
 
 /// What the backward pass needs of a forward pass.

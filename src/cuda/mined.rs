@@ -1,9 +1,16 @@
-//! What mined losses on a device share: their inputs, and the shape of their passes.
+//! What mined losses on a device share: their inputs, the shape of their passes, and the calls on cudarc slices.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop};
 
 use super::batch::Input;
-use super::{Address, Launcher, Memory};
+use super::device::error;
+use super::paired::Wanted;
+use super::{Address, CudaLauncher, CudaMatrix, Launcher, Memory, refuse_f64};
+use crate::matrix::check_len;
 use crate::mined::{ReferenceShape, Shape};
-use crate::{Element, Error, Own};
+use crate::{Element, Error, Own, Reduction, Reference};
 
 /// The arguments of a call, in device memory.
 #[derive(Clone, Copy, Debug)]
@@ -136,3 +143,207 @@ pub trait OnDevice: crate::mined::Loss {
         unsafe { Self::backward::<T, L>(launcher, &self.check(&inputs.shape(shape))?, kept, inputs, upstream, grads) }
     }
 }
+
+/// A batch in cudarc slices.
+pub(crate) struct Slices<'a, T> {
+    pub embeddings: CudaMatrix<'a, T>,
+    pub labels: &'a CudaSlice<i64>,
+    pub reference: Option<&'a CudaSet<'a, T>>,
+}
+
+/// A reference set in cudarc slices.
+pub(crate) type CudaSet<'a, T> = Reference<CudaMatrix<'a, T>, &'a CudaSlice<i64>>;
+
+impl<'a, T> Slices<'a, T> {
+    fn shape(&self) -> Shape {
+        let reference = self.reference.map(|reference| ReferenceShape {
+            rows: reference.embeddings.rows,
+            dim: reference.embeddings.dim,
+            labels: reference.labels.len(),
+            own: match reference.own {
+                Own::None => Own::None,
+                Own::Offset(offset) => Own::Offset(offset),
+                Own::Rows(rows) => Own::Rows(rows.len()),
+            },
+        });
+        let CudaMatrix { rows, dim, .. } = self.embeddings;
+        Shape { rows, dim, labels: self.labels.len(), reference }
+    }
+
+    /// The guards tell cudarc when the slices are done with.
+    fn inputs(&'a self, stream: &'a Arc<CudaStream>, guards: &mut Vec<SyncOnDrop<'a>>) -> Inputs {
+        let mut input = |rows: &'a CudaMatrix<'a, T>, labels: &'a CudaSlice<i64>| {
+            let ((x, of_rows), (labels, of_labels)) = (rows.data.device_ptr(stream), labels.device_ptr(stream));
+            guards.extend([of_rows, of_labels]);
+            Input { x, stride: rows.stride, labels }
+        };
+        let anchors = input(&self.embeddings, self.labels);
+        let reference = self.reference.map(|reference| (reference, input(&reference.embeddings, reference.labels)));
+        let reference = reference.map(|(reference, rows)| {
+            let own = match reference.own {
+                Own::None => Own::None,
+                Own::Offset(offset) => Own::Offset(offset),
+                Own::Rows(rows) => {
+                    let (rows, guard) = rows.device_ptr(stream);
+                    guards.push(guard);
+                    Own::Rows(rows)
+                }
+            };
+            OtherInput { rows, count: reference.embeddings.rows, own }
+        });
+        Inputs { anchors, reference, step: 0 }
+    }
+}
+
+/// Runs the passes that a call is for, in the order of `stream`.
+pub(crate) fn run_on_stream<T: Element + DeviceRepr, L: OnDevice>(
+    loss_fn: &L,
+    stream: &Arc<CudaStream>,
+    slices: Slices<'_, T>,
+    wanted: Wanted<'_, f32>,
+    mut grads: [Option<&mut CudaSlice<T>>; 2],
+) -> Result<(), Error> {
+    refuse_f64::<T>("embeddings")?;
+    let shape = slices.shape();
+    let problem = loss_fn.check(&shape)?;
+    let per_row = loss_fn.reduction() == Reduction::None;
+    let upstreams = if per_row { shape.rows } else { 1 };
+    match &wanted {
+        Wanted::Losses(losses) => check_len("loss", losses.len(), upstreams)?,
+        Wanted::Upstream(upstream) => check_len("upstream", upstream.len(), upstreams)?,
+    }
+    for ((name, rows), grad) in [("grad", shape.rows), ("reference_grad", shape.others())].into_iter().zip(&grads) {
+        if let Some(grad) = grad {
+            check_len(name, grad.len(), rows * shape.dim)?;
+        }
+    }
+    let with_grad = grads.each_ref().map(Option::is_some);
+    let launcher = CudaLauncher::new(stream)?;
+    // An upstream of ones, where gradients come with the loss.
+    let ones = match &wanted {
+        Wanted::Losses(_) if with_grad != [false; 2] => {
+            let ones = stream.clone_htod(&vec![1f32; upstreams]);
+            Some(ones.map_err(|e| error("copying ones", e))?)
+        }
+        _ => None,
+    };
+
+    let mut guards = Vec::new();
+    let inputs = slices.inputs(stream, &mut guards);
+    let (mut output, mut upstream) = (Output::default(), 0);
+    match wanted {
+        Wanted::Losses(losses) => {
+            let (address, guard) = losses.device_ptr_mut(stream);
+            *(if per_row { &mut output.losses } else { &mut output.loss }) = address;
+            guards.push(guard);
+        }
+        Wanted::Upstream(given) => {
+            let (address, guard) = given.device_ptr(stream);
+            upstream = address;
+            guards.push(guard);
+        }
+    }
+    if let Some(ones) = &ones {
+        let (address, guard) = ones.device_ptr(stream);
+        upstream = address;
+        guards.push(guard);
+    }
+    let to = grads.each_mut().map(|grad| {
+        let Some(grad) = grad else { return 0 };
+        let (address, guard) = grad.device_ptr_mut(stream);
+        guards.push(guard);
+        address
+    });
+    // SAFETY: the addresses come from slices whose lengths were checked here and by `CudaMatrix`, borrowed for the call;
+    // cudarc frees a slice on its stream, after the kernels, and so does the launcher what the passes allocate.
+    unsafe {
+        let kept = L::forward::<T, _>(&launcher, &problem, &inputs, &output, with_grad)?;
+        if with_grad != [false; 2] {
+            L::backward::<T, _>(&launcher, &problem, &kept, &inputs, upstream, to)?;
+        }
+    }
+    Ok(())
+}
+
+/// The calls on cudarc slices of a mined loss.
+macro_rules! cuda_calls {
+    ($loss:ident) => {
+        impl $loss {
+            /// The loss on cudarc slices, and its gradient with respect to the embeddings, `[N, D]`, where it is wanted; in
+            /// the order of `stream`: nothing waits for the device.
+            ///
+            /// The embeddings are f32, f16 or bf16. `loss` takes one number, or for `Reduction::None` one a row; the gradient
+            /// is then that of the losses' sum.
+            ///
+            /// # Errors
+            /// As [`loss_and_grad`](Self::loss_and_grad), if `loss` has another length, or if the device refuses.
+            pub fn loss_and_grad_cuda<T: $crate::Element + cudarc::driver::DeviceRepr>(
+                &self,
+                stream: &std::sync::Arc<cudarc::driver::CudaStream>,
+                embeddings: $crate::cuda::CudaMatrix<'_, T>,
+                labels: &cudarc::driver::CudaSlice<i64>,
+                loss: &mut cudarc::driver::CudaSlice<f32>,
+                grad: Option<&mut cudarc::driver::CudaSlice<T>>,
+            ) -> Result<(), $crate::Error> {
+                let slices = $crate::cuda::mined::Slices { embeddings, labels, reference: None };
+                let wanted = $crate::cuda::paired::Wanted::Losses(loss);
+                $crate::cuda::mined::run_on_stream(self, stream, slices, wanted, [grad, None])
+            }
+
+            /// Likewise, against a reference set, and with the gradient with respect to it, `[M, D]`.
+            ///
+            /// # Errors
+            /// As [`loss_and_grad_against`](Self::loss_and_grad_against), if `loss` has another length, or if the device
+            /// refuses.
+            pub fn loss_and_grad_against_cuda<T: $crate::Element + cudarc::driver::DeviceRepr>(
+                &self,
+                stream: &std::sync::Arc<cudarc::driver::CudaStream>,
+                embeddings: $crate::cuda::CudaMatrix<'_, T>,
+                labels: &cudarc::driver::CudaSlice<i64>,
+                reference: &$crate::Reference<$crate::cuda::CudaMatrix<'_, T>, &cudarc::driver::CudaSlice<i64>>,
+                loss: &mut cudarc::driver::CudaSlice<f32>,
+                grads: [Option<&mut cudarc::driver::CudaSlice<T>>; 2],
+            ) -> Result<(), $crate::Error> {
+                let slices = $crate::cuda::mined::Slices { embeddings, labels, reference: Some(reference) };
+                let wanted = $crate::cuda::paired::Wanted::Losses(loss);
+                $crate::cuda::mined::run_on_stream(self, stream, slices, wanted, grads)
+            }
+
+            /// [`grad`](Self::grad) on cudarc slices.
+            ///
+            /// # Errors
+            /// As [`grad`](Self::grad), or if the device refuses.
+            pub fn grad_cuda<T: $crate::Element + cudarc::driver::DeviceRepr>(
+                &self,
+                stream: &std::sync::Arc<cudarc::driver::CudaStream>,
+                embeddings: $crate::cuda::CudaMatrix<'_, T>,
+                labels: &cudarc::driver::CudaSlice<i64>,
+                upstream: &cudarc::driver::CudaSlice<f32>,
+                grad: &mut cudarc::driver::CudaSlice<T>,
+            ) -> Result<(), $crate::Error> {
+                let slices = $crate::cuda::mined::Slices { embeddings, labels, reference: None };
+                let wanted = $crate::cuda::paired::Wanted::Upstream(upstream);
+                $crate::cuda::mined::run_on_stream(self, stream, slices, wanted, [Some(grad), None])
+            }
+
+            /// [`grad_against`](Self::grad_against) on cudarc slices.
+            ///
+            /// # Errors
+            /// As [`grad_against`](Self::grad_against), or if the device refuses.
+            pub fn grad_against_cuda<T: $crate::Element + cudarc::driver::DeviceRepr>(
+                &self,
+                stream: &std::sync::Arc<cudarc::driver::CudaStream>,
+                embeddings: $crate::cuda::CudaMatrix<'_, T>,
+                labels: &cudarc::driver::CudaSlice<i64>,
+                reference: &$crate::Reference<$crate::cuda::CudaMatrix<'_, T>, &cudarc::driver::CudaSlice<i64>>,
+                upstream: &cudarc::driver::CudaSlice<f32>,
+                grads: [Option<&mut cudarc::driver::CudaSlice<T>>; 2],
+            ) -> Result<(), $crate::Error> {
+                let slices = $crate::cuda::mined::Slices { embeddings, labels, reference: Some(reference) };
+                let wanted = $crate::cuda::paired::Wanted::Upstream(upstream);
+                $crate::cuda::mined::run_on_stream(self, stream, slices, wanted, grads)
+            }
+        }
+    };
+}
+pub(crate) use cuda_calls;

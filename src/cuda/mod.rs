@@ -25,3 +25,11 @@ pub use images::{IMAGES, Image, KernelReport};
 #[doc(hidden)]
 pub use launcher::{Address, DeviceProperties, Grid, Launcher, Memory};
 pub use matrix::CudaMatrix;
+
+/// What goes over tiles has no kernels for f64.
+pub(crate) fn refuse_f64<T: crate::Element>(argument: &'static str) -> Result<(), crate::Error> {
+    match T::NAME {
+        "f64" => Err(crate::Error::argument(argument, "f32, f16 or bf16 (on the CPU also f64)", "f64")),
+        _ => Ok(()),
+    }
+}

@@ -1,12 +1,16 @@
 //! The launches of kernels/pairwise_distance.cu.
 
+use std::sync::Arc;
+
 use bytemuck::{Pod, Zeroable};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop};
 
 use super::{PairwiseDistance, Problem};
 use crate::constants::TILE;
 use crate::cuda::batch::{self, Batch, Input, Layout, Prepared, Product};
-use crate::cuda::{Address, Grid, Launcher, Memory};
+use crate::cuda::{Address, CudaLauncher, CudaMatrix, Grid, Launcher, Memory, refuse_f64};
 use crate::distance::Metric;
+use crate::matrix::check_len;
 use crate::{Element, Error};
 
 const STEM: &str = "pairwise_distance";
@@ -189,4 +193,69 @@ impl PairwiseDistance {
         // SAFETY: the caller's contract.
         unsafe { backward::<T, L>(launcher, &self.checked(rows, [dim; 2])?, inputs, upstream, grads) }
     }
+}
+
+impl PairwiseDistance {
+    /// [`distances`](Self::distances) on cudarc slices, in the order of `stream`: nothing waits for the device.
+    ///
+    /// The rows are f32, f16 or bf16.
+    ///
+    /// # Errors
+    /// As [`distances`](Self::distances), or if the device refuses.
+    pub fn distances_cuda<T: Element + DeviceRepr>(
+        &self,
+        stream: &Arc<CudaStream>,
+        x: CudaMatrix<'_, T>,
+        y: CudaMatrix<'_, T>,
+        to: &mut CudaSlice<f32>,
+    ) -> Result<(), Error> {
+        refuse_f64::<T>("x and y")?;
+        let problem = self.checked([x.rows, y.rows], [x.dim, y.dim])?;
+        check_len("to", to.len(), problem.rows[0] * problem.rows[1])?;
+        let launcher = CudaLauncher::new(stream)?;
+        let (both, mut guards) = ([x, y], Vec::new());
+        let inputs = both.each_ref().map(|rows| input(stream, rows, &mut guards));
+        let (out, guard) = to.device_ptr_mut(stream);
+        guards.push(guard);
+        // SAFETY: the addresses come from slices whose lengths were checked here and by `CudaMatrix`, borrowed for the call;
+        // cudarc frees a slice on its stream, after the kernels, and so does the launcher what the pass allocates.
+        unsafe { forward::<T, _>(&launcher, &problem, &inputs, out) }
+    }
+
+    /// [`grad`](Self::grad) on cudarc slices.
+    ///
+    /// # Errors
+    /// As [`grad`](Self::grad), or if the device refuses.
+    pub fn grad_cuda<T: Element + DeviceRepr>(
+        &self,
+        stream: &Arc<CudaStream>,
+        x: CudaMatrix<'_, T>,
+        y: CudaMatrix<'_, T>,
+        upstream: &CudaSlice<f32>,
+        mut grads: [Option<&mut CudaSlice<T>>; 2],
+    ) -> Result<(), Error> {
+        refuse_f64::<T>("x and y")?;
+        let problem = self.checked([x.rows, y.rows], [x.dim, y.dim])?;
+        check_len("upstream", upstream.len(), problem.rows[0] * problem.rows[1])?;
+        problem.check_grads(grads.each_ref().map(|grad| grad.as_ref().map(|grad| grad.len())))?;
+        let launcher = CudaLauncher::new(stream)?;
+        let (both, mut guards) = ([x, y], Vec::new());
+        let inputs = both.each_ref().map(|rows| input(stream, rows, &mut guards));
+        let (upstream, guard) = upstream.device_ptr(stream);
+        guards.push(guard);
+        let to = grads.each_mut().map(|grad| {
+            let Some(grad) = grad else { return 0 };
+            let (address, guard) = grad.device_ptr_mut(stream);
+            guards.push(guard);
+            address
+        });
+        // SAFETY: as in `distances_cuda`.
+        unsafe { backward::<T, _>(&launcher, &problem, &inputs, upstream, to) }
+    }
+}
+
+fn input<'a, T>(stream: &'a Arc<CudaStream>, rows: &'a CudaMatrix<'_, T>, guards: &mut Vec<SyncOnDrop<'a>>) -> Input {
+    let (x, guard) = rows.data.device_ptr(stream);
+    guards.push(guard);
+    Input { x, stride: rows.stride, labels: 0 }
 }

@@ -58,6 +58,17 @@ pub struct Problem {
     pub precision: Precision,
 }
 
+impl Problem {
+    fn check_grads(&self, lens: [Option<usize>; 2]) -> Result<(), Error> {
+        for ((argument, len), rows) in ["grads[0]", "grads[1]"].into_iter().zip(lens).zip(self.rows) {
+            if let Some(len) = len {
+                mined::check_len(argument, len, rows * self.dim)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl PairwiseDistance {
     /// The distances, `[N, M]`, contiguous; what `to` held before is overwritten.
     ///
@@ -84,11 +95,7 @@ impl PairwiseDistance {
     ) -> Result<(), Error> {
         let problem = self.problem(&x, &y)?;
         mined::check_len("upstream", upstream.len(), problem.rows[0] * problem.rows[1])?;
-        for ((argument, grad), rows) in ["grads[0]", "grads[1]"].into_iter().zip(&grads).zip(problem.rows) {
-            if let Some(grad) = grad {
-                mined::check_len(argument, grad.len(), rows * problem.dim)?;
-            }
-        }
+        problem.check_grads(grads.each_ref().map(|grad| grad.as_ref().map(|grad| grad.len())))?;
         cpu::gradients(&problem, [&x, &y], upstream, grads);
         Ok(())
     }
