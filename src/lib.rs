@@ -61,6 +61,7 @@ mod stats;
 #[cfg(feature = "torch")]
 pub mod torch;
 pub mod triplet_margin;
+mod triplets;
 
 pub use batch_all::{BatchAllTripletLoss, MeanOver};
 pub use batch_contrastive::{BatchContrastiveLoss, Negatives};

@@ -1,10 +1,11 @@
 //! The triplet loss of a batch with one chosen negative for each pair.
 
 use crate::cpu::against::Against;
-use crate::cpu::triplets::{self, Chosen};
+use crate::cpu::triplets::Chosen;
 use crate::distance::Metric;
-use crate::mined::{self, Call, Loss, Set, Shape};
-use crate::{Distance, Element, Error, Matrix, Own, Precision, Reduction, Reference, Scalar, Stats};
+use crate::mined::{self, Set, Shape};
+use crate::triplets::{ChoosesNegatives, select_calls};
+use crate::{Distance, Element, Error, Matrix, Own, Precision, Reduction};
 
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
@@ -38,7 +39,7 @@ pub use crate::cpu::triplets::Triplets;
 /// with embeddings that do not change, the same triplets are drawn again.
 ///
 /// Of equally near negatives the one with the lowest index is taken. NaN or infinity anywhere in the embeddings makes the
-/// loss NaN, and the gradients; so does the distance of a positive that overflows. In the [`Stats`], `valid` and `active`
+/// loss NaN, and the gradients; so does the distance of a positive that overflows. In the [`Stats`](crate::Stats), `valid` and `active`
 /// count the selected triplets, and the distances are means over them.
 ///
 /// The embeddings are `[N, D]`, f32, f64, f16 or bf16, the labels `[N]`, any numbers in any order. Losses are f64 for f64
@@ -133,48 +134,12 @@ pub struct Problem {
     pub precision: Precision,
 }
 
-impl Problem {
-    /// What the sum of the losses, and their gradient, is divided by; `valid`: the selected triplets.
-    pub fn divisor(&self, valid: u64) -> f64 {
-        match self.reduction {
-            Reduction::Mean => valid.max(1) as f64,
-            Reduction::Sum | Reduction::None => 1.0,
-        }
-    }
-}
-
 mined::slice_calls!(BatchNegativeTripletLoss, per_anchor);
+select_calls!(BatchNegativeTripletLoss);
 
-impl BatchNegativeTripletLoss {
-    /// The triplets themselves.
-    ///
-    /// # Errors
-    /// As [`losses`](Self::losses).
-    pub fn select<T: Element>(&self, embeddings: Matrix<'_, T>, labels: &[i64]) -> Result<Triplets<T::Scalar>, Error> {
-        let (against, chosen) = Call::<T, Self>::new(self, embeddings, labels, None)?.find([false; 2]);
-        Ok(Triplets::new(&against, &chosen))
-    }
-
-    /// Likewise, against a reference set, of which the positives and negatives are.
-    ///
-    /// # Errors
-    /// As [`losses_against`](Self::losses_against).
-    pub fn select_against<T: Element>(
-        &self,
-        embeddings: Matrix<'_, T>,
-        labels: &[i64],
-        reference: &Reference<Matrix<'_, T>, &[i64]>,
-    ) -> Result<Triplets<T::Scalar>, Error> {
-        let (against, chosen) = Call::<T, Self>::new(self, embeddings, labels, Some(reference))?.find([false; 2]);
-        Ok(Triplets::new(&against, &chosen))
-    }
-}
-
-impl Loss for BatchNegativeTripletLoss {
+impl ChoosesNegatives for BatchNegativeTripletLoss {
     const NAME: &'static str = "BatchNegativeTripletLoss";
-    const READS_AGAIN: bool = true;
     type Problem = Problem;
-    type Found<A: Scalar> = (Against<A>, Chosen<A>);
 
     fn check(&self, shape: &Shape) -> Result<Problem, Error> {
         let metric = mined::check(self.margin, self.distance, shape)?;
@@ -207,36 +172,16 @@ impl Loss for BatchNegativeTripletLoss {
         Problem { step, ..problem }
     }
 
-    fn find<T: Element>(
+    fn reduction_of(problem: &Problem) -> Reduction {
+        problem.reduction
+    }
+
+    fn choose<T: Element>(
         problem: &Problem,
         embeddings: &Matrix<'_, T>,
         labels: &[i64],
         reference: Option<&Set<'_, T>>,
-        _: [bool; 2],
-    ) -> Self::Found<T::Scalar> {
+    ) -> (Against<T::Scalar>, Chosen<T::Scalar>) {
         cpu::select(problem, embeddings, labels, reference)
-    }
-
-    fn loss<A: Scalar>(problem: &Problem, (_, chosen): &Self::Found<A>) -> A {
-        A::from_f64(chosen.sum / problem.divisor(chosen.stats.valid))
-    }
-
-    fn losses<A: Scalar>((_, chosen): &Self::Found<A>) -> &[A] {
-        &chosen.losses
-    }
-
-    fn stats<A: Scalar>((_, chosen): &Self::Found<A>) -> Stats {
-        chosen.stats
-    }
-
-    fn gradients<T: Element>(
-        problem: &Problem,
-        (against, chosen): &Self::Found<T::Scalar>,
-        upstream: Option<&[T::Scalar]>,
-        grads: [Option<&mut [T]>; 2],
-    ) {
-        let reduced = problem.reduction != Reduction::None;
-        let divisor = reduced.then(|| problem.divisor(chosen.stats.valid));
-        triplets::gradients(against, chosen, divisor, upstream, grads);
     }
 }

@@ -3,14 +3,15 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::batch::{self, Layout, PreparedSides, Product, Sides};
-use super::mined::{Inputs, Output};
+use super::mined::{Inputs, OnDevice, Output};
 use super::{Address, Grid, Launcher, Memory};
 use crate::distance::Metric;
+use crate::mined::Loss;
 use crate::{Element, Error, Precision, Reduction};
 
 /// One of these losses, and the options and shape of a call.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Problem {
+pub struct Problem {
     /// The kernels' file, and the first part of their names.
     pub stem: &'static str,
     /// The first part of the names of those that depend on how negatives are chosen.
@@ -28,9 +29,42 @@ pub(crate) struct Problem {
     pub draw: Option<Draw>,
 }
 
+/// A loss that launches these kernels.
+pub trait Plan: Loss {
+    /// How.
+    fn plan(problem: &Self::Problem) -> Problem;
+}
+
+impl<L: Plan> OnDevice for L {
+    type Kept<M: Memory> = Chosen<M>;
+
+    unsafe fn forward<T: Element, D: Launcher>(
+        launcher: &D,
+        problem: &Self::Problem,
+        inputs: &Inputs,
+        output: &Output,
+        with_grad: [bool; 2],
+    ) -> Result<Chosen<D::Memory>, Error> {
+        // SAFETY: the caller's contract.
+        unsafe { forward::<T, D>(launcher, &L::plan(problem), inputs, output, with_grad != [false; 2]) }
+    }
+
+    unsafe fn backward<T: Element, D: Launcher>(
+        launcher: &D,
+        problem: &Self::Problem,
+        chosen: &Chosen<D::Memory>,
+        inputs: &Inputs,
+        upstream: Address,
+        grads: [Address; 2],
+    ) -> Result<(), Error> {
+        // SAFETY: the caller's contract.
+        unsafe { backward::<T, D>(launcher, &L::plan(problem), chosen, inputs, upstream, grads) }
+    }
+}
+
 /// A random choice.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Draw {
+pub struct Draw {
     pub seed: u64,
     /// Of those farther than the positive.
     pub beyond: bool,
@@ -121,7 +155,7 @@ fn shared_bytes(product: Product) -> u32 {
 /// # Safety
 /// As [`OnDevice::forward`](super::mined::OnDevice::forward). What is chosen is one u32 for each pair of an anchor and a row
 /// of its class, in class order: the negative's index, `u32::MAX` without one.
-pub(crate) unsafe fn forward<T: Element, L: Launcher>(
+unsafe fn forward<T: Element, L: Launcher>(
     launcher: &L,
     problem: &Problem,
     inputs: &Inputs,
@@ -223,7 +257,7 @@ pub(crate) unsafe fn forward<T: Element, L: Launcher>(
 
 /// # Safety
 /// As [`OnDevice::backward`](super::mined::OnDevice::backward), for a forward pass with gradients.
-pub(crate) unsafe fn backward<T: Element, L: Launcher>(
+unsafe fn backward<T: Element, L: Launcher>(
     launcher: &L,
     problem: &Problem,
     chosen: &Chosen<L::Memory>,
