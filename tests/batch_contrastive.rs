@@ -39,13 +39,13 @@ impl Backend for Cpu {
         };
         let (mut grads, mut scaled_grads) = (poison(), poison());
         let ([grad, grad_of_set], [scaled, scaled_of_set]) = (&mut grads, &mut scaled_grads);
-        let (stats, both) = match &data.set() {
+        let (selection, stats, both) = match &data.set() {
             None => {
                 loss.losses(x, labels, &mut losses).unwrap();
                 loss.grad(x, labels, &upstream, scaled).unwrap();
                 let both =
                     reduced.then(|| (loss.loss(x, labels).unwrap(), loss.loss_and_grad(x, labels, grad).unwrap()));
-                (mean.loss_with_stats(x, labels).unwrap().1, both)
+                (loss.select(x, labels).unwrap(), mean.loss_with_stats(x, labels).unwrap().1, both)
             }
             Some(set) => {
                 loss.losses_against(x, labels, set, &mut losses).unwrap();
@@ -55,26 +55,29 @@ impl Backend for Cpu {
                     let both = loss.loss_and_grad_against(x, labels, set, grads).unwrap();
                     (loss.loss_against(x, labels, set).unwrap(), both)
                 });
-                (mean.loss_with_stats_against(x, labels, set).unwrap().1, both)
+                let selection = loss.select_against(x, labels, set).unwrap();
+                (selection, mean.loss_with_stats_against(x, labels, set).unwrap().1, both)
             }
         };
         let reduced = both.map(|(forward, both)| {
             assert_eq!(forward, both, "with and without gradients");
             (both, grads)
         });
-        Output { losses, stats, reduced, scaled_grads }
+        let selected = selection.anchor.into_iter().zip(selection.negative).map(|(a, j)| [a, j]).collect();
+        Output { selected: Some(selected), losses, stats, reduced, scaled_grads }
     }
 }
 
 #[test]
 fn cpu_agrees_with_the_oracle() {
-    property(&Cpu, 120);
+    property(&Cpu, 250);
 }
 
 #[cfg(feature = "cuda")]
 impl Backend for cuda_device::Cuda {
     const NAME: &'static str = "cuda";
     const TAKES_F64: bool = false;
+    const PRECISIONS: &'static [tercet::Precision] = mined::PRECISIONS;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
         on_device::run_case(self, case, data)
     }

@@ -31,6 +31,8 @@ struct Emulated<const DETECT: bool> {
 impl<const DETECT: bool> Backend for Emulated<DETECT> {
     const NAME: &'static str = if DETECT { "the emulator with its detector" } else { "the emulator" };
     const TAKES_F64: bool = false;
+    const PRECISIONS: &'static [Precision] = support::mined::PRECISIONS;
+    const LARGEST: usize = 130;
 
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
         let emulator = Emulator::new(Options { detect: DETECT, seed: case.batch.seed % 4, os_threads: 1 });
@@ -50,11 +52,11 @@ fn shared_property<const DETECT: bool>(count: u32) {
 
 #[test]
 fn the_emulator_agrees_with_the_oracle() {
-    shared_property::<false>(8);
+    shared_property::<false>(30);
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(1);
+    shared_property::<true>(3);
 }
 
 fn uniform(rows: usize, dim: usize) -> Vec<f32> {

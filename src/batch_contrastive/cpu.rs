@@ -26,10 +26,49 @@ pub struct Found<A> {
     pub(crate) stats: Stats,
 }
 
+/// Pairs of different classes, in the order of their anchors and then of their negatives; where the batch is its own
+/// reference set both orders of each. None where a row holds NaN or infinity.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Selection<A> {
+    /// The anchors.
+    pub anchor: Vec<u32>,
+    /// The other rows.
+    pub negative: Vec<u32>,
+    /// Of each pair, from the difference of its rows.
+    pub distances: Vec<A>,
+}
+
 impl<A: Scalar> Found<A> {
     /// The reduced loss.
     pub(crate) fn loss(&self, problem: &Problem) -> A {
         A::from_f64(self.sum / problem.divisor(self.stats.valid))
+    }
+
+    pub(crate) fn selection(&self, problem: &Problem) -> Selection<A> {
+        let against = &self.against;
+        let mut pairs: Vec<(u32, u32, A)> = Vec::new();
+        match problem.negatives {
+            _ if against.poisoned() => {}
+            Negatives::All => {
+                for i in 0..problem.rows {
+                    let class = against.class(i);
+                    let others = (0..class.start).chain(class.end..against.others().rows);
+                    pairs.extend(others.map(|j| (against.classes.order[i], against.given(j), against.direct(i, j))));
+                }
+            }
+            Negatives::Hardest => {
+                pairs.extend(self.hardest.iter().map(|pair| (pair.anchor, pair.other, pair.compared)));
+                if against.is_itself() {
+                    pairs.extend(self.hardest.iter().map(|pair| (pair.other, pair.anchor, pair.compared)));
+                }
+            }
+        }
+        pairs.sort_unstable_by_key(|&(anchor, negative, _)| (anchor, negative));
+        Selection {
+            anchor: pairs.iter().map(|pair| pair.0).collect(),
+            negative: pairs.iter().map(|pair| pair.1).collect(),
+            distances: pairs.iter().map(|pair| against.anchors.distance(pair.2)).collect(),
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! The contrastive loss over the pairs of a batch.
 
 use crate::distance::Metric;
-use crate::mined::{self, Loss, Set, Shape};
-use crate::{Distance, Element, Error, Matrix, Precision, Reduction, Scalar, Stats};
+use crate::mined::{self, Call, Loss, Set, Shape};
+use crate::{Distance, Element, Error, Matrix, Precision, Reduction, Reference, Scalar, Stats};
 
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
@@ -13,6 +13,7 @@ pub mod reference;
 mod torch;
 
 use cpu::Found;
+pub use cpu::Selection;
 
 /// Pulls the rows of a class together, and pushes those of different classes `margin` apart.
 ///
@@ -121,6 +122,42 @@ impl Problem {
 }
 
 mined::slice_calls!(BatchContrastiveLoss, per_anchor);
+
+impl BatchContrastiveLoss {
+    /// The pairs of different classes that are selected, whatever their loss: of [`Negatives::All`] a list of all of them.
+    ///
+    /// # Errors
+    /// As [`losses`](Self::losses).
+    ///
+    /// ```
+    /// use tercet::{BatchContrastiveLoss, Matrix, Negatives};
+    ///
+    /// let loss_fn = BatchContrastiveLoss { negatives: Negatives::Hardest, ..Default::default() };
+    /// let selection = loss_fn.select(Matrix::new(&[0f64, 2.0, 3.0, 7.0], 1)?, &[7, 7, -1, -1])?;
+    /// assert_eq!(selection.anchor, [0, 1, 2, 2]);
+    /// assert_eq!(selection.negative, [2, 2, 0, 1]);
+    /// assert_eq!(selection.distances, [3.0, 1.0, 3.0, 1.0]);
+    /// # Ok::<(), tercet::Error>(())
+    /// ```
+    pub fn select<T: Element>(&self, embeddings: Matrix<'_, T>, labels: &[i64]) -> Result<Selection<T::Scalar>, Error> {
+        let call = Call::<T, Self>::new(self, embeddings, labels, None)?;
+        Ok(call.find([false; 2]).selection(&call.problem))
+    }
+
+    /// Likewise, against a reference set, of which the negatives are.
+    ///
+    /// # Errors
+    /// As [`losses_against`](Self::losses_against).
+    pub fn select_against<T: Element>(
+        &self,
+        embeddings: Matrix<'_, T>,
+        labels: &[i64],
+        reference: &Reference<Matrix<'_, T>, &[i64]>,
+    ) -> Result<Selection<T::Scalar>, Error> {
+        let call = Call::<T, Self>::new(self, embeddings, labels, Some(reference))?;
+        Ok(call.find([false; 2]).selection(&call.problem))
+    }
+}
 
 impl Loss for BatchContrastiveLoss {
     const NAME: &'static str = "BatchContrastiveLoss";

@@ -15,6 +15,7 @@ pub fn run_case<T: Element, D: TestDevice>(device: &D, case: &Case, data: &Data<
     let wide = |x: f32| T::Scalar::from_f64(f64::from(x));
     let reduced = (!per_row).then(|| (wide(mined.loss), mined.grads.remove(1)));
     Output {
+        selected: None,
         losses: mined.losses.into_iter().map(wide).collect(),
         stats: mined.stats,
         reduced,

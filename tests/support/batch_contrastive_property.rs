@@ -7,7 +7,7 @@ use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use tercet::batch_contrastive::reference::{self, Reference};
-use tercet::{BatchContrastiveLoss, Element, Matrix, Negatives, Reduction, Stats};
+use tercet::{BatchContrastiveLoss, Element, Matrix, Negatives, Precision, Reduction, Stats};
 
 use super::support::mined::{self, Batch, Bounds, Content, Data, Worst};
 
@@ -17,25 +17,30 @@ pub struct Case {
     pub batch: Batch,
 }
 
-fn cases() -> impl Strategy<Value = Case> {
+fn cases(precisions: &'static [Precision], largest: usize) -> impl Strategy<Value = Case> {
     let reductions = prop_oneof![Just(Reduction::Mean), Just(Reduction::Sum), Just(Reduction::None)];
     let margins = proptest::sample::select(vec![0.0, 0.3, 1.0, 3.0, 1e3]);
     let negatives = prop_oneof![Just(Negatives::All), Just(Negatives::Hardest)];
-    let options = (mined::distances(), reductions, margins, any::<bool>(), negatives);
-    (options, mined::batches(300)).prop_map(|((distance, reduction, margin, normalize, negatives), batch)| Case {
-        loss: BatchContrastiveLoss { margin, distance, normalize, negatives, reduction, ..Default::default() },
-        batch,
-    })
+    let precisions = proptest::sample::select(precisions);
+    let options = (mined::distances(), reductions, margins, any::<bool>(), negatives, precisions);
+    (options, mined::batches(largest)).prop_map(
+        |((distance, reduction, margin, normalize, negatives, precision), batch)| Case {
+            loss: BatchContrastiveLoss { margin, distance, normalize, negatives, reduction, precision },
+            batch,
+        },
+    )
 }
 
-fn oracle<T: Element>(case: &Case, data: &Data<T>, upstream: &[f64]) -> Reference {
+fn oracle<T: Element>(case: &Case, data: &Data<T>, upstream: &[f64], selected: Option<&[[u32; 2]]>) -> Reference {
     let embeddings = Matrix::new(&data.exact, case.batch.dim).unwrap();
     let set = data.exact_set(case.batch.dim);
-    reference::run_against(&case.loss, embeddings, &data.labels, set.as_ref(), upstream, None).unwrap()
+    reference::run_against(&case.loss, embeddings, &data.labels, set.as_ref(), upstream, selected).unwrap()
 }
 
 /// What a backend returned.
 pub struct Output<T: Element> {
+    /// The pairs of different classes that it selected, of a backend that lists them.
+    pub selected: Option<Vec<[u32; 2]>>,
     pub losses: Vec<T::Scalar>,
     pub stats: Stats,
     /// The reduced loss and the gradients for an upstream of 1; absent for `Reduction::None`.
@@ -48,6 +53,10 @@ pub trait Backend {
     const NAME: &'static str;
     /// Devices take no f64 for mined losses.
     const TAKES_F64: bool;
+    /// Devices alone have more than one.
+    const PRECISIONS: &'static [Precision] = &[Precision::Highest];
+    /// The oracle is slow, and an emulator slower.
+    const LARGEST: usize = 300;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T>;
 }
 
@@ -119,9 +128,8 @@ fn selected<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds, truth: &Re
     selected
 }
 
-fn allowed<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds, truth: &Reference) -> Allowed {
+fn allowed<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds, selected: &[Selected]) -> Allowed {
     let (rows, others, margin) = (case.batch.rows, data.other_labels().len(), case.loss.margin);
-    let selected = selected(case, data, bounds, truth);
     let mut allowed =
         Allowed { losses: vec![1e-35; rows], sum: 1e-35, undecided: 0, distances: [0.0; 2], pulls: Vec::new() };
     for a in 0..rows {
@@ -186,9 +194,27 @@ fn compare<T: Element>(
     worst: &mut Worst,
 ) -> Result<(), TestCaseError> {
     let dim = case.batch.dim;
-    let bounds = Bounds::of(data, dim, case.loss.distance, case.loss.normalize);
-    let truth = oracle(case, data, &data.upstream);
-    let allowed = allowed(case, data, &bounds, &truth);
+    let bounds = Bounds::of(data, dim, case.loss.distance, case.loss.normalize).at::<T>(case.loss.precision);
+    let mut truth = oracle(case, data, &data.upstream, None);
+    let mut selected = selected(case, data, &bounds, &truth);
+    if let Some(pairs) = &output.selected {
+        // As it may be; from here on that is the selection.
+        let others = data.other_labels().len();
+        prop_assert_eq!(pairs.len(), truth.negatives.len());
+        let mut own = vec![Selected::Not; selected.len()];
+        for &[a, j] in pairs {
+            let pair = a as usize * others + j as usize;
+            prop_assert!(selected[pair] != Selected::Not, "({a}, {j}) is too far to be selected");
+            own[pair] = Selected::Surely;
+        }
+        for (pair, (own, expected)) in own.iter().zip(&selected).enumerate() {
+            let missed = *own == Selected::Not && *expected == Selected::Surely;
+            prop_assert!(!missed, "({}, {}) is not selected", pair / others, pair % others);
+        }
+        selected = own;
+        truth = oracle(case, data, &data.upstream, Some(pairs));
+    }
+    let allowed = allowed(case, data, &bounds, &selected);
 
     prop_assert_eq!(output.stats.valid, truth.stats.valid);
     let (active, expected) = (output.stats.active, truth.stats.active);
@@ -207,7 +233,7 @@ fn compare<T: Element>(
     }
 
     let mean = if case.loss.reduction == Reduction::Mean { 1.0 / truth.stats.valid.max(1) as f64 } else { 1.0 };
-    let unit = oracle(case, data, &[1.0]);
+    let unit = oracle(case, data, &[1.0], output.selected.as_deref());
     let mut grads = vec![(&output.scaled_grads, &truth, data.upstream.clone())];
     if let Some((loss, grads_of_one)) = &output.reduced {
         let bound = mean * allowed.sum + 4.0 * bounds.epsilon * truth.loss + 1e-35;
@@ -230,13 +256,14 @@ pub fn property<B: Backend>(backend: &B, count: u32) {
     fn one<B: Backend, T: Element + Debug>(backend: &B, count: u32) {
         let worst = std::cell::RefCell::new(Worst::default());
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[13; 32]);
-        let outcome = TestRunner::new_with_rng(mined::config(count), rng).run(&cases(), |case| {
-            let data = Data::<T>::new(&case.batch, case.loss.reduction);
-            let output = backend.run(&case, &data);
-            let mut worst = worst.borrow_mut();
-            worst.cases += 1;
-            compare(&case, &data, &output, &mut worst)
-        });
+        let outcome =
+            TestRunner::new_with_rng(mined::config(count), rng).run(&cases(B::PRECISIONS, B::LARGEST), |case| {
+                let data = Data::<T>::new(&case.batch, case.loss.reduction);
+                let output = backend.run(&case, &data);
+                let mut worst = worst.borrow_mut();
+                worst.cases += 1;
+                compare(&case, &data, &output, &mut worst)
+            });
         if let Err(error) = outcome {
             panic!("{} {}: {error}", B::NAME, T::NAME);
         }
