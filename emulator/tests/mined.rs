@@ -1,21 +1,45 @@
-//! What holds for every mined loss on the emulator: the same bits under any schedule, and NaN for what is not a number.
+//! What holds for every mined loss on the emulator: the same bits under any schedule, NaN for what is not a number, and what
+//! was recorded.
 
 use std::fmt::Debug;
 
 use tercet::cuda::mined::OnDevice as Mined;
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
-    BatchSemiHardTripletLoss, Distance, Negative, Negatives,
+    BatchSemiHardTripletLoss, Distance, Element, Negative, Negatives,
 };
 use tercet_emulator::{Emulator, Options};
 
 mod emulated;
 #[path = "../../tests/support/launches.rs"]
 mod launches;
+#[path = "../../tests/support/mined_records.rs"]
+mod records;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
 use launches::{OnDevice, mine};
+use records::{Backend, Output, Recorded, unchanged};
+use support::mined::{Batch, Data};
+
+impl<L: Recorded + Mined> Backend<L> for Emulator {
+    const NAME: &'static str = "the emulator";
+    const TAKES_F64: bool = false;
+    fn run<T: Element>(&self, loss: &L, batch: &Batch, data: &Data<T>) -> Output<T> {
+        let mut mined = mine::<T, _, _>(self, loss, &OnDevice::new(self, batch, data), 0, &[&data.upstream]);
+        Output { loss: f64::from(mined.loss), stats: mined.stats, grads: mined.grads.remove(0) }
+    }
+}
+
+#[test]
+fn the_emulator_computes_what_it_did() {
+    let emulator = Emulator::new(Options::default());
+    unchanged::<BatchAllTripletLoss, _>(&emulator, "emulator");
+    unchanged::<BatchHardTripletLoss, _>(&emulator, "emulator");
+    unchanged::<BatchSemiHardTripletLoss, _>(&emulator, "emulator");
+    unchanged::<BatchNegativeTripletLoss, _>(&emulator, "emulator");
+    unchanged::<BatchContrastiveLoss, _>(&emulator, "emulator");
+}
 
 fn uniform(rows: usize, dim: usize) -> Vec<f32> {
     let mut numbers = support::Numbers(3);

@@ -29,6 +29,17 @@ impl Cuda {
     }
 }
 
+#[allow(dead_code, reason = "each test uses its share")]
+impl Cuda {
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    pub fn name(&self) -> String {
+        self.stream.context().name().unwrap()
+    }
+}
+
 impl TestDevice for Cuda {
     type Launcher = CudaLauncher;
 

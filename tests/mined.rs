@@ -1,0 +1,162 @@
+//! What is tested alike of every mined loss: what it computed is recorded, and cudarc slices give what slices in memory do.
+
+#[cfg(feature = "cuda")]
+#[path = "support/cuda_device.rs"]
+mod cuda_device;
+#[cfg(feature = "cuda")]
+#[path = "support/launches.rs"]
+mod launches;
+#[path = "support/mined_records.rs"]
+mod records;
+mod support;
+
+use records::{Cpu, finds_what_is_wrong, unchanged};
+use tercet::{
+    BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss, BatchSemiHardTripletLoss,
+};
+
+#[test]
+fn cpu_computes_what_it_did() {
+    unchanged::<BatchAllTripletLoss, _>(&Cpu, "cpu");
+    unchanged::<BatchHardTripletLoss, _>(&Cpu, "cpu");
+    unchanged::<BatchSemiHardTripletLoss, _>(&Cpu, "cpu");
+    unchanged::<BatchNegativeTripletLoss, _>(&Cpu, "cpu");
+    unchanged::<BatchContrastiveLoss, _>(&Cpu, "cpu");
+}
+
+#[test]
+fn a_change_is_found_in_every_case() {
+    finds_what_is_wrong::<BatchAllTripletLoss>("cpu");
+    finds_what_is_wrong::<BatchHardTripletLoss>("cpu");
+    finds_what_is_wrong::<BatchSemiHardTripletLoss>("cpu");
+    finds_what_is_wrong::<BatchNegativeTripletLoss>("cpu");
+    finds_what_is_wrong::<BatchContrastiveLoss>("cpu");
+}
+
+#[cfg(feature = "cuda")]
+mod on_cuda {
+    use tercet::cuda::{CudaMatrix, mined::OnDevice as Mined};
+    use tercet::{Element, Own, Reduction, Reference};
+
+    use super::cuda_device::Cuda;
+    use super::launches::{OnDevice, mine};
+    use super::records::{Backend, Output, Recorded, record};
+    use super::support::mined::{Batch, Content, Data, Labelling, OwnRows, Set};
+    use super::*;
+
+    impl<L: Recorded + Mined> Backend<L> for Cuda {
+        const NAME: &'static str = "cuda";
+        const TAKES_F64: bool = false;
+        fn run<T: Element>(&self, loss: &L, batch: &Batch, data: &Data<T>) -> Output<T> {
+            let mut mined = mine::<T, _, _>(self, loss, &OnDevice::new(self, batch, data), 0, &[&data.upstream]);
+            Output { loss: f64::from(mined.loss), stats: mined.stats, grads: mined.grads.remove(0) }
+        }
+    }
+
+    /// As recorded on it, if that was recorded or is to be now.
+    fn unchanged_on<L: Recorded + Mined>(cuda: &Cuda) {
+        let name = cuda.name().to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        if !record::<L>(&name).exists() && !support::rewrite_records() {
+            println!("skipped: nothing recorded on {name}: {}: cuda_computes_what_it_did", L::STEM);
+            return;
+        }
+        unchanged::<L, _>(cuda, &name);
+    }
+
+    #[test]
+    fn cuda_computes_what_it_did() {
+        let Some(cuda) = Cuda::first("cuda_computes_what_it_did") else { return };
+        unchanged_on::<BatchAllTripletLoss>(&cuda);
+        unchanged_on::<BatchHardTripletLoss>(&cuda);
+        unchanged_on::<BatchSemiHardTripletLoss>(&cuda);
+        unchanged_on::<BatchNegativeTripletLoss>(&cuda);
+        unchanged_on::<BatchContrastiveLoss>(&cuda);
+    }
+
+    fn batch(reference: Option<Set>) -> Batch {
+        let (content, labelling) = (Content::Uniform { scale: 1.0 }, Labelling::Random { each: 4 });
+        Batch { rows: 70, dim: 33, gap: 3, offset: 5, content, labelling, seed: 1, reference }
+    }
+
+    /// The calls on cudarc slices give the bits of the launches that they make.
+    macro_rules! check {
+        ($cuda:expr, $loss:expr, $($t:ty),*) => {$({
+            let (cuda, loss) = ($cuda, $loss);
+            let stream = cuda.stream();
+            for reference in [None, Some(Set { rows: 90, own: OwnRows::Rows })] {
+                let batch = batch(reference);
+                let data = Data::<$t>::new(&batch, Reduction::Mean);
+                let upstreams = [&[1.0][..], &data.upstream];
+                let expected = mine::<$t, _, _>(cuda, &loss, &OnDevice::new(cuda, &batch, &data), 0, &upstreams);
+                assert!(expected.loss > 0.0, "{loss:?}");
+
+                let upload = |x: &[$t]| stream.clone_htod(x).unwrap();
+                let (x, labels) = (upload(&data.laid_out), stream.clone_htod(&data.labels).unwrap());
+                let rows = || CudaMatrix::strided(x.slice(batch.offset..), batch.rows, batch.dim, batch.dim + batch.gap);
+                let rows = || rows().unwrap();
+                let sizes = [data.exact.len(), data.reference.as_ref().map_or(1, |other| other.exact.len())];
+                let mut grads = sizes.map(|len| upload(&support::mined::poison(len)));
+                let mut scaled = sizes.map(|len| upload(&support::mined::poison(len)));
+                let mut out = stream.clone_htod(&[f32::NAN]).unwrap();
+                let upstream = stream.clone_htod(&[data.upstream[0] as f32]).unwrap();
+                let ([grad, grad_of_set], [to, to_set]) = (&mut grads, &mut scaled);
+                match &data.reference {
+                    None => {
+                        loss.loss_and_grad_cuda(stream, rows(), &labels, &mut out, Some(grad)).unwrap();
+                        loss.grad_cuda(stream, rows(), &labels, &upstream, to).unwrap();
+                    }
+                    Some(other) => {
+                        let of_set = &other.batch;
+                        let (y, their) = (upload(&other.laid_out), stream.clone_htod(&other.labels).unwrap());
+                        let Own::Rows(own) = &other.own else { unreachable!("the set above") };
+                        let own = stream.clone_htod(own).unwrap();
+                        let stride = of_set.dim + of_set.gap;
+                        let embeddings = CudaMatrix::strided(y.slice(of_set.offset..), of_set.rows, of_set.dim, stride);
+                        let reference = Reference { embeddings: embeddings.unwrap(), labels: &their, own: Own::Rows(&own) };
+                        let both = [Some(grad), Some(grad_of_set)];
+                        loss.loss_and_grad_against_cuda(stream, rows(), &labels, &reference, &mut out, both).unwrap();
+                        let both = [Some(to), Some(to_set)];
+                        loss.grad_against_cuda(stream, rows(), &labels, &reference, &upstream, both).unwrap();
+                    }
+                }
+                assert_eq!(stream.clone_dtoh(&out).unwrap(), [expected.loss], "{loss:?}");
+                for (got, expected) in [grads, scaled].iter().zip(&expected.grads) {
+                    for (got, expected) in got.iter().zip(expected).filter(|(_, expected)| !expected.is_empty()) {
+                        assert!(stream.clone_dtoh(got).unwrap() == *expected, "{loss:?}");
+                    }
+                }
+            }
+        })*};
+    }
+
+    #[test]
+    fn slices_give_what_launches_give() {
+        use half::{bf16, f16};
+        let Some(cuda) = &Cuda::first("slices_give_what_launches_give") else { return };
+        check!(cuda, BatchAllTripletLoss { margin: 1.0, ..Default::default() }, f32, f16, bf16);
+        check!(cuda, BatchHardTripletLoss { margin: 5.0, ..Default::default() }, f32, f16, bf16);
+        check!(cuda, BatchSemiHardTripletLoss { margin: 5.0, ..Default::default() }, f32, f16, bf16);
+        check!(cuda, BatchNegativeTripletLoss { margin: 1.0, ..Default::default() }, f32, f16, bf16);
+        check!(cuda, BatchContrastiveLoss { margin: 5.0, ..Default::default() }, f32, f16, bf16);
+    }
+
+    /// Checked before anything is copied, or launched.
+    #[test]
+    fn wrong_lengths_and_dtypes_are_refused() {
+        let Some(cuda) = &Cuda::first("wrong_lengths_and_dtypes_are_refused") else { return };
+        let (stream, loss) = (cuda.stream(), BatchHardTripletLoss::default());
+        let (x, labels) = (stream.clone_htod(&[0f32; 12]).unwrap(), stream.clone_htod(&[0i64, 0, 1]).unwrap());
+        let (mut one, mut two) = (stream.clone_htod(&[0f32]).unwrap(), stream.clone_htod(&[0f32; 2]).unwrap());
+        let rows = |dim| CudaMatrix::new(&x, dim).unwrap();
+        let text = |result: Result<(), tercet::Error>| result.unwrap_err().to_string();
+        let got = text(loss.loss_and_grad_cuda(stream, rows(4), &labels, &mut two, None));
+        assert_eq!(got, "loss: expected 1 numbers, got 2");
+        let got = text(loss.loss_and_grad_cuda(stream, rows(4), &labels, &mut one, Some(&mut two)));
+        assert_eq!(got, "grad: expected 12 numbers, got 2");
+        let got = text(loss.loss_and_grad_cuda(stream, rows(3), &labels, &mut one, None));
+        assert_eq!(got, "labels: expected 4, one for each embedding, got 3");
+        let wide = stream.clone_htod(&[0f64; 12]).unwrap();
+        let got = text(loss.loss_and_grad_cuda(stream, CudaMatrix::new(&wide, 4).unwrap(), &labels, &mut one, None));
+        assert_eq!(got, "embeddings: expected f32, f16 or bf16 (on the CPU also f64), got f64");
+    }
+}

@@ -1,0 +1,387 @@
+//! What every mined loss computed on a backend, recorded: a number that has moved beyond what another order of the same sums
+//! may do fails, and is named. `TERCET_REWRITE_RECORDS=1` writes the records again.
+#![allow(dead_code, reason = "each test uses its share")]
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+
+use half::{bf16, f16};
+use serde_json::{Map, Value, json};
+use tercet::{
+    BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
+    BatchSemiHardTripletLoss, Distance, Element, Matrix, MeanOver, Negative, Negatives, Pairs, Reduction, Reference,
+    Stats, batch_all, batch_contrastive, batch_hard, batch_negative, batch_semi_hard,
+};
+
+use super::support::mined::{self, Batch, Content, Data, Labelling, OwnRows, Set};
+use super::support::{self, Numbers};
+
+/// What a backend returned for the case's upstream.
+pub struct Output<T> {
+    /// The reduced loss.
+    pub loss: f64,
+    pub stats: Stats,
+    pub grads: [Vec<T>; 2],
+}
+
+/// A loss as these tests see it.
+pub trait Recorded: Copy + Debug {
+    const STEM: &'static str;
+    /// One for each of its own options, for distances of about `scale`.
+    fn all(scale: f64, distance: Distance, normalize: bool, reduction: Reduction) -> Vec<Self>;
+    fn on_cpu<T: Element>(&self, batch: &Batch, data: &Data<T>) -> Output<T>;
+    /// The oracle for other numbers, with what the CPU selects for `data`.
+    fn oracle<T: Element>(&self, batch: &Batch, data: &Data<T>, numbers: [&[f64]; 2]) -> Output<f64>;
+}
+
+/// A backend for a loss.
+pub trait Backend<L> {
+    const NAME: &'static str;
+    const TAKES_F64: bool;
+    fn run<T: Element>(&self, loss: &L, batch: &Batch, data: &Data<T>) -> Output<T>;
+}
+
+pub struct Cpu;
+
+impl<L: Recorded> Backend<L> for Cpu {
+    const NAME: &'static str = "cpu";
+    const TAKES_F64: bool = true;
+    fn run<T: Element>(&self, loss: &L, batch: &Batch, data: &Data<T>) -> Output<T> {
+        loss.on_cpu(batch, data)
+    }
+}
+
+/// What a loss has of its own: its variants, what is selected on the CPU, and the oracle with that selection.
+macro_rules! recorded {
+    (
+        $loss:ident, $name:literal, |$plain:ident, $scale:ident| $all:expr,
+        |$self:ident, $x:ident, $labels:ident, $set:ident| $selection:expr,
+        |$upstream:ident, $selected:ident| $oracle:expr
+    ) => {
+        impl Recorded for $loss {
+            const STEM: &'static str = $name;
+
+            fn all($scale: f64, distance: Distance, normalize: bool, reduction: Reduction) -> Vec<Self> {
+                let $plain = $loss { margin: 0.1 * $scale, distance, normalize, reduction, ..Default::default() };
+                $all.into()
+            }
+
+            fn on_cpu<T: Element>(&self, batch: &Batch, data: &Data<T>) -> Output<T> {
+                let (x, labels, upstream) = (data.matrix(batch), &data.labels, Data::<T>::scalars(&data.upstream));
+                let sizes = [data.exact.len(), data.reference.as_ref().map_or(0, |other| other.exact.len())];
+                let mut grads = sizes.map(mined::poison);
+                let [grad, grad_of_set] = &mut grads;
+                let (loss, stats) = match &data.set() {
+                    None => {
+                        self.grad(x, labels, &upstream, grad).unwrap();
+                        self.loss_with_stats(x, labels).unwrap()
+                    }
+                    Some(set) => {
+                        self.grad_against(x, labels, set, &upstream, [Some(grad), Some(grad_of_set)]).unwrap();
+                        self.loss_with_stats_against(x, labels, set).unwrap()
+                    }
+                };
+                Output { loss: loss.to_f64(), stats, grads }
+            }
+
+            fn oracle<T: Element>(&$self, batch: &Batch, data: &Data<T>, numbers: [&[f64]; 2]) -> Output<f64> {
+                let $selected = {
+                    let ($x, $labels, $set) = (data.matrix(batch), &data.labels[..], data.set());
+                    $selection
+                };
+                let matrix = |which: usize| Matrix::new(numbers[which], batch.dim).unwrap();
+                let set = data.set();
+                let set = set.map(|set| Reference { embeddings: matrix(1), labels: set.labels, own: set.own });
+                let ($x, $labels, $set, $upstream) = (matrix(0), &data.labels[..], set.as_ref(), &data.upstream[..]);
+                let result = $oracle.unwrap();
+                Output { loss: result.loss, stats: result.stats, grads: [result.grad, result.reference_grad] }
+            }
+        }
+    };
+}
+
+/// The negatives that the CPU takes.
+macro_rules! select {
+    ($loss:ident, $x:ident, $labels:ident, $set:ident) => {
+        match $set {
+            None => $loss.select($x, $labels),
+            Some(set) => $loss.select_against($x, $labels, &set),
+        }
+        .unwrap()
+    };
+}
+
+recorded!(
+    BatchAllTripletLoss,
+    "batch_all",
+    |plain, scale| [plain, Self { mean_over: MeanOver::Valid, margin: scale, ..plain }],
+    |self, _x, _labels, _set| (),
+    |upstream, _selected| batch_all::reference::run_against(self, _x, _labels, _set, upstream[0])
+);
+recorded!(
+    BatchHardTripletLoss,
+    "batch_hard",
+    |plain, scale| [Self { margin: 0.3 * scale, ..plain }, Self { soft_margin: true, ..plain }],
+    |self, x, labels, set| select!(self, x, labels, set),
+    |upstream, selected| {
+        let selected = Some((&selected.positive[..], &selected.negative[..]));
+        batch_hard::reference::run_against(self, x, labels, set, upstream, selected)
+    }
+);
+recorded!(
+    BatchSemiHardTripletLoss,
+    "batch_semi_hard",
+    |plain, _scale| [plain],
+    |self, x, labels, set| select!(self, x, labels, set).negative,
+    |upstream, selected| batch_semi_hard::reference::run_against(self, x, labels, set, upstream, Some(&selected))
+);
+recorded!(
+    BatchNegativeTripletLoss,
+    "batch_negative",
+    |plain, _scale| [
+        Self { negative: Negative::Hardest, ..plain },
+        Self { negative: Negative::Random, seed: 7, ..plain },
+        Self { negative: Negative::SemiHard, pairs: Pairs::Once, ..plain },
+    ],
+    |self, x, labels, set| select!(self, x, labels, set),
+    |upstream, selected| {
+        let run = |negatives: Option<&[u32]>| {
+            batch_negative::reference::run_against::<f32>(self, x, labels, set, 0, upstream, negatives)
+        };
+        // The oracle wants one for each pair, also where nothing is selected.
+        let of_pair = |[a, p]: &[u32; 2]| {
+            let at = selected
+                .anchor
+                .iter()
+                .zip(&selected.positive)
+                .position(|(anchor, positive)| anchor == a && positive == p);
+            at.map_or(u32::MAX, |at| selected.negative[at])
+        };
+        run(Some(&run(None).unwrap().pairs.iter().map(of_pair).collect::<Vec<_>>()))
+    }
+);
+recorded!(
+    BatchContrastiveLoss,
+    "batch_contrastive",
+    |plain, scale| [Self { margin: scale, ..plain }, Self { margin: scale, negatives: Negatives::Hardest, ..plain },],
+    |self, x, labels, set| {
+        let selection = select!(self, x, labels, set);
+        selection.anchor.into_iter().zip(selection.negative).map(|(a, j)| [a, j]).collect::<Vec<_>>()
+    },
+    |upstream, selected| batch_contrastive::reference::run_against(self, x, labels, set, upstream, Some(&selected))
+);
+
+/// One number, and how far it may move.
+struct Figure {
+    name: String,
+    value: f64,
+    bound: f64,
+}
+
+/// One call to record.
+struct Case<L, T> {
+    name: String,
+    loss: L,
+    batch: Batch,
+    data: Data<T>,
+}
+
+/// Every distance, with a reference set and without, each with its own choice of the other options and of the shape.
+fn cases<L: Recorded, T: Element>() -> Vec<Case<L, T>> {
+    const SHAPES: [[usize; 2]; 5] = [[40, 33], [33, 64], [24, 17], [67, 9], [21, 128]];
+    let distances = [
+        (Distance::SquaredEuclidean, false),
+        (Distance::SquaredEuclidean, true),
+        (Distance::Euclidean, false),
+        (Distance::Euclidean, true),
+        (Distance::Cosine, false),
+    ];
+    let mut cases = Vec::new();
+    for (i, (distance, normalize)) in distances.into_iter().enumerate() {
+        for with_set in [false, true] {
+            let [rows, dim] = SHAPES[(i + usize::from(with_set) * 2) % SHAPES.len()];
+            let reduction = if (i + usize::from(with_set)) % 2 == 0 { Reduction::Mean } else { Reduction::Sum };
+            // What distances of numbers uniform in [-1, 1) are about.
+            let scale = match distance {
+                Distance::Cosine => 1.0,
+                Distance::Euclidean if normalize => 2f64.sqrt(),
+                Distance::Euclidean => (dim as f64 / 1.5).sqrt(),
+                _ if normalize => 2.0,
+                _ => dim as f64 / 1.5,
+            };
+            for loss in L::all(scale, distance, normalize, reduction) {
+                let (content, labelling) = (Content::Uniform { scale: 1.0 }, Labelling::Random { each: 4 });
+                let own = if i % 2 == 0 { OwnRows::Rows } else { OwnRows::Offset(3) };
+                let reference = with_set.then_some(Set { rows: 2 * rows / 3, own });
+                let (gap, offset) = (i, i % 3);
+                let batch = Batch { rows, dim, gap, offset, content, labelling, seed: 0, reference };
+                let (batch, data) = seeded(&loss, batch, reduction);
+                let set = if with_set { ", against a set" } else { "" };
+                cases.push(Case { name: format!("{}, {loss:?}, [{rows}, {dim}]{set}", T::NAME), loss, batch, data });
+            }
+        }
+    }
+    cases
+}
+
+/// Numbers in which no loss is close to 0: the first such seed.
+fn seeded<L: Recorded, T: Element>(loss: &L, batch: Batch, reduction: Reduction) -> (Batch, Data<T>) {
+    for seed in 0..1 << 10 {
+        let batch = Batch { seed, ..batch.clone() };
+        let data = Data::<T>::new(&batch, reduction);
+        let base = perturbed(loss, &batch, &data, 0.0, 0).stats;
+        let keeps = |k: u64| perturbed(loss, &batch, &data, 16.0, k).stats.active == base.active;
+        if base.active > 0 && (1..=4).all(keeps) {
+            return (batch, data);
+        }
+    }
+    panic!("{loss:?}, {batch:?}: no such seed")
+}
+
+/// The oracle for numbers that are off by `size` times the error of a sum of their arithmetic.
+fn perturbed<L: Recorded, T: Element>(loss: &L, batch: &Batch, data: &Data<T>, size: f64, seed: u64) -> Output<f64> {
+    let mut numbers = Numbers(seed);
+    let error = size * ((batch.dim as f64).sqrt() + 4.0) * mined::epsilon::<T>();
+    let mut off = |exact: &[f64]| exact.iter().map(|x| x * (1.0 + error * numbers.unit())).collect::<Vec<_>>();
+    let of_set = data.reference.as_ref().map_or(Vec::new(), |other| off(&other.exact));
+    loss.oracle(batch, data, [&off(&data.exact), &of_set])
+}
+
+/// What is recorded of a call: the loss, the statistics; of each gradient the norm, the sum with alternating signs, and three
+/// elements.
+fn values<T: Element>(output: &Output<T>) -> Vec<(String, f64)> {
+    let Stats { valid, active, mean_positive_distance, mean_negative_distance } = output.stats;
+    let mut values = vec![
+        ("loss".into(), output.loss),
+        ("valid".into(), valid as f64),
+        ("active".into(), active as f64),
+        ("mean positive distance".into(), mean_positive_distance),
+        ("mean negative distance".into(), mean_negative_distance),
+    ];
+    for (which, grad) in output.grads.iter().enumerate().filter(|(_, grad)| !grad.is_empty()) {
+        let grad: Vec<f64> = grad.iter().map(|x| x.to_f64()).collect();
+        let norm = grad.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let sign = |at: usize| if (at * 0x9e37) >> 7 & 1 == 0 { 1.0 } else { -1.0 };
+        let signed = grad.iter().enumerate().map(|(at, x)| sign(at) * x).sum();
+        values.extend([(format!("grads[{which}] norm"), norm), (format!("grads[{which}] signed"), signed)]);
+        for at in [0, grad.len() / 2, grad.len() - 1] {
+            values.push((format!("grads[{which}][{at}]"), grad[at]));
+        }
+    }
+    values
+}
+
+/// Another order of the same sums is as if the numbers themselves were off by the error of a sum: each figure may move by four
+/// times what that makes of it at most, in eight tries, and by a rounding of its type.
+fn figures<L: Recorded, T: Element>(case: &Case<L, T>, output: &Output<T>) -> Vec<Figure> {
+    let Case { loss, batch, data, .. } = case;
+    let base = values(&perturbed(loss, batch, data, 0.0, 0));
+    let tries: Vec<_> = (1..=8).map(|seed| values(&perturbed(loss, batch, data, 1.0, seed))).collect();
+    let norms: Vec<f64> = base.iter().filter(|(name, _)| name.ends_with("norm")).map(|(_, norm)| *norm).collect();
+    let figures = values(output).into_iter().zip(&base).enumerate();
+    figures
+        .map(|(i, ((name, value), (_, exact)))| {
+            let moved = tries.iter().map(|of_try| (of_try[i].1 - exact).abs()).fold(0.0, f64::max);
+            let of_type = match name.as_str() {
+                "valid" | "active" => 0.0,
+                // Roundings of the elements add up like independent ones.
+                _ if name.starts_with("grads[0] ") => mined::rounding::<T>(norms[0]),
+                _ if name.starts_with("grads[1] ") => mined::rounding::<T>(norms[1]),
+                _ if name.starts_with("grads") => mined::rounding::<T>(value),
+                _ => 0.0,
+            };
+            let bound = 4.0 * (moved + mined::epsilon::<T>() * exact.abs()) + of_type;
+            Figure { name, value, bound }
+        })
+        .collect()
+}
+
+/// The file of figures that a backend computed.
+pub fn record<L: Recorded>(backend: &str) -> PathBuf {
+    let package = support::package();
+    // The emulator's package is a folder of the losses'.
+    let losses = if package.ends_with("emulator") { package.join("..") } else { package };
+    losses.join(format!("tests/data/{}-{backend}.json", L::STEM))
+}
+
+fn all_figures<L: Recorded, B: Backend<L>>(backend: &B) -> Vec<(String, Vec<Figure>)> {
+    fn of<T: Element, L: Recorded, B: Backend<L>>(backend: &B) -> impl Iterator<Item = (String, Vec<Figure>)> {
+        cases::<L, T>().into_iter().map(move |case| {
+            let figures = figures(&case, &backend.run(&case.loss, &case.batch, &case.data));
+            (case.name, figures)
+        })
+    }
+    let mut all: Vec<_> = of::<f32, L, B>(backend).collect();
+    if B::TAKES_F64 {
+        all.extend(of::<f64, L, B>(backend));
+    }
+    all.extend(of::<f16, L, B>(backend));
+    all.extend(of::<bf16, L, B>(backend));
+    all
+}
+
+/// What has moved beyond its bound since the record `of` a backend was written.
+fn changes<L: Recorded, B: Backend<L>>(backend: &B, of: &str) -> Vec<String> {
+    let (all, file) = (all_figures(backend), &record::<L>(of));
+    if support::rewrite_records() {
+        let lines = all.iter().map(|(id, figures)| {
+            let figures: Map<String, Value> = figures.iter().map(|f| (f.name.clone(), json!(f.value))).collect();
+            format!("{}: {}", json!(id), Value::from(figures))
+        });
+        std::fs::write(file, format!("{{\n{}\n}}\n", lines.collect::<Vec<_>>().join(",\n"))).unwrap();
+        println!("{} on {}: {} cases written to {}", L::STEM, B::NAME, all.len(), file.display());
+    }
+    let text = std::fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let record: Map<String, Value> = serde_json::from_slice(&text).unwrap();
+    let mut changes = Vec::new();
+    if record.len() != all.len() {
+        changes.push(format!("{} has {} cases, not {}", file.display(), record.len(), all.len()));
+    }
+    for (id, figures) in &all {
+        for Figure { name, value, bound } in figures {
+            let Some(recorded) = record.get(id).and_then(|case| case[name].as_f64()) else {
+                changes.push(format!("{id}: {name} is not in {}", file.display()));
+                continue;
+            };
+            let moved = (value - recorded).abs();
+            let still = moved <= *bound; // NaN is not
+            if !still {
+                changes.push(format!("{id}: {name} was {recorded:e}, is {value:e}: moved {moved:e}, bound {bound:e}"));
+            }
+        }
+    }
+    println!("{} on {}: {} cases compared with {}", L::STEM, B::NAME, all.len(), file.display());
+    changes
+}
+
+/// Fails where anything has moved.
+pub fn unchanged<L: Recorded, B: Backend<L>>(backend: &B, of: &str) {
+    let changes = changes(backend, of);
+    let most = &changes[..changes.len().min(20)];
+    assert!(changes.is_empty(), "{} on {}, {} changes:\n{}", L::STEM, B::NAME, changes.len(), most.join("\n"));
+}
+
+/// A backend whose gradients are a twentieth too large.
+struct Wrong<B>(B);
+
+impl<L, B: Backend<L>> Backend<L> for Wrong<B> {
+    const NAME: &'static str = "a wrong backend";
+    const TAKES_F64: bool = B::TAKES_F64;
+    fn run<T: Element>(&self, loss: &L, batch: &Batch, data: &Data<T>) -> Output<T> {
+        let mut output = self.0.run(loss, batch, data);
+        output.grads.iter_mut().flatten().for_each(|x| *x = T::from_f64(x.to_f64() * 1.05));
+        output
+    }
+}
+
+/// Fails where a case does not show gradients a twentieth too large.
+pub fn finds_what_is_wrong<L: Recorded>(of: &str) {
+    if support::rewrite_records() {
+        return; // it would be recorded
+    }
+    let changes = changes::<L, _>(&Wrong(Cpu), of);
+    let mut found: Vec<&str> = changes.iter().filter_map(|change| Some(change.split_once(": grads")?.0)).collect();
+    found.dedup();
+    let all = all_figures::<L, _>(&Cpu);
+    assert!(all.iter().all(|(id, _)| found.contains(&id.as_str())), "{}", changes.join("\n"));
+}
