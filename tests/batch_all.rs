@@ -57,7 +57,7 @@ impl Backend for Cpu {
 
 #[test]
 fn cpu_agrees_with_the_oracle() {
-    property(&Cpu, 120);
+    property(&Cpu, 250);
 }
 
 #[cfg(feature = "cuda")]

@@ -52,11 +52,11 @@ fn shared_property<const DETECT: bool>(count: u32) {
 
 #[test]
 fn the_emulator_agrees_with_the_oracle() {
-    shared_property::<false>(60);
+    shared_property::<false>(100);
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(6);
+    shared_property::<true>(12);
 }
 
 /// With fewer bits a negative may be taken that is not the nearest, by no more than those bits explain; its distance is

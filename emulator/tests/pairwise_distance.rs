@@ -52,11 +52,11 @@ fn shared_property<const DETECT: bool>(count: u32) {
 
 #[test]
 fn the_emulator_agrees_with_the_oracle() {
-    shared_property::<false>(60);
+    shared_property::<false>(120);
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(8);
+    shared_property::<true>(20);
 }
 
 /// Distances are off by no more than the fewer bits explain, whatever the schedule.
