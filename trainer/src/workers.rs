@@ -113,14 +113,19 @@ mod tests {
     #[test]
     fn waiting_is_counted_and_a_ready_item_costs_none() {
         let workers = Workers::new(Some(2)).unwrap();
-        let wait = Duration::from_millis(40);
-        let make = |_| std::thread::sleep(wait);
+        let wait = Duration::from_millis(200);
+        let made = AtomicU64::new(0);
+        let make = |_| {
+            std::thread::sleep(wait);
+            made.fetch_add(1, Ordering::SeqCst);
+        };
         std::thread::scope(|scope| {
             let mut items = workers.ahead(scope, 0..6, &make);
             items.next();
             assert!(items.waited() >= wait / 2);
-            // Two more are in the making or ready.
-            std::thread::sleep(8 * wait);
+            while made.load(Ordering::SeqCst) < 4 {
+                std::thread::yield_now();
+            }
             let before = items.waited();
             items.next();
             items.next();
