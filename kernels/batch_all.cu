@@ -131,19 +131,40 @@ struct Anchor {
         if (row >= args.sides.anchors.rows) return {0, 1, -MASKED};
         return {args.start[row], args.sides.size_of_class(row), args.reach[row]};
     }
-    // c of each of d; `total(k, n)`: n of both threads' d are below threshold k, or in large classes n = 1 has k thresholds
-    // not above it. Both threads of the row must call.
-    template <class F> DEVICE bool count(const Args& args, const float (&d)[HALF], u32 (&c)[HALF], F total) const {
-        float nearest = MASKED;
+    // For each q below HALF calls `write(q, d, c)` with d = read(q) and its c, how many thresholds are above d. `total(k, n)`:
+    // n of both threads' d are below threshold k, or in large classes n = 1 has k thresholds not above it. Returns whether
+    // any c may be above 0. Both threads of the row must call.
+    template <class R, class W, class F> DEVICE bool count(const Args& args, R read, W write, F total) const {
+        float d[HALF], nearest = MASKED;
 #pragma unroll
         for (int q = 0; q < HALF; ++q) {
-            c[q] = 0;
+            d[q] = read(q);
             nearest = fminf(nearest, d[q]);
         }
         nearest = fminf(nearest, __shfl_xor_sync(group_mask<2>(), nearest, 1));
-        if (!(nearest < reach)) return false;
         const float* threshold = args.threshold + start;
-        if (size <= COMPARED) {
+        if (nearest < reach && size > COMPARED) {
+            // Not unrolled, and so on numbers read again: a search takes long anyhow, and its code would come HALF times.
+#pragma unroll 1
+            for (int q = 0; q < HALF; ++q) {
+                const float d = read(q);
+                u32 from = 0, to = size;  // the first threshold above d lies in from .. to, or there is none
+                if (d < reach) --to;
+                else from = to;
+                while (from < to) {
+                    const u32 middle = (from + to) / 2;
+                    if (threshold[middle] > d) to = middle;
+                    else from = middle + 1;
+                }
+                if (from < size) total(from, 1);
+                write(q, d, size - from);
+            }
+            return true;
+        }
+        u32 c[HALF];
+#pragma unroll
+        for (int q = 0; q < HALF; ++q) c[q] = 0;
+        if (nearest < reach)
             for (u32 k = 0; k < size; ++k) {
                 const float t = threshold[k];
                 u32 n = 0;
@@ -155,21 +176,9 @@ struct Anchor {
                 }
                 total(k, group_sum<2>(n));
             }
-            return true;
-        }
 #pragma unroll
-        for (int q = 0; q < HALF; ++q)
-            if (d[q] < reach) {
-                u32 from = 0, to = size - 1;  // the first threshold above d lies in from .. to
-                while (from < to) {
-                    const u32 middle = (from + to) / 2;
-                    if (threshold[middle] > d[q]) to = middle;
-                    else from = middle + 1;
-                }
-                c[q] = size - from;
-                total(from, 1);
-            }
-        return true;
+        for (int q = 0; q < HALF; ++q) write(q, d[q], c[q]);
+        return nearest < reach;
     }
 };
 
@@ -235,23 +244,18 @@ template <class P> DEVICE void sweep(const Args& args) {
         if (threadIdx.x == 0) any[0] = 0;
         __syncthreads();
 
-        float d[HALF];
-        u32 c[HALF];
         float sum = 0, active_sum = 0;
-#pragma unroll
-        for (int q = 0; q < HALF; ++q) {
-            d[q] = s.d[mine][2 * q + half];
-            sum += d[q] < MASKED ? d[q] : 0.f;
-        }
-        bool active = row.count(args, d, c, [&](u32 k, u32 n) {
-            if (row.size > COMPARED) atomicAdd(&args.count[row.start + k], n);
-            else if (half == 0) s.count[k][mine] += n;
-        });
-#pragma unroll
-        for (int q = 0; q < HALF; ++q) {
-            if (c[q]) active_sum += float(c[q]) * d[q];
-            s.weight[mine][2 * q + half] = float(c[q]);
-        }
+        bool active = row.count(
+            args, [&](int q) { return s.d[mine][2 * q + half]; },
+            [&](int q, float d, u32 c) {
+                sum += d < MASKED ? d : 0.f;
+                if (c) active_sum += float(c) * d;
+                s.weight[mine][2 * q + half] = float(c);
+            },
+            [&](u32 k, u32 n) {
+                if (row.size > COMPARED) atomicAdd(&args.count[row.start + k], n);
+                else if (half == 0) s.count[k][mine] += n;
+            });
         distances += double(sum);
         active_distances += double(active_sum);
         if (!args.gradient) {
@@ -261,16 +265,13 @@ template <class P> DEVICE void sweep(const Args& args) {
         __syncthreads();
 
         // The same with the tile's columns as anchors: their rows are pushed too.
-#pragma unroll
-        for (int q = 0; q < HALF; ++q) d[q] = s.d[2 * q + half][mine];
         const Anchor column = columns_count ? Anchor::of(args, base[1] + mine) : Anchor{0, 1, -MASKED};
-        active = column.count(args, d, c, [](u32, u32) {}) || active;
-#pragma unroll
-        for (int q = 0; q < HALF; ++q) {
+        const auto add = [&](int q, float d, u32 c) {
             float& weight = s.weight[2 * q + half][mine];
-            const float both = weight + float(c[q]);
-            weight = args.kind != 1 ? both : d[q] > 0.f ? both / d[q] : 0.f;
-        }
+            const float both = weight + float(c);
+            weight = args.kind != 1 ? both : d > 0.f ? both / d : 0.f;
+        };
+        active = column.count(args, [&](int q) { return s.d[2 * q + half][mine]; }, add, [](u32, u32) {}) || active;
         if (active) atomicOr(&any[0], 1u);
         __syncthreads();
         if (!any[0]) {

@@ -246,7 +246,7 @@ template <class P> DEVICE void sweep(const Args& args) {
         const auto upstream_of = [&](u32 anchor) { return args.upstream[sides.anchors.order[anchor] * args.upstream_stride]; };
         float tile_squares = 0, tile_distances = 0;
         bool pulled = false;
-#pragma unroll 4
+#pragma unroll 2
         for (int q = 0; q < HALF; ++q) {
             const u32 c = 2 * q + half, column = column_base + c;
             const float compared = s.d[mine][c];

@@ -45,8 +45,9 @@ fn a_crate_of_ones_own_builds_and_runs() {
     let (before, after) = dependencies.split_once("git = \"...\"").expect("the README names a git repository");
     let manifest = format!(
         "[package]\nname = \"downstream\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\n{before}path = {root:?}{after}\n\
-         # Only so that libtorch's bindings are those that are compiled already.\n\
-         [profile.release]\ndebug = false\n[profile.release.package.torch-sys]\nopt-level = 1\n[workspace]\n"
+         # As they are compiled already, but for the losses, whose optimisation would take longest.\n\
+         [profile.release]\ndebug = false\n[profile.release.package.torch-sys]\nopt-level = 1\n\
+         [profile.release.package.tercet]\nopt-level = 0\n[workspace]\n"
     );
     fs::write(folder.join("Cargo.toml"), manifest).unwrap();
     fs::write(folder.join("build.rs"), readme_block(&root, "rust", "DEP_TERCET_LIBTORCH_LIB")).unwrap();
