@@ -98,6 +98,8 @@ pub(crate) struct Block<'a> {
     pub current: usize,
     threads: Vec<Thread>,
     alive: usize,
+    /// How many wait at the barrier for all of the block.
+    at_barrier: usize,
     shared: Vec<Shared>,
     detector: Option<&'a mut Detector>,
     heap: Option<&'a mut BTreeMap<usize, Region>>,
@@ -109,12 +111,28 @@ pub(crate) struct Block<'a> {
 thread_local!(static RUNNING: Cell<*mut Block<'static>> = const { Cell::new(ptr::null_mut()) });
 static STACKS: Mutex<Vec<DefaultStack>> = Mutex::new(Vec::new());
 
+/// `__syncthreads()`: the barrier 0 for as many threads as there are.
+const WHOLE_BLOCK: (u32, u32) = (0, 0);
+
 impl<'a> Block<'a> {
     /// `detector` with the buffers it watches.
     pub fn new(launch: &'a Launch<'a>, detector: Option<(&'a mut Detector, &'a mut BTreeMap<usize, Region>)>) -> Self {
         let (detector, heap) = detector.unzip();
         let (threads, shared, reports, seen) = Default::default();
-        Self { launch, index: 0, current: 0, threads, alive: 0, shared, detector, heap, reports, seen, stopped: false }
+        Self {
+            launch,
+            index: 0,
+            current: 0,
+            threads,
+            alive: 0,
+            at_barrier: 0,
+            shared,
+            detector,
+            heap,
+            reports,
+            seen,
+            stopped: false,
+        }
     }
 
     /// The block that runs on this OS thread. `f` must not switch coroutines.
@@ -138,7 +156,7 @@ impl<'a> Block<'a> {
     pub fn run(&mut self, index: u32) -> bool {
         let count = self.launch.grid.threads as usize;
         self.index = index;
-        self.alive = count;
+        (self.alive, self.at_barrier) = (count, 0);
         self.shared.clear();
         self.threads.clear();
         self.threads.extend((0..count).map(|_| self.launch.spawn()));
@@ -233,7 +251,10 @@ impl<'a> Block<'a> {
             block.threads[current].state = state;
             block.threads[current].site = site;
             match state {
-                State::Barrier { id, threads } => block.try_barrier(id, threads),
+                State::Barrier { id, threads } => {
+                    block.at_barrier += usize::from((id, threads) == WHOLE_BLOCK);
+                    block.try_barrier(id, threads);
+                }
                 State::Collective(collective) => block.try_collective(current / 32, &collective),
                 State::Ready | State::Done => {}
             }
@@ -286,6 +307,10 @@ impl<'a> Block<'a> {
     // ---- barriers and warp operations ----
 
     fn try_barrier(&mut self, id: u32, threads: u32) {
+        let whole = (id, threads) == WHOLE_BLOCK;
+        if whole && (self.at_barrier == 0 || self.at_barrier < self.alive) {
+            return; // as most often: everyone asks who arrives
+        }
         let here = |t: &Thread| matches!(t.state, State::Barrier { id: i, threads: n } if i == id && n == threads);
         let waiting: Vec<usize> = (0..self.threads.len()).filter(|&i| here(&self.threads[i])).collect();
         let expected = if threads == 0 { self.alive } else { threads as usize };
@@ -308,11 +333,20 @@ impl<'a> Block<'a> {
             detector.synchronise(&waiting);
         }
         waiting.iter().for_each(|&i| self.threads[i].state = State::Ready);
+        if whole {
+            self.at_barrier = 0;
+        }
     }
 
     fn try_collective(&mut self, warp: usize, wanted: &Collective) {
         let base = warp * 32;
         let end = self.threads.len().min(base + 32);
+        // Who is in order the last to arrive is looked at first: most often not all are here.
+        let outer = [31 - wanted.mask.leading_zeros().min(31), wanted.mask.trailing_zeros().min(31)];
+        let runs = |lane: u32| self.threads.get(base + lane as usize).is_some_and(|t| matches!(t.state, State::Ready));
+        if outer.into_iter().any(runs) {
+            return;
+        }
         let (mut lanes, mut input, mut output) = (0u32, [ptr::null(); 32], [ptr::null_mut(); 32]);
         for (lane, thread) in self.threads[base..end].iter().enumerate().filter(|(l, _)| wanted.mask >> l & 1 == 1) {
             match &thread.state {
@@ -335,11 +369,11 @@ impl<'a> Block<'a> {
             // SAFETY: each arrived lane's input and output are of the operation's type, on stacks that wait.
             unsafe { combine(lanes, input.as_ptr(), output.as_ptr(), wanted.argument) };
         }
-        let arrived: Vec<usize> = (0..32).filter(|l| lanes >> l & 1 == 1).map(|l| base + l).collect();
+        let arrived = (0..32).filter(|l| lanes >> l & 1 == 1).map(|l| base + l);
         if let (SYNC, Some(detector)) = (wanted.operation, &mut self.detector) {
-            detector.synchronise(&arrived);
+            detector.synchronise(&arrived.clone().collect::<Vec<_>>());
         }
-        arrived.iter().for_each(|&i| self.threads[i].state = State::Ready);
+        arrived.for_each(|i| self.threads[i].state = State::Ready);
     }
 
     /// Nobody waits for a thread that has exited.
