@@ -17,6 +17,7 @@ mod property;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use emulated::largest;
 use launches::{OnDevice, mine};
 use on_device::run_case;
 use property::{Backend, Case, Output, property};
@@ -32,7 +33,7 @@ impl<const DETECT: bool> Backend for Emulated<DETECT> {
     const NAME: &'static str = if DETECT { "the emulator with its detector" } else { "the emulator" };
     const TAKES_F64: bool = false;
     const PRECISIONS: &'static [Precision] = support::mined::PRECISIONS;
-    const LARGEST: usize = 130;
+    const LARGEST: usize = largest(DETECT);
 
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
         let emulator = Emulator::new(Options { detect: DETECT, seed: case.batch.seed % 4, os_threads: 1 });
@@ -52,11 +53,11 @@ fn shared_property<const DETECT: bool>(count: u32) {
 
 #[test]
 fn the_emulator_agrees_with_the_oracle() {
-    shared_property::<false>(40);
+    shared_property::<false>(50);
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(6);
+    shared_property::<true>(12);
 }
 
 fn uniform(rows: usize, dim: usize) -> Vec<f32> {

@@ -17,6 +17,7 @@ mod property;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use emulated::largest;
 use launches::{OnDevice, mine};
 use on_device::run_case;
 use property::{Backend, Case, Output, property};
@@ -32,7 +33,7 @@ impl<const DETECT: bool> Backend for Emulated<DETECT> {
     const NAME: &'static str = if DETECT { "the emulator with its detector" } else { "the emulator" };
     const TAKES_F64: bool = false;
     const PRECISIONS: &'static [Precision] = support::mined::PRECISIONS;
-    const LARGEST: usize = 130;
+    const LARGEST: usize = largest(DETECT);
 
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
         let emulator = Emulator::new(Options { detect: DETECT, seed: case.batch.seed % 4, os_threads: 1 });
@@ -56,7 +57,7 @@ fn the_emulator_agrees_with_the_oracle() {
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(12);
+    shared_property::<true>(20);
 }
 
 /// With fewer bits a negative may be taken that is not the nearest, by no more than those bits explain; its distance is

@@ -16,6 +16,7 @@ mod property;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use emulated::largest;
 use on_device::run_case;
 use property::{Backend, Case, Output, negative_cases, property};
 use support::mined::Data;
@@ -41,16 +42,16 @@ impl<const DETECT: bool> Backend for Emulated<DETECT> {
 fn shared_property<const DETECT: bool>(count: u32) {
     let start = std::time::Instant::now();
     let backend = Emulated::<DETECT>::default();
-    property(&backend, negative_cases(support::mined::PRECISIONS, 130), count);
+    property(&backend, negative_cases(support::mined::PRECISIONS, largest(DETECT)), count);
     let (name, seconds) = (Emulated::<DETECT>::NAME, start.elapsed().as_secs_f64());
     println!("batch_negative on {name}: {} launches, {seconds:.1} s", backend.launches.get());
 }
 
 #[test]
 fn the_emulator_agrees_with_the_oracle() {
-    shared_property::<false>(30);
+    shared_property::<false>(40);
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(3);
+    shared_property::<true>(8);
 }
