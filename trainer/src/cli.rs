@@ -37,6 +37,8 @@ pub enum Command {
     Embed(EmbedArgs),
     /// Measure a model on a folder of identities: verification, retrieval and one-shot classification.
     Eval(EvalArgs),
+    /// Put finished runs beside each other: a table of their error rates, best first, and one picture.
+    Compare(CompareArgs),
 }
 
 /// A run's checkpoint keeps them by the names of the fields, which are those of the options.
@@ -367,6 +369,17 @@ pub struct EvalArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct CompareArgs {
+    /// Run folders, of runs that have come to their end
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+
+    /// Draw the equal error rates and recall@1 to this .png file
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 fn count(text: &str) -> Result<usize, String> {

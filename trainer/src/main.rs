@@ -5,6 +5,7 @@ mod batch;
 mod chart;
 mod checkpoint;
 mod cli;
+mod compare;
 mod dataset;
 mod decode;
 mod embed;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         cli::Command::Verify(args) => verify::verify(&args),
         cli::Command::Embed(args) => embed::embed(&args),
         cli::Command::Eval(args) => eval::eval(&args),
+        cli::Command::Compare(args) => compare::compare(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

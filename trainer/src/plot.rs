@@ -48,6 +48,56 @@ pub fn chart(folder: &Path, chart: &Chart, context: &str) -> Result<()> {
     save(&file, &resize(&picture, SIZE.0 / 2, SIZE.1 / 2, FilterType::Triangle))
 }
 
+/// One panel of [`bars`].
+pub struct Bars {
+    /// Above it.
+    pub title: String,
+    /// From 0 to 1, one a bar.
+    pub values: Vec<f64>,
+    /// A line across all bars: what they began with.
+    pub mark: Option<f64>,
+}
+
+/// Two panels of horizontal bars beside each other, with one label a row.
+pub fn bars(file: &Path, title: &str, labels: &[String], panels: &[Bars; 2]) -> Result<()> {
+    const ROW: i32 = 72;
+    const TOP: i32 = 190;
+    const WIDTH: i32 = 1920;
+    let height = TOP + ROW * labels.len() as i32 + 60;
+    let characters = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0) as i32;
+    let left = 60 + 19 * characters;
+    let (panel, gap) = ((WIDTH - left) / 2, 130);
+    let picture = canvas((WIDTH as u32, height as u32), file, |root| {
+        root.draw(&Text::new(title, (60, 36), ("sans-serif", 42).into_font()))?;
+        for (n, bars) in panels.iter().enumerate() {
+            let start = left + n as i32 * panel;
+            let top = bars.values.iter().copied().chain(bars.mark).fold(1e-9, f64::max);
+            let at = |value: f64| start + (value / top * f64::from(panel - gap)) as i32;
+            root.draw(&Text::new(bars.title.as_str(), (start, 120), ("sans-serif", 34).into_font()))?;
+            for (row, &value) in bars.values.iter().enumerate() {
+                let y = TOP + ROW * row as i32;
+                let corners = [(start, y), (at(value).max(start + 2), y + ROW - 26)];
+                root.draw(&Rectangle::new(corners, colour(Tone::After).filled()))?;
+                let text = format!("{value:.3}");
+                root.draw(&Text::new(text, (at(value) + 12, y + 8), ("sans-serif", 32).into_font()))?;
+                if n == 0 {
+                    root.draw(&Text::new(labels[row].as_str(), (60, y + 8), ("sans-serif", 34).into_font()))?;
+                }
+            }
+            if let Some(mark) = bars.mark {
+                let (from, to) = (TOP - 12, TOP + ROW * bars.values.len() as i32 - 14);
+                let line = PathElement::new([(at(mark), from), (at(mark), to)], colour(Tone::Skilled).stroke_width(4));
+                root.draw(&line)?;
+                let text = format!("before training {mark:.3}");
+                let place = ((at(mark) - 150).max(start), to + 8);
+                root.draw(&Text::new(text, place, ("sans-serif", 28).into_font().color(&colour(Tone::Skilled))))?;
+            }
+        }
+        Ok(())
+    })?;
+    save(file, &resize(&picture, WIDTH as u32 / 2, height as u32 / 2, FilterType::Triangle))
+}
+
 /// One row per identity, `columns` of its images each, as the encoder sees them.
 pub fn sheet(file: &Path, images: &Images, rows: &[Vec<usize>], columns: usize) -> Result<()> {
     let (size, gap) = (images.size() as u32, 2);

@@ -218,7 +218,7 @@ fn every_loss_trains() {
         ("contrastive", &[]),
     ] {
         let out = dir.path().join(loss);
-        let output = train(&out, &[&["--loss", loss], options].concat());
+        let output = train(&out, &[&["--signers", "12", "--loss", loss], options].concat());
         assert!(output.status.success(), "{}", stderr(&output));
         let summary = std::fs::read_to_string(out.join("summary.json")).unwrap();
         let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
