@@ -32,7 +32,9 @@ struct Job {
 }
 
 struct Image {
-    bytes: Vec<u8>,
+    /// Before compression.
+    size: usize,
+    deflated: Vec<u8>,
     log: String,
 }
 
@@ -94,14 +96,13 @@ fn write_table(out: &Path, name: &str, images: &[(&Job, &Image)]) {
     let mut table = String::from("&[\n");
     for (job, image) in images {
         let file = format!("{}.{}", job.stem, job.target);
-        fs::write(out.join(&file), miniz_oxide::deflate::compress_to_vec(&image.bytes, 9))
-            .expect("OUT_DIR is writable");
+        fs::write(out.join(&file), &image.deflated).expect("OUT_DIR is writable");
         let _ = writeln!(
             table,
             "Image {{ stem: {:?}, target: {:?}, size: {}, deflated: include_bytes!({:?}), kernels: &[",
             job.stem,
             job.target,
-            image.bytes.len(),
+            image.size,
             out.join(&file),
         );
         for report in assembler_reports(&image.log) {
@@ -299,7 +300,7 @@ fn compile(job: &Job) -> Result<Image, String> {
     };
     // SAFETY: as above; nothing of the program is used afterwards.
     let _ = unsafe { nvrtc::destroy_program(program) };
-    Ok(Image { bytes, log })
+    Ok(Image { size: bytes.len(), deflated: miniz_oxide::deflate::compress_to_vec(&bytes, 9), log })
 }
 
 fn text(c_chars: &[std::ffi::c_char]) -> String {
@@ -343,13 +344,16 @@ fn compile_cached(job: &Job, common: u64, cache: &Path) -> Result<Image, String>
     options(&job.target).hash(&mut hasher);
     fs::read(&job.source).unwrap_or_default().hash(&mut hasher);
     let stem = cache.join(format!("{}-{}-{:016x}", job.stem, job.target, hasher.finish()));
-    let (image, log) = (stem.with_extension("image"), stem.with_extension("log"));
+    // The size, 8 bytes, and the compressed image: compression takes a while in an unoptimised build script.
+    let (image, log) = (stem.with_extension("deflated"), stem.with_extension("log"));
     // The log is written last: where it exists, the image is whole.
-    if let (Ok(log), Ok(bytes)) = (fs::read_to_string(&log), fs::read(&image)) {
-        return Ok(Image { bytes, log });
+    if let (Ok(log), Ok(bytes)) = (fs::read_to_string(&log), fs::read(&image))
+        && let Some((size, deflated)) = bytes.split_first_chunk()
+    {
+        return Ok(Image { size: u64::from_le_bytes(*size) as usize, deflated: deflated.to_vec(), log });
     }
     let compiled = compile(job)?;
-    write_whole(&image, &compiled.bytes)?;
+    write_whole(&image, &[&(compiled.size as u64).to_le_bytes(), &compiled.deflated[..]].concat())?;
     write_whole(&log, compiled.log.as_bytes())?;
     Ok(compiled)
 }

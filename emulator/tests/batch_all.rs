@@ -53,11 +53,11 @@ fn shared_property<const DETECT: bool>(count: u32) {
 
 #[test]
 fn the_emulator_agrees_with_the_oracle() {
-    shared_property::<false>(50);
+    shared_property::<false>(40);
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(12);
+    shared_property::<true>(10);
 }
 
 fn uniform(rows: usize, dim: usize) -> Vec<f32> {

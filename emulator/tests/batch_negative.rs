@@ -49,9 +49,9 @@ fn shared_property<const DETECT: bool>(count: u32) {
 
 #[test]
 fn the_emulator_agrees_with_the_oracle() {
-    shared_property::<false>(40);
+    shared_property::<false>(30);
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(8);
+    shared_property::<true>(6);
 }

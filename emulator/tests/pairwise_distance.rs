@@ -57,7 +57,7 @@ fn the_emulator_agrees_with_the_oracle() {
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(30);
+    shared_property::<true>(20);
 }
 
 /// Distances are off by no more than the fewer bits explain, whatever the schedule.
