@@ -68,11 +68,12 @@ struct Sides {
 };
 
 // f of each pair of elements of rows i and j of a batch, by a warp: from the caller's numbers, so that a difference is
-// rounded once. Normalised rows are multiplied by their inverse norms first.
+// rounded once. Normalised rows are multiplied by their inverse norms first; the product must not fuse with the difference,
+// or equal rows are apart.
 template <class T> struct Row {
     const T* x;
     float factor;
-    DEVICE float operator()(u32 column) const { return widen(x[column]) * factor; }
+    DEVICE float operator()(u32 column) const { return rounded_product(widen(x[column]), factor); }
 };
 template <class T> DEVICE Row<T> original_row(const Batch& b, u32 row) {
     return {static_cast<const T*>(b.x) + b.order[row] * b.stride, fabsf(b.inverse[row])};

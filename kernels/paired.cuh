@@ -42,8 +42,9 @@ template <class A, int K> struct Inverse {
     A scale[K];
     bool flat[K];
 
-    // Element k of the normalised rows.
-    DEVICE A unit(const A (&x)[K], int k) const { return x[k] * scale[k]; }
+    // Element k of the normalised rows, the same number wherever it is looked at: equal rows have the distance 0, and for
+    // p = inf the elements that reach the maximum are found again.
+    DEVICE A unit(const A (&x)[K], int k) const { return rounded_product(x[k], scale[k]); }
 };
 
 template <int K, class Rows, class A = typename Rows::A> DEVICE Inverse<A, K> inverse_norms(const Rows& rows) {

@@ -40,6 +40,11 @@ DEVICE void narrow(double& y, double x) { y = x; }
 DEVICE void narrow(f16& y, float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
 DEVICE void narrow(bf16& y, float x) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
 
+// x y, rounded, wherever it stands: a compiler may fuse a plain product with the sum that it goes into, here and not there,
+// and then one number has two values.
+DEVICE float rounded_product(float x, float y) { return __fmul_rn(x, y); }
+DEVICE double rounded_product(double x, double y) { return __dmul_rn(x, y); }
+
 // ---- vector access: V numbers in one instruction; the address must be a multiple of V * sizeof(T) ----
 
 template <class T, int V> struct alignas(sizeof(T) * V) Pack { T v[V]; };

@@ -88,6 +88,10 @@ DEVICE void narrow(bf16& y, float x) {
     y.bits = x != x ? 0x7fff : u16(emu_round_off(__float_as_uint(x), 16));
 }
 
+// Nothing here is compiled with contraction.
+DEVICE float rounded_product(float x, float y) { return x * y; }
+DEVICE double rounded_product(double x, double y) { return x * y; }
+
 // ---- vector access ----
 
 template <class T, int V> struct alignas(sizeof(T) * V) Pack { T v[V]; };

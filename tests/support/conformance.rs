@@ -349,6 +349,7 @@ fn arithmetic() -> Probe {
             F32(a + b),
             F32(a * b),
             power,
+            F32(a * b + c),
         ]);
     }
     let input = triples.as_flattened().iter().map(|x| x.to_bits()).collect();
@@ -379,6 +380,7 @@ fn arithmetic_f64() -> Probe {
             near(a.ln()),
             F32(a as f32),
             Bits(POISON),
+            F64(a * b + c),
         ]);
     }
     let input = triples.as_flattened().iter().flat_map(|x| [x.to_bits() as u32, (x.to_bits() >> 32) as u32]).collect();

@@ -91,7 +91,7 @@ KERNEL(conversions, 256, const Args args) {
 KERNEL(arithmetic, 64, const Args args) {
     const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     const float a = __uint_as_float(args.in[i * 3]), b = __uint_as_float(args.in[i * 3 + 1]), c = __uint_as_float(args.in[i * 3 + 2]);
-    u32* out = args.out + i * 8;
+    u32* out = args.out + i * 9;
     out[0] = __float_as_uint(fmaf(a, b, c));
     out[1] = __float_as_uint(a / b);
     out[2] = __float_as_uint(sqrt(a));
@@ -100,13 +100,14 @@ KERNEL(arithmetic, 64, const Args args) {
     out[5] = __float_as_uint(a + b);
     out[6] = __float_as_uint(a * b);
     out[7] = __float_as_uint(pow(fabs(a), b));
+    out[8] = __float_as_uint(rounded_product(a, b) + c);
 }
 
 // in: three f64, low word first.
 KERNEL(arithmetic_f64, 64, const Args args) {
     const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
     const double a = as_double(args.in + i * 6), b = as_double(args.in + i * 6 + 2), c = as_double(args.in + i * 6 + 4);
-    u32* out = args.out + i * 16;
+    u32* out = args.out + i * 18;
     put_double(out, fma(a, b, c));
     put_double(out + 2, a / b);
     put_double(out + 4, sqrt(a));
@@ -115,6 +116,7 @@ KERNEL(arithmetic_f64, 64, const Args args) {
     put_double(out + 10, exp(a));
     put_double(out + 12, log(a));
     out[14] = __float_as_uint(float(a));
+    put_double(out + 16, rounded_product(a, b) + c);
 }
 
 // ---- atomics: what is left, and the set of values that were returned ----
