@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop, sys};
 
 use super::batch::Input;
 use super::device::error;
@@ -222,8 +222,13 @@ pub(crate) fn run_on_stream<T: Element + DeviceRepr, L: OnDevice>(
     // An upstream of ones, where gradients come with the loss.
     let ones = match &wanted {
         Wanted::Losses(_) if with_grad != [false; 2] => {
-            let ones = stream.clone_htod(&vec![1f32; upstreams]);
-            Some(ones.map_err(|e| error("copying ones", e))?)
+            let ones = launcher.allocate(upstreams * size_of::<f32>())?;
+            // SAFETY: fresh memory of that size. No copy: a graph would read the host's memory again in each replay.
+            let filled = unsafe {
+                sys::cuMemsetD32Async(ones.address(), 1f32.to_bits(), upstreams, stream.cu_stream()).result()
+            };
+            filled.map_err(|e| error("filling memory with ones", e))?;
+            Some(ones)
         }
         _ => None,
     };
@@ -244,9 +249,7 @@ pub(crate) fn run_on_stream<T: Element + DeviceRepr, L: OnDevice>(
         }
     }
     if let Some(ones) = &ones {
-        let (address, guard) = ones.device_ptr(stream);
-        upstream = address;
-        guards.push(guard);
+        upstream = ones.address();
     }
     let to = grads.each_mut().map(|grad| {
         let Some(grad) = grad else { return 0 };

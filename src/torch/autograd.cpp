@@ -192,4 +192,16 @@ char* tercet_current_stream(int device, void** stream) {
     });
 }
 
+// Runs `run(state, stream)` with a stream of PyTorch's pool as the current one of this CUDA device.
+char* tercet_on_pool_stream(int device, void (*run)(void* state, void* stream), void* state) {
+    return guarded([&] {
+        c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+        const c10::Device on(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(device));
+        const c10::Stream stream = guard.getStreamFromGlobalPool(on);
+        const c10::Stream before = guard.exchangeStream(stream);
+        run(state, stream.native_handle());  // does not throw
+        guard.exchangeStream(before);
+    });
+}
+
 }  // extern "C"

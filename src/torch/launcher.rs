@@ -50,6 +50,43 @@ impl Launcher for TorchLauncher {
     }
 }
 
+/// Runs `f` with a stream of PyTorch's pool as the current one; `f` gets the driver's handle of it.
+///
+/// # Errors
+/// If there is no such device.
+///
+/// # Panics
+/// If `f` does.
+pub fn on_pool_stream<R>(ordinal: usize, f: impl FnOnce(*mut c_void) -> R) -> Result<R, Error> {
+    struct State<F, R> {
+        f: Option<F>,
+        result: Option<std::thread::Result<R>>,
+    }
+    /// # Safety
+    /// `state` is a `State<F, R>` that nothing else uses meanwhile.
+    unsafe extern "C" fn run<F: FnOnce(*mut c_void) -> R, R>(state: *mut c_void, stream: *mut c_void) {
+        // SAFETY: the caller's contract.
+        let state = unsafe { &mut *state.cast::<State<F, R>>() };
+        let f = state.f.take().expect("called once");
+        // No panic may cross C++.
+        state.result = Some(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| f(stream))));
+    }
+    fn of<F: FnOnce(*mut c_void) -> R, R>(ordinal: i32, f: F) -> Result<R, Error> {
+        let mut state = State { f: Some(f), result: None };
+        // SAFETY: `run` is called with this live state, before this returns.
+        super::autograd::check(unsafe {
+            tercet_on_pool_stream(ordinal, run::<F, R>, ptr::from_mut(&mut state).cast())
+        })?;
+        match state.result.expect("no error: it was called") {
+            Ok(result) => Ok(result),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+    let ordinal =
+        i32::try_from(ordinal).map_err(|_| Error::argument("device", "a CUDA device", ordinal.to_string()))?;
+    of(ordinal, f)
+}
+
 /// The allocator gives freed memory only to later work of the same stream, so dropping it early is safe.
 pub(crate) struct Workspace(Tensor);
 
@@ -66,4 +103,9 @@ pub(crate) fn address(tensor: &Tensor) -> Address {
 
 unsafe extern "C" {
     fn tercet_current_stream(device: i32, stream: *mut *mut c_void) -> *mut c_char;
+    fn tercet_on_pool_stream(
+        device: i32,
+        run: unsafe extern "C" fn(*mut c_void, *mut c_void),
+        state: *mut c_void,
+    ) -> *mut c_char;
 }

@@ -10,6 +10,9 @@ pub(crate) mod pool;
 pub(crate) mod tensors;
 
 pub use autograd::{Backward, BackwardError, CustomFunction, needs_grad};
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub use launcher::on_pool_stream;
 pub use memory::CrossBatchMemory;
 pub use mined::{MinedLoss, TensorStats, WithStats};
 pub use pool::release_cpu_memory;

@@ -1,0 +1,418 @@
+//! What only a device can show: graphs, a thousand runs, sizes beyond 32 bits, and memory that runs out.
+#![cfg(feature = "cuda")]
+
+#[path = "support/cuda_device.rs"]
+mod cuda_device;
+#[path = "support/launches.rs"]
+mod launches;
+#[path = "support/refusing.rs"]
+mod refusing;
+mod support;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cuda_device::Cuda;
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtrMut, DeviceRepr, result, sys};
+use half::f16;
+use support::Numbers;
+use tercet::cuda::CudaMatrix;
+use tercet::{
+    BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
+    BatchSemiHardTripletLoss, ContrastiveLoss, Error, Matrix, Negatives, PairwiseDistance, Reduction,
+    TripletMarginLoss,
+};
+
+/// One test at a time: some need most of the device's memory.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the ops read and write on the device.
+struct Arena {
+    dim: usize,
+    x: [CudaSlice<f32>; 3],
+    labels: CudaSlice<i64>,
+    same: CudaSlice<bool>,
+    upstream: CudaSlice<f32>,
+    loss: CudaSlice<f32>,
+    distances: CudaSlice<f32>,
+    grads: [CudaSlice<f32>; 3],
+}
+
+fn poison<T: DeviceRepr>(stream: &Arc<CudaStream>, to: &mut CudaSlice<T>) {
+    let bytes = to.num_bytes();
+    let (address, _guard) = to.device_ptr_mut(stream);
+    // SAFETY: the slice's bytes.
+    unsafe { result::memset_d8_async(address, 0xff, bytes, stream.cu_stream()) }.unwrap();
+}
+
+impl Arena {
+    fn new(stream: &Arc<CudaStream>, rows: usize, dim: usize) -> Self {
+        let labels: Vec<i64> = (0..rows).map(|i| (i / 4) as i64).collect();
+        let same: Vec<bool> = (0..rows).map(|i| i % 2 == 0).collect();
+        let matrix = || stream.alloc_zeros(rows * dim).unwrap();
+        let mut arena = Self {
+            dim,
+            x: [(); 3].map(|()| matrix()),
+            labels: stream.clone_htod(&labels).unwrap(),
+            same: stream.clone_htod(&same).unwrap(),
+            upstream: stream.clone_htod(&vec![1f32; rows * rows]).unwrap(),
+            loss: stream.alloc_zeros(1).unwrap(),
+            distances: stream.alloc_zeros(rows * rows).unwrap(),
+            grads: [(); 3].map(|()| matrix()),
+        };
+        arena.refill(stream, 1);
+        arena
+    }
+
+    fn refill(&mut self, stream: &Arc<CudaStream>, seed: u64) {
+        let mut numbers = Numbers(seed);
+        for x in &mut self.x {
+            let values: Vec<f32> = (0..x.len()).map(|_| numbers.unit() as f32).collect();
+            stream.memcpy_htod(&values, x).unwrap();
+        }
+        // The copies read memory that ends here.
+        stream.synchronize().unwrap();
+    }
+
+    fn outputs(&mut self) -> impl Iterator<Item = &mut CudaSlice<f32>> {
+        [&mut self.loss, &mut self.distances].into_iter().chain(&mut self.grads)
+    }
+
+    fn poison(&mut self, stream: &Arc<CudaStream>) {
+        self.outputs().for_each(|to| poison(stream, to));
+    }
+
+    /// The bits of all outputs; those that an op does not have stay poisoned.
+    fn read(&mut self, stream: &Arc<CudaStream>) -> Vec<Vec<u32>> {
+        self.outputs().map(|x| stream.clone_dtoh(x).unwrap().into_iter().map(f32::to_bits).collect()).collect()
+    }
+
+    /// Runs the op into poisoned outputs.
+    fn run(&mut self, op: &Op, stream: &Arc<CudaStream>) -> Vec<Vec<u32>> {
+        self.poison(stream);
+        (op.run)(stream, self).unwrap_or_else(|e| panic!("{}: {e}", op.name));
+        self.read(stream)
+    }
+}
+
+struct Op {
+    name: &'static str,
+    run: fn(&Arc<CudaStream>, &mut Arena) -> Result<(), Error>,
+}
+
+/// Forward and backward of every op on cudarc slices.
+fn ops() -> Vec<Op> {
+    macro_rules! mined {
+        ($name:literal, $loss:expr) => {
+            Op {
+                name: $name,
+                run: |stream, m| {
+                    let x = CudaMatrix::new(&m.x[0], m.dim)?;
+                    $loss.loss_and_grad_cuda(stream, x, &m.labels, &mut m.loss, Some(&mut m.grads[0]))
+                },
+            }
+        };
+    }
+    vec![
+        Op {
+            name: "triplet_margin",
+            run: |stream, m| {
+                let [a, p, n] = m.x.each_ref().map(|x| CudaMatrix::new(x, m.dim).unwrap());
+                let grads = m.grads.each_mut().map(Some);
+                let loss = TripletMarginLoss { margin: 1.0, ..TripletMarginLoss::default() };
+                loss.loss_and_grad_cuda(stream, [a, p, n], &mut m.loss, grads)
+            },
+        },
+        Op {
+            name: "contrastive",
+            run: |stream, m| {
+                let rows = [0, 1].map(|i| CudaMatrix::new(&m.x[i], m.dim).unwrap());
+                let [a, b, _] = m.grads.each_mut().map(Some);
+                let loss = ContrastiveLoss { margin: 9.0, ..ContrastiveLoss::default() };
+                loss.loss_and_grad_cuda(stream, rows, &m.same, &mut m.loss, [a, b])
+            },
+        },
+        Op {
+            name: "pairwise_distance",
+            run: |stream, m| {
+                let rows = || [0, 1].map(|i| CudaMatrix::new(&m.x[i], m.dim).unwrap());
+                let ([x, y], [again, and_again]) = (rows(), rows());
+                let [a, b, _] = m.grads.each_mut().map(Some);
+                let distance = PairwiseDistance::default();
+                distance.distances_cuda(stream, x, y, &mut m.distances)?;
+                distance.grad_cuda(stream, again, and_again, &m.upstream, [a, b])
+            },
+        },
+        mined!("batch_all", BatchAllTripletLoss { margin: 1.0, ..Default::default() }),
+        mined!("batch_hard", BatchHardTripletLoss { margin: 5.0, ..Default::default() }),
+        mined!("batch_semi_hard", BatchSemiHardTripletLoss { margin: 5.0, ..Default::default() }),
+        mined!("batch_negative", BatchNegativeTripletLoss { margin: 5.0, ..Default::default() }),
+        mined!("batch_contrastive", BatchContrastiveLoss { margin: 9.0, ..Default::default() }),
+        mined!(
+            "batch_contrastive of the hardest",
+            BatchContrastiveLoss { margin: 9.0, negatives: Negatives::Hardest, ..Default::default() }
+        ),
+    ]
+}
+
+/// A stream that is not the default one, in a context that records no events: they have no place in a graph.
+fn stream_for_graphs() -> Arc<CudaStream> {
+    let context = CudaContext::new(0).unwrap();
+    // SAFETY: a test uses the context on this one stream.
+    unsafe { context.disable_event_tracking() };
+    context.new_stream().unwrap()
+}
+
+#[test]
+fn cuda_gives_the_same_bits_in_a_thousand_runs() {
+    let _alone = alone();
+    let Some(cuda) = Cuda::first("cuda_gives_the_same_bits_in_a_thousand_runs") else { return };
+    let stream = cuda.stream();
+    let mut arena = Arena::new(stream, 300, 65);
+    for op in ops() {
+        let first = arena.run(&op, stream);
+        assert!(f32::from_bits(first[0][0]) > 0.0 || op.name == "pairwise_distance", "{}", op.name);
+        for run in 1..1000 {
+            assert!(arena.run(&op, stream) == first, "{}: other bits in run {run}", op.name);
+        }
+        println!("{}: 1000 runs", op.name);
+    }
+}
+
+/// Nothing of a step waits for the device, reads memory of the host, or needs events: a graph can be made of it.
+#[test]
+fn cuda_graphs_replay_forward_and_backward() {
+    let _alone = alone();
+    if Cuda::first("cuda_graphs_replay_forward_and_backward").is_none() {
+        return;
+    }
+    let stream = &stream_for_graphs();
+    let mut arena = Arena::new(stream, 200, 33);
+    for op in ops() {
+        // Loads the kernels.
+        arena.run(&op, stream);
+        stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
+        let captured = (op.run)(stream, &mut arena);
+        // SAFETY: no flag is a flag.
+        let none = unsafe { std::mem::transmute::<u32, sys::CUgraphInstantiate_flags>(0) };
+        let graph = stream.end_capture(none);
+        captured.unwrap_or_else(|e| panic!("{}: {e}", op.name));
+        let graph = graph.unwrap_or_else(|e| panic!("{}: {e}", op.name)).expect("a graph");
+        for seed in 2..6 {
+            arena.refill(stream, seed);
+            let expected = arena.run(&op, stream);
+            for replay in 0..2 {
+                arena.poison(stream);
+                graph.launch().unwrap();
+                assert!(arena.read(stream) == expected, "{}: replay {replay} of batch {seed}", op.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn cuda_survives_a_refused_allocation() {
+    let _alone = alone();
+    let Some(cuda) = Cuda::first("cuda_survives_a_refused_allocation") else { return };
+    let mut refused = 0;
+    refused += refusing::at_each_allocation(&cuda, &BatchAllTripletLoss::default());
+    refused += refusing::at_each_allocation(&cuda, &BatchHardTripletLoss::default());
+    refused += refusing::at_each_allocation(&cuda, &BatchSemiHardTripletLoss::default());
+    refused += refusing::at_each_allocation(&cuda, &BatchNegativeTripletLoss::default());
+    refused += refusing::at_each_allocation(&cuda, &BatchContrastiveLoss::default());
+    println!("{refused} refused allocations");
+}
+
+/// The device's own refusal, at whichever allocation it comes.
+#[test]
+fn cuda_survives_a_full_memory() {
+    const ROWS: usize = 1 << 16;
+    const DIM: usize = 64;
+    let _alone = alone();
+    if Cuda::first("cuda_survives_a_full_memory").is_none() {
+        return;
+    }
+    let stream = &stream_for_graphs();
+    let labels: Vec<i64> = (0..ROWS).map(|i| (i / 4) as i64).collect();
+    let labels = stream.clone_htod(&labels).unwrap();
+    let x = stream.clone_htod(&vec![1f32; ROWS * DIM]).unwrap();
+    let (mut loss, mut grad) = (stream.alloc_zeros::<f32>(1).unwrap(), stream.alloc_zeros::<f32>(ROWS * DIM).unwrap());
+    let mut arena = Arena::new(stream, 200, 33);
+    let expected: Vec<_> = ops().iter().map(|op| arena.run(op, stream)).collect();
+    let mut refusals = 0;
+    for spare in [0usize, 4 << 20, 16 << 20, 40 << 20] {
+        let free = || stream.context().mem_get_info().unwrap().0;
+        stream.synchronize().unwrap();
+        let mut taken = Vec::new();
+        let mut part = free().saturating_sub(spare);
+        // In ever smaller parts, until only what is spared is left.
+        while part >= 1 << 16 {
+            // SAFETY: plain memory, freed below.
+            match unsafe { result::malloc_sync(part) } {
+                Ok(address) => {
+                    taken.push(address);
+                    part = part.min(free().saturating_sub(spare));
+                }
+                Err(_) => part /= 2,
+            }
+        }
+        let mut tried = |result: Result<(), Error>| {
+            if let Err(error) = result {
+                refusals += 1;
+                assert!(error.to_string().contains("memory"), "{error}");
+            }
+        };
+        let rows = || CudaMatrix::new(&x, DIM).unwrap();
+        macro_rules! attempt {
+            ($loss:expr) => {
+                tried($loss.loss_and_grad_cuda(stream, rows(), &labels, &mut loss, Some(&mut grad)))
+            };
+        }
+        attempt!(BatchAllTripletLoss::default());
+        attempt!(BatchHardTripletLoss::default());
+        attempt!(BatchSemiHardTripletLoss::default());
+        attempt!(BatchNegativeTripletLoss::default());
+        attempt!(BatchContrastiveLoss::default());
+        stream.synchronize().unwrap();
+        // SAFETY: from `malloc_sync` above, and nobody was told of it.
+        taken.into_iter().for_each(|address| unsafe { result::free_sync(address) }.unwrap());
+        for (op, expected) in ops().iter().zip(&expected) {
+            assert!(arena.run(op, stream) == *expected, "{} after {spare} bytes were left", op.name);
+        }
+    }
+    assert!(refusals > 0, "the memory was never full");
+    println!("{refusals} refusals");
+}
+
+/// Fills `to` with copies of what its first `len` numbers are.
+fn repeat<T: DeviceRepr>(stream: &Arc<CudaStream>, to: &mut CudaSlice<T>, len: usize) {
+    let total = to.len();
+    let (address, _guard) = to.device_ptr_mut(stream);
+    let mut done = len;
+    while done < total {
+        let part = done.min(total - done);
+        let [from, to] = [0, done].map(|at| address + (at * size_of::<T>()) as u64);
+        // SAFETY: both within the slice, without a number in common.
+        unsafe { result::memcpy_dtod_async(to, from, part * size_of::<T>(), stream.cu_stream()) }.unwrap();
+        done += part;
+    }
+}
+
+/// `B * D` beyond 2^31: every copy of a block of rows has the block's gradients, the last as the first.
+#[test]
+fn cuda_takes_paired_batches_beyond_32_bits() {
+    const BLOCK: usize = 1 << 16;
+    const DIM: usize = 129;
+    const ROWS: usize = 1 << 24;
+    let _alone = alone();
+    let Some(cuda) = Cuda::first("cuda_takes_paired_batches_beyond_32_bits") else { return };
+    assert!(ROWS * DIM > 1 << 31);
+    let stream = cuda.stream();
+    let mut numbers = Numbers(3);
+    let block = [(); 3].map(|()| (0..BLOCK * DIM).map(|_| f16::from_f64(numbers.unit())).collect::<Vec<_>>());
+    let loss_fn = TripletMarginLoss { margin: 1.0, reduction: Reduction::Sum, ..TripletMarginLoss::default() };
+
+    let small = block.each_ref().map(|x| stream.clone_htod(x).unwrap());
+    let mut small_loss = stream.alloc_zeros::<f32>(1).unwrap();
+    let mut small_grads = [(); 3].map(|()| stream.alloc_zeros::<f16>(BLOCK * DIM).unwrap());
+    let rows = small.each_ref().map(|x| CudaMatrix::new(x, DIM).unwrap());
+    loss_fn.loss_and_grad_cuda(stream, rows, &mut small_loss, small_grads.each_mut().map(Some)).unwrap();
+
+    // SAFETY: filled before it is read.
+    let large = block.each_ref().map(|x| {
+        let mut large = unsafe { stream.alloc::<f16>(ROWS * DIM) }.unwrap();
+        stream.memcpy_htod(x, &mut large.slice_mut(..BLOCK * DIM)).unwrap();
+        repeat(stream, &mut large, BLOCK * DIM);
+        large
+    });
+    let mut loss = stream.alloc_zeros::<f32>(1).unwrap();
+    let mut grads = [(); 3].map(|()| {
+        // SAFETY: poisoned before it is read.
+        let mut grad = unsafe { stream.alloc::<f16>(ROWS * DIM) }.unwrap();
+        poison(stream, &mut grad);
+        grad
+    });
+    let rows = large.each_ref().map(|x| CudaMatrix::new(x, DIM).unwrap());
+    loss_fn.loss_and_grad_cuda(stream, rows, &mut loss, grads.each_mut().map(Some)).unwrap();
+
+    let [of_block, of_all] = [small_loss, loss].map(|x| f64::from(stream.clone_dtoh(&x).unwrap()[0]));
+    let expected = of_block * (ROWS / BLOCK) as f64;
+    assert!((of_all - expected).abs() <= 1e-6 * expected, "{of_all} instead of {expected}");
+    for (grad, of_block) in grads.iter().zip(&small_grads) {
+        let of_block = stream.clone_dtoh(of_block).unwrap();
+        for at in [0, 1, ROWS / BLOCK / 2, ROWS / BLOCK - 1] {
+            let part = stream.clone_dtoh(&grad.slice(at * BLOCK * DIM..(at + 1) * BLOCK * DIM)).unwrap();
+            assert!(part == of_block, "block {at}");
+        }
+    }
+}
+
+/// `N * N` beyond 2^32, against the CPU: integers, so that every distance is exact and both choose alike.
+#[test]
+fn cuda_mines_batches_beyond_32_bits() {
+    const ROWS: usize = 70_001;
+    const DIM: usize = 8;
+    let _alone = alone();
+    let Some(cuda) = Cuda::first("cuda_mines_batches_beyond_32_bits") else { return };
+    assert!(ROWS * ROWS > 1 << 32);
+    let stream = cuda.stream();
+    let mut numbers = Numbers(4);
+    let x: Vec<f32> = (0..ROWS * DIM).map(|_| numbers.below(9) as f32 - 4.0).collect();
+    let labels: Vec<i64> = (0..ROWS).map(|i| (i % (ROWS / 4)) as i64).collect();
+    let (on_device, their_labels) = (stream.clone_htod(&x).unwrap(), stream.clone_htod(&labels).unwrap());
+    macro_rules! check {
+        ($loss:expr) => {{
+            let loss_fn = $loss;
+            let mut grad = vec![f32::NAN; x.len()];
+            let expected = loss_fn.loss_and_grad(Matrix::new(&x, DIM).unwrap(), &labels, &mut grad).unwrap();
+            let expected = f64::from(expected);
+            let mut loss = stream.clone_htod(&[f32::NAN]).unwrap();
+            let mut got = stream.alloc_zeros::<f32>(x.len()).unwrap();
+            poison(stream, &mut got);
+            let rows = CudaMatrix::new(&on_device, DIM).unwrap();
+            loss_fn.loss_and_grad_cuda(stream, rows, &their_labels, &mut loss, Some(&mut got)).unwrap();
+            let loss = f64::from(stream.clone_dtoh(&loss).unwrap()[0]);
+            assert!((loss - expected).abs() <= 1e-5 * expected, "{loss_fn:?}: {loss} instead of {expected}");
+            let got = stream.clone_dtoh(&got).unwrap();
+            let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+            let size = norm(&mut grad.iter().map(|&x| f64::from(x)));
+            let off = norm(&mut grad.iter().zip(&got).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+            println!("{loss_fn:?}: loss {loss}, on the CPU {expected}; gradients {:.1e} apart", off / size);
+            assert!(off <= 1e-5 * size, "{loss_fn:?}: {off} of {size}");
+        }};
+    }
+    check!(BatchHardTripletLoss::default());
+    check!(BatchAllTripletLoss::default());
+    check!(BatchSemiHardTripletLoss::default());
+    check!(BatchNegativeTripletLoss::default());
+    check!(BatchContrastiveLoss { margin: 8.0, ..Default::default() });
+}
+
+/// `N * M` beyond 2^31 numbers: the last rows are what they are alone.
+#[test]
+fn cuda_computes_distances_beyond_32_bits() {
+    const ROWS: usize = 50_000;
+    const DIM: usize = 4;
+    const LAST: usize = 7;
+    let _alone = alone();
+    let Some(cuda) = Cuda::first("cuda_computes_distances_beyond_32_bits") else { return };
+    assert!(ROWS * ROWS > 1 << 31);
+    let stream = cuda.stream();
+    let mut numbers = Numbers(5);
+    let x: Vec<f32> = (0..ROWS * DIM).map(|_| numbers.unit() as f32).collect();
+    let y = stream.clone_htod(&x).unwrap();
+    // SAFETY: poisoned before it is read.
+    let mut to = unsafe { stream.alloc::<f32>(ROWS * ROWS) }.unwrap();
+    poison(stream, &mut to);
+    let rows = || CudaMatrix::new(&y, DIM).unwrap();
+    PairwiseDistance::default().distances_cuda(stream, rows(), rows(), &mut to).unwrap();
+    let end = stream.clone_dtoh(&to.slice((ROWS - LAST) * ROWS..)).unwrap();
+    for (k, got) in end.into_iter().enumerate() {
+        let (i, j) = (ROWS - LAST + k / ROWS, k % ROWS);
+        let part = |row: usize| x[row * DIM..(row + 1) * DIM].iter().map(|&x| f64::from(x));
+        let expected = part(i).zip(part(j)).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+        assert!((f64::from(got) - expected).abs() <= 1e-5 * (1.0 + expected), "{i}, {j}: {got} instead of {expected}");
+    }
+}
