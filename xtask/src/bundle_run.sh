@@ -70,6 +70,16 @@ esac
 libraries=$("$python" -c 'import torch, os; print(os.path.join(os.path.dirname(torch.__file__), "lib"))')
 export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
+# The programs come packed.
+if [ ! -d "$bundle/bin" ] || [ "$bundle/bin.tar.xz" -nt "$bundle/bin" ]; then
+  rm -rf "$bundle/bin"
+  "$python" - "$bundle" <<'PY' || die "cannot unpack $bundle/bin.tar.xz"
+import sys, tarfile
+tarfile.open(sys.argv[1] + "/bin.tar.xz").extractall(sys.argv[1], filter="data")
+PY
+  touch "$bundle/bin"
+fi
+
 gpu=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | head -n 1)
 if [ -n "$gpu" ]; then
   export TERCET_REQUIRE_CUDA=1 # with a GPU here, a test that skips its CUDA part is a failure
