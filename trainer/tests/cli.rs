@@ -1,10 +1,13 @@
 //! The program as a user runs it: exit codes, messages, and a whole short run.
 
+mod program;
+
+use program::program;
 use std::path::Path;
 use std::process::{Command, Output};
 
 fn tercet(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_tercet")).args(arguments).output().expect("tercet starts")
+    Command::new(program()).args(arguments).output().expect("tercet starts")
 }
 
 /// Runs `train` on a small encoder with `arguments` added.

@@ -1,6 +1,9 @@
 //! Runs that are killed, interrupted, resumed, or meet a full disk.
 #![cfg(unix)]
 
+mod program;
+
+use program::program;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -12,7 +15,7 @@ const EPOCH: usize = 4;
 
 /// `tercet train` on a small encoder, with `arguments` added.
 fn train(data: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tercet"));
+    let mut command = Command::new(program());
     command.args(["train", "--encoder", "resnet18", "--image-size", "32", "--device", "cpu", "--val-images", "24"]);
     command.args(["--classes-per-batch", "3", "--samples-per-class", "2", "--hold-out", "group1", "--data"]);
     command.arg(data).args(arguments);
@@ -22,7 +25,7 @@ fn train(data: &Path, arguments: &[&str]) -> Command {
 
 /// `tercet train --resume`, with `arguments` added.
 fn resume(run: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tercet"));
+    let mut command = Command::new(program());
     command.arg("train").arg("--resume").arg(run).args(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -164,7 +167,7 @@ fn a_second_interrupt_stops_at_once() {
     let out = dir.path().join("run");
     // An evaluation of many seconds, which nothing else interrupts.
     let options = ["--encoder", "resnet18", "--image-size", "512", "--out", out.to_str().unwrap()];
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tercet"));
+    let mut command = Command::new(program());
     command.args(["train", "--device", "cpu", "--hold-out", "group1", "--data"]).arg(&data).args(options);
     let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -220,10 +223,8 @@ fn a_run_goes_on_only_as_it_began() {
     assert!(std::fs::read(&weights).unwrap() == before[&weights], "the weights differ");
 
     // A disk that is full: the first epoch's checkpoint survives, and the run goes on from it.
-    let shell = format!(
-        "trap '' XFSZ; ulimit -f 2000; exec {} train --resume {run_text} --epochs 2",
-        env!("CARGO_BIN_EXE_tercet")
-    );
+    let shell =
+        format!("trap '' XFSZ; ulimit -f 2000; exec {} train --resume {run_text} --epochs 2", program().display());
     let output = Command::new("sh").args(["-c", &shell]).output().unwrap();
     ended(&output, 1, &["cannot write", "checkpoint.safetensors", "the last checkpoint is kept", "--resume"]);
     assert_eq!((saved(&run), metrics(&run).len()), (EPOCH, 2 * EPOCH));

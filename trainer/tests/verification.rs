@@ -1,5 +1,8 @@
 //! `tercet verify`, `embed` and `eval`, and the report, as a user runs them: one short run, then everything on it.
 
+mod program;
+
+use program::program;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -7,9 +10,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 fn tercet(arguments: &[&str]) -> Output {
-    // By the variable first: where a bundle runs, the path of the build does not exist.
-    let program = std::env::var_os("CARGO_BIN_EXE_tercet").unwrap_or(env!("CARGO_BIN_EXE_tercet").into());
-    Command::new(program).args(arguments).output().expect("tercet starts")
+    Command::new(program()).args(arguments).output().expect("tercet starts")
 }
 
 fn stderr(output: &Output) -> String {
