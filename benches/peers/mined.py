@@ -1,89 +1,199 @@
-"""Times what pytorch-metric-learning and sentence-transformers have of the losses mined in a batch, forward and backward.
+"""Times what others have of the losses mined in a batch, forward and backward: pytorch-metric-learning and
+sentence-transformers; and what one writes without them, in torch (eager and compiled) and in JAX.
 
-    python benches/peers/mined.py [rows ...]
+    python benches/peers/mined.py [rows ...] [--json FILE] [--quick]
 
-prints a table: f32, 128 numbers a row, eight rows a class, squared Euclidean where the library has it, else Euclidean,
-margin 0.2, on CUDA where there is a device, else on the CPU with as many threads as torch takes. Medians.
-`batch_contrastive` is over all pairs at Euclidean distance, margin 16; pytorch-metric-learning's terms are not squared.
+Squared Euclidean distance where the library has it, else Euclidean; margin 0.2; CUDA where there is a device, else the CPU
+with as many threads as torch takes. `batch_contrastive` is over all pairs at Euclidean distance, margin 16;
+pytorch-metric-learning's terms are not squared. The floor is the product X X^T alone.
 """
 
+import argparse
 import importlib.metadata
-import statistics
-import sys
-import time
+import os
 
 import torch
-from pytorch_metric_learning import distances, losses, miners, reducers
-from sentence_transformers.sentence_transformer.losses import (
-    BatchAllTripletLoss,
-    BatchHardTripletLoss,
-    BatchSemiHardTripletLoss,
+from common import DEVICE, MARGIN, Results, description, labels, relative, seeded
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+PAIR_MARGIN = 16.0
+PML, ST, JAX = "pytorch-metric-learning", "sentence-transformers", "jax.jit"
+EAGER, COMPILED = "torch, eager", "torch.compile"
+# rows, dim, rows a class (an anchor has one positive less), dtypes
+CUDA_SIZES = (
+    [(rows, 128, 8, ["f32", "bf16"]) for rows in (256, 1024, 4096, 8192)]
+    + [(rows, 128, 8, ["f32"]) for rows in (16384, 32768)]
+    + [(8192, 512, 8, ["f32"]), (8192, 128, 4, ["f32"]), (8192, 128, 64, ["f32"])]
 )
 
-SECONDS = 6
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+def squared(x):
+    x = x if x.dtype == torch.float64 else x.float()
+    norms = x.square().sum(1, keepdim=True)
+    return norms + norms.T - 2 * (x @ x.T)
 
 
-def pml_triplets(mined):
+def batch_hard(x, y):
+    d, same = squared(x), y[:, None] == y[None, :]
+    farthest = d.masked_fill(~same, -torch.inf).amax(1)
+    nearest = d.masked_fill(same, torch.inf).amin(1)
+    return (farthest - nearest + MARGIN).relu().mean()
+
+
+def batch_all(x, y, each):
+    """Classes of `each` rows, row i of class i mod (N / each): a loader knows them, so the pairs are not searched for."""
+    d, classes = squared(x), x.shape[0] // each
+    i = torch.arange(x.shape[0], device=x.device)
+    positives = (i[:, None] + classes * torch.arange(1, each, device=x.device)) % x.shape[0]
+    d_ap = d.gather(1, positives)
+    t = (d_ap[:, :, None] - d[:, None, :] + MARGIN).relu()
+    t = t.masked_fill((y[:, None] == y[None, :])[:, None, :], 0)
+    return t.sum() / (t > 0).sum().clamp_min(1)
+
+
+def batch_semi_hard(x, y, each):
+    d, classes = squared(x), x.shape[0] // each
+    i = torch.arange(x.shape[0], device=x.device)
+    positives = (i[:, None] + classes * torch.arange(1, each, device=x.device)) % x.shape[0]
+    d_ap = d.gather(1, positives)
+    far = d.masked_fill(y[:, None] == y[None, :], torch.inf).sort(1).values
+    place = torch.searchsorted(far.detach().contiguous(), d_ap.detach().contiguous(), right=True)
+    d_an = far.gather(1, place.clamp_max(x.shape[0] - each - 1))
+    return (d_ap - d_an + MARGIN).relu().mean()
+
+
+def batch_contrastive(x, y):
+    d2, same = squared(x), y[:, None] == y[None, :]
+    own = torch.eye(x.shape[0], dtype=torch.bool, device=x.device)
+    positives = d2.masked_fill(~(same ^ own), 0)
+    negatives = (PAIR_MARGIN - d2.clamp_min(1e-12).sqrt()).relu().square().masked_fill(same, 0)
+    return (positives + negatives).sum() / (2 * x.shape[0] * (x.shape[0] - 1))
+
+
+def formulation(op, each):
+    return {
+        "batch_hard": batch_hard,
+        "batch_all": lambda x, y: batch_all(x, y, each),
+        "batch_semi_hard": lambda x, y: batch_semi_hard(x, y, each),
+        "batch_contrastive": batch_contrastive,
+    }[op]
+
+
+def pml(op):
+    from pytorch_metric_learning import distances, losses, miners, reducers
+
+    if op == "batch_contrastive":
+        distance = distances.LpDistance(p=2, power=1, normalize_embeddings=False)
+        return losses.ContrastiveLoss(pos_margin=0, neg_margin=PAIR_MARGIN, distance=distance)
     distance = distances.LpDistance(p=2, power=2, normalize_embeddings=False)
-    reducer = reducers.MeanReducer() if mined else reducers.AvgNonZeroReducer()
-    loss = losses.TripletMarginLoss(margin=0.2, distance=distance, reducer=reducer)
-    miner = miners.BatchHardMiner(distance=distance) if mined else None
+    reducer = reducers.MeanReducer() if op == "batch_hard" else reducers.AvgNonZeroReducer()
+    loss = losses.TripletMarginLoss(margin=MARGIN, distance=distance, reducer=reducer)
+    miner = miners.BatchHardMiner(distance=distance) if op == "batch_hard" else None
     return lambda x, y: loss(x, y, miner(x, y) if miner else None)
 
 
-def pml_pairs():
-    distance = distances.LpDistance(p=2, power=1, normalize_embeddings=False)
-    return losses.ContrastiveLoss(pos_margin=0, neg_margin=16, distance=distance)
+def sentence_transformers(op):
+    from sentence_transformers.sentence_transformer import losses
+
+    name, function = {
+        "batch_all": ("BatchAllTripletLoss", "batch_all_triplet_loss"),
+        "batch_hard": ("BatchHardTripletLoss", "batch_hard_triplet_loss"),
+        "batch_semi_hard": ("BatchSemiHardTripletLoss", "batch_semi_hard_triplet_loss"),
+    }[op]
+    loss = getattr(losses, name)(model=None, margin=MARGIN)
+    return lambda x, y: getattr(loss, function)(y, x)
 
 
-def sentence_transformers(loss, function):
-    return lambda x, y: getattr(loss(model=None, margin=0.2), function)(y, x)
+def jax_step(op, x, y, each):
+    """A step on JAX's own arrays; torch's events see its work only if it waits, so it does."""
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.asarray(x.detach().float().cpu().numpy()).astype(jnp.bfloat16 if x.dtype == torch.bfloat16 else jnp.float32)
+    y = jnp.asarray(y.cpu().numpy())
+
+    def loss(x):
+        x = x.astype(jnp.float32)
+        norms = (x * x).sum(1)
+        d = norms[:, None] + norms[None, :] - 2 * jnp.matmul(x, x.T, precision="highest")
+        same = y[:, None] == y[None, :]
+        if op == "batch_hard":
+            farthest = jnp.where(same, d, -jnp.inf).max(1)
+            return jax.nn.relu(farthest - jnp.where(same, jnp.inf, d).min(1) + MARGIN).mean()
+        classes = x.shape[0] // each
+        i = jnp.arange(x.shape[0])
+        positives = (i[:, None] + classes * jnp.arange(1, each)) % x.shape[0]
+        t = jax.nn.relu(jnp.take_along_axis(d, positives, 1)[:, :, None] - d[:, None, :] + MARGIN)
+        t = jnp.where(same[:, None, :], 0, t)
+        return t.sum() / jnp.maximum((t > 0).sum(), 1)
+
+    function = jax.jit(jax.value_and_grad(loss))
+    return lambda turn: jax.block_until_ready(function(x))
 
 
-PML, ST = "pytorch-metric-learning", "sentence-transformers"
-OPS = {
-    "batch_all": {
-        PML: lambda: pml_triplets(mined=False),
-        ST: lambda: sentence_transformers(BatchAllTripletLoss, "batch_all_triplet_loss"),
-    },
-    "batch_hard": {
-        PML: lambda: pml_triplets(mined=True),
-        ST: lambda: sentence_transformers(BatchHardTripletLoss, "batch_hard_triplet_loss"),
-    },
-    "batch_semi_hard": {ST: lambda: sentence_transformers(BatchSemiHardTripletLoss, "batch_semi_hard_triplet_loss")},
-    "batch_contrastive": {PML: pml_pairs},
-}
-
-
-def median_ms(function, rows):
-    torch.manual_seed(1)
-    x = torch.randn(rows, 128, device=DEVICE, requires_grad=True)
-    y = torch.arange(rows, device=DEVICE) % max(rows // 8, 1)
-    times = []
-    start = time.perf_counter()
-    while len(times) < 4 or (time.perf_counter() - start < SECONDS and len(times) < 50):
-        begin = time.perf_counter()
-        torch.autograd.grad(function(x, y), x)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        times.append((time.perf_counter() - begin) * 1e3)
-    return statistics.median(times[1:])
+def peers(op, each, large):
+    yield EAGER, formulation(op, each)
+    if DEVICE == "cuda":
+        yield COMPILED, torch.compile(formulation(op, each))
+    if large:
+        return
+    if op != "batch_contrastive":
+        yield ST, sentence_transformers(op)
+    if op != "batch_semi_hard":
+        yield PML, pml(op)
 
 
 def main():
-    sizes = [int(size) for size in sys.argv[1:]] or [256, 1024]
-    versions = {name: importlib.metadata.version(name) for name in [PML, ST, "torch"]}
-    name = torch.cuda.get_device_name() if DEVICE == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-    print(f"{name}; " + ", ".join(f"{package} {version}" for package, version in versions.items()))
-    for op, peers in OPS.items():
-        for rows in sizes:
-            for peer, make in peers.items():
-                start = f"{op:<18} {rows:>6}x128  {peer:<24}"
-                try:
-                    print(f"{start} {median_ms(make(), rows):10.2f} ms", flush=True)
-                except RuntimeError as error:
-                    print(f"{start} {str(error).splitlines()[0]}", flush=True)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", type=int, help="batch sizes (256 and 1024; on CUDA up to 32768)")
+    parser.add_argument("--json", help="add the rows to this file")
+    parser.add_argument("--quick", action="store_true", help="1024 rows alone")
+    parser.add_argument("--jax", action="store_true", help="JAX alone, which wants the device for itself")
+    args = parser.parse_args()
+    sizes = CUDA_SIZES if DEVICE == "cuda" else [(rows, 128, 8, ["f32"]) for rows in (256, 1024)]
+    if args.rows or args.quick:
+        sizes = [(rows, 128, 8, ["f32"]) for rows in args.rows or [1024]]
+    results = Results(args.json)
+    names = [PML, ST, "torch"] + (["jax"] if args.jax else [])
+    print(f"{description()}; " + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names))
+    torch._dynamo.config.cache_size_limit = 256
+    for rows, dim, each, dtypes in sizes:
+        y = labels(rows, each)
+        for dtype in dtypes:
+            (x,) = seeded(rows, dim, dtype, 1)
+            what = {"rows": rows, "dim": dim, "each": each, "dtype": dtype}
+            if args.jax:
+                for op in ("batch_all", "batch_hard"):
+                    try:
+                        step = jax_step(op, x, y, each)
+                    except Exception as error:  # noqa: BLE001
+                        print(f"JAX: {error}")
+                        continue
+                    results.measure(what | {"op": op, "pass": "both", "who": JAX}, step)
+                continue
+            for allow, who in [(False, "f32"), (True, "tf32")] if dtype == "f32" and DEVICE == "cuda" else [(False, dtype)]:
+                torch.backends.cuda.matmul.allow_tf32 = allow
+                step = torch.no_grad()(lambda turn: x @ x.T)
+                results.measure(what | {"op": "product", "pass": "forward", "who": f"X X^T, {who}"}, step, seconds=0.2)
+            torch.backends.cuda.matmul.allow_tf32 = False
+            for op in ("batch_hard", "batch_all", "batch_semi_hard", "batch_contrastive"):
+                for who, function in peers(op, each, large=rows > 8192 or (rows > 4096 and op == "batch_all")):
+
+                    def step(turn, function=function, x=x, y=y):
+                        return torch.autograd.grad(function(x, y), x)
+
+                    def errors(op=op, who=who, function=function, x=x, y=y):
+                        if rows > 4096 or who in (PML, ST):  # theirs are other distances and means
+                            return {}
+                        wide = x.detach().double().requires_grad_()
+                        loss = formulation(op, each)(wide, y)
+                        (grad,) = torch.autograd.grad(loss, wide)
+                        return {
+                            "loss_error": relative(function(x, y), loss),
+                            "grad_error": relative(torch.autograd.grad(function(x, y), x)[0], grad),
+                        }
+
+                    results.measure(what | {"op": op, "pass": "both", "who": who}, step, errors, seconds=0.3)
 
 
 if __name__ == "__main__":
