@@ -55,11 +55,38 @@ struct Cell {
     write: Access,
     /// Since the last write: a reader, and up to MAX_READERS more accesses that are not ordered behind it.
     read: Access,
-    others: Vec<Access>,
+    others: Others,
     /// A `cp.async` into it is in flight.
     pending: bool,
 }
 const MAX_READERS: usize = 64;
+
+/// In the order of who accessed, because a byte that many threads read is looked at by each of them, often.
+#[derive(Clone, Default)]
+struct Others {
+    all: Vec<Access>,
+    /// Whether one of them may be atomic.
+    atomic: bool,
+}
+
+impl Others {
+    fn note(&mut self, access: Access) {
+        let who = |a: &Access| (a.block, a.thread, a.atomic);
+        match self.all.binary_search_by_key(&who(&access), who) {
+            Ok(at) => self.all[at] = access,
+            Err(at) if self.all.len() < MAX_READERS => {
+                self.all.insert(at, access);
+                self.atomic |= access.atomic;
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn clear(&mut self) {
+        self.all.clear();
+        self.atomic = false;
+    }
+}
 
 /// What is remembered of a buffer or shared array during a launch.
 #[derive(Default)]
@@ -112,15 +139,6 @@ fn join(to: &mut Times, from: &Times) {
 fn join_blocks(to: &mut BTreeMap<u32, Times>, from: &BTreeMap<u32, Times>) {
     for (block, times) in from {
         to.entry(*block).and_modify(|t| join(t, times)).or_insert_with(|| times.clone());
-    }
-}
-
-fn note(others: &mut Vec<Access>, access: Access) {
-    let who = |a: &Access| (a.block, a.thread, a.atomic);
-    if let Some(other) = others.iter_mut().find(|other| who(other) == who(&access)) {
-        *other = access;
-    } else if others.len() < MAX_READERS {
-        others.push(access);
     }
 }
 
@@ -226,12 +244,12 @@ impl Detector {
                 found = found.or(Some(Finding::Race(cell.write)));
             }
             if kind.writes() {
-                if let Some(read) = std::iter::once(&cell.read).chain(&cell.others).find(|read| races(read)) {
+                if let Some(read) = std::iter::once(&cell.read).chain(&cell.others.all).find(|read| races(read)) {
                     found = found.or(Some(Finding::Race(*read)));
                 }
                 // Atomics of several threads may all be waiting for their order to the next plain access.
                 if now.atomic && cell.write.atomic && !self.ordered(&cell.write, thread) {
-                    note(&mut cell.others, cell.write);
+                    cell.others.note(cell.write);
                 } else {
                     cell.others.clear();
                 }
@@ -240,13 +258,14 @@ impl Detector {
                 *written = true;
                 continue;
             }
-            if let Some(write) = cell.others.iter().find(|other| other.atomic && races(other)) {
+            let atomics = if cell.others.atomic { &cell.others.all[..] } else { &[] };
+            if let Some(write) = atomics.iter().find(|other| other.atomic && races(other)) {
                 found = found.or(Some(Finding::Race(*write)));
             }
             if cell.read.time == 0 || self.ordered(&cell.read, thread) {
                 cell.read = now;
             } else {
-                note(&mut cell.others, now);
+                cell.others.note(now);
             }
         }
         if let Some(shadow) = global {

@@ -16,7 +16,6 @@ mod property;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
-use emulated::largest;
 use on_device::run_case;
 use property::{Backend, Case, Output, negative_cases, property};
 use support::mined::Data;
@@ -42,7 +41,7 @@ impl<const DETECT: bool> Backend for Emulated<DETECT> {
 fn shared_property<const DETECT: bool>(count: u32) {
     let start = std::time::Instant::now();
     let backend = Emulated::<DETECT>::default();
-    property(&backend, negative_cases(support::mined::PRECISIONS, largest(DETECT)), count);
+    property(&backend, negative_cases(support::mined::PRECISIONS, 130), count);
     let (name, seconds) = (Emulated::<DETECT>::NAME, start.elapsed().as_secs_f64());
     println!("batch_negative on {name}: {} launches, {seconds:.1} s", backend.launches.get());
 }

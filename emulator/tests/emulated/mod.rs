@@ -5,12 +5,6 @@ use tercet_emulator::{Buffer, Emulator};
 
 use super::launches::TestDevice;
 
-/// Rows of the largest batch: more than two tiles; for the detector, to which each access is dear, more than one.
-#[allow(dead_code, reason = "each test uses its share")]
-pub const fn largest(detect: bool) -> usize {
-    if detect { 70 } else { 130 }
-}
-
 impl TestDevice for Emulator {
     type Launcher = Self;
 
