@@ -6,12 +6,38 @@
 // differences of integers stay integers, and ties stay ties.
 #include "batch.cuh"
 
+// Rows that a block ranks, one a lane of each warp; every warp looks at its share of the labels.
+constexpr u32 RANKED = 32;
+static_assert(BATCH_THREADS % RANKED == 0, "whole warps");
+
+template <class F> DEVICE void each_label(const i64* labels, u32 rows, F f) {
+    SHARED(i64, tile, BATCH_THREADS);
+    const u32 from = threadIdx.x / 32 * 32;
+    for (u32 base = 0; base < rows; base += BATCH_THREADS) {
+        __syncthreads();
+        if (base + threadIdx.x < rows) tile[threadIdx.x] = labels[base + threadIdx.x];
+        __syncthreads();
+        const u32 count = rows - base < from + 32 ? (rows - base > from ? rows - base - from : 0) : 32;
+        for (u32 k = 0; k < count; ++k) f(tile[from + k], base + from + k);
+    }
+}
+// The sum over the warps of what this lane has counted.
+DEVICE u32 sum_of_warps(u32 x) {
+    SHARED(u32, part, BATCH_THREADS);
+    __syncthreads();
+    part[threadIdx.x] = x;
+    __syncthreads();
+    u32 sum = 0;
+    for (u32 t = threadIdx.x % 32; t < BATCH_THREADS; t += 32) sum += part[t];
+    return sum;
+}
+
 // rank_i = #{j : (label_j, j) < (label_i, i)}: the place of row i in class order.
 KERNEL(batch_order, BATCH_THREADS, const Batch b) {
-    SHARED(i64, tile, BATCH_THREADS);
-    const u32 i = blockIdx.x * BATCH_THREADS + threadIdx.x;
+    const u32 i = blockIdx.x * RANKED + threadIdx.x % RANKED;
+    const bool writes = threadIdx.x < RANKED && i < b.rows;
     if (!b.labels) {
-        if (i < b.rows) {
+        if (writes) {
             b.order[i] = b.position[i] = i;
             b.first[i] = i;
             b.end[i] = i + 1;
@@ -20,19 +46,15 @@ KERNEL(batch_order, BATCH_THREADS, const Batch b) {
     }
     const i64 mine = i < b.rows ? b.labels[i] : 0;
     u32 smaller = 0, equal = 0, before = 0;
-    for (u32 base = 0; base < b.rows; base += BATCH_THREADS) {
-        __syncthreads();
-        if (base + threadIdx.x < b.rows) tile[threadIdx.x] = b.labels[base + threadIdx.x];
-        __syncthreads();
-        const u32 count = b.rows - base < BATCH_THREADS ? b.rows - base : BATCH_THREADS;
-        for (u32 k = 0; k < count; ++k) {
-            const i64 label = tile[k];
-            smaller += label < mine;
-            equal += label == mine;
-            before += label == mine && base + k < i;
-        }
-    }
-    if (i >= b.rows) return;
+    each_label(b.labels, b.rows, [&](i64 label, u32 j) {
+        smaller += label < mine;
+        equal += label == mine;
+        before += label == mine && j < i;
+    });
+    smaller = sum_of_warps(smaller);
+    equal = sum_of_warps(equal);
+    before = sum_of_warps(before);
+    if (!writes) return;
     const u32 rank = smaller + before;
     b.order[rank] = i;
     b.position[i] = rank;
@@ -42,25 +64,20 @@ KERNEL(batch_order, BATCH_THREADS, const Batch b) {
 
 // Where the class of each row of one side lies on the other: the first blocks take the anchors, the others the rest.
 KERNEL(batch_match, BATCH_THREADS, const Sides s) {
-    SHARED(i64, tile, BATCH_THREADS);
-    const u32 chunks = (s.anchors.rows + BATCH_THREADS - 1) / BATCH_THREADS;
+    const u32 chunks = (s.anchors.rows + RANKED - 1) / RANKED;
     const bool of_anchors = blockIdx.x < chunks;
     const Batch& rows = of_anchors ? s.anchors : s.others;
     const Batch& among = of_anchors ? s.others : s.anchors;
-    const u32 i = (of_anchors ? blockIdx.x : blockIdx.x - chunks) * BATCH_THREADS + threadIdx.x;
+    const u32 i = (of_anchors ? blockIdx.x : blockIdx.x - chunks) * RANKED + threadIdx.x % RANKED;
     const i64 mine = i < rows.rows ? rows.labels[rows.order[i]] : 0;
     u32 smaller = 0, equal = 0;
-    for (u32 base = 0; base < among.rows; base += BATCH_THREADS) {
-        __syncthreads();
-        if (base + threadIdx.x < among.rows) tile[threadIdx.x] = among.labels[base + threadIdx.x];
-        __syncthreads();
-        const u32 count = among.rows - base < BATCH_THREADS ? among.rows - base : BATCH_THREADS;
-        for (u32 k = 0; k < count; ++k) {
-            smaller += tile[k] < mine;
-            equal += tile[k] == mine;
-        }
-    }
-    if (i >= rows.rows) return;
+    each_label(among.labels, among.rows, [&](i64 label, u32) {
+        smaller += label < mine;
+        equal += label == mine;
+    });
+    smaller = sum_of_warps(smaller);
+    equal = sum_of_warps(equal);
+    if (threadIdx.x >= RANKED || i >= rows.rows) return;
     (of_anchors ? s.first : s.other_first)[i] = smaller;
     (of_anchors ? s.end : s.other_end)[i] = smaller + equal;
     if (!of_anchors) return;
@@ -70,17 +87,22 @@ KERNEL(batch_match, BATCH_THREADS, const Sides s) {
     s.own[i] = own < among.rows ? among.position[own] : NONE;
 }
 
-// Sums of columns over chunks of BATCH_THREADS rows; the last block makes the mean of them.
+// Rows of a chunk of the mean.
+constexpr u32 SURVEYED = 64;
+
+// Sums of columns over chunks of rows; the last block makes the mean of them.
 template <class T> DEVICE void survey(const Batch& b) {
-    const u32 begin = blockIdx.x * BATCH_THREADS, end = begin + BATCH_THREADS < b.rows ? begin + BATCH_THREADS : b.rows;
+    const u32 begin = blockIdx.x * SURVEYED, end = begin + SURVEYED < b.rows ? begin + SURVEYED : b.rows;
     for (u32 c = threadIdx.x; c < b.dim; c += BATCH_THREADS) {
         double sum = 0;
+#pragma unroll 8
         for (u32 i = begin; i < end; ++i) sum += double(widen(static_cast<const T*>(b.x)[i * b.stride + c]));
         b.sums[i64(blockIdx.x) * b.dim + c] = sum;
     }
     if (!last_block(&b.survey->tickets[0])) return;
     for (u32 c = threadIdx.x; c < b.dim; c += BATCH_THREADS) {
         double sum = 0;
+#pragma unroll 8
         for (u32 chunk = 0; chunk < gridDim.x; ++chunk) sum += b.sums[i64(chunk) * b.dim + c];
         b.sums[i64(gridDim.x) * b.dim + c] = sum / b.rows;
     }
@@ -88,7 +110,7 @@ template <class T> DEVICE void survey(const Batch& b) {
 
 // The row nearest to the mean, and whether moving by it pays. `chunks` blocks made the sums.
 template <class T> DEVICE void nearest(const Batch& b) {
-    const u32 chunks = (b.rows + BATCH_THREADS - 1) / BATCH_THREADS, lane = threadIdx.x % 32;
+    const u32 chunks = (b.rows + SURVEYED - 1) / SURVEYED, lane = threadIdx.x % 32;
     const double* mean = b.sums + i64(chunks) * b.dim;
     double spread = 0;
     for (u32 i = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; i < b.rows; i += gridDim.x * (BATCH_THREADS / 32)) {
@@ -107,6 +129,7 @@ template <class T> DEVICE void nearest(const Batch& b) {
     const bool last = grid_sum<BATCH_THREADS>(spread, b.partials, &b.survey->tickets[1], total);
     if (last) {
         double size = 0;
+#pragma unroll 8
         for (u32 c = 0; c < b.dim; ++c) size += mean[c] * mean[c];
         b.survey->shifted = size * b.rows > total;
     }

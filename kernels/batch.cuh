@@ -41,6 +41,7 @@ struct Batch {
     u32 centre, normalize, unit_norms, unused;
 
     DEVICE Operand operand() const { return {{plane[0], plane[1]}, slabs}; }
+    DEVICE Lengths lengths() const { return {norm, scale, rows}; }
 };
 
 // Anchors, and the rows that their positives and negatives are drawn from: a reference set, or the anchors again. The same
@@ -92,11 +93,14 @@ template <class T> DEVICE float direct_distance(const Row<T>& x, const Row<T>& y
 
 // |y_i - y_j|^2 from the product of their planes. Where it is `near`, below a fixed fraction of the norms, the product has
 // cancelled, and the difference must be taken: few pairs are that near.
-DEVICE float squared_distance(const Batch& a, u32 i, const Batch& b, u32 j, float product, bool& near) {
-    const float norms = a.norm[i] + b.norm[j];
-    const float d = norms - 2.f * (product * a.scale[i] * b.scale[j]);
+DEVICE float squared_distance(float norm_i, float scale_i, float norm_j, float scale_j, float product, bool& near) {
+    const float norms = norm_i + norm_j;
+    const float d = norms - 2.f * (product * scale_i * scale_j);
     near = d < norms * (1.f / 64);
     return d;
+}
+DEVICE float squared_distance(const Batch& a, u32 i, const Batch& b, u32 j, float product, bool& near) {
+    return squared_distance(a.norm[i], a.scale[i], b.norm[j], b.scale[j], product, near);
 }
 DEVICE float near_squared_distance(const Batch& a, u32 i, const Batch& b, u32 j) {
     float sum = 0;
@@ -118,11 +122,13 @@ template <class F> DEVICE void scan(u32 rows, u64* start, F size) {
     const u32 run = (rows + BATCH_THREADS - 1) / BATCH_THREADS;
     const u32 begin = threadIdx.x * run < rows ? threadIdx.x * run : rows, end = begin + run < rows ? begin + run : rows;
     u64 sum = 0;
+#pragma unroll 8
     for (u32 i = begin; i < end; ++i) sum += size(i);
     total[threadIdx.x] = sum;
     __syncthreads();
     u64 at = 0;
     for (u32 t = 0; t < threadIdx.x; ++t) at += total[t];
+#pragma unroll 8
     for (u32 i = begin; i < end; ++i) {
         start[i] = at;
         at += size(i);

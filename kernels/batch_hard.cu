@@ -30,31 +30,33 @@ struct Args {
     double margin;
     u32 splits, kind, soft, mean;
     u32 which;            // whose gradient: the anchors' or, 1, the reference set's
-    u32 unused;
+    u32 at_once;          // rows that a warp gathers the gradients of
 };
 static_assert(sizeof(Args) == sizeof(Sides) + 160, "Args must match src/batch_hard/cuda.rs");
 
 template <class P> DEVICE void negatives(const Args& args) {
-    SHARED_DYNAMIC(TileBuffers<P>, buffers);
+    using Stream = TileStream<P>;
+    SHARED_DYNAMIC(typename Stream::Buffers, buffers);
     const Sides& sides = args.sides;
     const Batch &a = sides.anchors, &b = sides.others;
     const u32 tiles = b.padded / TILE, row_tile = blockIdx.x / args.splits, split = blockIdx.x % args.splits;
     using Tile = GramTile<P>;
     float best[Tile::ROWS];
-    u32 best_row[Tile::ROWS], best_index[Tile::ROWS], first[Tile::ROWS], end[Tile::ROWS];
+    u32 best_row[Tile::ROWS], best_index[Tile::ROWS], first[Tile::ROWS], size[Tile::ROWS];
 #pragma unroll
     for (int s = 0; s < Tile::ROWS; ++s) {
         const u32 row = row_tile * TILE + Tile::row_of(s);
         best[s] = __uint_as_float(0x7f800000);
         best_row[s] = best_index[s] = NONE;
         first[s] = row < a.rows ? sides.first[row] : 0;
-        end[s] = row < a.rows ? sides.end[row] : 0;
+        size[s] = row < a.rows ? sides.end[row] - first[s] : 0;
     }
-    const Operand side[2] = {a.operand(), b.operand()};
+    const RowLengths<P> lengths(a.lengths(), row_tile * TILE);
+    Stream stream(buffers, a.operand(), b.operand(), b.lengths(), row_tile * TILE, split, args.splits, tiles);
     for (u32 column_tile = split; column_tile < tiles; column_tile += args.splits) {
         Tile tile;
         const u32 base[2] = {row_tile * TILE, column_tile * TILE};
-        tile.run(buffers, side, base);
+        stream.take(tile);
         const auto consider = [&](int s, u32 column, float d) {
             if (!(d <= best[s])) return;  // NaN is no candidate
             const u32 index = b.order[column];
@@ -65,11 +67,11 @@ template <class P> DEVICE void negatives(const Args& args) {
             }
         };
         tile.each(
-            [&](int s, int r, int c, float product) {
-                const u32 row = base[0] + r, column = base[1] + c;
-                if (column >= b.rows || (column >= first[s] && column < end[s])) return false;
+            [&](int s, int, int c, float product) {
+                const u32 column = base[1] + c;
+                if (column - first[s] < size[s]) return false;
                 bool near;
-                const float d = squared_distance(a, row, b, column, product, near);
+                const float d = squared_distance(lengths.norm[s], lengths.scale[s], stream.norm(c), stream.scale(c), product, near);
                 if (!near) consider(s, column, d);
                 return near;
             },
@@ -198,17 +200,25 @@ template <class T> DEVICE void finish(const Args& args) {
     args.stats[4] = scale;
 }
 
+constexpr u32 AT_ONCE = 8;
+
 template <class T> DEVICE void backward(const Args& args) {
     const Sides& sides = args.sides;
     const Batch &mine = args.which ? sides.others : sides.anchors;
     // What a row can be: an anchor, and what anchors have chosen.
     const bool as_anchor = args.which == 0, as_other = args.which == 1 || sides.itself;
-    const u32 lane = threadIdx.x % 32, row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
-    if (row >= mine.rows) return;
-    const u32 i = mine.order[row];
+    // A warp takes `at_once` rows, so that what the anchors have chosen is not read again for each.
+    const u32 lane = threadIdx.x % 32, warp = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
+    const u32 from = warp * args.at_once, count = from + args.at_once < mine.rows ? args.at_once : from < mine.rows ? mine.rows - from : 0;
+    if (count == 0) return;
     const bool bad = sides.bad();
-    float* g = args.work + i64(i) * mine.dim;
-    for (u32 c = lane; c < mine.dim; c += 32) g[c] = 0.f;
+    u32 indices[AT_ONCE];
+#pragma unroll
+    for (u32 k = 0; k < AT_ONCE; ++k) {
+        indices[k] = k < count ? mine.order[from + k] : NONE;
+        if (k < count)
+            for (u32 c = lane; c < mine.dim; c += 32) args.work[i64(indices[k]) * mine.dim + c] = 0.f;
+    }
     // A row by original index, with the factor that normalises it.
     const auto row_of = [&](const Batch& b, u32 index) {
         const T* x = static_cast<const T*>(b.x) + index * b.stride;
@@ -218,41 +228,57 @@ template <class T> DEVICE void backward(const Args& args) {
         const float norm = sqrtf(group_sum<32>(squares));
         return Row<T>{x, 1.f / (norm < float(TERCET_MIN_NORM) ? float(TERCET_MIN_NORM) : norm)};
     };
-    const Row<T> x = original_row<T>(mine, row);
-    // Adds weight * d distance(x, y) / dx.
-    const auto add = [&](const Batch& b, u32 index, float distance, float weight) {
+    // Adds weight * d distance(x, y) / dx to row i's.
+    const auto add = [&](u32 i, const Row<T>& x, const Batch& b, u32 index, float distance, float weight) {
+        float* g = args.work + i64(i) * mine.dim;
         const Row<T> y = row_of(b, index);
         const float slope = args.kind == 0 ? 2.f * weight : distance > 0.f ? weight / distance : 0.f;
         for (u32 c = lane; c < b.dim; c += 32) g[c] += args.kind == 2 ? -weight * y(c) : slope * (x(c) - y(c));
     };
     const float scale = float(args.stats[4]);
-    // As an anchor of a reference set a row is part of its own triplet alone.
-    const u32 begin = as_other ? 0 : i / 32 * 32, end = as_other ? sides.anchors.rows : i + 1;
-    for (u32 base = begin; base < end; base += 32) {
-        const u32 a = base + lane;
-        bool part = false;
-        if (a < sides.anchors.rows && args.positive[a] != NONE)
-            part = (as_anchor && a == i) || (as_other && (args.positive[a] == i || args.negative[a] == i));
-        for (u32 hits = __ballot_sync(0xffffffff, part); hits; hits &= hits - 1) {
-            const u32 anchor = base + u32(__ffs(int(hits))) - 1;
-            const float weight = args.weight[anchor] * args.upstream[anchor * args.upstream_stride] * scale;
-            if (weight == 0.f) continue;
-            const u32 p = args.positive[anchor], n = args.negative[anchor];
-            if (as_anchor && anchor == i) {
-                add(sides.others, p, args.d_ap[anchor], weight);
-                add(sides.others, n, args.d_an[anchor], -weight);
-            } else {
-                add(sides.anchors, anchor, p == i ? args.d_ap[anchor] : args.d_an[anchor], p == i ? weight : -weight);
+    // Row i has a part in what `anchor` has chosen.
+    const auto gather = [&](u32 i, const Row<T>& x, u32 anchor) {
+        const float weight = args.weight[anchor] * args.upstream[anchor * args.upstream_stride] * scale;
+        if (weight == 0.f) return;
+        const u32 p = args.positive[anchor], n = args.negative[anchor];
+        if (as_anchor && anchor == i) {
+            add(i, x, sides.others, p, args.d_ap[anchor], weight);
+            add(i, x, sides.others, n, args.d_an[anchor], -weight);
+        } else {
+            add(i, x, sides.anchors, anchor, p == i ? args.d_ap[anchor] : args.d_an[anchor], p == i ? weight : -weight);
+        }
+    };
+    if (!as_other) {
+        // As an anchor of a reference set a row is part of its own triplet alone.
+        for (u32 k = 0; k < count; ++k) {
+            const u32 i = mine.order[from + k];
+            if (args.positive[i] != NONE) gather(i, original_row<T>(mine, from + k), i);
+        }
+    } else {
+        // The choices of the next 32 anchors are read while these are looked at.
+        const auto chosen = [&](const u32* of, u32 anchor) { return anchor < sides.anchors.rows ? of[anchor] : NONE; };
+        u32 next_p = chosen(args.positive, lane), next_n = chosen(args.negative, lane);
+        for (u32 base = 0; base < sides.anchors.rows; base += 32) {
+            const u32 anchor = base + lane, p = next_p, n = next_n, a = as_anchor && p != NONE ? anchor : NONE;
+            next_p = chosen(args.positive, anchor + 32);
+            next_n = chosen(args.negative, anchor + 32);
+#pragma unroll
+            for (u32 k = 0; k < AT_ONCE; ++k) {
+                const u32 i = indices[k];
+                if (k >= count) break;
+                for (u32 hits = __ballot_sync(0xffffffff, p == i || n == i || a == i); hits; hits &= hits - 1)
+                    gather(i, original_row<T>(mine, from + k), base + u32(__ffs(int(hits))) - 1);
             }
         }
     }
-    write_gradient<T>(mine, row, g, 1.f, bad, args.grad);
+    for (u32 k = 0; k < count; ++k)
+        write_gradient<T>(mine, from + k, args.work + i64(mine.order[from + k]) * mine.dim, 1.f, bad, args.grad);
 }
 
-KERNEL(batch_hard_negatives_highest, TILE_THREADS, const Args args) { negatives<Split>(args); }
-KERNEL(batch_hard_negatives_high, TILE_THREADS, const Args args) { negatives<Tf32>(args); }
-KERNEL(batch_hard_negatives_f16, TILE_THREADS, const Args args) { negatives<Half<f16>>(args); }
-KERNEL(batch_hard_negatives_bf16, TILE_THREADS, const Args args) { negatives<Half<bf16>>(args); }
+KERNEL_OF(3, batch_hard_negatives_highest, TILE_THREADS, const Args args) { negatives<Split>(args); }
+KERNEL_OF(3, batch_hard_negatives_high, TILE_THREADS, const Args args) { negatives<Tf32>(args); }
+KERNEL_OF(3, batch_hard_negatives_f16, TILE_THREADS, const Args args) { negatives<Half<f16>>(args); }
+KERNEL_OF(3, batch_hard_negatives_bf16, TILE_THREADS, const Args args) { negatives<Half<bf16>>(args); }
 #define OF_TYPE(dtype, T)                                                              \
     KERNEL(batch_hard_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); }     \
     KERNEL(batch_hard_backward_##dtype, BATCH_THREADS, const Args args) { backward<T>(args); }

@@ -175,18 +175,19 @@ template <Kind KIND, class Rows, int K, class Loss> DEVICE void paired(const Pai
 }
 
 // One kernel per distance, dtype and shape of the rows, for `Loss<A>{args}` of K matrices; src/cuda/paired.rs chooses.
-//   l8:    up to 8 x 16 bytes a row, 8 lanes to a row       held:   rows in registers
+//   l16:   up to 16 x 16 bytes a row, 16 lanes to a row     held:   rows in registers
 //   l32:   up to 32 x 16 bytes, a warp to a row             vector: any length, 16-byte loads
 //   l32x4: up to 128 x 16 bytes, a warp to a row            scalar: any length and alignment
 #define PAIRED_KERNEL(stem, Loss, distance, kind, dtype, T, shape, ...)                             \
-    KERNEL(stem##_##distance##_##dtype##_##shape, TERCET_PAIRED_THREADS, const Args args) {         \
+    KERNEL_OF((__VA_ARGS__::blocks), stem##_##distance##_##dtype##_##shape, TERCET_PAIRED_THREADS,  \
+              const Args args) {                                                                    \
         paired<kind, __VA_ARGS__>(args.paired, Loss<Arithmetic<T>::type>{args});                    \
     }
 #define PAIRED_STREAMED(stem, K, Loss, distance, kind, dtype, T)                                    \
     PAIRED_KERNEL(stem, Loss, distance, kind, dtype, T, scalar, StreamedRows<T, K, 1>)              \
     PAIRED_KERNEL(stem, Loss, distance, kind, dtype, T, vector, StreamedRows<T, K, 16 / sizeof(T)>)
 #define PAIRED_HELD(stem, K, Loss, distance, kind, dtype, T)                                        \
-    PAIRED_KERNEL(stem, Loss, distance, kind, dtype, T, l8, HeldRows<T, K, 8, 1>)                   \
+    PAIRED_KERNEL(stem, Loss, distance, kind, dtype, T, l16, HeldRows<T, K, 16, 1>)                 \
     PAIRED_KERNEL(stem, Loss, distance, kind, dtype, T, l32, HeldRows<T, K, 32, 1>)                 \
     PAIRED_KERNEL(stem, Loss, distance, kind, dtype, T, l32x4, HeldRows<T, K, 32, 4>)
 #define PAIRED_ALL_STREAMED(stem, K, Loss, dtype, T)                                                \

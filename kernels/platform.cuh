@@ -11,7 +11,9 @@ using i64 = long long;
 #define DEVICE __device__ __forceinline__
 // A kernel of `threads` threads a block, two blocks at least on a multiprocessor; `...` holds the arguments. Without the
 // second number the assembler aims for more blocks and spills for it.
-#define KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads, 2) name(__VA_ARGS__)
+#define KERNEL(name, threads, ...) KERNEL_OF(2, name, threads, __VA_ARGS__)
+// The same with `blocks` blocks at least.
+#define KERNEL_OF(blocks, name, threads, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
 // A block's static shared array.
 #define SHARED(type, name, count) __shared__ type name[count]
 // The block's dynamic shared memory as a Struct; the launch gives sizeof(Struct) bytes.

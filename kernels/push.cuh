@@ -11,18 +11,32 @@ constexpr int CHUNK = 64, CHUNK_PITCH = CHUNK + 4;
 
 using WeightTile = float[TILE][PITCH];
 using RowChunks = float[2][TILE][CHUNK_PITCH];  // of the tile's rows, and of its columns
+static_assert(CHUNK % 4 == 0 && CHUNK_PITCH % 4 == 0, "pieces of 16 bytes");
 
 // Adds to `pushed`, [TILE, dim], from TILE rows each at `rows` and `others`, [.., dim]; without `difference` -sum_j w_ij y_j.
 // The weights must be there for all threads; what is in shared memory is free again when it returns.
 DEVICE void push(const WeightTile& weights, RowChunks& y, const float* rows, const float* others, u32 dim, bool difference, float* pushed) {
     constexpr int ROWS = 8, COLUMNS = 4;
-    static_assert(TILE / ROWS * (CHUNK / COLUMNS) == TILE_THREADS, "a thread has ROWS x COLUMNS sums");
+    static_assert(TILE / ROWS * (CHUNK / COLUMNS) == TILE_THREADS && COLUMNS == 4, "a thread has ROWS x COLUMNS sums");
+    const bool in_fours = dim % 4 == 0;  // then every row starts at a multiple of 16 bytes
     const int r0 = threadIdx.x / (CHUNK / COLUMNS) * ROWS, c0 = threadIdx.x % (CHUNK / COLUMNS) * COLUMNS;
     for (u32 chunk = 0; chunk < dim; chunk += CHUNK) {
-        for (int k = threadIdx.x; k < 2 * TILE * CHUNK; k += TILE_THREADS) {
-            const int r = k / CHUNK % TILE, column = k % CHUNK;
-            const float* from = (k < TILE * CHUNK ? rows : others) + i64(r) * dim + chunk;
-            y[k / (TILE * CHUNK)][r][column] = chunk + column < dim ? from[column] : 0.f;
+        if (in_fours) {
+            // All in flight at a time: the next instruction that waits is the one below.
+            for (int k = threadIdx.x; k < 2 * TILE * CHUNK / 4; k += TILE_THREADS) {
+                const int side = k / (TILE * CHUNK / 4), r = k / (CHUNK / 4) % TILE, column = k % (CHUNK / 4) * 4;
+                const bool there = chunk + column < dim;
+                const float* from = (side ? others : rows) + i64(r) * dim + (there ? chunk + column : 0);
+                copy_async16(&y[side][r][column], from, there);
+            }
+            copy_async_commit();
+            copy_async_wait<0>();
+        } else {
+            for (int k = threadIdx.x; k < 2 * TILE * CHUNK; k += TILE_THREADS) {
+                const int r = k / CHUNK % TILE, column = k % CHUNK;
+                const float* from = (k < TILE * CHUNK ? rows : others) + i64(r) * dim + chunk;
+                y[k / (TILE * CHUNK)][r][column] = chunk + column < dim ? from[column] : 0.f;
+            }
         }
         __syncthreads();
         float sums[ROWS][COLUMNS], mine[ROWS][COLUMNS];
@@ -35,21 +49,34 @@ DEVICE void push(const WeightTile& weights, RowChunks& y, const float* rows, con
             }
 #pragma unroll 4
         for (int j = 0; j < TILE; ++j) {
-            float other[COLUMNS];
-#pragma unroll
-            for (int k = 0; k < COLUMNS; ++k) other[k] = y[1][j][c0 + k];
+            const Pack<float, COLUMNS> other = load<float, COLUMNS>(&y[1][j][c0]);
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
                 const float weight = weights[r0 + r][j];
 #pragma unroll
-                for (int k = 0; k < COLUMNS; ++k) sums[r][k] += weight * (mine[r][k] - other[k]);
+                for (int k = 0; k < COLUMNS; ++k) sums[r][k] += weight * (mine[r][k] - other.v[k]);
             }
         }
+        float* to = pushed + i64(r0) * dim + chunk + c0;
+        if (in_fours) {
+            if (chunk + c0 < dim) {
+                Pack<float, 4> before[ROWS];
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r)
+                for (int r = 0; r < ROWS; ++r) before[r] = load<float, 4>(to + i64(r) * dim);
 #pragma unroll
-            for (int k = 0; k < COLUMNS; ++k)
-                if (chunk + c0 + k < dim) pushed[i64(r0 + r) * dim + chunk + c0 + k] += sums[r][k];
+                for (int r = 0; r < ROWS; ++r) {
+#pragma unroll
+                    for (int k = 0; k < COLUMNS; ++k) before[r].v[k] += sums[r][k];
+                    store<float, 4>(to + i64(r) * dim, before[r]);
+                }
+            }
+        } else {
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+                for (int k = 0; k < COLUMNS; ++k)
+                    if (chunk + c0 + k < dim) to[i64(r) * dim + k] += sums[r][k];
+        }
         __syncthreads();
     }
 }

@@ -33,6 +33,8 @@ template <class T, int K, int LANES, int ITEMS> struct HeldRows {
     static constexpr int V = 16 / sizeof(T);
     using A = typename Arithmetic<T>::type;
     static constexpr int lanes = LANES;
+    // On a multiprocessor at a time: the more rows are on their way from memory, the nearer to its bandwidth.
+    static constexpr int blocks = ITEMS == 1 ? 3 : 2;
 
     Pack<T, V> held[K][ITEMS];
     i64 dim;
@@ -87,7 +89,7 @@ template <class T, int K, int LANES, int ITEMS> struct HeldRows {
 // V: elements a load; 1 where the rows are not aligned for more.
 template <class T, int K, int V> struct StreamedRows {
     using A = typename Arithmetic<T>::type;
-    static constexpr int lanes = 32;
+    static constexpr int lanes = 32, blocks = 2;
 
     const T* from[K];
     i64 dim;

@@ -21,16 +21,16 @@ DEVICE u32 tf32_bits(float x) {
     return (__float_as_uint(x) + 0x1000) & 0xffffe000;
 }
 
-// f32 as hi + lo / 2^11 in f16: 22 bits of each number against its row's largest. hi hi + (hi lo + lo hi) / 2^11 leaves
-// out 2^-22 of a product: the error of an f32 computation.
+// f32 as hi + lo in f16: 22 bits of each number against its row's largest, which is 1 to 2; that lo may be subnormal costs
+// nothing more. hi hi + hi lo + lo hi leaves out 2^-22 of a product: the error of an f32 computation. One accumulator takes
+// all three, the small ones first: one for each scale would cost a block of the three on a multiprocessor.
 struct Split {
     static constexpr int planes = 2, bytes = 2;
     static constexpr bool rounds = false;
-    static constexpr float LO = 2048.f;
     static DEVICE float encode(float x, u8* const (&to)[2], i64 at) {
         f16 hi, lo;
         narrow(hi, x);
-        narrow(lo, (x - widen(hi)) * LO);
+        narrow(lo, x - widen(hi));
         reinterpret_cast<f16*>(to[0])[at] = hi;
         reinterpret_cast<f16*>(to[1])[at] = lo;
         return x;
@@ -86,63 +86,94 @@ struct Operand {
     u32 slabs;
 };
 
-// Shared memory: [stage][side][plane][row][SLAB].
-template <class P> struct TileBuffers {
-    alignas(128) u8 bytes[STAGES][2][P::planes][TILE * SLAB];
+// One plane's slab of TILE rows, in shared memory.
+constexpr int BLOCK = TILE * SLAB;
+
+// Where 16-byte piece `piece` of row `row` of a block lies: two rows fill the 32 banks, and pieces move so that the eight
+// rows of an 8x8 matrix do not meet.
+DEVICE int swizzled(int row, int piece) { return row * SLAB + ((piece ^ (row >> 1 & 3)) << 4); }
+
+// Which 16-byte pieces of a block a thread brings: from where in an operand of so many slabs, and where to.
+struct Pieces {
+    static constexpr int PIECES = SLAB / 16, COUNT = TILE * PIECES / TILE_THREADS;
+    static_assert(TILE * PIECES % TILE_THREADS == 0, "as many for each thread");
+    u32 from[COUNT], to[COUNT];
+
+    DEVICE explicit Pieces(u32 slabs) {
+#pragma unroll
+        for (int k = 0; k < COUNT; ++k) {
+            const int i = k * TILE_THREADS + threadIdx.x, row = i / PIECES, piece = i % PIECES;
+            from[k] = row * slabs * SLAB + piece * 16;
+            to[k] = swizzled(row, piece);
+        }
+    }
+    // Brings slab `slab` of plane `plane` of the TILE rows from `first`; in flight until a wait.
+    DEVICE void bring(u8* block, const Operand& of, int plane, u32 first, u32 slab) const {
+        const u8* at = of.plane[plane] + (u64(first) * of.slabs + slab) * SLAB;
+#pragma unroll
+        for (int k = 0; k < COUNT; ++k) copy_async16(block + to[k], at + from[k], true);
+    }
 };
 
-// Where 16-byte piece `piece` of row `row` lies: two rows fill the 32 banks, and pieces move so that the eight rows of
-// an 8x8 matrix do not meet.
-DEVICE int swizzled(int row, int piece) { return row * SLAB + ((piece ^ (row >> 1 & 3)) << 4); }
+// Shared memory of a tile: [stage][side][plane].
+template <class P> struct TileBuffers {
+    alignas(128) u8 bytes[STAGES][2][P::planes][BLOCK];
+};
 
 template <class P> struct GramTile {
     float sum[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4];
 
-    static DEVICE void fetch(TileBuffers<P>& buffers, int stage, const Operand (&side)[2], const u32 (&first)[2], u32 slab) {
-        constexpr int PIECES = SLAB / 16;
+    static DEVICE void fetch(TileBuffers<P>& buffers, const Pieces& pieces, int stage, const Operand (&side)[2], const u32 (&first)[2], u32 slab) {
 #pragma unroll
         for (int s = 0; s < 2; ++s)
 #pragma unroll
-            for (int p = 0; p < P::planes; ++p)
-                for (int i = threadIdx.x; i < TILE * PIECES; i += TILE_THREADS) {
-                    const int row = i / PIECES, piece = i % PIECES;
-                    const u8* from = side[s].plane[p] + (i64(first[s]) + row) * side[s].slabs * SLAB + i64(slab) * SLAB + piece * 16;
-                    copy_async16(&buffers.bytes[stage][s][p][swizzled(row, piece)], from, true);
-                }
+            for (int p = 0; p < P::planes; ++p) pieces.bring(buffers.bytes[stage][s][p], side[s], p, first[s], slab);
         copy_async_commit();
     }
 
     // The products of rows first[0].. of side 0 with rows first[1].. of side 1. All threads of the block must call; the
     // buffers are free again when it returns.
     DEVICE void run(TileBuffers<P>& buffers, const Operand (&side)[2], const u32 (&first)[2]) {
-        // Tensor cores truncate what they add: their sums are kept short, and added up here.
-        constexpr int SHORT = 256 * P::bytes / SLAB;
-        float part[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4], cross[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4];
-        clear(sum);
-        clear(part);
-        clear(cross);
         const u32 slabs = side[0].slabs;
+        const Pieces pieces(slabs);
 #pragma unroll
         for (u32 s = 0; s < STAGES - 1; ++s) {
-            if (s < slabs) fetch(buffers, s, side, first, s);
+            if (s < slabs) fetch(buffers, pieces, s, side, first, s);
             else copy_async_commit();
         }
-        for (u32 slab = 0; slab < slabs; ++slab) {
+        multiply_slabs(slabs, [&](u32 slab, const u8* (&rows)[P::planes], const u8* (&columns)[P::planes]) {
             copy_async_wait<STAGES - 2>();
             __syncthreads();  // this slab is here, and everyone is done with the one whose place is filled next
-            if (slab + STAGES - 1 < slabs) fetch(buffers, (slab + STAGES - 1) % STAGES, side, first, slab + STAGES - 1);
+            if (slab + STAGES - 1 < slabs) fetch(buffers, pieces, (slab + STAGES - 1) % STAGES, side, first, slab + STAGES - 1);
             else copy_async_commit();
-            if constexpr (is_plain<P>) multiply_plainly(buffers, slab % STAGES, part);
-            else multiply(buffers, slab % STAGES, part, cross);
-            if (slab % SHORT == SHORT - 1) {
-                add(part, 1.f);
-                clear(part);
+#pragma unroll
+            for (int p = 0; p < P::planes; ++p) {
+                rows[p] = buffers.bytes[slab % STAGES][0][p];
+                columns[p] = buffers.bytes[slab % STAGES][1][p];
             }
-        }
-        add(part, 1.f);
-        if constexpr (P::planes == 2) add(cross, 1.f / P::LO);
+        });
         copy_async_wait<0>();
         __syncthreads();
+    }
+
+    // The products of `slabs` slabs; `ready(slab, rows, columns)` says where the blocks of a slab are, once they are there.
+    template <class F> DEVICE void multiply_slabs(u32 slabs, F ready) {
+        // Tensor cores truncate what they add: their sums are kept short, and added up here.
+        constexpr int SHORT = 256 * P::bytes / SLAB;
+        float before[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4];
+        clear(sum);
+        clear(before);
+        for (u32 slab = 0; slab < slabs; ++slab) {
+            const u8 *rows[P::planes], *columns[P::planes];
+            ready(slab, rows, columns);
+            if constexpr (is_plain<P>) multiply_plainly(rows, columns, sum);
+            else multiply(rows, columns, sum);
+            if (slab % SHORT == SHORT - 1) {
+                add(before, sum);
+                clear(sum);
+            }
+        }
+        if (slabs >= SHORT) add(sum, before);
     }
 
     // f(slot, row, column, product) for the numbers that this thread holds; row and column within the tile. Where f
@@ -179,27 +210,28 @@ template <class P> struct GramTile {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) x[i][j][e] = 0.f;
     }
-    DEVICE void add(const float (&x)[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4], float factor) {
+    static DEVICE void add(float (&to)[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4], const float (&x)[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4]) {
 #pragma unroll
         for (int i = 0; i < ROW_FRAGMENTS; ++i)
 #pragma unroll
             for (int j = 0; j < COLUMN_FRAGMENTS; ++j)
 #pragma unroll
-                for (int e = 0; e < 4; ++e) sum[i][j][e] += x[i][j][e] * factor;
+                for (int e = 0; e < 4; ++e) to[i][j][e] += x[i][j][e];
     }
-    static DEVICE void multiply_plainly(const TileBuffers<P>& buffers, int stage, float (&part)[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4]) {
-        const auto number = [&](int side, int row, int k) {
-            return *reinterpret_cast<const float*>(&buffers.bytes[stage][side][0][swizzled(row, k / 4) + k % 4 * 4]);
+    static DEVICE void multiply_plainly(const u8* const (&rows)[P::planes], const u8* const (&columns)[P::planes],
+                                        float (&part)[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4]) {
+        const auto number = [&](const u8* block, int row, int k) {
+            return *reinterpret_cast<const float*>(block + swizzled(row, k / 4) + k % 4 * 4);
         };
 #pragma unroll 4
         for (int k = 0; k < SLAB / 4; ++k) {
             float x[ROWS], y[COLUMN_FRAGMENTS][2];
 #pragma unroll
-            for (int slot = 0; slot < ROWS; ++slot) x[slot] = number(0, row_of(slot), k);
+            for (int slot = 0; slot < ROWS; ++slot) x[slot] = number(rows[0], row_of(slot), k);
 #pragma unroll
             for (int j = 0; j < COLUMN_FRAGMENTS; ++j)
 #pragma unroll
-                for (int e = 0; e < 2; ++e) y[j][e] = number(1, column_of(j + e * COLUMN_FRAGMENTS), k);
+                for (int e = 0; e < 2; ++e) y[j][e] = number(columns[0], column_of(j + e * COLUMN_FRAGMENTS), k);
 #pragma unroll
             for (int i = 0; i < ROW_FRAGMENTS; ++i)
 #pragma unroll
@@ -208,8 +240,8 @@ template <class P> struct GramTile {
                     for (int e = 0; e < 4; ++e) part[i][j][e] += x[i * 2 + e / 2] * y[j][e % 2];
         }
     }
-    static DEVICE void multiply(const TileBuffers<P>& buffers, int stage, float (&part)[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4],
-                                float (&cross)[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4]) {
+    static DEVICE void multiply(const u8* const (&rows)[P::planes], const u8* const (&columns)[P::planes],
+                                float (&part)[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4]) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
         for (int step = 0; step < SLAB / 32; ++step) {
@@ -219,7 +251,7 @@ template <class P> struct GramTile {
 #pragma unroll
                 for (int i = 0; i < ROW_FRAGMENTS; ++i) {
                     const int row = warp / 2 * QUARTER + i * 16 + lane % 16;
-                    load_matrix_x4(a[p][i], &buffers.bytes[stage][0][p][swizzled(row, step * 2 + lane / 16)]);
+                    load_matrix_x4(a[p][i], rows[p] + swizzled(row, step * 2 + lane / 16));
                 }
 #pragma unroll
             for (int j = 0; j < COLUMN_FRAGMENTS; j += 2) {
@@ -227,19 +259,126 @@ template <class P> struct GramTile {
 #pragma unroll
                 for (int p = 0; p < P::planes; ++p) {
                     const int row = warp % 2 * QUARTER + j * 8 + lane / 16 * 8 + lane % 8;
-                    load_matrix_x4(b[p], &buffers.bytes[stage][1][p][swizzled(row, step * 2 + lane / 8 % 2)]);
+                    load_matrix_x4(b[p], columns[p] + swizzled(row, step * 2 + lane / 8 % 2));
                 }
 #pragma unroll
                 for (int i = 0; i < ROW_FRAGMENTS; ++i)
 #pragma unroll
                     for (int n = 0; n < 2; ++n) {
-                        P::multiply(part[i][j + n], a[0][i], b[0][n * 2], b[0][n * 2 + 1]);
                         if constexpr (P::planes == 2) {
-                            P::multiply(cross[i][j + n], a[0][i], b[1][n * 2], b[1][n * 2 + 1]);
-                            P::multiply(cross[i][j + n], a[1][i], b[0][n * 2], b[0][n * 2 + 1]);
+                            P::multiply(part[i][j + n], a[0][i], b[1][n * 2], b[1][n * 2 + 1]);
+                            P::multiply(part[i][j + n], a[1][i], b[0][n * 2], b[0][n * 2 + 1]);
                         }
+                        P::multiply(part[i][j + n], a[0][i], b[0][n * 2], b[0][n * 2 + 1]);
                     }
             }
+        }
+    }
+};
+
+// ---- a row of tiles ----
+
+// What the stream brings beside the planes: the two numbers of each row by which a product becomes a distance.
+struct Lengths {
+    const float *norm, *scale;
+    u32 rows;  // beyond them the norm is NaN: no distance to such a row compares
+};
+
+// The tiles of one row tile with every `step`-th column tile, as one stream of slabs: while a tile is looked at, the next
+// one's slabs are on their way. Rows whose slabs all fit stay in shared memory; of the others both sides are brought again.
+template <class P> struct TileStream {
+    static constexpr int RING = 4, RESIDENT = 8;
+    static constexpr int BLOCKS = RESIDENT + RING * P::planes;
+    static_assert(2 * RING * P::planes <= BLOCKS, "a ring of both sides");
+    struct Buffers {
+        alignas(128) u8 bytes[BLOCKS][BLOCK];
+        float lengths[2][2][TILE];  // by turns; norms and scales
+    };
+
+    Buffers& buffers;
+    Operand rows, columns;
+    Pieces pieces;
+    Lengths lengths;
+    u32 row, column_tile, step, end;  // the tile that is brought next
+    u32 slab = 0, given = 0, taken = 0, turn = 0;
+    u32 lengths_tile;   // whose lengths are in `length`
+    float length[2];    // of a column of the next tile
+    bool resident;
+
+    DEVICE TileStream(Buffers& buffers, const Operand& rows, const Operand& columns, const Lengths& lengths, u32 row, u32 first, u32 step, u32 end)
+        : buffers(buffers), rows(rows), columns(columns), pieces(rows.slabs), lengths(lengths), row(row), column_tile(first), step(step), end(end),
+          lengths_tile(first), resident(rows.slabs * P::planes <= RESIDENT) {
+        if (resident && first < end)
+            for (u32 s = 0; s < rows.slabs; ++s)
+#pragma unroll
+                for (int p = 0; p < P::planes; ++p) pieces.bring(buffers.bytes[s * P::planes + p], rows, p, row, s);
+#pragma unroll 1
+        for (int k = 0; k < RING - 1; ++k) give();
+        read_lengths();
+    }
+    // The blocks of a place in the ring.
+    DEVICE u8* of_columns(u32 place, int plane) { return buffers.bytes[(resident ? RESIDENT : RING * P::planes) + place * P::planes + plane]; }
+    DEVICE u8* of_rows(u32 slab, u32 place, int plane) { return buffers.bytes[(resident ? slab : place) * P::planes + plane]; }
+
+    // Brings one more slab, if there is one, and closes its group in any case.
+    DEVICE void give() {
+        if (column_tile < end) {
+#pragma unroll
+            for (int p = 0; p < P::planes; ++p) {
+                if (!resident) pieces.bring(of_rows(slab, given, p), rows, p, row, slab);
+                pieces.bring(of_columns(given, p), columns, p, column_tile * TILE, slab);
+            }
+            if (++slab == columns.slabs) {
+                slab = 0;
+                column_tile += step;
+            }
+        }
+        copy_async_commit();
+        given = (given + 1) % RING;
+    }
+    DEVICE void read_lengths() {
+        const u32 column = lengths_tile * TILE + threadIdx.x;
+        const bool there = threadIdx.x < TILE && lengths_tile < end && column < lengths.rows;
+        length[0] = there ? lengths.norm[column] : __int_as_float(0x7fffffff);
+        length[1] = there ? lengths.scale[column] : 0.f;
+        lengths_tile += step;
+    }
+    // The products of the next tile. All threads of the block must call; who still reads lengths of the tile before the last
+    // is too late.
+    DEVICE void take(GramTile<P>& tile) {
+        turn ^= 1;
+        if (threadIdx.x < TILE) {
+            buffers.lengths[turn][0][threadIdx.x] = length[0];
+            buffers.lengths[turn][1][threadIdx.x] = length[1];
+        }
+        read_lengths();
+        tile.multiply_slabs(rows.slabs, [&](u32 slab, const u8* (&of_row)[P::planes], const u8* (&of_column)[P::planes]) {
+            copy_async_wait<RING - 2>();
+            __syncthreads();  // this slab is here, and everyone is done with the one whose place is filled next
+            give();
+#pragma unroll
+            for (int p = 0; p < P::planes; ++p) {
+                of_row[p] = of_rows(slab, taken, p);
+                of_column[p] = of_columns(taken, p);
+            }
+            taken = (taken + 1) % RING;
+        });
+    }
+    // Of a column of the tile that was taken last.
+    DEVICE float norm(int column) const { return buffers.lengths[turn][0][column]; }
+    DEVICE float scale(int column) const { return buffers.lengths[turn][1][column]; }
+};
+
+// One side of it: the lengths of a thread's rows of the row tile.
+template <class P> struct RowLengths {
+    float norm[GramTile<P>::ROWS], scale[GramTile<P>::ROWS];
+
+    DEVICE RowLengths(const Lengths& of, u32 row) {
+#pragma unroll
+        for (int s = 0; s < GramTile<P>::ROWS; ++s) {
+            const u32 i = row + GramTile<P>::row_of(s);
+            norm[s] = i < of.rows ? of.norm[i] : __int_as_float(0x7fffffff);
+            scale[s] = i < of.rows ? of.scale[i] : 0.f;
         }
     }
 };

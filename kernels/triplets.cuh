@@ -119,7 +119,7 @@ template <class T, Rule R> DEVICE void pairs(const Args& args) {
 }
 
 template <class P> struct ChooseShared {
-    TileBuffers<P> buffers;
+    typename TileStream<P>::Buffers buffers;
     WeightTile d;
 };
 
@@ -136,29 +136,30 @@ template <class P, Rule R> DEVICE void choose(const Args& args) {
     const u64 start = row < a.rows ? args.start[row] : 0;
     const u32 size = row < a.rows ? sides.size_of_class(row) : 0;
     const float margin = float(args.margin);
-    u32 first[Tile::ROWS], end[Tile::ROWS];
+    u32 first[Tile::ROWS], class_size[Tile::ROWS];
 #pragma unroll
     for (int slot = 0; slot < Tile::ROWS; ++slot) {
         const u32 r = row_base + Tile::row_of(slot);
         first[slot] = r < a.rows ? sides.first[r] : 0;
-        end[slot] = r < a.rows ? sides.end[r] : 0xffffffff;
+        class_size[slot] = r < a.rows ? sides.end[r] - first[slot] : 0xffffffff;  // all of one class
     }
     const u32 kind = compared_kind<R>(args);
-    const Operand side[2] = {a.operand(), b.operand()};
+    const RowLengths<P> lengths(a.lengths(), row_base);
+    TileStream<P> stream(s.buffers, a.operand(), b.operand(), b.lengths(), row_base, split, args.splits, tiles);
     for (u32 column_tile = split; column_tile < tiles; column_tile += args.splits) {
         const u32 base[2] = {row_base, column_tile * TILE};
         Tile tile;
-        tile.run(s.buffers, side, base);
+        stream.take(tile);
         const auto keep = [&](int r, int c, float squared) {
             s.d[r][c] = kind == 0 ? squared : kind == 1 ? sqrtf(squared) : squared * .5f;
         };
         tile.each(
             [&](int slot, int r, int c, float product) {
-                const u32 i = base[0] + r, j = base[1] + c;
+                const u32 j = base[1] + c;
                 s.d[r][c] = nan_value<float>();  // no candidate
-                if (j >= b.rows || (j >= first[slot] && j < end[slot])) return false;
+                if (j >= b.rows || j - first[slot] < class_size[slot]) return false;
                 bool near;
-                const float d = squared_distance(a, i, b, j, product, near);
+                const float d = squared_distance(lengths.norm[slot], lengths.scale[slot], stream.norm(c), stream.scale(c), product, near);
                 near = near || !is_finite(d);
                 if (!near) keep(r, c, d);
                 return near;

@@ -1,6 +1,8 @@
 //! What only a device can show of losses on tensors: they run on PyTorch's current stream, and nothing waits for it.
 #![cfg(all(feature = "cuda", feature = "torch"))]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use cudarc::driver::{result::event, sys};
 use tch::{Cuda, Device, Kind, Tensor};
 use tercet::torch::on_pool_stream;
@@ -11,13 +13,15 @@ use tercet::{
 
 const DEVICE: Device = Device::Cuda(0);
 
-fn there_is_a_device(test: &str) -> bool {
+/// Taken by one test at a time: one needs all of the device's memory. `None`, said by name, where there is no device.
+fn device(test: &str) -> Option<MutexGuard<'static, ()>> {
+    static ALONE: Mutex<()> = Mutex::new(());
     if Cuda::device_count() > 0 {
-        return true;
+        return Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner));
     }
     assert!(std::env::var_os("TERCET_REQUIRE_CUDA").is_none(), "TERCET_REQUIRE_CUDA is set, and there is no device");
     println!("skipped: no CUDA device: {test}");
-    false
+    None
 }
 
 /// A scalar from three matrices and labels.
@@ -94,9 +98,7 @@ fn work(big: &Tensor) {
 /// has ended; and the results are those of the default stream, so nothing ran ahead of it.
 #[test]
 fn cuda_steps_follow_the_current_stream_and_wait_for_nothing() {
-    if !there_is_a_device("cuda_steps_follow_the_current_stream_and_wait_for_nothing") {
-        return;
-    }
+    let Some(_alone) = device("cuda_steps_follow_the_current_stream_and_wait_for_nothing") else { return };
     let (x, labels) = inputs(1);
     let big = Tensor::randn([8192, 8192], (Kind::Float, DEVICE)) / 90.0;
     for loss in losses() {
@@ -138,9 +140,7 @@ fn cuda_steps_follow_the_current_stream_and_wait_for_nothing() {
 /// PyTorch's own refusal, and then everything as before.
 #[test]
 fn cuda_tensors_survive_a_full_memory() {
-    if !there_is_a_device("cuda_tensors_survive_a_full_memory") {
-        return;
-    }
+    let Some(_alone) = device("cuda_tensors_survive_a_full_memory") else { return };
     let rows = 1 << 21;
     let fits = |rows: i64| {
         let x = Tensor::zeros([rows, 4], (Kind::Half, DEVICE)).set_requires_grad(true);

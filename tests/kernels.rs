@@ -73,7 +73,7 @@ fn rows_move_in_vectors_of_16_bytes() {
         return;
     };
     // By the bytes that a lane of the shape holds of each row: 16 for a vector, and the vectors of a lane.
-    let held = [("_l8", 1), ("_l32", 1), ("_l32x4", 4)];
+    let held = [("_l16", 1), ("_l32", 1), ("_l32x4", 4)];
     let mut kernels = 0;
     // How many rows a loss looks at.
     let matrices = |stem| match stem {
@@ -166,9 +166,9 @@ fn plans_follow_size_type_and_alignment() {
     };
     for (dim, shape) in [
         (1, Shape::Scalar),
-        (4, Shape::L8),
-        (32, Shape::L8),
-        (36, Shape::L32),
+        (4, Shape::L16),
+        (64, Shape::L16),
+        (68, Shape::L32),
         (128, Shape::L32),
         (132, Shape::L32x4),
         (512, Shape::L32x4),

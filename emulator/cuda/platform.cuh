@@ -34,6 +34,7 @@ template <class A> constexpr size_t emu_argument_bytes(void (*)(A)) { return siz
         emu_register(&name##_kernel);                                                                            \
     }                                                                                                            \
     static void name(__VA_ARGS__)
+#define KERNEL_OF(blocks, name, threads, ...) KERNEL(name, threads, __VA_ARGS__)
 // `key` is one object per instantiation of the function, as a __shared__ array is.
 #define SHARED(type, name, count)                                                                                \
     static char name##_key;                                                                                      \

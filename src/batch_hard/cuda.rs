@@ -11,6 +11,10 @@ use crate::{Element, Error, Reduction};
 crate::cuda::mined::cuda_calls!(BatchHardTripletLoss);
 
 const STEM: &str = "batch_hard";
+/// Of kernels/batch_hard.cu.
+const AT_ONCE: u32 = 8;
+/// Blocks of the tiles on a multiprocessor: their `KERNEL_OF`.
+const RESIDENT: u32 = 3;
 
 /// What the backward pass needs of a forward pass.
 #[doc(hidden)]
@@ -47,7 +51,7 @@ struct Places {
     soft: u32,
     mean: u32,
     which: u32,
-    unused: u32,
+    at_once: u32,
 }
 
 /// `Args` of kernels/batch_hard.cu.
@@ -89,7 +93,7 @@ impl OnDevice for BatchHardTripletLoss {
         let PreparedSides { sides, shapes, kept, scratch } =
             unsafe { batch::prepare_sides::<T, L>(launcher, &shape, others, inputs)? };
 
-        let splits = shape.splits_of(shapes[1].tiles(), launcher.properties());
+        let splits = shape.even_splits_of(shapes[1].tiles(), RESIDENT, launcher.properties());
         let row_blocks = shape.row_blocks(launcher.properties());
         let mut selection = Layout::default();
         let (ticket, stats) = (selection.part(1, 4), selection.part(STATS, 8));
@@ -125,7 +129,7 @@ impl OnDevice for BatchHardTripletLoss {
         unsafe { launcher.clear(at.ticket, 4)? };
         let args = Args { sides, at };
         let tile_grid =
-            Grid { blocks: shape.tiles() * splits, threads: batch::TILE_THREADS, shared_bytes: product.shared_bytes() };
+            Grid { blocks: shape.tiles() * splits, threads: batch::TILE_THREADS, shared_bytes: product.stream_bytes() };
         // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above and
         // live as `Memory` says.
         unsafe {
@@ -156,16 +160,20 @@ impl OnDevice for BatchHardTripletLoss {
                 2 => Some(launcher.allocate(rows * problem.dim * size_of::<f32>())?),
                 _ => None,
             };
+            // As many as leave each multiprocessor a block.
+            let warps = batch::THREADS / 32;
+            let at_once = (rows as u32 / (warps * launcher.properties().multiprocessors)).clamp(1, AT_ONCE);
+            let blocks = (rows as u32).div_ceil(warps * at_once);
             let at = Places {
                 upstream,
                 upstream_stride: (problem.reduction == Reduction::None).into(),
                 grad,
                 work: work.as_ref().map_or(grad, Memory::address),
                 which: which as u32,
+                at_once,
                 ..mined.at
             };
             let args = Args { sides: mined.sides.moved_to(inputs), at };
-            let blocks = (rows as u32).div_ceil(batch::THREADS / 32);
             let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
             // SAFETY: as in `forward`; the selection lives in `mined`.
             unsafe { launcher.launch(STEM, &format!("{STEM}_backward_{}", T::NAME), grid, bytemuck::bytes_of(&args))? };

@@ -14,6 +14,9 @@ pub(crate) const THREADS: u32 = 256;
 /// `TILE_THREADS` of kernels/tile.cuh.
 pub(crate) const TILE_THREADS: u32 = 128;
 const STAGES: u32 = 3;
+/// Of `TileStream` in kernels/tile.cuh.
+const RESIDENT: u32 = 8;
+const RING: u32 = 4;
 /// `sizeof(WeightTile)` of kernels/push.cuh.
 pub(crate) const WEIGHT_TILE_BYTES: u32 = TILE * (TILE + 2) * 4;
 /// `sizeof(RowChunks)` of kernels/push.cuh.
@@ -46,6 +49,11 @@ impl Product {
     pub fn shared_bytes(&self) -> u32 {
         STAGES * 2 * self.planes * TILE * SLAB
     }
+
+    /// `sizeof(TileStream<P>::Buffers)` of kernels/tile.cuh: of a block that multiplies a row of tiles.
+    pub fn stream_bytes(&self) -> u32 {
+        (RESIDENT + RING * self.planes) * TILE * SLAB + 2 * 2 * TILE * 4
+    }
 }
 
 /// The distances of mined losses as kernels number them.
@@ -73,8 +81,14 @@ impl Problem {
         (self.rows as u32).div_ceil(TILE)
     }
 
-    fn chunks(&self) -> u32 {
-        (self.rows as u32).div_ceil(THREADS)
+    /// Blocks that rank the rows: `RANKED` of kernels/batch.cu.
+    fn rankings(&self) -> u32 {
+        (self.rows as u32).div_ceil(32)
+    }
+
+    /// Blocks that sum the rows: `SURVEYED` of kernels/batch.cu.
+    fn surveys(&self) -> u32 {
+        (self.rows as u32).div_ceil(64)
     }
 
     /// Rows of whole tiles.
@@ -85,6 +99,19 @@ impl Problem {
     /// Into how many parts so many column tiles are split, so that each multiprocessor has two blocks of a row of tiles.
     pub fn splits_of(&self, columns: u32, device: &DeviceProperties) -> u32 {
         (2 * device.multiprocessors).div_ceil(self.tiles()).clamp(1, columns)
+    }
+
+    /// Likewise, so that the blocks fill the device in whole turns, `resident` on a multiprocessor at a time: the fewest parts
+    /// with at most a tenth of it idle, or else those with the least.
+    pub fn even_splits_of(&self, columns: u32, resident: u32, device: &DeviceProperties) -> u32 {
+        let slots = resident * device.multiprocessors;
+        let busy = |splits: u32| {
+            let blocks = self.tiles() * splits;
+            f64::from(blocks) / f64::from(blocks.div_ceil(slots) * slots)
+        };
+        let most = self.splits_of(columns, device).max(8).min(columns);
+        let enough = (1..=most).find(|&splits| busy(splits) >= 0.9);
+        enough.unwrap_or_else(|| (1..=most).max_by(|&a, &b| busy(a).total_cmp(&busy(b))).unwrap_or(1))
     }
 
     /// Warps of a block take a row each; as many blocks as the device holds, or as there are rows.
@@ -226,7 +253,7 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     let y = scratch.part(padded * dim, 4);
     let plane = [(); 2].map(|()| scratch.part(padded * slabs, SLAB as usize));
     let (norm, scale) = (scratch.part(padded, 4), scratch.part(padded, 4));
-    let sums = scratch.part((problem.chunks() as usize + 1) * dim, 8);
+    let sums = scratch.part((problem.surveys() as usize + 1) * dim, 8);
     let partials = scratch.part(row_blocks as usize, 8);
     let (kept, scratch) = (kept.allocate(launcher)?, scratch.allocate(launcher)?);
     let (in_kept, in_scratch) = (|at| kept.address() + at, |at| scratch.address() + at);
@@ -272,9 +299,9 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     };
     // SAFETY: the first bytes of our own allocation.
     unsafe { launcher.clear(batch.survey, SURVEY_BYTES)? };
-    launch("batch_order", problem.chunks())?;
+    launch("batch_order", problem.rankings())?;
     if batch.centre == 1 && origin.is_none() {
-        launch(&format!("batch_survey_{}", T::NAME), problem.chunks())?;
+        launch(&format!("batch_survey_{}", T::NAME), problem.surveys())?;
         launch(&format!("batch_nearest_{}", T::NAME), row_blocks)?;
     }
     launch(&format!("batch_gather_{}_{}", T::NAME, problem.product.mode), (padded as u32).div_ceil(THREADS / 32))?;
@@ -343,7 +370,7 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher>(
     };
     let sides =
         Sides { anchors, others, first, end, own, other_first, other_end, own_rows, own_offset, own_kind, itself: 0 };
-    let blocks = shape.chunks() + other_shape.chunks();
+    let blocks = shape.rankings() + other_shape.rankings();
     let grid = Grid { blocks, threads: THREADS, shared_bytes: 0 };
     // SAFETY: `Sides` is this kernel's argument; both batches are prepared, and our memory is laid out above.
     unsafe { launcher.launch(STEM, "batch_match", grid, bytemuck::bytes_of(&sides))? };

@@ -17,8 +17,8 @@ const VECTOR_BYTES: usize = 16;
 /// How a kernel looks at rows: the last part of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// Up to 8 vectors of 16 bytes a row, held in registers by 8 lanes.
-    L8,
+    /// Up to 16 vectors of 16 bytes a row, held in registers by 16 lanes.
+    L16,
     /// Up to 32 vectors, held by a warp.
     L32,
     /// Up to 128 vectors, held by a warp.
@@ -32,7 +32,7 @@ pub enum Shape {
 impl Shape {
     fn name(self) -> &'static str {
         match self {
-            Shape::L8 => "l8",
+            Shape::L16 => "l16",
             Shape::L32 => "l32",
             Shape::L32x4 => "l32x4",
             Shape::Vector => "vector",
@@ -41,7 +41,7 @@ impl Shape {
     }
 
     fn lanes(self) -> u32 {
-        if self == Shape::L8 { 8 } else { 32 }
+        if self == Shape::L16 { 16 } else { 32 }
     }
 }
 
@@ -132,7 +132,7 @@ unsafe impl<E: Pod, const K: usize> Pod for Args<E, K> {}
 /// Every kernel of a paired loss that a plan can name.
 pub(crate) fn kernel_names(stem: &str) -> Vec<String> {
     let streamed = [Shape::Scalar, Shape::Vector];
-    let held = [Shape::L8, Shape::L32, Shape::L32x4];
+    let held = [Shape::L16, Shape::L32, Shape::L32x4];
     let mut names = Vec::new();
     for dtype in ["f64", "f32", "f16", "bf16"] {
         names.push(kernel_name(stem, "power", dtype, Shape::Scalar));
@@ -170,8 +170,8 @@ pub(crate) fn plan<T: Element, const K: usize>(
     };
     let shape = match vectors {
         _ if !aligned || metric == "power" => Shape::Scalar,
-        0..=8 if held => Shape::L8,
-        9..=32 if held => Shape::L32,
+        0..=16 if held => Shape::L16,
+        17..=32 if held => Shape::L32,
         33..=128 if held => Shape::L32x4,
         _ => Shape::Vector,
     };

@@ -147,9 +147,12 @@ pub(crate) fn kernel_names(stem: &str, choices: &[&str]) -> Vec<String> {
     names
 }
 
+/// Blocks of the tiles on a multiprocessor: their shared memory allows no more.
+const RESIDENT: u32 = 2;
+
 /// `sizeof(ChooseShared)` of kernels/triplets.cuh.
 fn shared_bytes(product: Product) -> u32 {
-    product.shared_bytes() + batch::WEIGHT_TILE_BYTES
+    product.stream_bytes() + batch::WEIGHT_TILE_BYTES
 }
 
 /// # Safety
@@ -170,7 +173,7 @@ unsafe fn forward<T: Element, L: Launcher>(
         unsafe { batch::prepare_sides::<T, L>(launcher, &shape, others, inputs)? };
     let others = shapes[1].rows;
 
-    let splits = shape.splits_of(shapes[1].tiles(), launcher.properties());
+    let splits = shape.even_splits_of(shapes[1].tiles(), RESIDENT, launcher.properties());
     let row_blocks = shapes.each_ref().map(|shape| shape.row_blocks(launcher.properties()));
     // Pairs are numbered with u32.
     let capacity = batch::capacity(rows, others).min(u32::MAX as usize);

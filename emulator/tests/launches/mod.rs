@@ -366,7 +366,7 @@ pub fn run_many<T: Element, L: Launched<K>, const K: usize>(detect: bool, count:
     let count = |shape| tally.shapes.iter().filter(|s| **s == shape).count();
     println!(
         "emulator, {} {}, detector {}: {} cases, {} numbers, worst error / bound {:.3}, {:.1} s; \
-         l8 {} l32 {} l32x4 {} vector {} scalar {}",
+         l16 {} l32 {} l32x4 {} vector {} scalar {}",
         L::NAME,
         T::NAME,
         if detect { "on" } else { "off" },
@@ -374,7 +374,7 @@ pub fn run_many<T: Element, L: Launched<K>, const K: usize>(detect: bool, count:
         tally.numbers,
         tally.worst,
         start.elapsed().as_secs_f64(),
-        count(Shape::L8),
+        count(Shape::L16),
         count(Shape::L32),
         count(Shape::L32x4),
         count(Shape::Vector),
@@ -382,7 +382,7 @@ pub fn run_many<T: Element, L: Launched<K>, const K: usize>(detect: bool, count:
     );
     let shapes: &[Shape] = match size_of::<T>() {
         8 => &[Shape::Vector, Shape::Scalar],
-        _ => &[Shape::L8, Shape::L32, Shape::L32x4, Shape::Vector, Shape::Scalar],
+        _ => &[Shape::L16, Shape::L32, Shape::L32x4, Shape::Vector, Shape::Scalar],
     };
     assert!(detect || shapes.iter().all(|&shape| count(shape) > 0), "a kernel was never chosen");
     tally.cases
