@@ -2,7 +2,7 @@
 //! `benches/peers/*.py` time others at, and larger.
 //!
 //! `cargo bench --bench on_device -- --json FILE` adds one row a line to FILE, of the same form as theirs; `--quick` takes a
-//! few sizes. The peers, and the floors, are measured by those scripts: run both in one go on one device.
+//! few sizes, and `--profile` runs each loss twice at 8192 x 128 and 32768 x 128, for a profiler to watch. The peers, and the floors, are measured by those scripts: run both in one go on one device.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -78,11 +78,16 @@ impl Results {
 
 /// The median, by events.
 fn milliseconds(clock: &Clock, mut step: impl FnMut(usize)) -> f64 {
-    const ENOUGH: Duration = Duration::from_millis(300);
-    (0..3).for_each(&mut step);
-    Cuda::synchronize(0);
+    const ENOUGH: Duration = Duration::from_millis(150);
+    let start = Instant::now();
+    for turn in 0..3 {
+        if start.elapsed() < ENOUGH {
+            step(turn);
+            Cuda::synchronize(0);
+        }
+    }
     let (mut times, start) = (Vec::new(), Instant::now());
-    while times.len() < 5 || (start.elapsed() < ENOUGH && times.len() < 400) {
+    while start.elapsed() < ENOUGH && times.len() < 400 || times.len() < 5 && start.elapsed() < 8 * ENOUGH {
         let turn = times.len();
         times.push(clock.time(|| step(turn)));
     }
@@ -285,11 +290,35 @@ fn paired<const K: usize>(
     }
 }
 
+fn profile() {
+    for size in [[8192, 128], [32768, 128]] {
+        let (x, labels) = batch(size, 8, Kind::Float);
+        for _ in 0..2 {
+            drop(gradient(&BatchHardTripletLoss::default().forward(&x, &labels), &x));
+            drop(gradient(&BatchAllTripletLoss::default().forward(&x, &labels), &x));
+            drop(gradient(&BatchSemiHardTripletLoss::default().forward(&x, &labels), &x));
+            drop(gradient(&BatchContrastiveLoss { margin: 16.0, ..Default::default() }.forward(&x, &labels), &x));
+        }
+    }
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let rows = [(); 3]
+            .map(|()| Tensor::randn([1 << 20, 128], (Kind::Float, DEVICE)).to_kind(kind).set_requires_grad(true));
+        let [a, p, n] = &rows;
+        for _ in 0..2 {
+            drop(Tensor::run_backward(&[TripletMarginLoss::default().forward(a, p, n)], &[a, p, n], false, false));
+        }
+    }
+    Cuda::synchronize(0);
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     if !Cuda::is_available() {
         println!("skipped: no CUDA device: on_device");
         return;
+    }
+    if arguments.iter().any(|a| a == "--profile") {
+        return profile();
     }
     let quick = arguments.iter().any(|a| a == "--quick" || a == "--test");
     let path = arguments.iter().position(|a| a == "--json").map(|at| arguments.get(at + 1).expect("--json FILE"));

@@ -40,12 +40,14 @@ def turns(bytes_of_one):
     return 1 if DEVICE == "cpu" else max(1, min(MOST_TURNS, -(-CACHE // bytes_of_one)))
 
 
-def milliseconds(step, seconds=0.4, least=5, most=400):
+def milliseconds(step, seconds=0.15, least=5, most=400):
     """The median time of `step(turn)`: on CUDA by events around it, else by the clock."""
     for turn in range(3):
         step(turn)
     times, start = [], time.perf_counter()
-    while len(times) < least or (time.perf_counter() - start < seconds and len(times) < most):
+    while (len(times) < least and time.perf_counter() - start < 8 * seconds) or (
+        len(times) < most and time.perf_counter() - start < seconds
+    ):
         if DEVICE == "cuda":
             torch.cuda.synchronize()
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -94,7 +96,7 @@ class Results:
         ms = f"{row['ms']:10.4f} ms" if row.get("ms") is not None else row.get("note", "-")
         print(f"{row['op']:<18} {size:<28} {row['pass']:<8} {row['who']:<40} {ms}", flush=True)
 
-    def measure(self, what, step, errors=None, seconds=0.4):
+    def measure(self, what, step, errors=None, seconds=0.15):
         """One row; a step that runs out of memory, or that its library refuses, is a row without a time."""
         try:
             ms = milliseconds(step, seconds)
