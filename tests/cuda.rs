@@ -225,6 +225,16 @@ fn cuda_survives_a_refused_allocation() {
     println!("{refused} refused allocations");
 }
 
+/// The driver's pool gives back what it keeps of freed memory, which would otherwise serve the next allocations.
+fn forget_freed_memory(stream: &Arc<CudaStream>) {
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: an out-pointer to a live variable; the pool is the device's own.
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(&mut pool, stream.context().cu_device()).result().unwrap();
+        sys::cuMemPoolTrimTo(pool, 0).result().unwrap();
+    }
+}
+
 /// The device's own refusal, at whichever allocation it comes.
 #[test]
 fn cuda_survives_a_full_memory() {
@@ -245,6 +255,7 @@ fn cuda_survives_a_full_memory() {
     for spare in [0usize, 4 << 20, 16 << 20, 40 << 20] {
         let free = || stream.context().mem_get_info().unwrap().0;
         stream.synchronize().unwrap();
+        forget_freed_memory(stream);
         let mut taken = Vec::new();
         let mut part = free().saturating_sub(spare);
         // In ever smaller parts, until only what is spared is left.

@@ -17,6 +17,8 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
+plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "tercet", "font.family": "sans-serif"}
+
 OURS = "tercet"
 COLORS = {
     OURS: "#0b6e4f",
