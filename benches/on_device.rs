@@ -250,13 +250,16 @@ macro_rules! mined {
     }};
 }
 
+/// Writes the gradients and returns the loss of K matrices of so many numbers a row.
+type Exact<'a, const K: usize> = &'a dyn Fn(&[Vec<f64>; K], usize, &mut [Vec<f64>; K]) -> f64;
+
 fn paired<const K: usize>(
     results: &mut Results,
     clock: &Clock,
     quick: bool,
     op: &'static str,
     loss: &dyn Fn(&[Tensor; K]) -> Tensor,
-    exact: &dyn Fn(&[Vec<f64>; K], usize, &mut [Vec<f64>; K]) -> f64,
+    exact: Exact<'_, K>,
 ) {
     for &size in if quick { &PAIRED[1..3] } else { &PAIRED[..] } {
         for (dtype, kind) in DTYPES {

@@ -319,7 +319,7 @@ fn cuda_takes_paired_batches_beyond_32_bits() {
     const ROWS: usize = 1 << 24;
     let _alone = alone();
     let Some(cuda) = Cuda::first("cuda_takes_paired_batches_beyond_32_bits") else { return };
-    assert!(ROWS * DIM > 1 << 31);
+    const { assert!(ROWS * DIM > 1 << 31) };
     let stream = cuda.stream();
     let mut numbers = Numbers(3);
     let block = [(); 3].map(|()| (0..BLOCK * DIM).map(|_| f16::from_f64(numbers.unit())).collect::<Vec<_>>());
@@ -367,7 +367,7 @@ fn cuda_mines_batches_beyond_32_bits() {
     const DIM: usize = 8;
     let _alone = alone();
     let Some(cuda) = Cuda::first("cuda_mines_batches_beyond_32_bits") else { return };
-    assert!(ROWS * ROWS > 1 << 32);
+    const { assert!(ROWS * ROWS > 1 << 32) };
     let stream = cuda.stream();
     let mut numbers = Numbers(4);
     let x: Vec<f32> = (0..ROWS * DIM).map(|_| numbers.below(9) as f32 - 4.0).collect();
@@ -409,7 +409,7 @@ fn cuda_computes_distances_beyond_32_bits() {
     const LAST: usize = 7;
     let _alone = alone();
     let Some(cuda) = Cuda::first("cuda_computes_distances_beyond_32_bits") else { return };
-    assert!(ROWS * ROWS > 1 << 31);
+    const { assert!(ROWS * ROWS > 1 << 31) };
     let stream = cuda.stream();
     let mut numbers = Numbers(5);
     let x: Vec<f32> = (0..ROWS * DIM).map(|_| numbers.unit() as f32).collect();
