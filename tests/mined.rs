@@ -40,7 +40,7 @@ mod on_cuda {
 
     use super::cuda_device::Cuda;
     use super::launches::{OnDevice, mine};
-    use super::records::{Backend, Output, Recorded, record};
+    use super::records::{Backend, Output, Recorded};
     use super::support::mined::{Batch, Content, Data, Labelling, OwnRows, Set};
     use super::*;
 
@@ -55,8 +55,8 @@ mod on_cuda {
 
     /// As recorded on it, if that was recorded or is to be now.
     fn unchanged_on<L: Recorded + Mined>(cuda: &Cuda) {
-        let name = cuda.name().to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-        if !record::<L>(&name).exists() && !support::rewrite_records() {
+        let name = support::records::slug(&cuda.name());
+        if !support::records::file(L::STEM, &name).exists() && !support::rewrite_records() {
             println!("skipped: nothing recorded on {name}: {}: cuda_computes_what_it_did", L::STEM);
             return;
         }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
-use super::support::Numbers;
+use super::support::{Numbers, records};
 
 /// One number of a kernel's output, by definition.
 #[derive(Clone, Copy, Debug)]
@@ -151,8 +151,7 @@ pub fn write_record(folder: &Path, device: &str, capability: &str, answers: &[(&
         });
         probes.insert(probe.name.clone(), json!({ "input": probe.digest(), "out": hex }));
     }
-    let name: String =
-        device.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
+    let name = records::slug(device);
     std::fs::create_dir_all(folder).unwrap();
     let file = folder.join(format!("conformance-{name}.json"));
     let record = json!({ "device": device, "capability": capability, "probes": probes });

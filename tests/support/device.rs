@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use super::paired::{self, Backend, Paired};
-use super::support;
+use super::support::{self, records};
 
 /// Its stream.
 fn stream(test: &str) -> Option<Arc<CudaStream>> {
@@ -28,8 +28,8 @@ pub fn computes_what_it_did<L: Paired<K>, B: Backend<L, K>, const K: usize>(on: 
     let test = format!("{}: cuda_computes_what_it_did", L::NAME);
     let Some(stream) = stream(&test) else { return };
     let name = stream.context().name().unwrap();
-    let device = name.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
-    if !paired::record::<L, K>(&device).exists() && !support::rewrite_records() {
+    let device = records::slug(&name);
+    if !records::file(L::NAME, &device).exists() && !support::rewrite_records() {
         println!("skipped: nothing recorded on {name}: {test}");
         return;
     }

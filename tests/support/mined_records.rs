@@ -3,10 +3,8 @@
 #![allow(dead_code, reason = "each test uses its share")]
 
 use std::fmt::Debug;
-use std::path::PathBuf;
 
 use half::{bf16, f16};
-use serde_json::{Map, Value, json};
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
     BatchSemiHardTripletLoss, Distance, Element, Matrix, MeanOver, Negative, Negatives, Pairs, Reduction, Reference,
@@ -14,6 +12,7 @@ use tercet::{
 };
 
 use super::support::mined::{self, Batch, Content, Data, Labelling, OwnRows, Set};
+use super::support::records::{self, Figure, Figures, of_gradient};
 use super::support::{self, Numbers};
 
 /// What a backend returned for the case's upstream.
@@ -171,13 +170,6 @@ recorded!(
     |upstream, selected| batch_contrastive::reference::run_against(self, x, labels, set, upstream, Some(&selected))
 );
 
-/// One number, and how far it may move.
-struct Figure {
-    name: String,
-    value: f64,
-    bound: f64,
-}
-
 /// One call to record.
 struct Case<L, T> {
     name: String,
@@ -260,13 +252,7 @@ fn values<T: Element>(output: &Output<T>) -> Vec<(String, f64)> {
     ];
     for (which, grad) in output.grads.iter().enumerate().filter(|(_, grad)| !grad.is_empty()) {
         let grad: Vec<f64> = grad.iter().map(|x| x.to_f64()).collect();
-        let norm = grad.iter().map(|x| x * x).sum::<f64>().sqrt();
-        let sign = |at: usize| if (at * 0x9e37) >> 7 & 1 == 0 { 1.0 } else { -1.0 };
-        let signed = grad.iter().enumerate().map(|(at, x)| sign(at) * x).sum();
-        values.extend([(format!("grads[{which}] norm"), norm), (format!("grads[{which}] signed"), signed)]);
-        for at in [0, grad.len() / 2, grad.len() - 1] {
-            values.push((format!("grads[{which}][{at}]"), grad[at]));
-        }
+        values.extend(of_gradient(which, &grad));
     }
     values
 }
@@ -296,15 +282,7 @@ fn figures<L: Recorded, T: Element>(case: &Case<L, T>, output: &Output<T>) -> Ve
         .collect()
 }
 
-/// The file of figures that a backend computed.
-pub fn record<L: Recorded>(backend: &str) -> PathBuf {
-    let package = support::package();
-    // The emulator's package is a folder of the losses'.
-    let losses = if package.ends_with("emulator") { package.join("..") } else { package };
-    losses.join(format!("tests/data/{}-{backend}.json", L::STEM))
-}
-
-fn all_figures<L: Recorded, B: Backend<L>>(backend: &B) -> Vec<(String, Vec<Figure>)> {
+fn all_figures<L: Recorded, B: Backend<L>>(backend: &B) -> Figures {
     fn of<T: Element, L: Recorded, B: Backend<L>>(backend: &B) -> impl Iterator<Item = (String, Vec<Figure>)> {
         cases::<L, T>().into_iter().map(move |case| {
             let figures = figures(&case, &backend.run(&case.loss, &case.batch, &case.data));
@@ -320,45 +298,9 @@ fn all_figures<L: Recorded, B: Backend<L>>(backend: &B) -> Vec<(String, Vec<Figu
     all
 }
 
-/// What has moved beyond its bound since the record `of` a backend was written.
-fn changes<L: Recorded, B: Backend<L>>(backend: &B, of: &str) -> Vec<String> {
-    let (all, file) = (all_figures(backend), &record::<L>(of));
-    if support::rewrite_records() {
-        let lines = all.iter().map(|(id, figures)| {
-            let figures: Map<String, Value> = figures.iter().map(|f| (f.name.clone(), json!(f.value))).collect();
-            format!("{}: {}", json!(id), Value::from(figures))
-        });
-        std::fs::write(file, format!("{{\n{}\n}}\n", lines.collect::<Vec<_>>().join(",\n"))).unwrap();
-        println!("{} on {}: {} cases written to {}", L::STEM, B::NAME, all.len(), file.display());
-    }
-    let text = std::fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-    let record: Map<String, Value> = serde_json::from_slice(&text).unwrap();
-    let mut changes = Vec::new();
-    if record.len() != all.len() {
-        changes.push(format!("{} has {} cases, not {}", file.display(), record.len(), all.len()));
-    }
-    for (id, figures) in &all {
-        for Figure { name, value, bound } in figures {
-            let Some(recorded) = record.get(id).and_then(|case| case[name].as_f64()) else {
-                changes.push(format!("{id}: {name} is not in {}", file.display()));
-                continue;
-            };
-            let moved = (value - recorded).abs();
-            let still = moved <= *bound; // NaN is not
-            if !still {
-                changes.push(format!("{id}: {name} was {recorded:e}, is {value:e}: moved {moved:e}, bound {bound:e}"));
-            }
-        }
-    }
-    println!("{} on {}: {} cases compared with {}", L::STEM, B::NAME, all.len(), file.display());
-    changes
-}
-
-/// Fails where anything has moved.
+/// Fails where anything has moved since the record `of` a backend was written.
 pub fn unchanged<L: Recorded, B: Backend<L>>(backend: &B, of: &str) {
-    let changes = changes(backend, of);
-    let most = &changes[..changes.len().min(20)];
-    assert!(changes.is_empty(), "{} on {}, {} changes:\n{}", L::STEM, B::NAME, changes.len(), most.join("\n"));
+    records::unchanged(L::STEM, of, &all_figures(backend));
 }
 
 /// A backend whose gradients are a twentieth too large.
@@ -379,9 +321,6 @@ pub fn finds_what_is_wrong<L: Recorded>(of: &str) {
     if support::rewrite_records() {
         return; // it would be recorded
     }
-    let changes = changes::<L, _>(&Wrong(Cpu), of);
-    let mut found: Vec<&str> = changes.iter().filter_map(|change| Some(change.split_once(": grads")?.0)).collect();
-    found.dedup();
-    let all = all_figures::<L, _>(&Cpu);
-    assert!(all.iter().all(|(id, _)| found.contains(&id.as_str())), "{}", changes.join("\n"));
+    let all = all_figures::<L, _>(&Wrong(Cpu));
+    records::all_gradients_moved(&records::changes(L::STEM, of, &all), &all);
 }

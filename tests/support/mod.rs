@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses its share")]
 
 pub mod mined;
+pub mod records;
 
 use std::path::PathBuf;
 

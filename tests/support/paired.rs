@@ -4,15 +4,14 @@
 #![allow(dead_code, reason = "each test uses its share")]
 
 use std::fmt::Debug;
-use std::path::PathBuf;
 
 use half::{bf16, f16};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use serde_json::{Map, Value, json};
 use tercet::{Distance, Element, Matrix, Reduction};
 
 use super::BackendElement;
+use super::support::records::{self, Figure, Figures, elements, of_gradient};
 use super::support::{self, Numbers};
 
 /// What the K matrices look like.
@@ -421,21 +420,6 @@ pub fn property<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B, cou
 /// may differ.
 const SHARE: f64 = 1.0 / 8.0;
 
-/// One number, and how far it may move.
-struct Figure {
-    name: String,
-    value: f64,
-    bound: f64,
-}
-
-/// The file of figures that a backend computed.
-pub fn record<L: Paired<K>, const K: usize>(backend: &str) -> PathBuf {
-    let package = support::package();
-    // The emulator's package is a folder of the losses'.
-    let losses = if package.ends_with("emulator") { package.join("..") } else { package };
-    losses.join(format!("tests/data/{}-{backend}.json", L::NAME))
-}
-
 /// Cases to record, and their names: every distance, each with its own choice of the other options and of the shape.
 fn recorded<T: Element, L: Paired<K>, const K: usize>() -> Vec<(String, Case<L>)> {
     const SHAPES: [[usize; 2]; 6] = [[5, 1], [9, 32], [17, 33], [3, 128], [8, 257], [33, 64]];
@@ -496,20 +480,18 @@ fn figures<T: Element, L: Paired<K>, const K: usize>(
             let row = at / case.dim;
             SHARE * weight(case, &data.upstream, row) * bounds[row].slope + rounding * grads[at].abs() + smallest
         };
-        let norm = |of: &dyn Fn(usize) -> f64| (0..grads.len()).map(|at| of(at).powi(2)).sum::<f64>().sqrt();
-        let sign = |at: usize| if (at * 0x9e37) >> 7 & 1 == 0 { 1.0 } else { -1.0 };
-        let signed = (0..grads.len()).map(|at| sign(at) * grads[at]).sum();
-        figures.push(figure(&format!("grads[{k}] norm"), norm(&|at| grads[at]), norm(&bound)));
-        figures.push(figure(&format!("grads[{k}] signed"), signed, (0..grads.len()).map(bound).sum()));
-        for at in [0, grads.len() / 2, grads.len() - 1] {
-            figures.push(figure(&format!("grads[{k}][{at}]"), grads[at], bound(at)));
-        }
+        let all: Vec<f64> = (0..grads.len()).map(bound).collect();
+        let norm = all.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let [first, middle, last] = elements(grads.len()).map(bound);
+        let bounds = [norm, all.iter().sum(), first, middle, last];
+        let named = of_gradient(k, &grads).into_iter().zip(bounds);
+        figures.extend(named.map(|((name, value), bound)| Figure { name, value, bound }));
     }
     figures
 }
 
 /// All figures of a backend, case by case.
-fn all_figures<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B) -> Vec<(String, Vec<Figure>)> {
+fn all_figures<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B) -> Figures {
     fn of<T: Element + BackendElement, L: Paired<K>, B: Backend<L, K>, const K: usize>(
         backend: &B,
     ) -> impl Iterator<Item = (String, Vec<Figure>)>
@@ -527,48 +509,9 @@ fn all_figures<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B) -> V
     f32s.chain(f64s).chain(f16s).chain(of::<bf16, L, B, K>(backend)).collect()
 }
 
-/// What has moved beyond its bound since the record `of` a backend was written, and how many figures were compared.
-/// `TERCET_REWRITE_RECORDS=1` writes it instead.
-fn changes<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B, of: &str) -> (Vec<String>, usize) {
-    let (all, file) = (all_figures(backend), &record::<L, K>(of));
-    if support::rewrite_records() {
-        let record: Map<String, Value> = all
-            .iter()
-            .map(|(id, figures)| (id.clone(), figures.iter().map(|f| (f.name.clone(), json!(f.value))).collect()))
-            .collect();
-        std::fs::write(file, format!("{:#}\n", Value::from(record))).unwrap();
-        println!("{} on {}: {} cases written to {}", L::NAME, B::NAME, all.len(), file.display());
-    }
-    let text = std::fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-    let record: Map<String, Value> = serde_json::from_slice(&text).unwrap();
-    let mut changes = Vec::new();
-    if record.len() != all.len() {
-        changes.push(format!("{} has {} cases, not {}", file.display(), record.len(), all.len()));
-    }
-    let mut count = 0;
-    for (id, figures) in &all {
-        for Figure { name, value, bound } in figures {
-            count += 1;
-            let Some(recorded) = record.get(id).and_then(|case| case[name].as_f64()) else {
-                changes.push(format!("{id}: {name} is not in {}", file.display()));
-                continue;
-            };
-            let moved = (value - recorded).abs();
-            let still = moved <= *bound; // NaN is not
-            if !still {
-                changes.push(format!("{id}: {name} was {recorded:e}, is {value:e}: moved {moved:e}, bound {bound:e}"));
-            }
-        }
-    }
-    (changes, count)
-}
-
-/// Fails where anything has moved.
+/// Fails where anything has moved since the record `of` a backend was written.
 pub fn unchanged<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B, of: &str) {
-    let (changes, count) = changes(backend, of);
-    let most = &changes[..changes.len().min(20)];
-    assert!(changes.is_empty(), "{} on {}, {} changes:\n{}", L::NAME, B::NAME, changes.len(), most.join("\n"));
-    println!("{} on {}: {count} figures as recorded", L::NAME, B::NAME);
+    records::unchanged(L::NAME, of, &all_figures(backend));
 }
 
 /// A backend whose gradients are a twentieth too large.
@@ -586,13 +529,12 @@ impl<L, B: Backend<L, K>, const K: usize> Backend<L, K> for Wrong<B> {
     }
 }
 
-/// Of the cases in the record `of` a backend, those that show gradients a twentieth too large; all, and that is 14 a dtype.
+/// Fails where a case in the record `of` a backend does not show gradients a twentieth too large.
 pub fn finds_what_is_wrong<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: B, of: &str) {
     if support::rewrite_records() {
         return; // it would be recorded
     }
-    let (changes, _) = changes(&Wrong(backend), of);
-    let mut cases: Vec<&str> = changes.iter().filter_map(|change| Some(change.split_once(": grads")?.0)).collect();
-    cases.dedup();
-    assert_eq!(cases.len(), 4 * 14, "{}", changes.join("\n"));
+    let all = all_figures(&Wrong(backend));
+    assert_eq!(all.len(), 4 * 14, "14 a dtype");
+    records::all_gradients_moved(&records::changes(L::NAME, of, &all), &all);
 }

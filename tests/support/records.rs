@@ -1,0 +1,92 @@
+//! Numbers that a backend computed, kept in a file: what has moved beyond its bound is named.
+//! `TERCET_REWRITE_RECORDS=1` writes them again.
+#![allow(dead_code, reason = "each test uses its share")]
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value, json};
+
+/// One number, and how far it may move.
+pub struct Figure {
+    pub name: String,
+    pub value: f64,
+    pub bound: f64,
+}
+
+/// Of each case, by its name.
+pub type Figures = Vec<(String, Vec<Figure>)>;
+
+/// The file of what a backend computed.
+pub fn file(stem: &str, backend: &str) -> PathBuf {
+    let package = super::package();
+    // The emulator's package is a folder of the losses'.
+    let losses = if package.ends_with("emulator") { package.join("..") } else { package };
+    losses.join(format!("tests/data/{stem}-{backend}.json"))
+}
+
+/// A device's name as part of a file's.
+pub fn slug(device: &str) -> String {
+    device.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-")
+}
+
+/// The elements of a gradient of so many that are recorded.
+pub fn elements(len: usize) -> [usize; 3] {
+    [0, len / 2, len - 1]
+}
+
+/// What is recorded of a gradient: the norm, the sum with alternating signs, and three elements.
+pub fn of_gradient(which: usize, grad: &[f64]) -> [(String, f64); 5] {
+    let norm = grad.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let sign = |at: usize| if (at * 0x9e37) >> 7 & 1 == 0 { 1.0 } else { -1.0 };
+    let signed = grad.iter().enumerate().map(|(at, x)| sign(at) * x).sum();
+    let [first, middle, last] = elements(grad.len()).map(|at| (format!("grads[{which}][{at}]"), grad[at]));
+    [(format!("grads[{which}] norm"), norm), (format!("grads[{which}] signed"), signed), first, middle, last]
+}
+
+/// What has moved since the record of a backend was written. `TERCET_REWRITE_RECORDS=1` writes it first.
+pub fn changes(stem: &str, backend: &str, all: &Figures) -> Vec<String> {
+    let file = &file(stem, backend);
+    if super::rewrite_records() {
+        let lines = all.iter().map(|(id, figures)| {
+            let figures: Map<String, Value> = figures.iter().map(|f| (f.name.clone(), json!(f.value))).collect();
+            format!("{}: {}", json!(id), Value::from(figures))
+        });
+        std::fs::write(file, format!("{{\n{}\n}}\n", lines.collect::<Vec<_>>().join(",\n"))).unwrap();
+        println!("{stem} on {backend}: {} cases written to {}", all.len(), file.display());
+    }
+    let text = std::fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let record: Map<String, Value> = serde_json::from_slice(&text).unwrap();
+    let mut changes = Vec::new();
+    if record.len() != all.len() {
+        changes.push(format!("{} has {} cases, not {}", file.display(), record.len(), all.len()));
+    }
+    for (id, figures) in all {
+        for Figure { name, value, bound } in figures {
+            let Some(recorded) = record.get(id).and_then(|case| case[name].as_f64()) else {
+                changes.push(format!("{id}: {name} is not in {}", file.display()));
+                continue;
+            };
+            let moved = (value - recorded).abs();
+            let still = moved <= *bound; // NaN is not
+            if !still {
+                changes.push(format!("{id}: {name} was {recorded:e}, is {value:e}: moved {moved:e}, bound {bound:e}"));
+            }
+        }
+    }
+    println!("{stem} on {backend}: {} cases compared with {}", all.len(), file.display());
+    changes
+}
+
+/// Fails where anything has moved.
+pub fn unchanged(stem: &str, backend: &str, all: &Figures) {
+    let changes = changes(stem, backend, all);
+    let most = &changes[..changes.len().min(20)];
+    assert!(changes.is_empty(), "{stem} on {backend}, {} changes:\n{}", changes.len(), most.join("\n"));
+}
+
+/// Fails where a case does not show what is wrong with its gradients.
+pub fn all_gradients_moved(changes: &[String], all: &Figures) {
+    let mut found: Vec<&str> = changes.iter().filter_map(|change| Some(change.split_once(": grads")?.0)).collect();
+    found.dedup();
+    assert!(!all.is_empty() && all.iter().all(|(id, _)| found.contains(&id.as_str())), "{}", changes.join("\n"));
+}
