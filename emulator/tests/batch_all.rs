@@ -56,7 +56,7 @@ fn the_emulator_agrees_with_the_oracle() {
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(10);
+    shared_property::<true>(6);
 }
 
 fn uniform(rows: usize, dim: usize) -> Vec<f32> {

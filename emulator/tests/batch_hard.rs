@@ -56,7 +56,7 @@ fn the_emulator_agrees_with_the_oracle() {
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(16);
+    shared_property::<true>(12);
 }
 
 /// With fewer bits a negative may be taken that is not the nearest, by no more than those bits explain; its distance is

@@ -52,5 +52,5 @@ fn the_emulator_agrees_with_the_oracle() {
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(6);
+    shared_property::<true>(3);
 }

@@ -128,8 +128,8 @@ fn the_page_in_this_repository_is_readable() {
     run(command.arg("gpu-status").current_dir(checkout)).succeeds().says(&["kernels hash"]);
 }
 
-/// A cargo that reports two executables, whose files are `size` bytes long.
-fn bundle(sandbox: &Sandbox, size: &str) -> Outcome {
+/// A cargo that reports two executables, whose files are `size` bytes long; `xz` is a script that packs them.
+fn bundle(sandbox: &Sandbox, size: &str, xz: &str) -> Outcome {
     let root = sandbox.path("checkout").display().to_string();
     let message = |kind: &str, name: &str, test: bool, file: &str| {
         format!(
@@ -139,6 +139,8 @@ fn bundle(sandbox: &Sandbox, size: &str) -> Outcome {
     let messages = [message("test", "triplet_margin", true, "one"), message("bin", "tercet", false, "two")];
     sandbox.write("messages", &messages.join("\n"));
     sandbox.program("strip", "#!/bin/sh\nexec /bin/cp \"$3\" \"$2\"\n");
+    sandbox.program("tar", "#!/bin/sh\nPATH=/usr/bin:/bin\nexec tar \"$@\"\n");
+    sandbox.program("xz", &format!("#!/bin/sh\nPATH=/usr/bin:/bin\nexec {xz}\n"));
     let script = format!("truncate -s {size} {root}/one {root}/two; cat {root}/../messages");
     run(sandbox.xtask(&["bundle"]).env("FAKE_CARGO", script))
 }
@@ -146,13 +148,17 @@ fn bundle(sandbox: &Sandbox, size: &str) -> Outcome {
 #[test]
 fn bundle_collects_programs_and_says_what_it_was_made_from() {
     let sandbox = Sandbox::new();
-    bundle(&sandbox, "1K").succeeds().says(&["test-triplet_margin", "MiB  in .bundle"]);
+    bundle(&sandbox, "1K", "xz \"$@\"").succeeds().says(&["test-triplet_margin", "packed, in .bundle"]);
     let list = sandbox.read("checkout/.bundle/list.tsv");
     assert_eq!(list, "test\ttest-triplet_margin\t.\nbin\ttercet\t.\n");
     assert!(sandbox.read("checkout/.bundle/about").starts_with("commit=unknown\nkernels=e3b0c44298fc1c14\n"));
+    let packed = sandbox.path("checkout/.bundle/bin.tar.xz");
+    let names = std::process::Command::new("tar").arg("-tf").arg(packed).output().unwrap();
+    let names = String::from_utf8(names.stdout).unwrap();
     for program in ["test-triplet_margin", "tercet", "xtask"] {
-        assert!(sandbox.exists(&format!("checkout/.bundle/bin/{program}")), "{program}");
+        assert!(names.contains(&format!("bin/{program}\n")), "{program}: {names}");
     }
+    assert!(!sandbox.exists("checkout/.bundle/bin"), "it would be carried too");
     assert!(sandbox.read("checkout/.bundle/run.sh").starts_with("#!/usr/bin/env bash"));
     assert!(sandbox.read("cargo-environment").contains("TERCET_CUDA_ARCHS=90a\n"));
 }
@@ -160,5 +166,5 @@ fn bundle_collects_programs_and_says_what_it_was_made_from() {
 #[test]
 fn a_bundle_that_is_too_large_fails() {
     let sandbox = Sandbox::new();
-    bundle(&sandbox, "40M").fails(1).says(&["larger than 60 MiB"]);
+    bundle(&sandbox, "40M", "cat").fails(1).says(&["larger than 60 MiB"]);
 }
