@@ -138,7 +138,7 @@ fn draw(all: &[(&str, Vec<Measured>)]) -> Result<(), Box<dyn std::error::Error>>
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(SeriesLabelPosition::LowerRight)
             .border_style(RGBColor(208, 215, 222))
             .background_style(WHITE)
             .label_font(("sans-serif", 14))
