@@ -107,7 +107,8 @@ fn draw(all: &[(&str, Vec<Measured>)]) -> Result<(), Box<dyn std::error::Error>>
             .margin(14)
             .x_label_area_size(36)
             .y_label_area_size(52)
-            .build_cartesian_2d(sizes.clone().log_scale(), (lowest / 2.0..highest * 2.0).log_scale())?;
+            // Room for the names below the curves.
+            .build_cartesian_2d(sizes.clone().log_scale(), (lowest / 20.0..highest * 2.0).log_scale())?;
         chart
             .configure_mesh()
             .x_desc("rows of the batch")

@@ -4,6 +4,8 @@
 
 #[path = "support/conformance.rs"]
 mod conformance;
+#[path = "support/skip.rs"]
+mod skip;
 mod support;
 
 use std::collections::BTreeSet;
@@ -41,12 +43,7 @@ fn the_probes_compile_for_every_device() {
 }
 
 fn device(test: &str) -> Option<Arc<CudaContext>> {
-    if tercet::cuda::device_count() > 0 {
-        return Some(CudaContext::new(0).unwrap());
-    }
-    assert!(std::env::var_os("TERCET_REQUIRE_CUDA").is_none(), "TERCET_REQUIRE_CUDA is set, and there is no device");
-    println!("skipped: no CUDA device: {test}");
-    None
+    skip::there_is_a_device(test).then(|| CudaContext::new(0).unwrap())
 }
 
 /// More than 48 KiB needs the driver's leave; more than a block has is an error, and harms nothing.

@@ -1,6 +1,9 @@
 //! What only a device can show of losses on tensors: they run on PyTorch's current stream, and nothing waits for it.
 #![cfg(all(feature = "cuda", feature = "torch"))]
 
+#[path = "support/skip.rs"]
+mod skip;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{result::event, sys};
@@ -16,12 +19,7 @@ const DEVICE: Device = Device::Cuda(0);
 /// Taken by one test at a time: one needs all of the device's memory. `None`, said by name, where there is no device.
 fn device(test: &str) -> Option<MutexGuard<'static, ()>> {
     static ALONE: Mutex<()> = Mutex::new(());
-    if Cuda::device_count() > 0 {
-        return Some(ALONE.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-    assert!(std::env::var_os("TERCET_REQUIRE_CUDA").is_none(), "TERCET_REQUIRE_CUDA is set, and there is no device");
-    println!("skipped: no CUDA device: {test}");
-    None
+    skip::there_is_a_device(test).then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// A scalar from three matrices and labels.

@@ -15,6 +15,8 @@ mod emulated;
 mod launches;
 #[path = "../../tests/support/mined_records.rs"]
 mod records;
+#[path = "../../tests/support/refusing.rs"]
+mod refusing;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
@@ -39,6 +41,19 @@ fn the_emulator_computes_what_it_did() {
     unchanged::<BatchSemiHardTripletLoss, _>(&emulator, "emulator");
     unchanged::<BatchNegativeTripletLoss, _>(&emulator, "emulator");
     unchanged::<BatchContrastiveLoss, _>(&emulator, "emulator");
+}
+
+#[test]
+fn a_refused_allocation_harms_nothing() {
+    let emulator = Emulator::new(Options { detect: true, ..Options::default() });
+    let refused = [
+        refusing::at_each_allocation(&emulator, &BatchAllTripletLoss::default()),
+        refusing::at_each_allocation(&emulator, &BatchHardTripletLoss::default()),
+        refusing::at_each_allocation(&emulator, &BatchSemiHardTripletLoss::default()),
+        refusing::at_each_allocation(&emulator, &BatchNegativeTripletLoss::default()),
+        refusing::at_each_allocation(&emulator, &BatchContrastiveLoss::default()),
+    ];
+    assert!(refused.iter().all(|&refused| refused > 2), "{refused:?}");
 }
 
 fn uniform(rows: usize, dim: usize) -> Vec<f32> {

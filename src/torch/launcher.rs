@@ -57,7 +57,7 @@ impl Launcher for TorchLauncher {
 ///
 /// # Panics
 /// If `f` does.
-pub fn on_pool_stream<R>(ordinal: usize, f: impl FnOnce(*mut c_void) -> R) -> Result<R, Error> {
+pub fn on_pool_stream<F: FnOnce(*mut c_void) -> R, R>(ordinal: usize, f: F) -> Result<R, Error> {
     struct State<F, R> {
         f: Option<F>,
         result: Option<std::thread::Result<R>>,
@@ -71,20 +71,12 @@ pub fn on_pool_stream<R>(ordinal: usize, f: impl FnOnce(*mut c_void) -> R) -> Re
         // No panic may cross C++.
         state.result = Some(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| f(stream))));
     }
-    fn of<F: FnOnce(*mut c_void) -> R, R>(ordinal: i32, f: F) -> Result<R, Error> {
-        let mut state = State { f: Some(f), result: None };
-        // SAFETY: `run` is called with this live state, before this returns.
-        super::autograd::check(unsafe {
-            tercet_on_pool_stream(ordinal, run::<F, R>, ptr::from_mut(&mut state).cast())
-        })?;
-        match state.result.expect("no error: it was called") {
-            Ok(result) => Ok(result),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    }
     let ordinal =
         i32::try_from(ordinal).map_err(|_| Error::argument("device", "a CUDA device", ordinal.to_string()))?;
-    of(ordinal, f)
+    let mut state = State { f: Some(f), result: None };
+    // SAFETY: `run` is called with this live state, before this returns.
+    super::autograd::check(unsafe { tercet_on_pool_stream(ordinal, run::<F, R>, ptr::from_mut(&mut state).cast()) })?;
+    state.result.expect("no error: it was called").map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
 }
 
 /// The allocator gives freed memory only to later work of the same stream, so dropping it early is safe.

@@ -7,6 +7,10 @@ use cudarc::driver::{CudaContext, CudaStream, result};
 use tercet::cuda::{CudaLauncher, Launcher, Memory};
 
 use super::launches::{MemoryOf, TestDevice};
+use skip::there_is_a_device;
+
+#[path = "skip.rs"]
+mod skip;
 
 pub struct Cuda {
     stream: Arc<CudaStream>,
@@ -16,16 +20,10 @@ pub struct Cuda {
 impl Cuda {
     /// `None`, said by name, where there is no device.
     pub fn first(test: &str) -> Option<Self> {
-        if tercet::cuda::device_count() > 0 {
+        there_is_a_device(test).then(|| {
             let stream = CudaContext::new(0).unwrap().default_stream();
-            return Some(Self { launcher: CudaLauncher::new(&stream).unwrap(), stream });
-        }
-        assert!(
-            std::env::var_os("TERCET_REQUIRE_CUDA").is_none(),
-            "TERCET_REQUIRE_CUDA is set, and there is no device"
-        );
-        println!("skipped: no CUDA device: {test}");
-        None
+            Self { launcher: CudaLauncher::new(&stream).unwrap(), stream }
+        })
     }
 }
 

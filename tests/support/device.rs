@@ -6,15 +6,14 @@ use cudarc::driver::{CudaContext, CudaStream};
 
 use super::paired::{self, Backend, Paired};
 use super::support::{self, records};
+use skip::there_is_a_device;
+
+#[path = "skip.rs"]
+mod skip;
 
 /// Its stream.
 fn stream(test: &str) -> Option<Arc<CudaStream>> {
-    if tercet::cuda::device_count() > 0 {
-        return Some(CudaContext::new(0).unwrap().default_stream());
-    }
-    assert!(std::env::var_os("TERCET_REQUIRE_CUDA").is_none(), "TERCET_REQUIRE_CUDA is set, and there is no device");
-    println!("skipped: no CUDA device: {test}");
-    None
+    there_is_a_device(test).then(|| CudaContext::new(0).unwrap().default_stream())
 }
 
 pub fn agrees_with_the_oracle<L: Paired<K>, B: Backend<L, K>, const K: usize>(on: impl FnOnce(Arc<CudaStream>) -> B) {
