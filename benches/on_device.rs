@@ -2,7 +2,8 @@
 //! `benches/peers/*.py` time others at, and larger.
 //!
 //! `cargo bench --bench on_device -- --json FILE` adds one row a line to FILE, of the same form as theirs; `--quick` takes a
-//! few sizes, and `--profile` runs each loss twice at 8192 x 128 and 32768 x 128, for a profiler to watch. The peers, and the floors, are measured by those scripts: run both in one go on one device.
+//! few sizes, and `--profile` runs losses twice at 8192 x 128 and 32768 x 128, for a profiler to watch. The peers, and the
+//! floors, are measured by those scripts: run both in one go on one device.
 
 #[path = "support/mod.rs"]
 mod support;

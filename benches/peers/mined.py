@@ -43,22 +43,24 @@ def batch_hard(x, y):
     return (farthest - nearest + MARGIN).relu().mean()
 
 
+def positive_distances(d, each):
+    """[N, each - 1]. Row i is of class i mod (N / each): a loader knows that, so the pairs are not searched for."""
+    rows = d.shape[0]
+    i = torch.arange(rows, device=d.device)
+    return d.gather(1, (i[:, None] + rows // each * torch.arange(1, each, device=d.device)) % rows)
+
+
 def batch_all(x, y, each):
-    """Classes of `each` rows, row i of class i mod (N / each): a loader knows them, so the pairs are not searched for."""
-    d, classes = squared(x), x.shape[0] // each
-    i = torch.arange(x.shape[0], device=x.device)
-    positives = (i[:, None] + classes * torch.arange(1, each, device=x.device)) % x.shape[0]
-    d_ap = d.gather(1, positives)
+    d = squared(x)
+    d_ap = positive_distances(d, each)
     t = (d_ap[:, :, None] - d[:, None, :] + MARGIN).relu()
     t = t.masked_fill((y[:, None] == y[None, :])[:, None, :], 0)
     return t.sum() / (t > 0).sum().clamp_min(1)
 
 
 def batch_semi_hard(x, y, each):
-    d, classes = squared(x), x.shape[0] // each
-    i = torch.arange(x.shape[0], device=x.device)
-    positives = (i[:, None] + classes * torch.arange(1, each, device=x.device)) % x.shape[0]
-    d_ap = d.gather(1, positives)
+    d = squared(x)
+    d_ap = positive_distances(d, each)
     far = d.masked_fill(y[:, None] == y[None, :], torch.inf).sort(1).values
     place = torch.searchsorted(far.detach().contiguous(), d_ap.detach().contiguous(), right=True)
     d_an = far.gather(1, place.clamp_max(x.shape[0] - each - 1))
@@ -180,7 +182,8 @@ def main():
                 results.measure(what | {"op": "product", "pass": "forward", "who": f"X X^T, {who}"}, step)
             torch.backends.cuda.matmul.allow_tf32 = False
             for op in ("batch_hard", "batch_all", "batch_semi_hard", "batch_contrastive"):
-                for who, function in peers(op, each, rows > 8192 or (rows > 4096 and op == "batch_all"), (rows, dim, each, dtype) in COMPILED_SIZES):
+                large = rows > 8192 or (rows > 4096 and op == "batch_all")
+                for who, function in peers(op, each, large, (rows, dim, each, dtype) in COMPILED_SIZES):
 
                     def step(turn, function=function, x=x, y=y):
                         return torch.autograd.grad(function(x, y), x)

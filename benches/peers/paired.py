@@ -40,7 +40,7 @@ def contrastive(a, b):
 if triton:
 
     @triton.jit
-    def _triplet(a, p, n, ga, gp, gn, losses, upstream, rows, margin, factor, D: tl.constexpr, R: tl.constexpr):
+    def _triplet(a, p, n, ga, gp, gn, losses, rows, margin, factor, D: tl.constexpr, R: tl.constexpr):
         row = tl.program_id(0) * R + tl.arange(0, R)
         at = row.to(tl.int64)[:, None] * D + tl.arange(0, D)[None, :]
         mask = (row < rows)[:, None]
@@ -65,7 +65,7 @@ if triton:
             blocks = triton.cdiv(rows, block)
             losses = torch.empty(blocks, device=a.device)
             ctx.grads = [torch.empty_like(x) for x in (a, p, n)]
-            _triplet[(blocks,)](a, p, n, *ctx.grads, losses, None, rows, MARGIN, 1 / rows, D=dim, R=block, num_warps=8)
+            _triplet[(blocks,)](a, p, n, *ctx.grads, losses, rows, MARGIN, 1 / rows, D=dim, R=block, num_warps=8)
             return losses.sum() / rows
 
         @staticmethod
