@@ -111,7 +111,7 @@ fn differences(runs: &[Run]) -> Vec<String> {
     for (i, (what, of_first)) in first.conditions().into_iter().enumerate() {
         if let Some(other) = runs.iter().find(|run| run.conditions()[i].1 != of_first) {
             let value = &other.conditions()[i].1;
-            differences.push(format!("the {what} differs: {of_first} of {}, {value} of {}", first.name, other.name));
+            differences.push(format!("not alike in {what}: {of_first} of {}, {value} of {}", first.name, other.name));
         }
     }
     differences
@@ -121,6 +121,7 @@ fn title(runs: &[Run]) -> String {
     let seconds = runs.iter().map(|run| run.seconds).fold(0.0, f64::max);
     let identities = runs.first().map_or(0, |run| run.validation_identities);
     let encoder = runs.first().map_or("", |run| &run.encoder);
+    let encoder = if runs.iter().all(|run| run.encoder == encoder) { encoder } else { "different encoders" };
     format!("{encoder}, at most {seconds:.0} s each, {identities} identities never trained on")
 }
 
@@ -200,6 +201,6 @@ mod tests {
         let other = folder(dir.path(), "other", "triplet", 0.25, 1);
         let third = folder(dir.path(), "third", "triplet", 0.25, 2);
         let runs = [other, third].map(|folder| Run::read(&folder).unwrap());
-        assert_eq!(differences(&runs), ["the seed differs: 1 of other, 2 of third"]);
+        assert_eq!(differences(&runs), ["not alike in seed: 1 of other, 2 of third"]);
     }
 }

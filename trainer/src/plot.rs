@@ -79,7 +79,11 @@ pub fn bars(file: &Path, title: &str, labels: &[String], panels: &[Bars; 2]) -> 
                 let corners = [(start, y), (at(value).max(start + 2), y + ROW - 26)];
                 root.draw(&Rectangle::new(corners, colour(Tone::After).filled()))?;
                 let text = format!("{value:.3}");
-                root.draw(&Text::new(text, (at(value) + 12, y + 8), ("sans-serif", 32).into_font()))?;
+                // Beyond the mark, where the mark would go through it.
+                let (place, wide) = (at(value) + 12, 90);
+                let beyond = bars.mark.map(at).filter(|mark| (place - 12..place + wide).contains(mark));
+                let place = beyond.map_or(place, |mark| mark + 12);
+                root.draw(&Text::new(text, (place, y + 8), ("sans-serif", 32).into_font()))?;
                 if n == 0 {
                     root.draw(&Text::new(labels[row].as_str(), (60, y + 8), ("sans-serif", 34).into_font()))?;
                 }
