@@ -36,6 +36,11 @@ use cpu::Swept;
 /// large classes with `N² (D + log P)`, and memory with `N (D + P)`: how often each pair is part of an active triplet is
 /// counted, the counts are the gradient's weights (the derivation is in `docs/batch-all.md`).
 ///
+/// On CUDA there is room for 2²² pairs of an anchor and a row of its class, or for 128 rows of its class an anchor if that is more:
+/// how many there are is known on the device alone, and the host does not wait for it. A batch with more makes the loss
+/// NaN, and the gradients; a few classes of thousands of rows are then to be passed in shards of at most
+/// 2²² / N anchors against the whole batch (`forward_against`), whose pairs always fit.
+///
 /// ```
 /// use tercet::{BatchAllTripletLoss, Matrix};
 ///

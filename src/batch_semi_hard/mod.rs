@@ -39,6 +39,11 @@ pub use crate::cpu::triplets::Triplets;
 /// The embeddings are `[N, D]`, f32, f64, f16 or bf16, the labels `[N]`, any numbers in any order. Losses are f64 for f64
 /// and f32 for all others. With [`Reduction::None`] the result is `[N]`: each anchor's sum over its pairs.
 ///
+/// On CUDA there is room for 2²² pairs of an anchor and a row of its class, or for 128 rows of its class an anchor if that is more:
+/// how many there are is known on the device alone, and the host does not wait for it. A batch with more makes the loss
+/// NaN, and the gradients; a few classes of thousands of rows are then to be passed in shards of at most
+/// 2²² / N anchors against the whole batch (`forward_against`), whose pairs always fit.
+///
 /// ```
 /// use tercet::{BatchSemiHardTripletLoss, Matrix};
 ///
