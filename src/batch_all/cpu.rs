@@ -1,16 +1,17 @@
 //! The fused CPU version: tiles of distances by products, counts against each anchor's thresholds `d_ap + margin`, and the
-//! counts times the rows as a second product. What the docs call c_ap and c_an are `totals` and `counts` of [`pairs::Count`].
+//! counts times the rows as a second product. What the docs call c_ap and c_an are `totals` and `counts` of [`count::Count`].
 
 mod against;
+mod count;
 mod pairs;
-mod ring;
+mod rounds;
 
 use super::Problem;
 use crate::cpu::against::Against;
 use crate::cpu::blocks;
 use crate::{Element, Matrix, Reference, Scalar, Stats};
 use pairs::Pairs;
-use ring::Ring;
+use rounds::Rounds;
 
 /// Rows of one task where no tiles are involved.
 const TASK_ROWS: usize = 32;
@@ -120,13 +121,13 @@ fn run<A: Scalar>(problem: &Problem, against: &Against<A>, with_grad: [bool; 2])
     let margin = A::from_f64(problem.margin);
     let Some(pairs) = Pairs::new(against, margin) else { return Swept::poisoned(valid) };
     let sums = if against.is_itself() {
-        let ring = Ring::new(&against.anchors, &against.classes, &pairs, with_grad[0]);
-        let blocks = ring.sweep();
-        if ring.overflowed() {
+        let rounds = Rounds::new(&against.anchors, &against.classes, &pairs, with_grad[0]);
+        let blocks = rounds.sweep();
+        if rounds.overflowed() {
             return Swept::poisoned(valid);
         }
         if with_grad[0] {
-            ring::write_gradient(&ring, &blocks, &mut swept.grads[0]);
+            rounds::write_gradient(&rounds, &blocks, &mut swept.grads[0]);
         }
         let mut sums = Sums { counts: Vec::new(), active_distances: Vec::new(), distances: Vec::new() };
         for block in blocks {

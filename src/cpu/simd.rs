@@ -1,6 +1,6 @@
 //! Vectors of the processor at hand: [`pulp`] finds it at run time and compiles the same code for each kind.
 
-use std::ops::{Add, Mul, Neg, Sub};
+use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use bytemuck::Pod;
 use pulp::Simd;
@@ -191,6 +191,9 @@ pub(crate) struct V<S: Simd, A: Vectorised> {
 }
 
 impl<S: Simd, A: Vectorised> V<S, A> {
+    /// Numbers in a register.
+    pub const LANES: usize = size_of::<A::Register<S>>() / size_of::<A>();
+
     /// The same number in every lane.
     #[inline(always)]
     pub fn splat(simd: S, x: A) -> Self {
@@ -269,6 +272,14 @@ impl<S: Simd, A: Vectorised> Sub for V<S, A> {
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
         Self { simd: self.simd, register: A::sub(self.simd, self.register, other.register) }
+    }
+}
+
+impl<S: Simd, A: Vectorised> Div for V<S, A> {
+    type Output = Self;
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        Self { simd: self.simd, register: A::div(self.simd, self.register, other.register) }
     }
 }
 

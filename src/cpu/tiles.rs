@@ -43,47 +43,9 @@ impl Tiling {
     }
 }
 
-/// Numbers of a row that are moved together: a cache line of f32 in each direction.
-const PATCH: usize = 16;
-
-/// `f(to, from)` of each number of one square and of the other transposed; `edge` is a multiple of 32.
-fn zip_transposed<A: Copy>(from: &[A], to: &mut [A], edge: usize, f: impl Fn(&mut A, A)) {
-    assert!(from.len() == edge * edge && to.len() == edge * edge && edge.is_multiple_of(PATCH), "two squares");
-    for (rows, to) in to.chunks_exact_mut(PATCH * edge).enumerate() {
-        for columns in (0..edge).step_by(PATCH) {
-            for (i, to) in to.chunks_exact_mut(edge).enumerate() {
-                let from = &from[columns * edge + rows * PATCH + i..];
-                for (j, to) in to[columns..columns + PATCH].iter_mut().enumerate() {
-                    f(to, from[j * edge]);
-                }
-            }
-        }
-    }
-}
-
-pub fn transpose<A: Copy>(from: &[A], to: &mut [A], edge: usize) {
-    zip_transposed(from, to, edge, |to, from| *to = from);
-}
-
-pub fn add_transposed<A: Copy + std::ops::AddAssign>(from: &[A], to: &mut [A], edge: usize) {
-    zip_transposed(from, to, edge, |to, from| *to += from);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn transposed_and_added() {
-        for edge in [32, 96] {
-            let from: Vec<usize> = (0..edge * edge).collect();
-            let mut to = vec![0; edge * edge];
-            transpose(&from, &mut to, edge);
-            assert!((0..edge * edge).all(|at| to[at] == at % edge * edge + at / edge));
-            add_transposed(&from, &mut to, edge);
-            assert!((0..edge * edge).all(|at| to[at] == 2 * (at % edge * edge + at / edge)));
-        }
-    }
 
     #[test]
     fn each_tile_once() {

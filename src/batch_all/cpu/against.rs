@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use super::Sums;
-use super::pairs::{Count, LARGE, Pairs};
+use super::count::Count;
+use super::pairs::{LARGE, Pairs};
 use crate::Scalar;
 use crate::cpu::against::Against;
 use crate::cpu::blocks;
@@ -54,7 +55,15 @@ pub fn sweep<A: Scalar>(
         d[columns.len()..].fill(A::MAX);
         let totals = &mut task.counts[of_row(i)];
         let edge = TILE_COLUMNS;
-        let found = pulp::Arch::new().dispatch(Count { pairs, rows: i..i + 1, edge, distances: d, counts, totals });
+        let found = pulp::Arch::new().dispatch(Count {
+            pairs,
+            rows: i..i + 1,
+            edge,
+            distances: d,
+            counts,
+            totals,
+            columns: None,
+        });
         *task.active_distances += found.active_distances;
         *task.distances += found.distances;
         found.active

@@ -1,15 +1,12 @@
-//! Anchors with their positives, and the count of negatives against them.
+//! Anchors with their positives.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-use pulp::{Simd, WithSimd};
 
 use super::TASK_ROWS;
 use crate::Scalar;
 use crate::cpu::against::Against;
 use crate::cpu::blocks;
-use crate::cpu::simd::V;
 
 /// From how many rows in a class on an anchor's thresholds are sorted and searched instead of compared one by one.
 pub const LARGE: usize = 64;
@@ -26,7 +23,7 @@ pub struct Pairs<A> {
     /// The largest threshold of each anchor.
     pub reach: Vec<A>,
     /// How many pairs each anchor has but that with itself.
-    positives: Vec<usize>,
+    pub positives: Vec<usize>,
 }
 
 impl<A: Scalar> Pairs<A> {
@@ -105,7 +102,7 @@ impl<A: Scalar> Pairs<A> {
         &self.distance[self.of(i)]
     }
 
-    /// From what [`Count`] has counted for anchor i to how many negatives are nearer than each threshold, in the order of
+    /// From what [`Count`](super::count::Count) has counted for anchor i to how many negatives are nearer than each threshold, in the order of
     /// the class.
     pub fn in_class_order(&self, i: usize, counts: &mut [u32]) {
         if counts.len() <= LARGE {
@@ -132,84 +129,4 @@ fn take<'a, T>(slice: &mut &'a mut [T], len: usize) -> &'a mut [T] {
 
 fn cut<'a, T>(slice: &mut Option<&'a mut [T]>, len: usize) -> Option<&'a mut [T]> {
     slice.as_mut().map(|slice| take(slice, len))
-}
-
-/// Counts a tile's distances against the thresholds of its rows.
-/// `edge` numbers a row, a multiple of every register's width, MAX where there is no negative.
-pub struct Count<'a, A> {
-    pub pairs: &'a Pairs<A>,
-    pub rows: Range<usize>,
-    pub edge: usize,
-    pub distances: &'a [A],
-    /// c_an, written.
-    pub counts: &'a mut [A],
-    /// c_ap, added to; in large classes how many d are above the thresholds before this one and not above it.
-    pub totals: &'a mut [u32],
-}
-
-#[derive(Default)]
-pub struct Found {
-    /// Whether there is any.
-    pub active: bool,
-    /// `Σ_n c_an d_an`.
-    pub active_distances: f64,
-    /// `Σ d_an` over all triplets.
-    pub distances: f64,
-}
-
-impl<A: Scalar> WithSimd for Count<'_, A> {
-    type Output = Found;
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Found {
-        let Self { pairs, rows, edge, distances, counts, totals } = self;
-        let splat = |x| V::<S, A>::splat(simd, x);
-        let load = |register| V::<S, A> { simd, register };
-        let base = pairs.start[rows.start];
-        let mut found = Found::default();
-        let (outside, zero) = (splat(A::MAX), splat(A::ZERO));
-        counts[rows.len() * edge..].fill(A::ZERO);
-        for (i, (d, counts)) in rows.zip(distances.chunks_exact(edge).zip(counts.chunks_exact_mut(edge))) {
-            let thresholds = pairs.thresholds(i);
-            counts.fill(A::ZERO);
-            let totals = &mut totals[pairs.start[i] - base..][..thresholds.len()];
-            let (d_registers, _) = A::registers::<S>(d);
-            let (mut least, mut sum) = (outside, zero);
-            for &d in d_registers {
-                let d = load(d);
-                least = least.min(d);
-                sum = d.if_below(outside).mul_add(d, sum);
-            }
-            found.distances += sum.sum().to_f64() * pairs.positives[i] as f64;
-            if least.smallest() >= pairs.reach[i] {
-                continue;
-            }
-            found.active = true;
-            if thresholds.len() > LARGE {
-                for (d, count) in d.iter().zip(counts.iter_mut()).filter(|(d, _)| **d < pairs.reach[i]) {
-                    let above = thresholds.partition_point(|t| *t <= *d);
-                    totals[above] += 1;
-                    *count = A::from_f64((thresholds.len() - above) as f64);
-                }
-            }
-            let (counts, _) = A::registers_mut::<S>(counts);
-            if thresholds.len() <= LARGE {
-                for (&threshold, total) in thresholds.iter().zip(totals).filter(|(t, _)| t.is_finite()) {
-                    let threshold = splat(threshold);
-                    let mut active = zero;
-                    for (&d, count) in d_registers.iter().zip(counts.iter_mut()) {
-                        let one = load(d).if_below(threshold);
-                        active = active + one;
-                        *count = (load(*count) + one).register;
-                    }
-                    *total += active.sum().to_f64() as u32;
-                }
-            }
-            let mut sum = zero;
-            for (&d, count) in d_registers.iter().zip(counts.iter()) {
-                sum = load(d).mul_add(load(*count), sum);
-            }
-            found.active_distances += sum.sum().to_f64();
-        }
-        found
-    }
 }
