@@ -1,14 +1,21 @@
 //! From an image file to square pixels: 8 bits, upright, no transparency.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, RgbImage, imageops};
+use std::cell::Cell;
 use std::io::Cursor;
+use std::panic;
 use std::path::Path;
+use std::sync::Once;
 
 /// The extensions of the formats that are read, in lower case. What a file is, its content says.
 pub const EXTENSIONS: [&str; 11] = ["png", "jpg", "jpeg", "pgm", "ppm", "pbm", "pnm", "bmp", "tif", "tiff", "webp"];
 /// The same for people.
 pub const FORMATS: &str = "PNG, JPEG, PGM, BMP, TIFF or WebP";
+
+/// What stands before EXIF in a JPEG segment.
+const PREFIX: &[u8] = b"Exif\0\0";
 
 /// Reads a file: `size * size` bytes if it is grey, else three times as many (`[row][column][channel]`).
 pub fn read(file: &Path, size: usize) -> Result<Box<[u8]>> {
@@ -19,14 +26,47 @@ pub fn read(file: &Path, size: usize) -> Result<Box<[u8]>> {
         if reader.format() == Some(ImageFormat::Jpeg) && !is_whole_jpeg(&bytes) {
             bail!("the file is cut off: its JPEG data have no end");
         }
-        let mut decoder = reader.into_decoder()?;
-        let orientation = decoder.orientation()?;
-        let mut picture = DynamicImage::from_decoder(decoder)?;
+        // What such an error says contains what its source says.
+        let alone = |error: image::ImageError| Error::msg(error.to_string());
+        let mut decoder = reader.into_decoder().map_err(alone)?;
+        // In WebP and PNG some programs begin EXIF as it begins in JPEG, and the decoders then find no orientation in it.
+        let orientation = match decoder.exif_metadata().map_err(alone)?.as_deref().map(|exif| exif.strip_prefix(PREFIX))
+        {
+            Some(Some(exif)) => Orientation::from_exif_chunk(exif).unwrap_or(Orientation::NoTransforms),
+            _ => decoder.orientation().map_err(alone)?,
+        };
+        let mut picture = DynamicImage::from_decoder(decoder).map_err(alone)?;
         picture.apply_orientation(orientation);
         Ok(picture)
     };
-    let picture = read().with_context(|| format!("cannot read {}", file.display()))?;
+    let picture = guarded(read).with_context(|| format!("cannot read {}", file.display()))?;
     Ok(square(picture, size))
+}
+
+thread_local! {
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// `decode`, with a panic as its error: decoders assert what a file that is no good can break, and one file of many thousands
+/// must not end a run.
+fn guarded<T>(decode: impl FnOnce() -> Result<T>) -> Result<T> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let hook = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !GUARDED.get() {
+                hook(info);
+            }
+        }));
+    });
+    GUARDED.set(true);
+    // Nothing that `decode` had hold of is used after a panic.
+    let outcome = panic::catch_unwind(panic::AssertUnwindSafe(decode));
+    GUARDED.set(false);
+    outcome.unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        Err(anyhow!("the decoder gave up: {}", said.unwrap_or("without a word")))
+    })
 }
 
 /// Whether the picture's own end marker is there. The decoder fills what a truncated file lacks with grey
@@ -91,6 +131,8 @@ fn on_white(picture: &DynamicImage, colour: bool) -> DynamicImage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use image::ImageEncoder;
+    use image::codecs::webp::WebPEncoder;
     use image::{GrayImage, ImageBuffer, Luma, LumaA, Rgb, Rgba, RgbaImage};
     use std::path::PathBuf;
 
@@ -154,6 +196,17 @@ mod tests {
     }
 
     #[test]
+    fn a_decoder_that_panics_is_an_error() {
+        let size = std::hint::black_box(3);
+        let error = guarded(|| -> Result<()> { panic!("{size} rows of 4") }).unwrap_err();
+        assert_eq!(error.to_string(), "the decoder gave up: 3 rows of 4");
+        let error = guarded(|| -> Result<()> { panic!("no rows") }).unwrap_err();
+        assert_eq!(error.to_string(), "the decoder gave up: no rows");
+        assert_eq!(guarded(|| Ok(size)).unwrap(), 3);
+        assert!(!GUARDED.get());
+    }
+
+    #[test]
     fn the_end_of_a_jpeg_is_its_own() {
         let mut bytes = Vec::new();
         halves().write_to(&mut Cursor::new(&mut bytes), ImageFormat::Jpeg).unwrap();
@@ -170,10 +223,16 @@ mod tests {
         }
     }
 
-    /// An APP1 segment that says `Orientation`, behind the start marker of a JPEG file.
-    fn turned(jpeg: &[u8], orientation: u8) -> Vec<u8> {
+    /// EXIF, with its prefix, that says `Orientation` alone.
+    fn exif(orientation: u8) -> Vec<u8> {
         let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\0\0\0\0\0\0\0".to_vec();
         exif[25] = orientation; // the high half of the value's four bytes, big-endian
+        exif
+    }
+
+    /// That in an APP1 segment, behind the start marker of a JPEG file.
+    fn turned(jpeg: &[u8], orientation: u8) -> Vec<u8> {
+        let exif = exif(orientation);
         let length = (exif.len() + 2) as u16;
         [&jpeg[..2], &[0xff, 0xe1], &length.to_be_bytes(), &exif, &jpeg[2..]].concat()
     }
@@ -181,12 +240,13 @@ mod tests {
     #[test]
     fn a_camera_that_was_held_upright_is_believed() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("a.jpg");
+        let (file, webp) = (dir.path().join("a.jpg"), dir.path().join("a.webp"));
         let mut jpeg = Vec::new();
         halves().write_to(&mut Cursor::new(&mut jpeg), ImageFormat::Jpeg).unwrap();
         let dark = |file: &Path| {
             let pixels = read(file, 4).unwrap();
-            [(0, 1), (1, 3), (3, 1), (1, 0)].map(|(row, column)| pixels[row * 4 + column] < 100)
+            let channels = pixels.len() / 16;
+            [(0, 1), (1, 3), (3, 1), (1, 0)].map(|(row, column)| pixels[(row * 4 + column) * channels] < 100)
         };
         // Of the picture's top, right, bottom and left. 6: turn by 90 degrees clockwise, left goes up.
         for (orientation, expected) in [
@@ -198,6 +258,15 @@ mod tests {
         ] {
             std::fs::write(&file, turned(&jpeg, orientation)).unwrap();
             assert_eq!(dark(&file), expected, "{orientation}");
+            // WebP with the prefix, and as it should be.
+            for skipped in [0, PREFIX.len()] {
+                let mut bytes = Vec::new();
+                let mut encoder = WebPEncoder::new_lossless(&mut bytes);
+                encoder.set_exif_metadata(exif(orientation)[skipped..].to_vec()).unwrap();
+                DynamicImage::from(halves()).to_rgb8().write_with_encoder(encoder).unwrap();
+                std::fs::write(&webp, bytes).unwrap();
+                assert_eq!(dark(&webp), expected, "{orientation}");
+            }
         }
     }
 
