@@ -11,7 +11,7 @@ use std::{env, fs, thread};
 
 use cudarc::nvrtc::{result as nvrtc, sys};
 
-use crate::fail;
+use crate::{cache, fail};
 
 #[path = "../src/constants.rs"]
 mod constants;
@@ -58,7 +58,7 @@ pub fn build() {
 
     let found = load_nvrtc();
     let jobs = jobs(&found);
-    let cache = cache_folder(&out);
+    let cache = cache::folder(&out, "tercet-kernels").unwrap_or_else(|e| fail(&format!("the target folder: {e}")));
     let key = common_key(&found);
 
     let next = AtomicUsize::new(0);
@@ -310,17 +310,6 @@ fn text(c_chars: &[std::ffi::c_char]) -> String {
 
 // ---- the cache ----
 
-/// A folder in the target directory, so that all profiles and features share what was compiled.
-fn cache_folder(out: &Path) -> PathBuf {
-    // OUT_DIR is <target>/<profile>/build/<package>-<hash>/out.
-    let folder = match out.ancestors().nth(4) {
-        Some(target) if out.ancestors().nth(2).is_some_and(|b| b.ends_with("build")) => target.join("tercet-kernels"),
-        _ => out.join("tercet-kernels"),
-    };
-    fs::create_dir_all(&folder).unwrap_or_else(|e| fail(&format!("{}: {e}", folder.display())));
-    folder
-}
-
 /// Everything that all kernels depend on: the compiler and the shared headers.
 fn common_key(nvrtc: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
@@ -358,10 +347,8 @@ fn compile_cached(job: &Job, common: u64, cache: &Path) -> Result<Image, String>
     Ok(compiled)
 }
 
-/// Under a temporary name first: another build may be writing the same file.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), String> {
-    let part = path.with_extension(format!("part{}", std::process::id()));
-    fs::write(&part, bytes).and_then(|()| fs::rename(&part, path)).map_err(|e| format!("{}: {e}", path.display()))
+    cache::write_whole(path, bytes).map_err(|e| format!("{}: {e}", path.display()))
 }
 
 // ---- the assembler's report ----

@@ -1,25 +1,25 @@
 //! Compiles `src/torch/*.cpp` against the headers beside the libtorch that torch-sys found, and sets run paths.
 
-use std::path::PathBuf;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::{env, fs};
 
-const SOURCES: [&str; 1] = ["src/torch/autograd.cpp"];
+use crate::{cache, fail};
+
+const SOURCE: &str = "src/torch/autograd.cpp";
 
 pub fn build() {
-    for source in SOURCES {
-        println!("cargo:rerun-if-changed={source}");
-    }
+    println!("cargo:rerun-if-changed={SOURCE}");
     if crate::doc_only() {
         return;
     }
     // From torch-sys: the folder of libtorch's libraries. Only a direct dependent of torch-sys is told.
-    let Some(lib) = std::env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
-        crate::fail(
-            "torch-sys did not say where libtorch is (DEP_TCH_LIBTORCH_LIB); set LIBTORCH or run `cargo xtask setup`",
-        );
+    let Some(lib) = env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
+        fail("torch-sys did not say where libtorch is (DEP_TCH_LIBTORCH_LIB); set LIBTORCH or run `cargo xtask setup`");
     };
     let include = lib.parent().expect("libtorch's lib folder has a parent").join("include");
     if !include.join("torch/csrc/autograd/function.h").is_file() {
-        crate::fail(&format!(
+        fail(&format!(
             "no autograd headers in {}: LIBTORCH must name a complete libtorch (2.11), headers included",
             include.display()
         ));
@@ -29,14 +29,15 @@ pub fn build() {
     let mut shim = cc::Build::new();
     shim.cpp(true).std("c++17").warnings(false).opt_level(1);
     shim.include(&include).include(include.join("torch/csrc/api/include"));
-    shim.files(SOURCES);
+    shim.file(SOURCE);
     if with_cuda {
         shim.define("TERCET_WITH_TORCH_CUDA", None);
     }
     // As torch-sys does; old libtorch builds use the other ABI.
-    let abi = std::env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
+    let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
     shim.define("_GLIBCXX_USE_CXX11_ABI", abi.as_str());
-    shim.compile("tercet_torch");
+    let object = compile_cached(&shim, &include).unwrap_or_else(|e| fail(&format!("{SOURCE}: {e}")));
+    cc::Build::new().cpp(true).object(object).compile("tercet_torch");
 
     println!("cargo:rustc-link-search=native={}", lib.display());
     if with_cuda {
@@ -48,4 +49,25 @@ pub fn build() {
     // Reaches this package's own tests, benches and examples; dependents set their own from DEP_TERCET_LIBTORCH_LIB.
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
     println!("cargo:libtorch_lib={}", lib.display());
+}
+
+/// The object file, from the cache if it was compiled before: libtorch's headers take half a minute.
+fn compile_cached(shim: &cc::Build, include: &Path) -> std::io::Result<PathBuf> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    let mut hasher = DefaultHasher::new();
+    fs::read(SOURCE)?.hash(&mut hasher);
+    let compiler = shim.get_compiler();
+    let version = compiler.to_command().arg("--version").output()?.stdout;
+    (compiler.path(), compiler.args(), version).hash(&mut hasher);
+    // `.libtorch` may have become another one.
+    fs::canonicalize(include)?.hash(&mut hasher);
+    for version in ["torch/version.h", "torch/headeronly/version.h"] {
+        fs::read(include.join(version)).unwrap_or_default().hash(&mut hasher);
+    }
+    let cached = cache::folder(&out, "tercet-libtorch")?.join(format!("autograd-{:016x}.o", hasher.finish()));
+    if !cached.is_file() {
+        let objects = shim.compile_intermediates();
+        cache::write_whole(&cached, &fs::read(&objects[0])?)?;
+    }
+    Ok(cached)
 }

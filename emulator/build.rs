@@ -3,10 +3,13 @@
 //! so both live in one process and keep their line numbers whatever the profile strips.
 
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs, thread};
+use std::{env, fs, io, thread};
 
+#[path = "../build/cache.rs"]
+mod cache;
 #[path = "../src/constants.rs"]
 mod constants;
 
@@ -30,6 +33,7 @@ fn main() {
         }
     }
     println!("cargo:rerun-if-changed=../src/constants.rs");
+    println!("cargo:rerun-if-changed=../build/cache.rs");
 
     let mut stems: Vec<String> = Vec::new();
     for file in fs::read_dir(&kernels).expect("just made") {
@@ -56,13 +60,24 @@ fn main() {
     });
     fs::write(out.join("libraries.rs"), format!("&[{table}]")).expect("OUT_DIR is writable");
 
+    let cache = cache::folder(&out, "tercet-emulator").expect("the target directory is writable");
     let at_once: usize = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let share = jobs.len().div_ceil(at_once.max(1));
     thread::scope(|scope| {
         while !jobs.is_empty() {
             let part = jobs.split_off(jobs.len().saturating_sub(share));
-            let (compiler, out, hooks) = (&compiler, &out, &hooks);
-            scope.spawn(move || part.iter().for_each(|(stem, detect)| compile(compiler, out, hooks, stem, *detect)));
+            let (compiler, out, hooks, cache) = (&compiler, &out, &hooks, &cache);
+            scope.spawn(move || {
+                for (stem, detect) in part {
+                    let (key, library) = (key(compiler, out, &stem, detect), library(out, &stem, detect));
+                    let cached = cache.join(format!("{stem}-{key:016x}.so"));
+                    if fs::copy(&cached, &library).is_err() {
+                        compile(compiler, out, hooks, &stem, detect);
+                        let bytes = fs::read(&library).expect("just linked");
+                        cache::write_whole(&cached, &bytes).expect("the target directory is writable");
+                    }
+                }
+            });
         }
     });
 }
@@ -75,30 +90,44 @@ fn compiler() -> cc::Tool {
     cc::Build::new().cpp(true).no_default_flags(true).get_compiler()
 }
 
+/// Of all that a library is made of: every file but the other kernels, the compiler and its flags.
+fn key(compiler: &cc::Tool, out: &Path, stem: &str, detect: bool) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let version = compiler.to_command().arg("--version").output().map(|output| output.stdout).unwrap_or_default();
+    (compiler.path(), compiler.args(), version, flags(detect)).hash(&mut hasher);
+    let names = fs::read_dir(out.join("kernels"))
+        .and_then(|files| files.map(|file| file.map(|file| file.file_name())).collect::<io::Result<Vec<_>>>());
+    let mut names = names.expect("just made");
+    names.sort();
+    let own = format!("{stem}.cu");
+    for name in names.into_iter().filter(|name| *name == *own || !name.to_string_lossy().ends_with(".cu")) {
+        name.hash(&mut hasher);
+        fs::read(out.join("kernels").join(name)).expect("just copied").hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
+fn flags(detect: bool) -> Vec<String> {
+    // A GPU fuses products and sums where the compiler chooses; the host must not, or results depend on its CPU.
+    let fixed = "-x c++ -std=c++17 -c -O1 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing \
+                 -fno-exceptions -fno-rtti -fno-threadsafe-statics -fno-optimize-sibling-calls -w";
+    let mut flags: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
+    flags.push(format!("-DTERCET_PAIRED_THREADS={}", constants::PAIRED_THREADS));
+    flags.push(format!("-DTERCET_MIN_NORM={:e}", constants::MIN_NORM));
+    flags.push(format!("-DTERCET_TILE={}", constants::TILE));
+    flags.push(format!("-DTERCET_SLAB={}", constants::SLAB));
+    flags.push(format!("-DTERCET_COMPARED={}", constants::COMPARED));
+    flags.push(format!("-DTERCET_DIGITS={}", constants::DIGITS));
+    if detect {
+        flags.push("-fsanitize=thread".into());
+    }
+    flags
+}
+
 fn compile(compiler: &cc::Tool, out: &Path, hooks: &Path, stem: &str, detect: bool) {
     let object = out.join(format!("{stem}.{detect}.o"));
-    let mut command = compiler.to_command();
-    // A GPU fuses products and sums where the compiler chooses; the host must not, or results depend on its CPU.
-    command.args(["-x", "c++", "-std=c++17", "-c", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]);
-    command.args([
-        "-fno-strict-aliasing",
-        "-fno-exceptions",
-        "-fno-rtti",
-        "-fno-threadsafe-statics",
-        "-fno-optimize-sibling-calls",
-        "-w",
-    ]);
-    command.arg(format!("-DTERCET_PAIRED_THREADS={}", constants::PAIRED_THREADS));
-    command.arg(format!("-DTERCET_MIN_NORM={:e}", constants::MIN_NORM));
-    command.arg(format!("-DTERCET_TILE={}", constants::TILE));
-    command.arg(format!("-DTERCET_SLAB={}", constants::SLAB));
-    command.arg(format!("-DTERCET_COMPARED={}", constants::COMPARED));
-    command.arg(format!("-DTERCET_DIGITS={}", constants::DIGITS));
-    if detect {
-        command.arg("-fsanitize=thread");
-    }
     // A path from OUT_DIR, so that reports name `kernels/<file>`.
-    run(command.arg(format!("kernels/{stem}.cu")).arg("-o").arg(&object), out);
+    run(compiler.to_command().args(flags(detect)).arg(format!("kernels/{stem}.cu")).arg("-o").arg(&object), out);
     run(
         compiler
             .to_command()

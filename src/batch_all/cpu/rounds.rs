@@ -49,6 +49,13 @@ struct Tile<A> {
     columns: Vec<A>,
 }
 
+/// A pair of a round.
+struct Meeting<'a, A> {
+    first: &'a mut Block<A>,
+    second: Option<&'a mut Block<A>>,
+    tile: &'a mut Tile<A>,
+}
+
 pub struct Rounds<'a, A> {
     batch: &'a Batch<A>,
     classes: &'a Classes,
@@ -102,16 +109,18 @@ impl<'a, A: Scalar> Rounds<'a, A> {
         for r in 0..rounds {
             let mut free: Vec<Option<&mut Block<A>>> = all.iter_mut().map(Some).collect();
             let mut take = |block: usize| free[block].take().expect("each block is in one pair");
-            let pairs: Vec<_> = round(count, r).map(|(a, b)| (take(a), b.map(&mut take))).zip(&mut tiles).collect();
-            blocks::for_each(pairs, |_, ((a, b), tile): ((&mut Block<A>, Option<&mut Block<A>>), &mut Tile<A>)| {
+            let pairs = round(count, r).zip(&mut tiles);
+            let pairs =
+                pairs.map(|((a, b), tile)| Meeting { first: take(a), second: b.map(&mut take), tile }).collect();
+            blocks::for_each(pairs, |_, Meeting { first, second, tile }: Meeting<'_, A>| {
                 if r == 0 {
-                    self.meet_itself(a, tile);
+                    self.meet_itself(first, tile);
                 }
-                let Some(b) = b else { return };
+                let Some(second) = second else { return };
                 if r == 0 {
-                    self.meet_itself(b, tile);
+                    self.meet_itself(second, tile);
                 }
-                self.meet(a, b, tile);
+                self.meet(first, second, tile);
             });
         }
         blocks::for_each(all.iter_mut().collect(), |_, block: &mut Block<A>| self.in_class_order(block));
