@@ -10,7 +10,8 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 fn tercet(arguments: &[&str]) -> Output {
-    Command::new(program()).args(arguments).output().expect("tercet starts")
+    // One thread each: tests run side by side already.
+    Command::new(program()).env("OMP_NUM_THREADS", "1").args(arguments).output().expect("tercet starts")
 }
 
 fn stderr(output: &Output) -> String {
