@@ -200,7 +200,12 @@ impl<'a, A: Scalar> Sides<'a, A> {
                     }
                 }
                 for (weight, w) in weight.iter_mut().zip(weights.chunks_exact(TILE_COLUMNS)) {
-                    *weight += w[..of_tile.len()].iter().map(|w| w.to_f64()).sum::<f64>();
+                    // Side by side: one after the other each addition would wait for the one before.
+                    let mut lanes = [0.0; 8];
+                    for part in w[..of_tile.len()].chunks(lanes.len()) {
+                        lanes.iter_mut().zip(part).for_each(|(lane, w)| *lane += w.to_f64());
+                    }
+                    *weight += lanes.iter().sum::<f64>();
                 }
                 let pulls = View::new(&weights, task.len(), of_tile.len(), TILE_COLUMNS);
                 A::product(&mut pulled, dim, true, pulls, self.of_columns().rows(columns, &of_tile));

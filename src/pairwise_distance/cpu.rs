@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::Problem;
 use crate::cpu::batch::Batch;
-use crate::cpu::sides::{Sides, TASK_ROWS};
+use crate::cpu::sides::{Sides, TASK_ROWS, TILE_COLUMNS};
 use crate::{Element, Matrix, Scalar};
 
 /// The distances between all rows of both matrices.
@@ -56,15 +56,26 @@ macro_rules! tiles {
             }
             fn gradient(batches: &[Batch<Self>; 2], which: usize, upstream: &[Self], to: &mut [Self]) {
                 let (rows, columns) = (&batches[which], &batches[1 - which]);
-                // The upstream gradient is of the matrix, or of its transpose.
-                let steps = if which == 1 { (1, rows.rows) } else { (columns.rows, 1) };
-                let weigh = |_: &mut (), i: usize, run: Range<usize>, _: &mut [Self], weights: &mut [Self]| {
-                    for (j, weight) in run.zip(weights) {
-                        *weight = upstream[i * steps.0 + j * steps.1];
-                    }
+                let weigh = |patch: &mut Vec<Self>, i: usize, run: Range<usize>, _: &mut [Self], weights: &mut [Self]| {
+                    let k = i % TASK_ROWS;
+                    let from = if which == 0 {
+                        &upstream[i * columns.rows + run.start..]
+                    } else {
+                        // The upstream gradient is of the transpose: a task's rows together, or each number misses the caches.
+                        if k == 0 {
+                            let count = TASK_ROWS.min(rows.rows - i);
+                            patch.resize(TASK_ROWS * TILE_COLUMNS, Self::ZERO);
+                            for (to, j) in run.clone().enumerate() {
+                                let from = &upstream[j * rows.rows + i..][..count];
+                                patch[to..].iter_mut().step_by(TILE_COLUMNS).zip(from).for_each(|(to, from)| *to = *from);
+                            }
+                        }
+                        &patch[k * TILE_COLUMNS..]
+                    };
+                    weights[..run.len()].copy_from_slice(&from[..run.len()]);
                     true
                 };
-                let states = vec![(); rows.rows.div_ceil(TASK_ROWS)];
+                let states = vec![Vec::new(); rows.rows.div_ceil(TASK_ROWS)];
                 Sides::new(rows, columns).gradient(to, states, weigh, |_, _, _| ());
             }
         }
