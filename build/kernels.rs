@@ -256,7 +256,7 @@ fn options(target: &str) -> Vec<String> {
 }
 
 /// The constants that host and kernels share; a kernel refuses to compile without the ones it needs.
-fn definitions() -> [(&'static str, String); 6] {
+fn definitions() -> [(&'static str, String); 8] {
     [
         ("TERCET_TILE", constants::TILE.to_string()),
         ("TERCET_SLAB", constants::SLAB.to_string()),
@@ -264,6 +264,8 @@ fn definitions() -> [(&'static str, String); 6] {
         ("TERCET_DIGITS", constants::DIGITS.to_string()),
         ("TERCET_PAIRED_THREADS", constants::PAIRED_THREADS.to_string()),
         ("TERCET_MIN_NORM", format!("{:e}", constants::MIN_NORM)),
+        ("TERCET_LIFT_F32", format!("{:e}", constants::LIFT_F32)),
+        ("TERCET_LIFT_F64", format!("{:e}", constants::LIFT_F64)),
     ]
 }
 

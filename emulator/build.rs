@@ -114,6 +114,8 @@ fn flags(detect: bool) -> Vec<String> {
     let mut flags: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
     flags.push(format!("-DTERCET_PAIRED_THREADS={}", constants::PAIRED_THREADS));
     flags.push(format!("-DTERCET_MIN_NORM={:e}", constants::MIN_NORM));
+    flags.push(format!("-DTERCET_LIFT_F32={:e}", constants::LIFT_F32));
+    flags.push(format!("-DTERCET_LIFT_F64={:e}", constants::LIFT_F64));
     flags.push(format!("-DTERCET_TILE={}", constants::TILE));
     flags.push(format!("-DTERCET_SLAB={}", constants::SLAB));
     flags.push(format!("-DTERCET_COMPARED={}", constants::COMPARED));

@@ -50,26 +50,22 @@ template <class A> struct Contrastive {
     template <class Rows, class Metric>
     DEVICE A subtractive(const Rows& rows, const Targets<2>& to, A upstream, i64 row, const Metric& metric) const {
         const Inverse<A, 2> inverse = inverse_norms_if<2>(args.paired.normalize, rows);
-        A sum = A(0);
-        rows.sweep([&](const A(&x)[2]) { gather(metric, sum, metric.term(inverse.unit(x, 0), inverse.unit(x, 1))); });
-        sum = gathered(rows, metric, sum);
-        const A d = metric.value(sum);
-        const Force f = force(d, metric.half_square(sum, d), upstream, row);
+        const auto pair = [&](const A(&x)[2], A(&u)[1], A(&v)[1]) {
+            u[0] = inverse.unit(x, 0);
+            v[0] = inverse.unit(x, 1);
+        };
+        Measured<A> found[1];
+        distances<1, 2>(rows, metric, 1, pair, found);
+        const Force f = force(found[0].d, metric.half_square(found[0]), upstream, row);
         if (!to.any()) return f.loss;
         if (f.weight == A(0)) {
             fill(rows, to, A(0));
             return f.loss;
         }
-        A reaching = A(1);
-        if constexpr (Metric::has_maximum)
-            if (metric.is_maximum()) {
-                reaching = A(0);
-                rows.sweep([&](const A(&x)[2]) {
-                    reaching += metric.term(inverse.unit(x, 0), inverse.unit(x, 1)) == d ? A(1) : A(0);
-                });
-                reaching = group_sum<Rows::lanes>(reaching);
-            }
-        const auto slope = f.same ? metric.half_square_slope(d, reaching) : metric.slope(d, reaching);
+        A reaching[1];
+        count_reaching<1, 2>(rows, metric, pair, found, reaching);
+        const auto slope =
+            f.same ? metric.half_square_slope(found[0], reaching[0]) : metric.slope(found[0], reaching[0]);
         write_gradient(rows, to, args.paired.normalize, inverse, [&](const A(&u)[2], A(&g)[2]) {
             g[0] = slope(u[0], u[1]) * f.weight;
             g[1] = -g[0];

@@ -78,20 +78,98 @@ DEVICE Inverse<A, K> inverse_norms_if(bool normalize, const Rows& rows) {
     return inverse;
 }
 
-// Adds a term to a lane's sum, or for p = inf takes the larger one.
-template <class Metric, class A> DEVICE void gather(const Metric& metric, A& sum, A term) {
+// The distances of the first `count` of P pairs of rows, whose elements `pairs(x, u, v)` takes from those of the K rows.
+template <int P, int K, class Rows, class A, class Pairs>
+DEVICE void distances(const Rows& rows, const Difference<A>& metric, int count, Pairs pairs, Measured<A> (&found)[P]) {
+    A sum[P], scale[P];
+#pragma unroll
+    for (int i = 0; i < P; ++i) sum[i] = A(0);
+    rows.sweep([&](const A(&x)[K]) {
+        A u[P], v[P];
+        pairs(x, u, v);
+#pragma unroll
+        for (int i = 0; i < P; ++i)
+            if (i < count) sum[i] += metric.term(u[i], v[i]);
+    });
+    bool scaled = false;
+#pragma unroll
+    for (int i = 0; i < P; ++i) {
+        sum[i] = group_sum<Rows::lanes>(sum[i]);
+        scale[i] = i < count ? metric.scale(sum[i]) : A(1);
+        scaled |= scale[i] != A(1);
+    }
+    // The lanes of a row agree: each has the whole sum.
+    if (scaled) {
+#pragma unroll
+        for (int i = 0; i < P; ++i) sum[i] = A(0);
+        rows.sweep([&](const A(&x)[K]) {
+            A u[P], v[P];
+            pairs(x, u, v);
+#pragma unroll
+            for (int i = 0; i < P; ++i)
+                if (i < count) sum[i] += metric.lifted_term(u[i], v[i], scale[i]);
+        });
+#pragma unroll
+        for (int i = 0; i < P; ++i) sum[i] = group_sum<Rows::lanes>(sum[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < P; ++i) found[i] = metric.length(sum[i], scale[i]);
+}
+template <int P, int K, class Rows, class A, class Pairs>
+DEVICE void distances(const Rows& rows, const Power<A>& metric, int count, Pairs pairs, Measured<A> (&found)[P]) {
+    A sum[P], scale[P];
+#pragma unroll
+    for (int i = 0; i < P; ++i) scale[i] = A(0);
+    if (metric.is_scaled())
+        rows.sweep([&](const A(&x)[K]) {
+            A u[P], v[P];
+            pairs(x, u, v);
+#pragma unroll
+            for (int i = 0; i < P; ++i) {
+                const A size = metric.size(u[i], v[i]);
+                scale[i] = size > scale[i] || size != size ? size : scale[i];  // NaN wins
+            }
+        });
+#pragma unroll
+    for (int i = 0; i < P; ++i) {
+        scale[i] = group_max<Rows::lanes>(scale[i]);
+        found[i] = {scale[i], scale[i], scale[i]};
+    }
+    if (metric.is_maximum()) return;
+#pragma unroll
+    for (int i = 0; i < P; ++i) {
+        sum[i] = A(0);
+        if (scale[i] == A(0)) scale[i] = A(1);  // of equal rows: not 0 / 0
+    }
+    rows.sweep([&](const A(&x)[K]) {
+        A u[P], v[P];
+        pairs(x, u, v);
+#pragma unroll
+        for (int i = 0; i < P; ++i)
+            if (i < count) sum[i] += metric.term(u[i], v[i], scale[i]);
+    });
+#pragma unroll
+    for (int i = 0; i < P; ++i) found[i] = metric.length(group_sum<Rows::lanes>(sum[i]), scale[i]);
+}
+
+// How many elements of each pair reach the maximum that is its distance, where it is one; else 1.
+template <int P, int K, class Rows, class Metric, class A, class Pairs>
+DEVICE void count_reaching(const Rows& rows, const Metric& metric, Pairs pairs, const Measured<A> (&found)[P], A (&reaching)[P]) {
+#pragma unroll
+    for (int i = 0; i < P; ++i) reaching[i] = A(1);
     if constexpr (Metric::has_maximum)
         if (metric.is_maximum()) {
-            sum = term > sum || term != term ? term : sum;  // NaN wins
-            return;
+#pragma unroll
+            for (int i = 0; i < P; ++i) reaching[i] = A(0);
+            rows.sweep([&](const A(&x)[K]) {
+                A u[P], v[P];
+                pairs(x, u, v);
+#pragma unroll
+                for (int i = 0; i < P; ++i) reaching[i] += metric.size(u[i], v[i]) == found[i].d ? A(1) : A(0);
+            });
+#pragma unroll
+            for (int i = 0; i < P; ++i) reaching[i] = group_sum<Rows::lanes>(reaching[i]);
         }
-    sum += term;
-}
-// The same over the lanes of a row.
-template <class Rows, class Metric, class A> DEVICE A gathered(const Rows&, const Metric& metric, A sum) {
-    if constexpr (Metric::has_maximum)
-        if (metric.is_maximum()) return group_max<Rows::lanes>(sum);
-    return group_sum<Rows::lanes>(sum);
 }
 
 template <class Rows, int K, class A> DEVICE void fill(const Rows& rows, const Targets<K>& to, A value) {

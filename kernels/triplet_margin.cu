@@ -35,37 +35,30 @@ template <class A> struct Triplet {
     DEVICE A subtractive(const Rows& rows, const Targets<3>& to, A upstream, i64, const Metric& metric) const {
         const Inverse<A, 3> inverse = inverse_norms_if<3>(args.paired.normalize, rows);
 
-        A ap = A(0), an = A(0), pn = A(0);
-        rows.sweep([&](const A(&x)[3]) {
-            const A a = inverse.unit(x, 0), p = inverse.unit(x, 1), n = inverse.unit(x, 2);
-            gather(metric, ap, metric.term(a, p));
-            gather(metric, an, metric.term(a, n));
-            if (args.swap) gather(metric, pn, metric.term(p, n));
-        });
-        const A d_ap = metric.value(gathered(rows, metric, ap)), d_an = metric.value(gathered(rows, metric, an));
-        const A d_pn = args.swap ? metric.value(gathered(rows, metric, pn)) : d_an;
-        const Hinge h = hinge(d_ap, d_an, d_pn, upstream);
+        Measured<A> found[3];  // of a and p, a and n, p and n
+        distances<3, 3>(rows, metric, args.swap ? 3 : 2, [&](const A(&x)[3], A(&u)[3], A(&v)[3]) {
+            u[0] = u[1] = inverse.unit(x, 0);
+            v[0] = u[2] = inverse.unit(x, 1);
+            v[1] = v[2] = inverse.unit(x, 2);
+        }, found);
+        const Hinge h = hinge(found[0].d, found[1].d, args.swap ? found[2].d : found[1].d, upstream);
         if (!to.any()) return h.loss;
         if (h.weight == A(0)) {
             fill(rows, to, A(0));
             return h.loss;
         }
 
-        const A d_n = h.swapped ? d_pn : d_an;
-        A reaching_p = A(1), reaching_n = A(1);
-        if constexpr (Metric::has_maximum)
-            if (metric.is_maximum()) {
-                reaching_p = reaching_n = A(0);
-                rows.sweep([&](const A(&x)[3]) {
-                    const A a = inverse.unit(x, 0), p = inverse.unit(x, 1), n = inverse.unit(x, 2);
-                    reaching_p += metric.term(a, p) == d_ap ? A(1) : A(0);
-                    reaching_n += metric.term(h.swapped ? p : a, n) == d_n ? A(1) : A(0);
-                });
-                reaching_p = group_sum<Rows::lanes>(reaching_p);
-                reaching_n = group_sum<Rows::lanes>(reaching_n);
-            }
-        const auto slope_p = metric.slope(d_ap, reaching_p);
-        const auto slope_n = metric.slope(d_n, reaching_n);
+        const Measured<A> at[2] = {found[0], h.swapped ? found[2] : found[1]};
+        A reaching[2];
+        count_reaching<2, 3>(rows, metric, [&](const A(&x)[3], A(&u)[2], A(&v)[2]) {
+            const A a = inverse.unit(x, 0), p = inverse.unit(x, 1);
+            u[0] = a;
+            v[0] = p;
+            u[1] = h.swapped ? p : a;
+            v[1] = inverse.unit(x, 2);
+        }, at, reaching);
+        const auto slope_p = metric.slope(at[0], reaching[0]);
+        const auto slope_n = metric.slope(at[1], reaching[1]);
         write_gradient(rows, to, args.paired.normalize, inverse, [&](const A(&u)[3], A(&g)[3]) {
             const A to_p = slope_p(u[0], u[1]) * h.weight;
             const A to_n = slope_n(h.swapped ? u[1] : u[0], u[2]) * h.weight;

@@ -4,6 +4,13 @@
 /// Below this L2 norm a row is divided by it instead of by its norm, as `torch.nn.functional.normalize` does.
 pub const MIN_NORM: f64 = 1e-12;
 
+/// Numbers whose squares' sum is below the inverse of this may be multiplied by it, and those whose squares' sum overflows
+/// divided, before they are squared: 2^100.
+pub const LIFT_F32: f64 = 1.2676506002282294e30;
+
+/// The same for f64: 2^800.
+pub const LIFT_F64: f64 = 6.668014432879854e240;
+
 /// Threads in a block of a paired loss.
 pub const PAIRED_THREADS: u32 = 256;
 

@@ -78,6 +78,9 @@ pub trait Scalar:
     /// The smallest number of full precision: more than what a sum loses where its terms have less.
     #[doc(hidden)]
     const TINY: Self;
+    /// See [`LIFT_F32`](crate::constants::LIFT_F32).
+    #[doc(hidden)]
+    const LIFT: Self;
     #[doc(hidden)]
     fn sqrt(self) -> Self;
     #[doc(hidden)]
@@ -99,7 +102,7 @@ mod sealed {
 }
 
 macro_rules! scalar {
-    ($t:ident, $name:literal) => {
+    ($t:ident, $name:literal, $lift:ident) => {
         impl Element for $t {
             type Scalar = $t;
             const NAME: &'static str = $name;
@@ -134,6 +137,7 @@ macro_rules! scalar {
             const MAX: Self = $t::MAX;
             const EPSILON: Self = $t::EPSILON;
             const TINY: Self = $t::MIN_POSITIVE;
+            const LIFT: Self = crate::constants::$lift as $t;
             #[inline(always)]
             fn sqrt(self) -> Self {
                 $t::sqrt(self)
@@ -157,8 +161,8 @@ macro_rules! scalar {
         }
     };
 }
-scalar!(f32, "f32");
-scalar!(f64, "f64");
+scalar!(f32, "f32", LIFT_F32);
+scalar!(f64, "f64", LIFT_F64);
 
 macro_rules! half_element {
     ($t:ident, $name:literal) => {

@@ -31,19 +31,45 @@ pub(crate) fn distance(distance: Distance, x: &[f64], y: &[f64]) -> f64 {
     let pairs = || x.iter().zip(y);
     match distance {
         Distance::SquaredEuclidean => pairs().map(|(x, y)| (x - y).powi(2)).sum(),
-        Distance::Euclidean => pairs().map(|(x, y)| (x - y).powi(2)).sum::<f64>().sqrt(),
+        Distance::Euclidean => euclidean(differences(x, y, 0.0)),
         Distance::Cosine => 1.0 - normalized(x).iter().zip(normalized(y)).map(|(x, y)| x * y).sum::<f64>(),
-        Distance::Lp { p, eps } if p.is_infinite() => {
-            pairs().map(|(x, y)| (x - y + eps).abs()).fold(0.0, |m, e| if e > m || e.is_nan() { e } else { m })
-        }
-        Distance::Lp { p, eps } => pairs().map(|(x, y)| (x - y + eps).abs().powf(p)).sum::<f64>().powf(1.0 / p),
+        Distance::Lp { p: 2.0, eps } => euclidean(differences(x, y, eps)),
+        Distance::Lp { p, eps } => power_distance(differences(x, y, eps), p),
     }
+}
+
+fn differences(x: &[f64], y: &[f64], eps: f64) -> impl Iterator<Item = f64> + Clone {
+    x.iter().zip(y).map(move |(x, y)| x - y + eps)
+}
+
+/// The largest absolute value, or NaN.
+fn largest(e: impl Iterator<Item = f64>) -> f64 {
+    e.fold(0.0, |m, e| if e.abs() > m || e.is_nan() { e.abs() } else { m })
+}
+
+/// `√Σ e²`, where the sum is one that squares leave exact enough, so that equal sums are equal distances.
+fn euclidean(e: impl Iterator<Item = f64> + Clone) -> f64 {
+    let sum: f64 = e.clone().map(|e| e * e).sum();
+    if sum < 1e-280 || sum == f64::INFINITY { power_distance(e, 2.0) } else { sum.sqrt() }
+}
+
+/// `(Σ |e|^p)^(1/p)`, by way of `|e| / m` with m the largest: powers of e would leave the numbers.
+fn power_distance(e: impl Iterator<Item = f64> + Clone, p: f64) -> f64 {
+    let m = largest(e.clone());
+    match p.is_infinite() || m == 0.0 {
+        true => m,
+        false => m * power_sum(e, m, p).powf(1.0 / p),
+    }
+}
+
+/// `Σ (|e| / m)^p`.
+fn power_sum(e: impl Iterator<Item = f64>, m: f64, p: f64) -> f64 {
+    e.map(|e| (e.abs() / m).powf(p)).sum()
 }
 
 /// The gradients of the distance with respect to x and to y.
 pub(crate) fn distance_gradient(kind: Distance, x: &[f64], y: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let d = distance(kind, x, y);
-    let differences = |eps: f64| x.iter().zip(y).map(move |(x, y)| x - y + eps);
     let to_x: Vec<f64> = match kind {
         Distance::Cosine => {
             // d = 1 - u·v with u = x / ‖x‖: first with respect to u and v, then through the normalisation.
@@ -51,15 +77,20 @@ pub(crate) fn distance_gradient(kind: Distance, x: &[f64], y: &[f64]) -> (Vec<f6
             let minus = |w: &[f64]| w.iter().map(|w| -w).collect::<Vec<_>>();
             return (normalized_gradient(x, &minus(&v)), normalized_gradient(y, &minus(&u)));
         }
-        Distance::SquaredEuclidean => differences(0.0).map(|e| 2.0 * e).collect(),
-        Distance::Euclidean => differences(0.0).map(|e| if d > 0.0 { e / d } else { 0.0 }).collect(),
+        Distance::SquaredEuclidean => differences(x, y, 0.0).map(|e| 2.0 * e).collect(),
+        Distance::Euclidean => differences(x, y, 0.0).map(|e| if d > 0.0 { e / d } else { 0.0 }).collect(),
         Distance::Lp { p, eps } if p.is_infinite() => {
-            let reaching = differences(eps).filter(|e| e.abs() == d).count() as f64;
-            differences(eps).map(|e| if e.abs() == d && d > 0.0 { e.signum() / reaching } else { 0.0 }).collect()
+            let reaching = differences(x, y, eps).filter(|e| e.abs() == d).count() as f64;
+            let reaches = |e: f64| e.abs() == d && d > 0.0;
+            differences(x, y, eps).map(|e| if reaches(e) { e.signum() / reaching } else { 0.0 }).collect()
         }
-        Distance::Lp { p, eps } => differences(eps)
-            .map(|e| if e == 0.0 || d == 0.0 { 0.0 } else { e.signum() * (e.abs() / d).powf(p - 1.0) })
-            .collect(),
+        // sign(e) (|e| / d)^(p-1), and (m / d)^(p-1) is the sum of (|e| / m)^p to the power (1 - p) / p.
+        Distance::Lp { p, eps } => {
+            let e = differences(x, y, eps);
+            let m = largest(e.clone());
+            let factor = power_sum(e.clone(), m, p).powf((1.0 - p) / p);
+            e.map(|e| if e == 0.0 { 0.0 } else { e.signum() * (e.abs() / m).powf(p - 1.0) * factor }).collect()
+        }
     };
     let to_y = to_x.iter().map(|g| -g).collect();
     (to_x, to_y)

@@ -7,6 +7,8 @@
 mod device;
 #[path = "support/paired.rs"]
 mod paired;
+#[path = "support/paired_powers.rs"]
+mod powers;
 #[path = "support/contrastive_property.rs"]
 mod property;
 mod support;
@@ -101,6 +103,11 @@ fn cpu_agrees_with_the_oracle() {
 }
 
 #[test]
+fn cpu_powers_stay_in_range() {
+    powers::stay_in_range(&Cpu);
+}
+
+#[test]
 fn cpu_computes_what_it_did() {
     paired::unchanged(&Cpu, "cpu");
 }
@@ -114,6 +121,12 @@ fn a_change_is_found_in_every_case() {
 #[test]
 fn cuda_agrees_with_the_oracle() {
     device::agrees_with_the_oracle(Cuda);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_powers_stay_in_range() {
+    device::powers_stay_in_range(Cuda);
 }
 
 #[cfg(feature = "cuda")]

@@ -6,6 +6,8 @@
 mod device;
 #[path = "support/paired.rs"]
 mod paired;
+#[path = "support/paired_powers.rs"]
+mod powers;
 #[path = "support/triplet_margin_property.rs"]
 mod property;
 mod support;
@@ -101,6 +103,11 @@ fn cpu_agrees_with_the_oracle() {
 }
 
 #[test]
+fn cpu_powers_stay_in_range() {
+    powers::stay_in_range(&Cpu);
+}
+
+#[test]
 fn cpu_computes_what_it_did() {
     paired::unchanged(&Cpu, "cpu");
 }
@@ -114,6 +121,12 @@ fn a_change_is_found_in_every_case() {
 #[test]
 fn cuda_agrees_with_the_oracle() {
     device::agrees_with_the_oracle(Cuda);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_powers_stay_in_range() {
+    device::powers_stay_in_range(Cuda);
 }
 
 #[cfg(feature = "cuda")]
@@ -153,4 +166,36 @@ fn nan_and_infinity_reach_all_gradients_of_their_row() {
             }
         }
     }
+}
+
+/// Differences of (0.3, 0.1) and (0.2, 0.2): to the power of 100 they are below the smallest number of f32, and ten times as
+/// large above its largest. With p = 100 a distance is the largest difference, 2^(1/100) times as much where two are equal.
+#[test]
+fn a_large_power_of_ordinary_numbers() {
+    for (scale, expected) in [(0.1f32, 0.598_608_9), (1.0, 1.486_088_9)] {
+        let x = [[0.0, 0.0], [3.0 * scale, scale], [2.0 * scale, 2.0 * scale]];
+        let rows = x.each_ref().map(|x| tercet::Matrix::new(x, 2).unwrap());
+        let distance = Distance::Lp { p: 100.0, eps: 0.0 };
+        let loss = TripletMarginLoss { margin: 0.5, distance, ..Default::default() };
+        let mut grads = [[f32::NAN; 2]; 3];
+        let value = loss.loss_and_grad(rows, grads.each_mut().map(|g| &mut g[..])).unwrap();
+        assert!((value - expected).abs() < 2e-6, "{value}");
+        let oracle = tercet::triplet_margin::reference::run(
+            &loss,
+            x.map(|x| x.map(f64::from)).each_ref().map(|x| tercet::Matrix::new(x, 2).unwrap()),
+            &[1.0],
+        );
+        // A half of 2^(1/100) each.
+        let share = 0.503_477_8;
+        let right = [[share - 1.0, share], [1.0, 0.0], [-share, -share]];
+        for (grads, what) in [(grads.map(|g| g.map(f64::from)), "f32"), (flat(oracle.unwrap().grads), "the oracle")] {
+            for (actual, expected) in grads.iter().flatten().zip(right.iter().flatten()) {
+                assert!((actual - expected).abs() < 2e-5, "{what}, scale {scale}: {grads:?}");
+            }
+        }
+    }
+}
+
+fn flat(grads: [Vec<f64>; 3]) -> [[f64; 2]; 3] {
+    grads.map(|g| [g[0], g[1]])
 }

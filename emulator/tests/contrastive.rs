@@ -12,6 +12,8 @@ mod bounds;
 mod launches;
 #[path = "../../tests/support/paired.rs"]
 mod paired;
+#[path = "../../tests/support/paired_powers.rs"]
+mod powers;
 #[path = "../../tests/support/contrastive_property.rs"]
 mod property;
 #[path = "../../tests/support/mod.rs"]
@@ -95,6 +97,11 @@ fn the_emulator_agrees_with_the_oracle() {
 #[test]
 fn the_detector_agrees_with_the_oracle() {
     launches::property::<ContrastiveLoss, true, 2>(60);
+}
+
+#[test]
+fn powers_stay_in_range() {
+    powers::stay_in_range::<ContrastiveLoss, _, 2>(&Emulated::<false>::default());
 }
 
 #[test]

@@ -12,6 +12,8 @@ mod bounds;
 mod launches;
 #[path = "../../tests/support/paired.rs"]
 mod paired;
+#[path = "../../tests/support/paired_powers.rs"]
+mod powers;
 #[path = "../../tests/support/triplet_margin_property.rs"]
 mod property;
 #[path = "../../tests/support/mod.rs"]
@@ -70,6 +72,11 @@ fn the_emulator_agrees_with_the_oracle() {
 #[test]
 fn the_detector_agrees_with_the_oracle() {
     launches::property::<TripletMarginLoss, true, 3>(60);
+}
+
+#[test]
+fn powers_stay_in_range() {
+    powers::stay_in_range::<TripletMarginLoss, _, 3>(&Emulated::<false>::default());
 }
 
 #[test]

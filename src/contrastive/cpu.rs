@@ -5,7 +5,7 @@ use pulp::Simd;
 
 use crate::Scalar;
 use crate::cpu::paired::{
-    Elementwise, Inverse, PairedLoss, Row, RowLoss, filled, fused, half, inlined, reaches, unit, write_gradient,
+    Elementwise, Inverse, PairedLoss, Row, RowLoss, filled, fused, half, inlined, unit, write_gradient,
 };
 use crate::cpu::simd::V;
 use crate::paired;
@@ -77,42 +77,19 @@ impl<A: Scalar> RowLoss<A, 2> for Contrastive<'_, A> {
         inverse: Option<&Inverse<A, 2>>,
     ) -> A {
         let rows = &row.rows;
-        let [sum] = if metric.is_maximum() {
-            rows.maxima(
-                #[inline(always)]
-                |x| {
-                    let [x, y] = unit(x);
-                    [metric.term(x, y)]
-                },
-            )
-        } else {
-            rows.sums(
-                #[inline(always)]
-                |x, [sum]| {
-                    let [x, y] = unit(x);
-                    [metric.add(x, y, sum)]
-                },
-            )
-        };
-        let d = metric.value(sum);
-        let Force { loss, weight, same } = self.force(row, d, metric.half_square(sum, d));
+        let [length] = metric.distances(rows, &unit, inverse, [[0, 1]]);
+        let Force { loss, weight, same } = self.force(row, length.d, metric.half_square(length));
         let Some(mut to) = to else {
             return loss;
         };
         if filled(rows, &mut to, weight) {
             return loss;
         }
-        let [reaching] = match metric.is_maximum() {
-            false => [A::ONE],
-            true => rows.sums(
-                #[inline(always)]
-                |x, [sum]| {
-                    let [x, y] = unit(x);
-                    [sum + reaches(metric.term(x, y), d)]
-                },
-            ),
+        let [reaching] = metric.reaching(rows, &unit, [[0, 1]], [length]);
+        let aim = match same {
+            true => metric.half_square_aim(length, reaching, weight),
+            false => metric.aim(length, reaching, weight),
         };
-        let aim = if same { metric.half_square_aim(d, reaching, weight) } else { metric.aim(d, reaching, weight) };
         let gradient = inlined(
             #[inline(always)]
             |[x, y]: [V<S, A>; 2]| {

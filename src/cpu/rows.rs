@@ -30,6 +30,12 @@ impl<'a, S: Simd, A: Scalar, const K: usize> Rows<'a, S, A, K> {
         V::splat(self.simd, x)
     }
 
+    /// Row `b` of matrix `k`.
+    #[inline(always)]
+    pub fn row(&self, k: usize) -> &'a [A] {
+        self.rows[k]
+    }
+
     /// Whole registers of each row, and how many there are.
     #[inline(always)]
     fn registers(&self) -> ([&'a [A::Register<S>]; K], usize) {

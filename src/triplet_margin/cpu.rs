@@ -6,7 +6,7 @@ use pulp::Simd;
 use super::Problem;
 use crate::Scalar;
 use crate::cpu::paired::{
-    Elementwise, Inverse, PairedLoss, Row, RowLoss, filled, fused, inlined, reaches, unit, write_gradient,
+    Elementwise, Inverse, PairedLoss, Row, RowLoss, filled, fused, inlined, unit, write_gradient,
 };
 use crate::cpu::simd::V;
 use crate::paired;
@@ -60,34 +60,13 @@ impl<A: Scalar> RowLoss<A, 3> for Triplet<A> {
         inverse: Option<&Inverse<A, 3>>,
     ) -> A {
         let rows = &row.rows;
-        let [ap, an, pn] = if metric.is_maximum() {
-            rows.maxima(
-                #[inline(always)]
-                |x| {
-                    let [a, p, n] = unit(x);
-                    [metric.term(a, p), metric.term(a, n), metric.term(p, n)]
-                },
-            )
-        } else if self.swap {
-            rows.sums(
-                #[inline(always)]
-                |x, sums| {
-                    let [a, p, n] = unit(x);
-                    [metric.add(a, p, sums[0]), metric.add(a, n, sums[1]), metric.add(p, n, sums[2])]
-                },
-            )
+        let [ap, an, pn] = if self.swap {
+            metric.distances(rows, &unit, inverse, [[0, 1], [0, 2], [1, 2]])
         } else {
-            let [ap, an] = rows.sums(
-                #[inline(always)]
-                |x, sums| {
-                    let [a, p, n] = unit(x);
-                    [metric.add(a, p, sums[0]), metric.add(a, n, sums[1])]
-                },
-            );
-            [ap, an, A::ZERO]
+            let [ap, an] = metric.distances(rows, &unit, inverse, [[0, 1], [0, 2]]);
+            [ap, an, an]
         };
-        let (d_ap, d_an, d_pn) = (metric.value(ap), metric.value(an), metric.value(pn));
-        let Hinge { loss, weight, swapped } = self.hinge(d_ap, d_an, d_pn, row.weight);
+        let Hinge { loss, weight, swapped } = self.hinge(ap.d, an.d, pn.d, row.weight);
         let Some(mut to) = to else {
             return loss;
         };
@@ -95,19 +74,9 @@ impl<A: Scalar> RowLoss<A, 3> for Triplet<A> {
             return loss;
         }
 
-        let d_n = if swapped { d_pn } else { d_an };
-        let [reaching_p, reaching_n] = match metric.is_maximum() {
-            false => [A::ONE; 2],
-            true => rows.sums(
-                #[inline(always)]
-                |x, sums| {
-                    let [a, p, n] = unit(x);
-                    let reaches_n = reaches(metric.term(if swapped { p } else { a }, n), d_n);
-                    [sums[0] + reaches(metric.term(a, p), d_ap), sums[1] + reaches_n]
-                },
-            ),
-        };
-        let (aim_p, aim_n) = (metric.aim(d_ap, reaching_p, weight), metric.aim(d_n, reaching_n, weight));
+        let (negative, nearer) = if swapped { (pn, 1) } else { (an, 0) };
+        let [reaching_p, reaching_n] = metric.reaching(rows, &unit, [[0, 1], [nearer, 2]], [ap, negative]);
+        let (aim_p, aim_n) = (metric.aim(ap, reaching_p, weight), metric.aim(negative, reaching_n, weight));
         let gradient = inlined(
             #[inline(always)]
             |[a, p, n]: [V<S, A>; 3]| {

@@ -41,6 +41,16 @@ impl Paired<2> for ContrastiveLoss {
         Self { margin: [8.0, 1.5][which], distance, normalize: which == 1, reduction }
     }
 
+    fn plain(margin: f64, distance: Distance, reduction: Reduction) -> Self {
+        Self { margin, distance, normalize: false, reduction }
+    }
+    fn takes_scale<T: Element>(scale: f64) -> bool {
+        if T::Scalar::NAME == "f64" { (1e-100..1e100).contains(&scale) } else { (1e-12..1e12).contains(&scale) }
+    }
+    fn loss_size(reach: f64) -> f64 {
+        reach * reach / 2.0
+    }
+
     fn options(&self) -> String {
         let Self { margin, distance, normalize, reduction } = self;
         format!("{distance:?}, normalize {normalize}, {reduction:?}, margin {margin}")

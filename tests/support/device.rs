@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use super::paired::{self, Backend, Paired};
+use super::powers;
 use super::support::{self, records};
 use skip::there_is_a_device;
 
@@ -19,6 +20,12 @@ fn stream(test: &str) -> Option<Arc<CudaStream>> {
 pub fn agrees_with_the_oracle<L: Paired<K>, B: Backend<L, K>, const K: usize>(on: impl FnOnce(Arc<CudaStream>) -> B) {
     if let Some(stream) = stream(&format!("{}: cuda_agrees_with_the_oracle", L::NAME)) {
         paired::property(&on(stream), 1500);
+    }
+}
+
+pub fn powers_stay_in_range<L: Paired<K>, B: Backend<L, K>, const K: usize>(on: impl FnOnce(Arc<CudaStream>) -> B) {
+    if let Some(stream) = stream(&format!("{}: cuda_powers_stay_in_range", L::NAME)) {
+        powers::stay_in_range(&on(stream));
     }
 }
 

@@ -50,6 +50,12 @@ pub trait Paired<const K: usize>: Copy + Debug {
     fn cases() -> BoxedStrategy<Case<Self>>;
     /// One of two losses to record for a distance.
     fn recorded(which: usize, distance: Distance, reduction: Reduction) -> Self;
+    /// Of the rows as they are.
+    fn plain(margin: f64, distance: Distance, reduction: Reduction) -> Self;
+    /// Whether distances of this size, and what is made of them, are numbers of T's arithmetic.
+    fn takes_scale<T: Element>(scale: f64) -> bool;
+    /// At least the loss of a row whose distances and margin add up to `reach`.
+    fn loss_size(reach: f64) -> f64;
     /// Its options, in words.
     fn options(&self) -> String;
     fn distance(&self) -> Distance;
@@ -93,6 +99,7 @@ pub fn distances() -> impl Strategy<Value = Distance> {
         1 => Just(Distance::Lp { p: 1.0, eps: 1e-6 }),
         1 => Just(Distance::Lp { p: 3.0, eps: 0.0 }),
         1 => Just(Distance::Lp { p: 1.5, eps: 1e-6 }),
+        1 => proptest::sample::select(vec![0.5, 17.0, 100.0]).prop_map(|p| Distance::Lp { p, eps: 1e-6 }),
         1 => Just(Distance::Lp { p: f64::INFINITY, eps: 1e-6 }),
     ]
 }
@@ -227,12 +234,11 @@ fn roundoff<T: Element>() -> f64 {
 impl Bounds {
     pub fn new<T: Element, L: Paired<K>, const K: usize>(case: &Case<L>) -> Self {
         let (roots, distance) = ((case.dim as f64).sqrt(), case.loss.distance());
-        let powers = if let Distance::Lp { p, .. } = distance
-            && p != 2.0
-        {
-            4.0
-        } else {
-            1.0
+        // An error of a sum of powers grows by 1 / p as its root is taken, one of an element by p as its power is.
+        let powers = match distance {
+            Distance::Lp { p, .. } if p != 2.0 && p.is_finite() => 4.0 * p.max(1.0 / p).max(1.0),
+            Distance::Lp { p, .. } if p != 2.0 => 4.0,
+            _ => 1.0,
         };
         // Σ|δe| over unit vectors is at most √D in the worst of the norms here (p = 1).
         let absolute = match distance {
@@ -284,6 +290,7 @@ pub fn distance_scale(distance: Distance, x: &[f64], y: &[f64]) -> f64 {
     match distance {
         Distance::Cosine => 2.0,
         Distance::SquaredEuclidean => e().map(|e| e * e).sum::<f64>(),
+        Distance::Lp { p, .. } if p < 1.0 => e().map(|e| e.powf(p)).sum::<f64>().powf(1.0 / p),
         Distance::Lp { p, .. } if p < 2.0 => e().sum::<f64>(),
         _ => e().map(|e| e * e).sum::<f64>().sqrt(),
     }
@@ -297,6 +304,11 @@ pub fn slope_scale<L: Paired<K>, const K: usize>(loss: &L, x: &[f64], y: &[f64])
     match loss.distance() {
         Distance::Cosine => 4.0,
         Distance::SquaredEuclidean => 2.0 * d + if units(loss) { 4.0 } else { 0.0 },
+        // (|e| / d)^(p-1), at the smallest element.
+        distance @ Distance::Lp { p, .. } if p < 1.0 => {
+            let smallest = x.iter().zip(y).map(|(x, y)| (x - y + 1e-6).abs()).fold(f64::INFINITY, f64::min);
+            (distance_scale(distance, x, y) / smallest).powf(1.0 - p)
+        }
         // e / d is at most 1; errors of unit vectors grow by 1 / d.
         _ if units(loss) => 1.0 + 4.0 / d,
         _ => 1.0,
@@ -323,6 +335,8 @@ pub fn is_smooth<L: Paired<K>, const K: usize>(loss: &L, x: &[f64], y: &[f64]) -
             e.sort_by(f64::total_cmp);
             e.len() < 2 || e[e.len() - 1] - e[e.len() - 2] > 1e-4 * (1.0 + x[0].abs())
         }
+        // Errors of unit vectors would have to be followed through slopes without a bound.
+        Distance::Lp { p, .. } if p < 1.0 && loss.normalize() => false,
         Distance::Lp { .. } => x.iter().zip(y).all(|(x, y)| (x - y).abs() > 1e-3 * x.abs().max(1e-3)),
     }
 }

@@ -34,6 +34,16 @@ impl Paired<3> for TripletMarginLoss {
         Self { margin, distance, normalize, swap, reduction }
     }
 
+    fn plain(margin: f64, distance: Distance, reduction: Reduction) -> Self {
+        Self { margin, distance, normalize: false, swap: false, reduction }
+    }
+    fn takes_scale<T: Element>(_: f64) -> bool {
+        true
+    }
+    fn loss_size(reach: f64) -> f64 {
+        reach
+    }
+
     fn options(&self) -> String {
         let Self { margin, distance, normalize, swap, reduction } = self;
         format!("{distance:?}, normalize {normalize}, swap {swap}, {reduction:?}, margin {margin}")
