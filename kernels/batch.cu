@@ -163,12 +163,15 @@ template <class T, class P> DEVICE void gather(const Batch& b) {
         flat = norm < float(TERCET_MIN_NORM);
         factor = is_finite(norm) ? 1.f / (flat ? float(TERCET_MIN_NORM) : norm) : nan_value<float>();
     }
-    const auto value = [&](u32 c) { return shift ? widen(x[c]) - widen(shift[c]) : widen(x[c]) * factor; };
+    // Rows are moved for the product alone. Two rows near each other and far from the one that all are moved by would lose
+    // their difference with it.
+    const auto given = [&](u32 c) { return rounded_product(widen(x[c]), factor); };
+    const auto moved = [&](u32 c) { return shift ? widen(x[c]) - widen(shift[c]) : given(c); };
     float largest = 0, squares = 0;
     bool finite = true;
     for (u32 c = lane; c < b.dim; c += 32) {
-        const float y = value(c);
-        b.y[i64(row) * b.dim + c] = y;
+        const float y = moved(c);
+        b.y[i64(row) * b.dim + c] = given(c);
         largest = fmaxf(largest, fabsf(y));
         squares += y * y;
         finite = finite && is_finite(y) && is_finite(widen(x[c]));
@@ -181,7 +184,7 @@ template <class T, class P> DEVICE void gather(const Batch& b) {
     const float scale = finite && exponent ? __uint_as_float(exponent) : 1.f / 0x1p126f;
     float rounded = 0;
     for (u32 c = lane; c < width; c += 32) {
-        const float y = c < b.dim ? b.y[i64(row) * b.dim + c] : 0.f;
+        const float y = c < b.dim ? moved(c) : 0.f;
         const float kept = P::encode(finite ? y / scale : 0.f, b.plane, at + c) * scale;
         rounded += kept * kept;
     }

@@ -1,5 +1,5 @@
 // A batch of embeddings made ready for mined losses (batch.cu): rows in the order of their classes, so that each class is
-// one contiguous block; translated or normalised; in planes of bytes for the tile engine.
+// one contiguous block; normalised; translated, in planes of bytes, for the tile engine.
 #pragma once
 #include "distance.cuh"
 #include "reduce.cuh"
@@ -26,9 +26,9 @@ struct Batch {
     u32* position;        // by original index: the row's place in class order
     u32* first;           // its class: rows first .. end
     u32* end;
-    float* y;             // [padded, dim]: translated or normalised
-    u8* plane[2];         // [padded, slabs * SLAB]: y / scale
-    float* norm;          // |y|^2 as the planes have it; 1 for cosine
+    float* y;             // [padded, dim]: as given, or normalised
+    u8* plane[2];         // [padded, slabs * SLAB]: the same, translated, / scale
+    float* norm;          // the squared norm of what the planes have; 1 for cosine
     float* scale;         // a power of two
     float* inverse;       // 1 / max(|x|, MIN_NORM), negative where the minimum took over; 1 without normalisation
     double* sums;         // [chunks, dim] and then the mean [dim]
@@ -91,8 +91,8 @@ template <class T> DEVICE float direct_distance(const Row<T>& x, const Row<T>& y
     return kind == 0 ? sum : kind == 1 ? sqrtf(sum) : 1.f - sum;
 }
 
-// |y_i - y_j|^2 from the product of their planes. Where it is `near`, below a fixed fraction of the norms, the product has
-// cancelled, and the difference must be taken: few pairs are that near.
+// |y_i - y_j|^2 from the product of the rows' planes. Where it is `near`, below a fixed fraction of the norms, the product
+// has cancelled, and the difference must be taken: few pairs are that near.
 DEVICE float squared_distance(float norm_i, float scale_i, float norm_j, float scale_j, float product, bool& near) {
     const float norms = norm_i + norm_j;
     const float d = norms - 2.f * (product * scale_i * scale_j);

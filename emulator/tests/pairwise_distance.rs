@@ -5,7 +5,8 @@ use std::cell::Cell;
 
 use tercet::cuda::batch::Input;
 use tercet::cuda::{Launcher, Memory};
-use tercet::{Distance, Element, PairwiseDistance, Precision};
+use tercet::pairwise_distance::reference;
+use tercet::{Distance, Element, Matrix, PairwiseDistance, Precision};
 use tercet_emulator::{Emulator, Options};
 
 mod emulated;
@@ -20,7 +21,7 @@ mod support;
 
 use on_device::run_case;
 use property::{Backend, Case, Output, property};
-use support::mined::Data;
+use support::mined::{Batch, Content, Data, Labelling};
 
 /// With the detector or without.
 #[derive(Default)]
@@ -92,5 +93,41 @@ fn lower_precision_is_as_good_as_its_bits() {
         }
         println!("pairwise_distance on the emulator, {precision:?}: off by {worst:.1e} of about {}", dim * 2 / 3);
         assert!(worst <= 4.0 * unit * (dim as f64), "{precision:?}: {worst}");
+    }
+}
+
+/// Three rows at 1000, by which all are moved for the product, and two near the origin that are 1e-6 apart: moved, both would
+/// be -999.9.
+#[test]
+fn rows_far_from_the_others_keep_their_distance() {
+    let x = [1000.0f32, 1000.0, 1000.0, 0.1, 0.100_001];
+    let exact = x.map(f64::from).to_vec();
+    let batch = Batch {
+        rows: 5,
+        dim: 1,
+        gap: 0,
+        offset: 0,
+        content: Content::Far,
+        labelling: Labelling::Singletons,
+        seed: 0,
+        reference: None,
+    };
+    let data =
+        Data { laid_out: x.to_vec(), exact: exact.clone(), labels: vec![0; 5], upstream: vec![1.0], reference: None };
+    for distance in [Distance::SquaredEuclidean, Distance::Euclidean] {
+        let op = PairwiseDistance { distance, ..Default::default() };
+        let case = Case { op, batch: batch.clone(), split: None, sparse: false };
+        let emulator = Emulator::new(Options { detect: false, seed: 0, os_threads: 1 });
+        let output = run_case(&emulator, &case, &data);
+        let rows = Matrix::new(&exact, 1).unwrap();
+        let truth = reference::run(&op, rows, rows, &case.upstream::<f32>()).unwrap();
+        assert!(truth.distances[3 * 5 + 4] > 9e-13 && truth.distances[3 * 5 + 4] < 1e-6);
+        let near = |actual: f32, expected: f64| (f64::from(actual) - expected).abs() <= 1e-5 * expected.abs();
+        for (actual, expected) in output.distances.iter().zip(&truth.distances) {
+            assert!(near(*actual, *expected), "{distance:?}: {actual} for {expected}");
+        }
+        for (actual, expected) in output.grads.iter().flatten().zip(truth.grads.iter().flatten()) {
+            assert!(near(*actual, *expected), "{distance:?}: {actual} for {expected}");
+        }
     }
 }

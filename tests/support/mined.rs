@@ -20,6 +20,8 @@ pub enum Content {
     Clusters,
     /// Some rows all zero, some equal.
     Degenerate,
+    /// Most rows at one place, far from the others, whose differences are below the far ones' last digit.
+    Far,
 }
 
 /// How the rows are labelled.
@@ -89,6 +91,7 @@ pub fn batches(largest: usize) -> impl Strategy<Value = Batch> {
         1 => Just(Content::Collapsed),
         1 => Just(Content::Clusters),
         1 => Just(Content::Degenerate),
+        1 => Just(Content::Far),
     ];
     let labels = prop_oneof![
         6 => proptest::sample::select(vec![2, 4, 8]).prop_map(|each| Labelling::Random { each }),
@@ -294,6 +297,8 @@ fn content<T: Element>(batch: &Batch, rows: usize, numbers: &mut Numbers) -> (Ve
                 Content::Degenerate if copied => exact[from * dim + k],
                 Content::Degenerate if row % 5 == 0 => 0.0,
                 Content::Degenerate => numbers.unit(),
+                Content::Far if row % 4 < 3 => 1000.0 * direction[k],
+                Content::Far => 0.1 * direction[k] + 1e-6 * numbers.unit(),
             };
             exact.push(T::from_f64(value).to_f64());
         }
