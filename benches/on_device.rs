@@ -109,7 +109,8 @@ struct Counted<M> {
     now: Arc<AtomicU64>,
 }
 
-impl<M: Memory> Memory for Counted<M> {
+// SAFETY: the memory inside is.
+unsafe impl<M: Memory> Memory for Counted<M> {
     fn address(&self) -> Address {
         self.memory.address()
     }
@@ -121,7 +122,8 @@ impl<M> Drop for Counted<M> {
     }
 }
 
-impl Launcher for Counting {
+// SAFETY: the launcher inside does everything.
+unsafe impl Launcher for Counting {
     type Memory = Counted<<CudaLauncher as Launcher>::Memory>;
 
     fn properties(&self) -> &DeviceProperties {

@@ -2,7 +2,7 @@
 #![cfg(feature = "torch")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 
 #[path = "support/graph.rs"]
@@ -624,6 +624,35 @@ fn a_backward_pass_may_run_another_graph() {
     });
     y.backward();
     assert_eq!(x.grad().double_value(&[0]), 6.0);
+}
+
+/// Its closure would be used by two at a time, and its lock waited for by who has it.
+#[test]
+fn a_backward_pass_that_runs_backward_through_itself_is_an_err() {
+    let (x, itself) = (leaf(&[3.0]), Arc::new(Mutex::new(None::<Tensor>)));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (inner, texts) = (itself.clone(), seen.clone());
+    let y = custom(&x, move |ctx| {
+        let result = inner.lock().unwrap().take();
+        if let Some(result) = result {
+            for keep_graph in [true, false] {
+                let again = run_backward(&result, &[ctx.saved(0)], keep_graph, false);
+                texts.lock().unwrap().push(again.unwrap_err().to_string());
+            }
+        }
+        Ok(vec![Some(ctx.upstream() * 2.0)])
+    });
+    *itself.lock().unwrap() = Some(y.shallow_clone());
+    // The outer pass goes on as if nothing had been.
+    let grad = run_backward(&y, &[&x], true, false).unwrap();
+    assert_eq!(grad[0].double_value(&[0]), 2.0);
+    let texts = seen.lock().unwrap();
+    assert_eq!(texts.len(), 2);
+    assert!(
+        texts.iter().all(|text| text.contains("Custom ran backward through the graph that it belongs to")),
+        "{texts:?}"
+    );
+    assert_eq!(run_backward(&y, &[&x], false, false).unwrap()[0].double_value(&[0]), 2.0);
 }
 
 // ---- threads ----

@@ -407,7 +407,7 @@ impl<'a> Block<'a> {
             return Err(format!("shared memory aligned to {align} bytes"));
         }
         let bytes = if key == 0 { dynamic } else { bytes };
-        let region = Region::new(bytes);
+        let region = Region::new(bytes).expect("host memory");
         let start = region.start;
         let shadow = if self.detector.is_some() { Shadow::new(bytes) } else { Shadow::default() };
         self.shared.push(Shared { key, region, shadow });

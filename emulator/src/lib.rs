@@ -32,8 +32,8 @@ const MAX_THREADS: u32 = 1024;
 pub struct Options {
     /// Watch every access: slower, on one OS thread.
     pub detect: bool,
-    /// The order of threads and blocks: 0 forwards, 1 backwards, any other a random one. The environment variable
-    /// `TERCET_EMULATOR_SEED` overrides it.
+    /// The order of threads and blocks: 0 forwards, 1 backwards, any other a random one; and which of [`CAPABILITIES`] the
+    /// device has. The environment variable `TERCET_EMULATOR_SEED` overrides it.
     pub seed: u64,
     /// OS threads that take blocks.
     pub os_threads: usize,
@@ -44,6 +44,10 @@ impl Default for Options {
         Self { detect: false, seed: 0, os_threads: 1 }
     }
 }
+
+/// Compute capability, and the shared memory that a block may have, of devices that plans are made for.
+pub const CAPABILITIES: [([u32; 2], u32); 5] =
+    [([8, 0], 163 << 10), ([8, 6], 99 << 10), ([9, 0], 227 << 10), ([12, 0], 99 << 10), ([8, 9], 99 << 10)];
 
 /// A device on the CPU. Launches are finished when they return.
 pub struct Emulator {
@@ -57,15 +61,17 @@ impl Emulator {
     /// A device of two small multiprocessors, so that grids are small and wrap around early.
     pub fn new(options: Options) -> Self {
         let seed = std::env::var("TERCET_EMULATOR_SEED").ok().and_then(|seed| seed.parse().ok());
+        let options = Options { seed: seed.unwrap_or(options.seed), ..options };
+        let ([major, minor], shared_bytes_per_block) =
+            CAPABILITIES[(options.seed % CAPABILITIES.len() as u64) as usize];
         let properties = DeviceProperties {
             name: "emulator".into(),
-            major: 8,
-            minor: 0,
+            major,
+            minor,
             multiprocessors: 2,
             threads_per_multiprocessor: 512,
-            shared_bytes_per_block: 163 << 10,
+            shared_bytes_per_block,
         };
-        let options = Options { seed: seed.unwrap_or(options.seed), ..options };
         Self { options, properties, heap: Heap::default(), launches: AtomicU64::new(0) }
     }
 
@@ -76,7 +82,7 @@ impl Emulator {
 
     /// A buffer that holds `data`.
     pub fn upload<T: bytemuck::Pod>(&self, data: &[T]) -> Buffer {
-        let buffer = Buffer::new(&self.heap, size_of_val(data));
+        let buffer = Buffer::new(&self.heap, size_of_val(data)).expect("host memory");
         buffer.write(0, data);
         buffer
     }
@@ -93,7 +99,8 @@ impl Emulator {
     }
 }
 
-impl Launcher for Emulator {
+// SAFETY: a buffer is a region of as many bytes; launches and fills are done one at a time, before they return.
+unsafe impl Launcher for Emulator {
     type Memory = Buffer;
 
     fn properties(&self) -> &DeviceProperties {
@@ -101,7 +108,10 @@ impl Launcher for Emulator {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Buffer, Error> {
-        Ok(Buffer::new(&self.heap, bytes))
+        Buffer::new(&self.heap, bytes).ok_or_else(|| Error::Cuda {
+            action: format!("allocating {bytes} bytes on the emulator"),
+            reason: "the host has not so much memory".into(),
+        })
     }
 
     unsafe fn clear(&self, to: Address, bytes: usize) -> Result<(), Error> {

@@ -25,20 +25,22 @@ pub(crate) struct Region {
 unsafe impl Send for Region {}
 
 impl Region {
-    pub fn new(bytes: usize) -> Self {
-        let layout = Self::layout(bytes);
+    /// `None` if the host has not so much memory.
+    pub fn new(bytes: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(bytes.checked_add(2 * GAP)?, ALIGNMENT).ok()?;
+        let mut written = Vec::new();
+        written.try_reserve_exact(bytes).ok()?;
+        written.resize(bytes, false);
         // SAFETY: the layout is not empty; the whole of it is filled before anyone reads it.
         let start = unsafe {
             let whole = alloc(layout);
-            assert!(!whole.is_null(), "no host memory for {bytes} bytes");
+            if whole.is_null() {
+                return None;
+            }
             whole.write_bytes(POISON, layout.size());
             whole.expose_provenance() + GAP
         };
-        Self { start, bytes, written: vec![false; bytes] }
-    }
-
-    fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes + 2 * GAP, ALIGNMENT).expect("buffers are far smaller than memory")
+        Some(Self { start, bytes, written })
     }
 
     /// The offset of `bytes` bytes at `address`, if all are inside.
@@ -59,8 +61,11 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: made in `new` with this layout.
-        unsafe { dealloc(std::ptr::with_exposed_provenance_mut(self.start - GAP), Self::layout(self.bytes)) }
+        // SAFETY: made in `new` with this layout, which is a valid one.
+        unsafe {
+            let layout = Layout::from_size_align_unchecked(self.bytes + 2 * GAP, ALIGNMENT);
+            dealloc(std::ptr::with_exposed_provenance_mut(self.start - GAP), layout);
+        }
     }
 }
 
@@ -75,11 +80,11 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    pub(crate) fn new(heap: &Heap, bytes: usize) -> Self {
-        let region = Region::new(bytes);
+    pub(crate) fn new(heap: &Heap, bytes: usize) -> Option<Self> {
+        let region = Region::new(bytes)?;
         let start = region.start;
         heap.lock().unwrap_or_else(PoisonError::into_inner).insert(start, region);
-        Self { heap: heap.clone(), start, bytes }
+        Some(Self { heap: heap.clone(), start, bytes })
     }
 
     /// What it holds, from its first byte on.
@@ -109,7 +114,8 @@ impl Buffer {
     }
 }
 
-impl Memory for Buffer {
+// SAFETY: the region is aligned to 256 bytes, in the heap alone, and does not move; launches are done when they return.
+unsafe impl Memory for Buffer {
     fn address(&self) -> Address {
         self.start as Address
     }

@@ -160,6 +160,14 @@ impl Device {
     /// The kernel, ready for launches with `shared_bytes` of dynamic shared memory.
     fn function(&self, stem: &str, kernel: &str, shared_bytes: u32) -> Result<CudaFunction, Error> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = loaded.functions.get(kernel)
+            && shared_bytes <= found.shared_bytes
+        {
+            return Ok(found.function.clone());
+        }
+        // Loading may be refused while any stream of the process is being captured into a graph, and what is loaded lazily is
+        // loaded when it is first asked about.
+        let _relaxed = RelaxedCapture::enter();
         if !loaded.functions.contains_key(kernel) {
             let function = self.find(&mut loaded, stem, kernel)?;
             loaded.functions.insert(kernel.into(), function);
@@ -188,6 +196,9 @@ impl Device {
             }
         };
         let function = module.load_function(kernel).map_err(|e| error(format!("finding {kernel} in {stem}"), e))?;
+        // Asked for a number of the code, the driver loads it: here, and not at the first launch, which may be captured.
+        let registers = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS;
+        function.get_attribute(registers).map_err(|e| error(format!("loading {kernel}"), e))?;
         Ok(Function { function, shared_bytes: 0 })
     }
 
@@ -206,8 +217,6 @@ impl Device {
             let text = String::from_utf8(bytes).expect("PTX is text");
             Ptx::from_src(text.trim_end_matches('\0'))
         };
-        // Loading may be refused while any stream of the process is being captured into a graph.
-        let _relaxed = RelaxedCapture::enter();
         self.context.load_module(ptx).map_err(|e| error(format!("loading {stem} for {}", image.target), e))
     }
 }
@@ -281,7 +290,9 @@ impl CudaLauncher {
     }
 }
 
-impl Launcher for CudaLauncher {
+// SAFETY: memory is a slice of as many bytes, which the driver aligns to 256 or more; the properties are the device's; work is
+// given to one stream, whose order it keeps.
+unsafe impl Launcher for CudaLauncher {
     type Memory = Allocation;
 
     fn properties(&self) -> &DeviceProperties {
@@ -313,7 +324,8 @@ pub struct Allocation {
     _slice: CudaSlice<u8>,
 }
 
-impl Memory for Allocation {
+// SAFETY: the slice is this value's alone, and cudarc frees it in the order of its stream.
+unsafe impl Memory for Allocation {
     fn address(&self) -> Address {
         self.address
     }

@@ -35,13 +35,22 @@ pub struct Grid {
 }
 
 /// Device memory that is freed when dropped, not before the launches that use it have run.
-pub trait Memory: Send + 'static {
+///
+/// # Safety
+/// From `address`, a multiple of 256, as many bytes as were asked for belong to this value alone, and stay where they are,
+/// until it is dropped; and after that until whatever was launched before has run.
+pub unsafe trait Memory: Send + 'static {
     /// Where it starts.
     fn address(&self) -> Address;
 }
 
-/// A device to launch on, in the order of the calls.
-pub trait Launcher {
+/// A device to launch on.
+///
+/// # Safety
+/// `allocate` returns at least as many bytes as were asked for, or an error. `properties` are those of the device that the
+/// launches run on. Launches and fills run one after the other, in the order of the calls, each seeing what those before
+/// it wrote. The crate's own code writes to device memory on the strength of this.
+pub unsafe trait Launcher {
     /// Its memory.
     type Memory: Memory;
 

@@ -1,11 +1,13 @@
 // An autograd node whose backward is a Rust closure, and the few other things of libtorch that tch does not offer.
-// Nothing here throws into Rust: every function that can fail returns an error message (malloc) or null.
+// Nothing here throws into Rust: every function that can fail returns an error message, for `tercet_free_message`, or null.
 
+#include <atomic>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <ATen/ATen.h>
@@ -30,14 +32,25 @@ using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-// Rust's side of a node; see autograd.rs for the contract. `apply` puts new tensors, or null, into `grads`.
+// Rust's side of a node; see autograd.rs for the contract. `apply` puts new tensors, or null, into `grads`, and returns null or
+// a message.
 struct RustBackward {
     void* state;
     char* (*apply)(void* state, at::Tensor* upstream, at::Tensor** saved, const uint8_t* needed, bool keep_graph, at::Tensor** grads);
     void (*drop)(void* state);
 };
 
-char* message_of(const char* text) { return strdup(text); }
+// What is said when there is no memory for a message: null would mean that all is well.
+char no_memory_for_a_message[] = "out of memory";
+
+char* message_of(const char* text) {
+    char* copy = strdup(text);
+    return copy ? copy : no_memory_for_a_message;
+}
+
+void free_message(char* message) {
+    if (message != no_memory_for_a_message) free(message);
+}
 
 // Runs f; an exception becomes a message.
 template <class F> char* guarded(F f) {
@@ -63,12 +76,15 @@ class RustNode : public Node {
 
     // Called once the graph is no longer needed.
     void release_variables() override {
+        if (runs_here()) return;  // by the Rust code that runs now: what it uses is let go with the node
         std::lock_guard<std::mutex> lock(mutex_);
         for (auto& saved : saved_) saved.reset_data();
         release();
     }
 
     variable_list apply(variable_list&& upstream) override {
+        // Its closure is in use, and this thread holds the lock.
+        TORCH_CHECK(!runs_here(), "the backward pass of ", name_, " ran backward through the graph that it belongs to");
         // Two threads may run backward through one graph.
         std::lock_guard<std::mutex> lock(mutex_);
         TORCH_CHECK(rust_.state, torch::autograd::ERR_BACKWARD_TWICE);
@@ -86,8 +102,10 @@ class RustNode : public Node {
         char* error;
         {
             at::AutoGradMode no_grad(false);
+            runner_ = std::this_thread::get_id();
             error = rust_.apply(rust_.state, &upstream[0], saved_pointers.data(), needed.data(),
                                 torch::autograd::get_current_graph_task_keep_graph(), results.data());
+            runner_ = std::thread::id();
         }
         for (size_t i = 0; i < count; ++i)
             if (results[i]) {
@@ -95,14 +113,15 @@ class RustNode : public Node {
                 delete results[i];
             }
         if (error) {
-            std::string text = name_ + ": " + error;
-            free(error);
-            throw std::runtime_error(text);
+            const std::unique_ptr<char, void (*)(char*)> freed(error, free_message);
+            throw std::runtime_error(name_ + ": " + error);
         }
         return at::GradMode::is_enabled() ? refuse_further(std::move(grads), upstream[0], saved) : grads;
     }
 
   private:
+    bool runs_here() const { return runner_ == std::this_thread::get_id(); }
+
     // The gradient is not differentiable: whoever differentiates through it is told, where a plain tensor would give a
     // silent zero. The error has edges to all that the gradient depends on: without them, the engine would not pass it
     // on the way to chosen inputs (torch's own DelayedError has none). Asking for the graph alone (create_graph) is no
@@ -133,6 +152,7 @@ class RustNode : public Node {
     std::string name_;
     RustBackward rust_;
     std::vector<SavedVariable> saved_;
+    std::atomic<std::thread::id> runner_{};  // the thread that is in `apply`
 };
 
 }  // namespace
@@ -147,14 +167,16 @@ char* tercet_attach(at::Tensor** result, const at::Tensor* output, at::Tensor* c
     static volatile auto keep = &at::cuda::warp_size;
     (void)keep;
 #endif
-    std::shared_ptr<RustNode> node;
+    RustNode* made;
     try {
-        node = std::shared_ptr<RustNode>(new RustNode(name, rust), torch::autograd::deleteNode);
+        made = new RustNode(name, rust);
     } catch (...) {
         rust.drop(rust.state);
         return message_of("out of memory");
     }
     return guarded([&] {
+        // Where the pointer cannot be made shared the standard has it deleted, and the state dropped with it.
+        std::shared_ptr<RustNode> node(made, torch::autograd::deleteNode);
         variable_list variables;
         for (size_t i = 0; i < input_count; ++i) variables.push_back(*inputs[i]);
         at::Tensor out = output->detach();
@@ -167,6 +189,11 @@ char* tercet_attach(at::Tensor** result, const at::Tensor* output, at::Tensor* c
     });
 }
 
+void tercet_free_message(char* message) { free_message(message); }
+
+// What Rust returns as a message where it has no memory for one.
+char* tercet_no_memory_for_a_message() { return no_memory_for_a_message; }
+
 bool tercet_grad_enabled() { return at::GradMode::is_enabled(); }
 
 // Whether sizes and strides say where a tensor's elements are: no sparse layout, of which there are five, no MKL-DNN.
@@ -177,7 +204,7 @@ char* tercet_from_blob(at::Tensor** result, void* data, const int64_t* sizes, si
                        void (*drop)(void*)) {
     return guarded([&] {
         // Once in any case, even where libtorch throws when it holds the deleter already: the last copy of it drops.
-        std::shared_ptr<void> held(owner, drop);
+        std::shared_ptr<void> held(owner, drop);  // which drops where it has no memory for its count
         auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(scalar_type));
         auto deleter = [held = std::move(held)](void*) mutable { held.reset(); };
         *result = new at::Tensor(at::for_blob(data, at::IntArrayRef(sizes, dims)).deleter(std::move(deleter)).options(options).make_tensor());

@@ -107,7 +107,8 @@ impl<'a> CustomFunction<'a> {
     ///
     /// `backward` runs with gradients switched off, on whichever thread runs the graph, never twice at a time. It
     /// returns one gradient per input, or `None`s. Its error or panic ends the graph's backward pass with an `Err`
-    /// from `f_backward`. It is dropped, once, with the graph. It must not run backward through the same graph.
+    /// from `f_backward`. It is dropped, once, with the graph. Running backward through
+    /// the same graph from within it is such an error.
     ///
     /// Differentiating through the gradient is refused with an error (`create_graph` alone is not).
     ///
@@ -180,6 +181,8 @@ unsafe extern "C" {
         name: *const c_char,
         rust: RustBackward,
     ) -> *mut c_char;
+    fn tercet_free_message(message: *mut c_char);
+    fn tercet_no_memory_for_a_message() -> *mut c_char;
     fn tercet_grad_enabled() -> bool;
 }
 
@@ -229,8 +232,11 @@ unsafe extern "C" fn apply(
         }
     };
     let text = CString::new(text.replace('\0', "")).expect("NULs were removed");
-    // SAFETY: a NUL-terminated string; the copy is from malloc, as C++ expects.
-    unsafe { libc::strdup(text.as_ptr()) }
+    // SAFETY: a NUL-terminated string; the copy is from malloc, as C++ expects, or its own text for lack of memory.
+    unsafe {
+        let copy = libc::strdup(text.as_ptr());
+        if copy.is_null() { tercet_no_memory_for_a_message() } else { copy }
+    }
 }
 
 /// # Safety
@@ -245,10 +251,10 @@ pub(super) fn check(message: *mut c_char) -> Result<(), TchError> {
     if message.is_null() {
         return Ok(());
     }
-    // SAFETY: autograd.cpp returns null or a string from malloc that is ours to free.
+    // SAFETY: autograd.cpp returns null or a string that is ours to give back.
     unsafe {
         let text = CStr::from_ptr(message).to_string_lossy().into_owned();
-        libc::free(message.cast());
+        tercet_free_message(message);
         Err(TchError::Torch(text))
     }
 }

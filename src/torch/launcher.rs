@@ -27,7 +27,9 @@ impl TorchLauncher {
     }
 }
 
-impl Launcher for TorchLauncher {
+// SAFETY: memory is a tensor of as many bytes, which PyTorch's allocator aligns to 512; the properties are the device's; work
+// is given to one stream, whose order it keeps.
+unsafe impl Launcher for TorchLauncher {
     type Memory = Workspace;
 
     fn properties(&self) -> &DeviceProperties {
@@ -35,7 +37,11 @@ impl Launcher for TorchLauncher {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Workspace, Error> {
-        let tensor = Tensor::f_empty([bytes as i64], (Kind::Uint8, tch::Device::Cuda(self.ordinal)))?;
+        let Ok(count) = i64::try_from(bytes) else {
+            let reason = "no tensor has so many elements".into();
+            return Err(Error::Cuda { action: format!("allocating {bytes} bytes"), reason });
+        };
+        let tensor = Tensor::f_empty([count], (Kind::Uint8, tch::Device::Cuda(self.ordinal)))?;
         Ok(Workspace(tensor))
     }
 
@@ -82,7 +88,8 @@ pub fn on_pool_stream<F: FnOnce(*mut c_void) -> R, R>(ordinal: usize, f: F) -> R
 /// The allocator gives freed memory only to later work of the same stream, so dropping it early is safe.
 pub(crate) struct Workspace(Tensor);
 
-impl Memory for Workspace {
+// SAFETY: a tensor's elements do not move, and nobody else has this tensor.
+unsafe impl Memory for Workspace {
     fn address(&self) -> Address {
         self.0.data_ptr() as Address
     }

@@ -24,13 +24,11 @@ struct Block {
 unsafe impl Send for Block {}
 
 impl Block {
-    fn layout(bytes: usize) -> Layout {
-        Layout::from_size_align(bytes, UNIT).expect("a multiple of UNIT below isize::MAX")
-    }
-
+    /// Of so many bytes, more than 0.
     fn new(bytes: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(bytes, UNIT).ok()?;
         // SAFETY: the layout's size is not 0.
-        let start = NonNull::new(unsafe { alloc(Self::layout(bytes)) })?;
+        let start = NonNull::new(unsafe { alloc(layout) })?;
         // SAFETY: the range is ours, and aligned to pages. The advice may be refused; nothing depends on it.
         #[cfg(target_os = "linux")]
         unsafe {
@@ -42,8 +40,8 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout, freed once.
-        unsafe { dealloc(self.start.as_ptr(), Self::layout(self.bytes)) }
+        // SAFETY: `new` allocated it with this layout, which is a valid one; freed once.
+        unsafe { dealloc(self.start.as_ptr(), Layout::from_size_align_unchecked(self.bytes, UNIT)) }
     }
 }
 
@@ -64,8 +62,9 @@ impl Pool {
         let block = match best {
             Some(i) => self.kept.swap_remove(i),
             None => {
-                self.peak_bytes = self.peak_bytes.max(self.used_bytes + bytes);
-                while self.kept_bytes() + self.used_bytes + bytes > self.peak_bytes {
+                // A request that is refused leaves the peak as it was, or as much would be kept from then on.
+                let peak = self.peak_bytes.max(self.used_bytes.checked_add(bytes)?);
+                while !self.kept.is_empty() && self.kept_bytes() + self.used_bytes > peak - bytes {
                     self.kept.remove(0);
                 }
                 Block::new(bytes)?
@@ -99,10 +98,11 @@ fn lock() -> std::sync::MutexGuard<'static, Pool> {
 
 /// An uninitialised contiguous CPU tensor.
 pub(crate) fn empty(sizes: &[i64], kind: Kind) -> Result<Tensor, crate::Error> {
-    let bytes = sizes.iter().product::<i64>() as usize * kind.elt_size_in_bytes();
-    if bytes >= MIN_BYTES
-        && let Some(block) = lock().take(bytes.next_multiple_of(UNIT))
-    {
+    // Sizes of an expanded tensor may multiply to more bytes than there are addresses: libtorch says so.
+    let count = sizes.iter().try_fold(1usize, |count, &size| count.checked_mul(usize::try_from(size).ok()?));
+    let bytes = count.and_then(|count| count.checked_mul(kind.elt_size_in_bytes()));
+    let units = bytes.filter(|bytes| *bytes >= MIN_BYTES).and_then(|bytes| bytes.checked_next_multiple_of(UNIT));
+    if let Some(block) = units.and_then(|bytes| lock().take(bytes)) {
         let data = block.start.as_ptr().cast();
         let owner = Box::into_raw(Box::new(block)).cast();
         let mut result = ptr::null_mut();
@@ -176,6 +176,10 @@ mod tests {
         }
         assert_eq!(pool.used_bytes, 0);
         assert_eq!(pool.peak_bytes, 60 * UNIT);
+        for refused in [usize::MAX - UNIT + 1, isize::MAX as usize / UNIT * UNIT, 1 << 60] {
+            assert!(pool.take(refused).is_none());
+            assert_eq!((pool.used_bytes, pool.peak_bytes), (0, 60 * UNIT));
+        }
         assert!(pool.kept_bytes() <= 60 * UNIT);
     }
 }

@@ -16,7 +16,8 @@ struct Refusing<'a, L> {
     left: Cell<usize>,
 }
 
-impl<L: Launcher> Launcher for Refusing<'_, L> {
+// SAFETY: the launcher inside does everything.
+unsafe impl<L: Launcher> Launcher for Refusing<'_, L> {
     type Memory = L::Memory;
 
     fn properties(&self) -> &DeviceProperties {
