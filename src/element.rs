@@ -93,6 +93,11 @@ pub trait Scalar:
     fn is_nan(self) -> bool;
 }
 
+/// The largest number of T's arithmetic.
+pub(crate) fn largest<T: Element>() -> f64 {
+    T::Scalar::MAX.to_f64()
+}
+
 mod sealed {
     pub trait Sealed {}
     impl Sealed for f32 {}

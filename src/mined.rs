@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use crate::distance::Metric;
 pub(crate) use crate::matrix::check_len;
+use crate::paired::check_margin;
 use crate::{Distance, Element, Error, Matrix, Reduction, Scalar, Stats};
 
 /// Rows that positives and negatives are drawn from instead of the batch itself: a memory bank, or the batches of all
@@ -101,6 +102,8 @@ pub struct Shape {
     pub dim: usize,
     pub labels: usize,
     pub reference: Option<ReferenceShape>,
+    /// The largest number of the arithmetic.
+    pub largest: f64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +126,8 @@ impl Shape {
                 Own::Rows(rows) => Own::Rows(rows.len()),
             },
         });
-        Self { rows: embeddings.rows(), dim: embeddings.dim(), labels: labels.len(), reference }
+        let largest = T::Scalar::MAX.to_f64();
+        Self { rows: embeddings.rows(), dim: embeddings.dim(), labels: labels.len(), reference, largest }
     }
 
     /// The number of rows that positives and negatives are drawn from.
@@ -137,11 +141,9 @@ pub type Set<'a, T> = Reference<Matrix<'a, T>, &'a [i64]>;
 
 /// The shapes of a call, and the options that every mined loss has.
 pub(crate) fn check(margin: f64, distance: Distance, shape: &Shape) -> Result<Metric, Error> {
-    if !margin.is_finite() || margin < 0.0 {
-        return Err(Error::argument("margin", "a finite number, 0 or more", margin.to_string()));
-    }
+    let Shape { rows, dim, labels, reference, largest } = *shape;
+    check_margin(margin, largest)?;
     let metric = metric(distance)?;
-    let Shape { rows, dim, labels, reference } = *shape;
     check_rows("embeddings", rows, dim)?;
     if labels != rows {
         return Err(Error::argument("labels", format!("{rows}, one for each embedding"), labels.to_string()));
@@ -162,14 +164,22 @@ pub(crate) fn metric(distance: Distance) -> Result<Metric, Error> {
     distance.metric()
 }
 
-/// Rows are numbered with `u32`, and its largest number means none.
+/// Kernels number rows, in whole tiles of them, with `u32`.
+pub(crate) const MAX_ROWS: usize = u32::MAX as usize - 256;
+/// Kernels number pieces of 128 rows with `u32`: from 2^25 f32 columns on that wraps.
+pub(crate) const MAX_DIM: usize = 1 << 24;
+
+/// The shape of a matrix of rows that are compared with each other.
 pub(crate) fn check_rows(argument: &'static str, rows: usize, dim: usize) -> Result<(), Error> {
     let shape = || format!("[{rows}, {dim}]");
     if rows == 0 || dim == 0 {
         return Err(Error::argument(argument, "at least one row and one column", shape()));
     }
-    if rows >= u32::MAX as usize {
-        return Err(Error::argument(argument, format!("fewer than {} rows", u32::MAX), shape()));
+    if rows > MAX_ROWS {
+        return Err(Error::argument(argument, format!("at most {MAX_ROWS} rows"), shape()));
+    }
+    if dim > MAX_DIM {
+        return Err(Error::argument(argument, format!("at most {MAX_DIM} columns"), shape()));
     }
     Ok(())
 }
@@ -178,7 +188,8 @@ pub(crate) fn check_rows(argument: &'static str, rows: usize, dim: usize) -> Res
 #[cfg_attr(not(feature = "torch"), allow(dead_code, reason = "for tensors"))]
 pub trait Loss: Copy + Debug {
     const NAME: &'static str;
-    /// Whether a backward pass may read the embeddings again: they must then be what they were.
+    /// Whether a backward pass on a device reads the embeddings again: they must then be what they were. On the CPU none
+    /// does: what `find` returns has all that `gradients` needs.
     const READS_AGAIN: bool;
     /// The options and shape of one call, checked.
     type Problem: Copy + Debug + Send + 'static;

@@ -25,12 +25,17 @@ pub struct Problem {
 }
 
 impl Options {
-    /// The checks of every call. `first`: the name of the matrix that the shape is of.
-    pub fn checked(&self, first: &'static str, [rows, dim]: [usize; 2]) -> Result<Problem, Error> {
-        if !self.margin.is_finite() || self.margin < 0.0 {
-            return Err(Error::argument("margin", "a finite number, 0 or more", self.margin.to_string()));
-        }
+    /// The checks of every call. `first`: the name of the matrix that the shape is of; `largest`: the largest number of the
+    /// arithmetic.
+    pub fn checked(&self, first: &'static str, [rows, dim]: [usize; 2], largest: f64) -> Result<Problem, Error> {
+        check_margin(self.margin, largest)?;
         let metric = self.distance.metric()?;
+        if let Metric::Difference { eps, .. } | Metric::Power { eps, .. } = metric
+            && eps.abs() > largest
+        {
+            let expected = format!("at most {largest:e}, the largest number of this dtype's arithmetic");
+            return Err(Error::argument("distance.eps", expected, format!("{eps:e}")));
+        }
         if rows == 0 || dim == 0 {
             return Err(Error::argument(first, "at least one row and one column", format!("[{rows}, {dim}]")));
         }
@@ -43,6 +48,18 @@ impl Options {
             reduction: self.reduction,
         })
     }
+}
+
+/// Of every loss. A margin beyond f32 would be infinite, and so would the loss.
+pub(crate) fn check_margin(margin: f64, largest: f64) -> Result<(), Error> {
+    if !margin.is_finite() || margin < 0.0 {
+        return Err(Error::argument("margin", "a finite number, 0 or more", margin.to_string()));
+    }
+    if margin > largest {
+        let expected = format!("at most {largest:e}, the largest number of this dtype's arithmetic");
+        return Err(Error::argument("margin", expected, format!("{margin:e}")));
+    }
+    Ok(())
 }
 
 impl Problem {

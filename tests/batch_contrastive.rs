@@ -400,8 +400,8 @@ fn wrong_arguments_are_named() {
         }
     };
     let default = BatchContrastiveLoss::default();
-    for margin in [-0.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-        let text = margin.to_string();
+    for margin in [-0.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e39] {
+        let text = if margin == 1e39 { "1e39".into() } else { margin.to_string() };
         refused(BatchContrastiveLoss { margin, ..default }, matrix, &[0, 1], "margin", &text);
     }
     let distance = Distance::Lp { p: 2.0, eps: 0.0 };

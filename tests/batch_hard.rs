@@ -312,8 +312,9 @@ fn wrong_arguments_are_named() {
         }
     };
     let default = BatchHardTripletLoss::default();
-    for margin in [-0.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-        let text = margin.to_string();
+    // 1e39 is a number of f64 and none of f32.
+    for margin in [-0.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e39] {
+        let text = if margin == 1e39 { "1e39".into() } else { margin.to_string() };
         refused(BatchHardTripletLoss { margin, ..default }, matrix, &[0, 1], "margin", &text);
     }
     for p in [1.0, 2.0] {
@@ -326,6 +327,8 @@ fn wrong_arguments_are_named() {
     // A row again and again: more of them than indices.
     let many = Matrix::strided(&x, u32::MAX as usize, 1, 0).unwrap();
     refused(default, many, &[0, 1], "embeddings", "4294967295");
+    let wide = vec![0f32; (1 << 24) + 1];
+    refused(default, Matrix::strided(&wide, 2, wide.len(), 0).unwrap(), &[0, 1], "embeddings", "[2, 16777217]");
 
     let named = |result: Result<f32, Error>, argument: &str| {
         let error = result.expect_err("accepted");

@@ -23,7 +23,7 @@ static CONFORMANCE: &[Image] = include!(concat!(env!("OUT_DIR"), "/conformance.r
 #[test]
 fn the_probes_compile_for_every_device() {
     if !support::package().join("emulator").is_dir() {
-        println!("skipped: a package has no emulator: the_probes_compile_for_every_device");
+        skip::skipped("a package has no emulator: the_probes_compile_for_every_device");
         return;
     }
     let targets = |images: &[Image]| images.iter().map(|image| image.target).collect::<BTreeSet<_>>();

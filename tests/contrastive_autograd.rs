@@ -3,6 +3,8 @@
 
 #[path = "support/graph.rs"]
 mod graph;
+#[path = "support/skipped.rs"]
+mod skipped;
 
 use graph::{CHANGED, ONCE, TWICE, assert_close, assert_fails, assert_same_bits, devices, numbers, run_backward};
 use tch::{Device, IndexOp, Kind, Tensor};
@@ -298,7 +300,7 @@ fn inputs_may_be_views() {
 #[test]
 fn on_a_device_what_is_neither_0_nor_1_is_nan() {
     let Some(device) = devices().into_iter().find(|device| device.is_cuda()) else {
-        println!("skipped: no CUDA device: on_a_device_what_is_neither_0_nor_1_is_nan");
+        skipped::skipped("no CUDA device: on_a_device_what_is_neither_0_nor_1_is_nan");
         return;
     };
     let [x1, x2] = leaves(&[3, 5], 11, Kind::Float, device);

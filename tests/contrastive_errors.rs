@@ -2,8 +2,10 @@
 
 #[path = "support/refused.rs"]
 mod refused;
+#[path = "support/skipped.rs"]
+mod skipped;
 
-use refused::{bad_options, refused};
+use refused::{bad_options, options_beyond_f32, refused};
 use tercet::contrastive::reference;
 use tercet::{ContrastiveLoss, Error, Matrix, Reduction};
 
@@ -56,6 +58,16 @@ fn slices_refuse_options_out_of_range() {
     for margin in [0.0, -0.0, f64::MAX, f64::MIN_POSITIVE] {
         let loss_fn = ContrastiveLoss { margin, ..Default::default() };
         doors(&loss_fn, rows, &[true, false]).into_iter().for_each(|result| result.unwrap());
+    }
+}
+
+#[test]
+fn slices_of_f32_refuse_options_that_it_has_no_number_for() {
+    let rows = [Matrix::new(&[1f32, 2.0], 1).unwrap(); 2];
+    for (margin, distance, argument, expected, actual) in options_beyond_f32() {
+        let loss_fn = ContrastiveLoss { margin, distance, ..Default::default() };
+        refused(loss_fn.loss(rows, &[true, false]), argument, expected, actual);
+        refused(loss_fn.grad(rows, &[true, false], &[1.0], [None, None]), argument, expected, actual);
     }
 }
 
@@ -229,7 +241,7 @@ mod tensors {
     #[test]
     fn refuse_devices_that_differ() {
         if !tch::Cuda::is_available() {
-            println!("skipped: no CUDA device: contrastive: refuse_devices_that_differ");
+            skipped::skipped("no CUDA device: contrastive: refuse_devices_that_differ");
             return;
         }
         let (host, device) = (dense(&[2, 3]), dense(&[2, 3]).to_device(Device::Cuda(0)));

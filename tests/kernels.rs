@@ -2,6 +2,8 @@
 //! their variables in registers.
 #![cfg(feature = "cuda")]
 
+#[path = "support/skipped.rs"]
+mod skipped;
 mod support;
 
 use std::collections::BTreeSet;
@@ -69,7 +71,7 @@ fn disassembler() -> Option<PathBuf> {
 #[test]
 fn rows_move_in_vectors_of_16_bytes() {
     let Some(disassembler) = disassembler() else {
-        println!("skipped: no nvdisasm: rows_move_in_vectors_of_16_bytes");
+        skipped::skipped("no nvdisasm: rows_move_in_vectors_of_16_bytes");
         return;
     };
     // By the bytes that a lane of the shape holds of each row: 16 for a vector, and the vectors of a lane.
@@ -121,7 +123,7 @@ fn images_stay_within_their_budget() {
 fn every_loss_has_its_room_complete() {
     let root = support::package();
     if !root.join("kernels").is_dir() {
-        println!("skipped: no sources here: every_loss_has_its_room_complete");
+        skipped::skipped("no sources here: every_loss_has_its_room_complete");
         return;
     }
     let mut stems = 0;

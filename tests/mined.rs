@@ -8,6 +8,8 @@ mod cuda_device;
 mod launches;
 #[path = "support/mined_records.rs"]
 mod records;
+#[path = "support/skipped.rs"]
+mod skipped;
 mod support;
 
 use records::{Cpu, finds_what_is_wrong, unchanged};

@@ -4,6 +4,8 @@
 //! Each loss has one function that gives the answers of all its doors to one case: the oracle, and with `on_slices!` the
 //! CPU versions in f64 and f32 beside it.
 
+#[path = "support/skipped.rs"]
+mod skipped;
 mod support;
 
 use serde_json::Value;
@@ -386,7 +388,7 @@ fn cosine_embedding_is_the_root_of_twice_ours() {
 fn the_page_names_tests_that_exist() {
     let root = support::package();
     let (Ok(page), true) = (std::fs::read_to_string(root.join("docs/parity.md")), root.join("src").is_dir()) else {
-        println!("skipped: no sources here: the_page_names_tests_that_exist");
+        skipped::skipped("no sources here: the_page_names_tests_that_exist");
         return;
     };
     let mut named = 0;

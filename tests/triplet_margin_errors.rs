@@ -3,9 +3,9 @@
 #[path = "support/refused.rs"]
 mod refused;
 
-use refused::{bad_options, refused};
+use refused::{bad_options, options_beyond_f32, refused};
 use tercet::triplet_margin::reference;
-use tercet::{Distance, Error, Matrix, Reduction, TripletMarginLoss};
+use tercet::{Distance, Element, Error, Matrix, Reduction, TripletMarginLoss};
 
 /// Every way to call the loss on slices, three with `Reduction::None`, otherwise five.
 fn doors(loss_fn: &TripletMarginLoss, rows: [Matrix<'_, f64>; 3]) -> Vec<Result<(), Error>> {
@@ -45,6 +45,23 @@ fn slices_refuse_options_out_of_range() {
         let distance = Distance::Lp { p, eps };
         doors(&TripletMarginLoss { distance, ..Default::default() }, rows).into_iter().for_each(|r| r.unwrap());
     }
+}
+
+#[test]
+fn slices_of_f32_and_16_bits_refuse_options_that_f32_has_no_number_for() {
+    fn refuse<T: Element>() {
+        let x = [T::default(); 2];
+        let rows = [Matrix::new(&x, 1).unwrap(); 3];
+        for (margin, distance, argument, expected, actual) in options_beyond_f32() {
+            let loss_fn = TripletMarginLoss { margin, distance, ..Default::default() };
+            refused(loss_fn.loss(rows), argument, expected, actual);
+            let upstream = [T::Scalar::default()];
+            refused(loss_fn.grad(rows, &upstream, [None, None, None]), argument, expected, actual);
+        }
+    }
+    refuse::<f32>();
+    refuse::<half::f16>();
+    refuse::<half::bf16>();
 }
 
 #[test]
@@ -171,6 +188,25 @@ mod tensors {
             let loss_fn = TripletMarginLoss { margin, distance, ..Default::default() };
             both_refuse(&loss_fn, [&x, &x, &x], argument, expected, actual);
             tch::no_grad(|| both_refuse(&loss_fn, [&x, &x, &x], argument, expected, actual));
+        }
+    }
+
+    /// An expanded leaf of 2^62 numbers: its bytes wrap to 2^63 and its gradient's to few.
+    #[test]
+    fn refuse_more_bytes_than_there_are_addresses() {
+        let x = dense(&[1, 1]).expand([1 << 31, (1 << 31) + 1], false).detach().set_requires_grad(true);
+        let loss_fn = TripletMarginLoss::default();
+        assert!(loss_fn.f_forward(&x, &x, &x).is_err());
+    }
+
+    #[test]
+    fn refuse_options_that_f32_has_no_number_for() {
+        for kind in [Kind::Float, Kind::Half, Kind::BFloat16] {
+            let x = dense(&[2, 3]).to_kind(kind).set_requires_grad(true);
+            for (margin, distance, argument, expected, actual) in options_beyond_f32() {
+                let loss_fn = TripletMarginLoss { margin, distance, ..Default::default() };
+                both_refuse(&loss_fn, [&x, &x, &x], argument, expected, actual);
+            }
         }
     }
 

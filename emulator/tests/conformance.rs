@@ -2,6 +2,8 @@
 
 #[path = "../../tests/support/conformance.rs"]
 mod conformance;
+#[path = "../../tests/support/skipped.rs"]
+mod skipped;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
@@ -74,7 +76,7 @@ fn the_emulator_answers_as_devices_did() {
     let root = support::package().join("..");
     let records = conformance::read_records(&conformance::records(&root));
     if records.is_empty() {
-        println!("skipped: no device has been recorded: the_emulator_answers_as_devices_did");
+        skipped::skipped("no device has been recorded: the_emulator_answers_as_devices_did");
         return;
     }
     let mut wrong = Vec::new();

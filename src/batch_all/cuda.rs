@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{BatchAllTripletLoss, MeanOver, Problem};
 use crate::constants::{COMPARED, TILE};
-use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides};
+use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};
 use crate::cuda::mined::{Inputs, OnDevice, Output};
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, Reduction};
@@ -101,17 +101,17 @@ impl OnDevice for BatchAllTripletLoss {
         let capacity = batch::capacity(rows, shapes[1].rows);
         let mut result = Layout::default();
         let (state, stats) = (result.part(2, 4), result.part(STATS, 8));
-        let gradients =
-            [0, 1].map(|which| with_grad[which].then(|| result.part(shapes[which].rows * dim, size_of::<f32>())));
+        let gradients = [0, 1]
+            .map(|which| with_grad[which].then(|| result.part(count_of([shapes[which].rows, dim]), size_of::<f32>())));
         let mut passing = Layout::default();
         let start = passing.part(rows + 1, 8);
         let of_pairs = [(); 4].map(|()| passing.part(capacity, 4));
         let reach = passing.part(rows, 4);
         let room = |which: usize| {
-            if with_grad[which] { splits[which] as usize * shapes[which].padded() * dim } else { 0 }
+            if with_grad[which] { count_of([splits[which] as usize, shapes[which].padded(), dim]) } else { 0 }
         };
         let pushed = [0, 1].map(|which| passing.part(room(which), 4));
-        let sums = passing.part(splits[0] as usize * shape.padded() * 2, 8);
+        let sums = passing.part(count_of([splits[0] as usize, shape.padded(), 2]), 8);
         let partials = passing.part(STATS * row_blocks[0] as usize, 8);
         let (result, passing) = (result.allocate(launcher)?, passing.allocate(launcher)?);
 

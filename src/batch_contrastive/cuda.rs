@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{BatchContrastiveLoss, Negatives, Problem};
 use crate::constants::DIGITS;
-use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides};
+use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};
 use crate::cuda::mined::{Inputs, OnDevice, Output};
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, Reduction};
@@ -131,7 +131,7 @@ impl OnDevice for BatchContrastiveLoss {
         let tied_anchors = passing.part(of_selecting(rows), 4);
         let tied_rows = passing.part(of_selecting(shapes[1].rows), 4);
         // All before this starts as zeros.
-        let sums = passing.part(splits as usize * shape.padded() * SUMS_OF_ROW, 8);
+        let sums = passing.part(count_of([splits as usize, shape.padded(), SUMS_OF_ROW]), 8);
         let partials = passing.part(TOTALS * row_blocks as usize, 8);
         let (result, passing) = (result.allocate(launcher)?, passing.allocate(launcher)?);
 
@@ -195,7 +195,7 @@ impl OnDevice for BatchContrastiveLoss {
             let shape = &shapes[which];
             let splits = shape.splits_of(shapes[1 - which].tiles(), launcher.properties());
             let mut layout = Layout::default();
-            layout.part(splits as usize * shape.padded() * problem.dim, 4);
+            layout.part(count_of([splits as usize, shape.padded(), problem.dim]), 4);
             let pushed = layout.allocate(launcher)?;
             let at = Places {
                 pushed: pushed.address(),

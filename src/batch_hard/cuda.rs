@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{BatchHardTripletLoss, Problem};
-use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides};
+use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};
 use crate::cuda::mined::{Inputs, OnDevice, Output};
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, Reduction};
@@ -99,7 +99,7 @@ impl OnDevice for BatchHardTripletLoss {
         let (ticket, stats) = (selection.part(1, 4), selection.part(STATS, 8));
         let per_anchor = [(); 5].map(|()| selection.part(rows, 4));
         let mut passing = Layout::default();
-        let candidates = [(); 2].map(|()| passing.part(splits as usize * shape.padded(), 4));
+        let candidates = [(); 2].map(|()| passing.part(count_of([splits as usize, shape.padded()]), 4));
         let partials = passing.part(STATS * row_blocks as usize, 8);
         let (selection, passing) = (selection.allocate(launcher)?, passing.allocate(launcher)?);
 

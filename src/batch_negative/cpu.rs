@@ -86,12 +86,13 @@ fn find<A: Scalar>(problem: &Problem, against: &Against<A>, hashes: &[Vec<[u32; 
         }
         Negative::Random | Negative::SemiHard => draw(problem, against, hashes, &pairs, &distances, &mut chosen),
     }
-    // Nothing can be said against a positive at an infinite distance: its loss is that of any row.
-    for i in 0..against.anchors.rows {
+    // Nothing can be said against a positive at an infinite distance: its loss is that of any row, the first one given.
+    for i in (0..against.anchors.rows).filter(|&i| distances[pairs.of(i)].contains(&A::INFINITY)) {
         let class = against.class(i);
-        let any = (0..against.others().rows).filter(|j| !class.contains(j)).min_by_key(|&j| against.given(j));
+        let negatives = (0..class.start).chain(class.end..against.others().rows);
+        let Some(any) = negatives.min_by_key(|&j| against.given(j)) else { continue };
         for (chosen, d_ap) in chosen[pairs.of(i)].iter_mut().zip(&distances[pairs.of(i)]) {
-            if let (Some(any), true) = (any, *d_ap == A::INFINITY) {
+            if *d_ap == A::INFINITY {
                 *chosen = any as u32;
             }
         }

@@ -8,6 +8,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr};
 use super::{ContrastiveLoss, NAMES, check_same};
 use crate::cuda::paired::{self, Wanted};
 use crate::cuda::{Address, CudaMatrix, DeviceProperties, Launcher};
+use crate::element::largest;
 use crate::paired::{Problem, one_shape};
 use crate::{Element, Error};
 
@@ -81,7 +82,7 @@ impl ContrastiveLoss {
         shape: [usize; 2],
         pass: &Pass,
     ) -> Result<Plan, Error> {
-        Ok(paired::plan::<T, 2>(STEM, &self.checked(shape)?, pass, device))
+        Ok(paired::plan::<T, 2>(STEM, &self.checked(shape, largest::<T>())?, pass, device))
     }
 
     /// One pass over rows in the launcher's memory.
@@ -100,7 +101,7 @@ impl ContrastiveLoss {
         same: Same,
     ) -> Result<(), Error> {
         // SAFETY: the caller's contract.
-        unsafe { run::<T, L>(launcher, &self.checked(shape)?, pass, same) }
+        unsafe { run::<T, L>(launcher, &self.checked(shape, largest::<T>())?, pass, same) }
     }
 }
 
@@ -155,7 +156,7 @@ impl ContrastiveLoss {
     where
         T::Scalar: DeviceRepr,
     {
-        let problem = self.checked(one_shape(NAMES, paired::shapes(rows))?)?;
+        let problem = self.checked(one_shape(NAMES, paired::shapes(rows))?, largest::<T>())?;
         check_same(same.len(), &problem)?;
         // SAFETY: `Same` is the rest of these kernels' argument, and there is a bool for each row.
         unsafe {

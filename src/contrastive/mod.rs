@@ -1,6 +1,7 @@
 //! The contrastive loss of pre-formed pairs.
 
 use crate::cpu::paired::Pass;
+use crate::element::largest;
 use crate::matrix::check_len;
 use crate::paired::{self, check_grads, check_reduced, one_shape};
 use crate::{Distance, Element, Error, Matrix, Reduction};
@@ -149,15 +150,15 @@ impl ContrastiveLoss {
 
     /// The checks of every call on slices.
     fn pairs<'a, T: Element>(&self, rows: &[Matrix<'_, T>; 2], same: &'a [bool]) -> Result<Pairs<'a>, Error> {
-        let paired = self.checked(one_shape(NAMES, rows.each_ref().map(|m| [m.rows(), m.dim()]))?)?;
+        let paired = self.checked(one_shape(NAMES, rows.each_ref().map(|m| [m.rows(), m.dim()]))?, largest::<T>())?;
         check_same(same.len(), &paired)?;
         Ok(Pairs { paired, same })
     }
 
-    /// The checks of every call: options and shape.
-    fn checked(&self, shape: [usize; 2]) -> Result<paired::Problem, Error> {
+    /// The checks of every call: options and shape; `largest`: the largest number of the arithmetic.
+    fn checked(&self, shape: [usize; 2], largest: f64) -> Result<paired::Problem, Error> {
         let Self { margin, distance, normalize, reduction } = *self;
-        paired::Options { margin, distance, normalize, reduction }.checked(NAMES[0], shape)
+        paired::Options { margin, distance, normalize, reduction }.checked(NAMES[0], shape, largest)
     }
 }
 

@@ -7,7 +7,7 @@ use super::{ContrastiveLoss, NAMES};
 use crate::cpu::paired::Pass;
 use crate::torch::needs_grad;
 use crate::torch::paired::{OnTensors, check_inputs, forward};
-use crate::torch::tensors::{OfKind, as_in_memory, bools, check_per_row, slice};
+use crate::torch::tensors::{OfKind, as_in_memory, bools, check_per_row, largest, slice};
 use crate::{Error, paired};
 
 const NAME: &str = "ContrastiveLoss";
@@ -44,7 +44,7 @@ impl ContrastiveLoss {
     /// If shapes, dtypes or devices differ or are not as above, a tensor has no elements, `same` holds another number
     /// than 0 and 1 (on the CPU) or requires a gradient, an option is out of range, or memory runs out.
     pub fn f_forward(&self, x1: &Tensor, x2: &Tensor, same: &Tensor) -> Result<Tensor, Error> {
-        let problem = self.checked(check_inputs(NAMES, [x1, x2])?)?;
+        let problem = self.checked(check_inputs(NAMES, [x1, x2])?, largest(x1.kind()))?;
         check_per_row("same", same, ("bool, an integer or a float", takes), NAMES[0], x1)?;
         if needs_grad(same) {
             return Err(Error::argument("same", "a tensor that requires no gradient", "one that does"));

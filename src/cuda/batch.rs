@@ -197,6 +197,11 @@ impl Sides {
     }
 }
 
+/// How many there are; of more than memory has addresses for, the largest number.
+pub(crate) fn count_of<const N: usize>(factors: [usize; N]) -> usize {
+    factors.into_iter().fold(1, usize::saturating_mul)
+}
+
 /// Parts of one allocation.
 #[derive(Default)]
 pub(crate) struct Layout {
@@ -204,11 +209,13 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Where `count` numbers of `size` bytes will lie, from the start of the allocation.
+    /// Where `count` numbers of `size` bytes will lie, from the start of the allocation. More bytes than there are addresses
+    /// are the largest number of bytes, which no device has.
     pub fn part(&mut self, count: usize, size: usize) -> Address {
         const ALIGNMENT: usize = 256;
         let at = self.bytes;
-        self.bytes = (at + count * size).next_multiple_of(ALIGNMENT);
+        let end = count.checked_mul(size).and_then(|bytes| bytes.checked_add(at));
+        self.bytes = end.and_then(|end| end.checked_next_multiple_of(ALIGNMENT)).unwrap_or(usize::MAX);
         at as Address
     }
 
@@ -250,10 +257,10 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     let (survey, order, position) = (kept.part(1, SURVEY_BYTES), kept.part(rows, 4), kept.part(rows, 4));
     let (first, end, inverse) = (kept.part(rows, 4), kept.part(rows, 4), kept.part(padded, 4));
     let mut scratch = Layout::default();
-    let y = scratch.part(padded * dim, 4);
-    let plane = [(); 2].map(|()| scratch.part(padded * slabs, SLAB as usize));
+    let y = scratch.part(count_of([padded, dim]), 4);
+    let plane = [(); 2].map(|()| scratch.part(count_of([padded, slabs]), SLAB as usize));
     let (norm, scale) = (scratch.part(padded, 4), scratch.part(padded, 4));
-    let sums = scratch.part((problem.surveys() as usize + 1) * dim, 8);
+    let sums = scratch.part(count_of([problem.surveys() as usize + 1, dim]), 8);
     let partials = scratch.part(row_blocks as usize, 8);
     let (kept, scratch) = (kept.allocate(launcher)?, scratch.allocate(launcher)?);
     let (in_kept, in_scratch) = (|at| kept.address() + at, |at| scratch.address() + at);
@@ -382,7 +389,7 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher>(
 /// class.
 #[doc(hidden)]
 pub fn capacity(rows: usize, others: usize) -> usize {
-    (rows * others).min((128 * rows).max(1 << 22))
+    count_of([rows, others]).min((128 * rows).max(1 << 22))
 }
 
 /// Every kernel of the preparation.

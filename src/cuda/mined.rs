@@ -8,6 +8,7 @@ use super::batch::Input;
 use super::device::error;
 use super::paired::Wanted;
 use super::{Address, CudaLauncher, CudaMatrix, Launcher, Memory, refuse_f64};
+use crate::element::largest;
 use crate::matrix::check_len;
 use crate::mined::{ReferenceShape, Shape};
 use crate::{Element, Error, Own, Reduction, Reference};
@@ -36,7 +37,7 @@ impl Inputs {
                 Own::Rows(_) => Own::Rows(rows),
             },
         });
-        Shape { rows, dim, labels: rows, reference }
+        Shape { rows, dim, labels: rows, reference, largest: largest::<f32>() }
     }
 
     /// A batch that is its own reference set.
@@ -167,7 +168,7 @@ impl<'a, T> Slices<'a, T> {
             },
         });
         let CudaMatrix { rows, dim, .. } = self.embeddings;
-        Shape { rows, dim, labels: self.labels.len(), reference }
+        Shape { rows, dim, labels: self.labels.len(), reference, largest: largest::<f32>() }
     }
 
     /// The guards tell cudarc when the slices are done with.

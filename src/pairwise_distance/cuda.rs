@@ -7,7 +7,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr,
 
 use super::{PairwiseDistance, Problem};
 use crate::constants::TILE;
-use crate::cuda::batch::{self, Batch, Input, Layout, Prepared, Product};
+use crate::cuda::batch::{self, Batch, Input, Layout, Prepared, Product, count_of};
 use crate::cuda::{Address, CudaLauncher, CudaMatrix, Grid, Launcher, Memory, refuse_f64};
 use crate::distance::Metric;
 use crate::matrix::check_len;
@@ -116,7 +116,7 @@ pub(crate) unsafe fn backward<T: Element, L: Launcher>(
     let sides = unsafe { Sides::prepare::<T, L>(launcher, problem, inputs)? };
     let root = matches!(problem.metric, Metric::Difference { root: true, .. });
     let weights = match root {
-        true => Some(launcher.allocate(problem.rows[0] * problem.rows[1] * size_of::<f32>())?),
+        true => Some(launcher.allocate(count_of([problem.rows[0], problem.rows[1], size_of::<f32>()]))?),
         false => None,
     };
     if let Some(weights) = &weights {
@@ -126,9 +126,9 @@ pub(crate) unsafe fn backward<T: Element, L: Launcher>(
     for (which, grad) in grads.into_iter().enumerate().filter(|(_, grad)| *grad != 0) {
         let shape = &sides.shape[which];
         let splits = shape.splits_of(sides.shape[1 - which].tiles(), launcher.properties());
-        let padded = (shape.tiles() * TILE) as usize;
+        let padded = shape.padded();
         let mut layout = Layout::default();
-        let pushed = layout.part(splits as usize * padded * problem.dim, 4);
+        let pushed = layout.part(count_of([splits as usize, padded, problem.dim]), 4);
         let memory = layout.allocate(launcher)?;
         let args = Args {
             weight: weights.as_ref().map_or(upstream, Memory::address),

@@ -84,7 +84,8 @@ where
         let rows = [with_contiguous_rows(ctx.saved(0))?, with_contiguous_rows(ctx.saved(1))?];
         let matrices = [matrix::<T>(&rows[0])?, matrix::<T>(&rows[1])?];
         let mut grads = [None, None];
-        for ((grad, rows), wanted) in grads.iter_mut().zip(&rows).zip(wanted) {
+        for (which, (grad, rows)) in grads.iter_mut().zip(&rows).enumerate() {
+            let wanted = wanted[which] && ctx.needs(which);
             *grad = if wanted { Some(pool::empty(&rows.size(), T::KIND)?) } else { None };
         }
         let to = grads.each_mut().map(|grad| grad.as_mut().map(slice_mut::<T>));
@@ -114,7 +115,8 @@ fn on_cuda<T: OfKind>(problem: Problem, ordinal: usize, x: &Tensor, y: &Tensor) 
         let upstream = as_in_memory(ctx.upstream())?.f_contiguous()?;
         let rows = [with_contiguous_rows(ctx.saved(0))?, with_contiguous_rows(ctx.saved(1))?];
         let mut grads = [None, None];
-        for ((grad, rows), wanted) in grads.iter_mut().zip(&rows).zip(wanted) {
+        for (which, (grad, rows)) in grads.iter_mut().zip(&rows).enumerate() {
+            let wanted = wanted[which] && ctx.needs(which);
             *grad = if wanted { Some(Tensor::f_empty(rows.size(), (rows.kind(), rows.device()))?) } else { None };
         }
         let launcher = TorchLauncher::current(ordinal)?;

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 #[cfg(feature = "cuda")]
 use super::tensors::row_stride;
 use super::tensors::{
-    OfKind, as_in_memory, check_embeddings, check_kind_and_device, check_per_row, check_scalar, matrix, slice,
+    OfKind, as_in_memory, check_embeddings, check_kind_and_device, check_per_row, check_scalar, largest, matrix, slice,
     slice_mut, with_contiguous_rows, with_element,
 };
 use super::{CustomFunction, needs_grad, pool};
@@ -161,7 +161,8 @@ impl<'a> Arguments<'a> {
                 Own::Rows(rows) => Own::Rows(rows.numel()),
             },
         });
-        Shape { rows: size(&self.rows, 0), dim: size(&self.rows, 1), labels: self.labels.numel(), reference }
+        let largest = largest(self.rows.kind());
+        Shape { rows: size(&self.rows, 0), dim: size(&self.rows, 1), labels: self.labels.numel(), reference, largest }
     }
 
     /// The tensors that gradients are with respect to.
@@ -235,8 +236,7 @@ where
     }
     let sources = arguments.sources();
     let sizes: Vec<Vec<i64>> = sources.iter().map(|source| source.size()).collect();
-    let saved = if L::READS_AGAIN { &sources[..] } else { &[] };
-    let loss = CustomFunction::new(L::NAME).inputs(&sources).saved(saved).attach(&output, move |ctx| {
+    let loss = CustomFunction::new(L::NAME).inputs(&sources).attach(&output, move |ctx| {
         let upstream = as_in_memory(ctx.upstream())?.f_contiguous()?;
         let mut grads = Vec::with_capacity(sizes.len());
         for (which, size) in sizes.iter().enumerate() {

@@ -48,6 +48,11 @@ macro_rules! with_element {
 }
 pub(crate) use with_element;
 
+/// The largest number of the arithmetic of a kind that losses take.
+pub(crate) fn largest(kind: Kind) -> f64 {
+    with_element!(kind, T => crate::element::largest::<T>())
+}
+
 /// f32, f64, f16 or bf16, dense, `[B, D]`, on the CPU or a CUDA device.
 pub(crate) fn check_embeddings(argument: &'static str, tensor: &Tensor) -> Result<(), Error> {
     if !tensor.defined() {

@@ -8,6 +8,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
 use super::{NAMES, Problem, TripletMarginLoss};
 use crate::cuda::paired::{self, Wanted};
 use crate::cuda::{CudaMatrix, DeviceProperties, Launcher};
+use crate::element::largest;
 use crate::paired::one_shape;
 use crate::{Element, Error};
 
@@ -60,7 +61,7 @@ impl TripletMarginLoss {
         shape: [usize; 2],
         pass: &Pass,
     ) -> Result<Plan, Error> {
-        Ok(paired::plan::<T, 3>(STEM, &self.checked(shape)?.paired, pass, device))
+        Ok(paired::plan::<T, 3>(STEM, &self.checked(shape, largest::<T>())?.paired, pass, device))
     }
 
     /// One pass over rows in the launcher's memory.
@@ -78,7 +79,7 @@ impl TripletMarginLoss {
         pass: &Pass,
     ) -> Result<(), Error> {
         // SAFETY: the caller's contract.
-        unsafe { run::<T, L>(launcher, &self.checked(shape)?, pass) }
+        unsafe { run::<T, L>(launcher, &self.checked(shape, largest::<T>())?, pass) }
     }
 }
 
@@ -130,7 +131,7 @@ impl TripletMarginLoss {
     where
         T::Scalar: DeviceRepr,
     {
-        let problem = self.checked(one_shape(NAMES, paired::shapes(rows))?)?;
+        let problem = self.checked(one_shape(NAMES, paired::shapes(rows))?, largest::<T>())?;
         let swap = Swap::of(&problem);
         // SAFETY: `Swap` is the rest of these kernels' argument.
         unsafe { paired::run_on_stream(stream, STEM, &problem.paired, rows, wanted, grads, |_| swap) }

@@ -1,6 +1,7 @@
 //! The triplet margin loss of pre-formed triplets.
 
 use crate::cpu::paired::Pass;
+use crate::element::largest;
 use crate::matrix::check_len;
 use crate::paired::{self, check_grads, check_reduced, one_shape};
 use crate::{Distance, Element, Error, Matrix, Reduction};
@@ -154,13 +155,13 @@ impl TripletMarginLoss {
 
     /// The checks of every call on slices.
     fn problem<T: Element>(&self, rows: &[Matrix<'_, T>; 3]) -> Result<Problem, Error> {
-        self.checked(one_shape(NAMES, rows.each_ref().map(|m| [m.rows(), m.dim()]))?)
+        self.checked(one_shape(NAMES, rows.each_ref().map(|m| [m.rows(), m.dim()]))?, largest::<T>())
     }
 
-    /// The checks of every call: options and shape.
-    fn checked(&self, shape: [usize; 2]) -> Result<Problem, Error> {
+    /// The checks of every call: options and shape; `largest`: the largest number of the arithmetic.
+    fn checked(&self, shape: [usize; 2], largest: f64) -> Result<Problem, Error> {
         let Self { margin, distance, normalize, swap, reduction } = *self;
         let options = paired::Options { margin, distance, normalize, reduction };
-        Ok(Problem { paired: options.checked(NAMES[0], shape)?, swap })
+        Ok(Problem { paired: options.checked(NAMES[0], shape, largest)?, swap })
     }
 }

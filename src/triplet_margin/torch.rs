@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::{NAMES, Problem, TripletMarginLoss};
 use crate::cpu::paired::Pass;
 use crate::torch::paired::{OnTensors, check_inputs, forward};
-use crate::torch::tensors::OfKind;
+use crate::torch::tensors::{OfKind, largest};
 use crate::{Error, paired};
 
 const NAME: &str = "TripletMarginLoss";
@@ -40,7 +40,7 @@ impl TripletMarginLoss {
     /// or memory runs out.
     pub fn f_forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<Tensor, Error> {
         let inputs = [anchor, positive, negative];
-        forward(self.checked(check_inputs(NAMES, inputs)?)?, inputs, &[])
+        forward(self.checked(check_inputs(NAMES, inputs)?, largest(inputs[0].kind()))?, inputs, &[])
     }
 }
 

@@ -5,10 +5,10 @@ use std::fmt::Debug;
 
 use half::{bf16, f16};
 use proptest::prelude::*;
-use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use tercet::batch_contrastive::reference::{self, Reference};
 use tercet::{BatchContrastiveLoss, Element, Matrix, Negatives, Precision, Reduction, Stats};
 
+use super::support::cases as random;
 use super::support::mined::{self, Batch, Bounds, Content, Data, Worst};
 
 #[derive(Clone, Debug)]
@@ -251,22 +251,18 @@ fn compare<T: Element>(
     Ok(())
 }
 
-/// Runs `count` cases for each dtype; the same ones in every run.
+/// Tries `count` cases for each dtype.
 pub fn property<B: Backend>(backend: &B, count: u32) {
     fn one<B: Backend, T: Element + Debug>(backend: &B, count: u32) {
         let worst = std::cell::RefCell::new(Worst::default());
-        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[13; 32]);
-        let outcome =
-            TestRunner::new_with_rng(mined::config(count), rng).run(&cases(B::PRECISIONS, B::LARGEST), |case| {
-                let data = Data::<T>::new(&case.batch, case.loss.reduction);
-                let output = backend.run(&case, &data);
-                let mut worst = worst.borrow_mut();
-                worst.cases += 1;
-                compare(&case, &data, &output, &mut worst)
-            });
-        if let Err(error) = outcome {
-            panic!("{} {}: {error}", B::NAME, T::NAME);
-        }
+        let what = format!("{} {}", B::NAME, T::NAME);
+        random::check(&what, 13, count, &cases(B::PRECISIONS, B::LARGEST), |case| {
+            let data = Data::<T>::new(&case.batch, case.loss.reduction);
+            let output = backend.run(&case, &data);
+            let mut worst = worst.borrow_mut();
+            worst.cases += 1;
+            compare(&case, &data, &output, &mut worst)
+        });
         worst.borrow().print("batch_contrastive", B::NAME, T::NAME);
     }
     one::<B, f32>(backend, count);

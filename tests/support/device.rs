@@ -36,7 +36,7 @@ pub fn computes_what_it_did<L: Paired<K>, B: Backend<L, K>, const K: usize>(on: 
     let name = stream.context().name().unwrap();
     let device = records::slug(&name);
     if !records::file(L::NAME, &device).exists() && !support::rewrite_records() {
-        println!("skipped: nothing recorded on {name}: {test}");
+        skip::skipped(&format!("nothing recorded on {name}: {test}"));
         return;
     }
     paired::unchanged(&on(stream), &device);

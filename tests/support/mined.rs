@@ -525,10 +525,6 @@ impl Worst {
     }
 }
 
-pub fn config(cases: u32) -> proptest::test_runner::Config {
-    proptest::test_runner::Config { cases, failure_persistence: None, ..Default::default() }
-}
-
 /// The gradients with respect to the anchors and to the reference set against the oracle's, one after the other; one bound
 /// a row, beside what rounding to T adds.
 pub fn check_gradients<T: Element>(

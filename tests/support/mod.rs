@@ -1,6 +1,7 @@
 //! What property tests share: numbers from a seed, and where the package's files are.
 #![allow(dead_code, reason = "each test uses its share")]
 
+pub mod cases;
 pub mod mined;
 pub mod records;
 

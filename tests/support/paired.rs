@@ -7,7 +7,6 @@ use std::fmt::Debug;
 
 use half::{bf16, f16};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use tercet::{Distance, Element, Matrix, Reduction};
 
 use super::BackendElement;
@@ -397,17 +396,15 @@ fn compare<T: Element, L: Paired<K>, const K: usize>(
     Ok(())
 }
 
-/// Runs `count` cases for each dtype; the same ones in every run.
+/// Tries `count` cases for each dtype.
 pub fn property<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B, count: u32) {
     fn one<T: Element + BackendElement, L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B, count: u32)
     where
         T::Scalar: BackendElement,
     {
-        let config =
-            Config { cases: count, failure_persistence: None, max_global_rejects: 20 * count, ..Config::default() };
-        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
         let worst = std::cell::Cell::new((0, 0.0f64));
-        let outcome = TestRunner::new_with_rng(config, rng).run(&L::cases(), |case| {
+        let what = format!("{} on {} {}", L::NAME, B::NAME, T::NAME);
+        support::cases::check(&what, 7, count, &L::cases(), |case| {
             let data = Data::<T, K>::new(&case);
             prop_assume!(L::has_bound(&case, &data));
             let output = backend.run(&case, &data);
@@ -416,9 +413,6 @@ pub fn property<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B, cou
             worst.set((worst.get().0 + 1, worst.get().1.max(seen)));
             result
         });
-        if let Err(error) = outcome {
-            panic!("{} {}: {error}", B::NAME, T::NAME);
-        }
         let (cases, ratio) = worst.get();
         println!("{} on {} {}: {cases} cases, worst error / bound {ratio:.3}", L::NAME, B::NAME, T::NAME);
     }

@@ -37,6 +37,16 @@ pub fn bad_options() -> Vec<(f64, Distance, &'static str, &'static str, &'static
     ]
 }
 
+/// Margins and distances that f64 has a number for and f32 has none.
+pub fn options_beyond_f32() -> [(f64, Distance, &'static str, &'static str, &'static str); 3] {
+    let eps = |p| Distance::Lp { p, eps: -1e39 };
+    [
+        (1e39, Distance::SquaredEuclidean, "margin", "at most 3.4028234663852886e38", "1e39"),
+        (0.5, eps(2.0), "distance.eps", "at most 3.4028234663852886e38", "-1e39"),
+        (0.5, eps(3.0), "distance.eps", "at most 3.4028234663852886e38", "-1e39"),
+    ]
+}
+
 #[cfg(feature = "torch")]
 pub mod tensors {
     use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,11 +1,15 @@
 //! Tests that need a CUDA device say so where there is none.
 
+mod skipped;
+
+pub use skipped::skipped;
+
 /// Whether there is one. `false`, said with the test's name; where `TERCET_REQUIRE_CUDA` is set, that is a failure.
 pub fn there_is_a_device(test: &str) -> bool {
     if tercet::cuda::device_count() > 0 {
         return true;
     }
     assert!(std::env::var_os("TERCET_REQUIRE_CUDA").is_none(), "TERCET_REQUIRE_CUDA is set, and there is no device");
-    println!("skipped: no CUDA device: {test}");
+    skipped(&format!("no CUDA device: {test}"));
     false
 }

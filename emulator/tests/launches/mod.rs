@@ -14,6 +14,7 @@ use tercet_emulator::{Buffer, Emulator, Options};
 use super::BackendElement;
 use super::bounds;
 use super::paired::{self, Backend, Case, Data, Output, Paired};
+use super::support::cases;
 
 /// A loss on the emulator.
 pub trait Launched<const K: usize>: Paired<K> {
@@ -106,16 +107,11 @@ impl<L: Launched<K>, const DETECT: bool, const K: usize> Backend<L, K> for Emula
     }
 }
 
-/// `TERCET_EMULATOR_CASES` multiplies the number of cases.
-fn times() -> usize {
-    std::env::var("TERCET_EMULATOR_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
-}
-
 /// The property test of all backends.
 pub fn property<L: Launched<K>, const DETECT: bool, const K: usize>(count: u32) {
     let start = std::time::Instant::now();
     let backend = Emulated::<DETECT>::default();
-    paired::property::<L, _, K>(&backend, count * times() as u32);
+    paired::property::<L, _, K>(&backend, count);
     let (name, seconds) = (<Emulated<DETECT> as Backend<L, K>>::NAME, start.elapsed().as_secs_f64());
     println!("{} on {name}: {} launches, {seconds:.1} s", L::NAME, backend.launches.get());
 }
@@ -356,8 +352,9 @@ fn run<T: Element, L: Launched<K>, const K: usize>(emulator: &Emulator, case: &C
 pub fn run_many<T: Element, L: Launched<K>, const K: usize>(detect: bool, count: usize, most: usize) -> usize {
     let start = std::time::Instant::now();
     let mut tally = Tally::default();
-    let mut random = Random(size_of::<T>() as u64 + u64::from(detect) * 77 + T::NAME.len() as u64);
-    for i in 0..count * times() {
+    let seed = size_of::<T>() as u64 + u64::from(detect) * 77 + T::NAME.len() as u64;
+    let mut random = Random(seed ^ cases::seed().unwrap_or(0));
+    for i in 0..cases::count(count as u32) as usize {
         let mut emulator = Emulator::new(Options { detect, seed: (i % 5) as u64, os_threads: 1 + i % 2 });
         emulator.properties_mut().multiprocessors = random.pick(&[1, 2]);
         emulator.properties_mut().threads_per_multiprocessor = random.pick(&[256, 512]);
