@@ -18,13 +18,16 @@ pub enum Distance {
     /// `Σ (x - y)²`, FaceNet's.
     #[default]
     SquaredEuclidean,
-    /// `√Σ (x - y)²`.
+    /// `√Σ (x - y)²`. Paired losses compute it wherever it is a number, also where the squares are none.
     Euclidean,
     /// One minus the cosine of the angle between the embeddings.
     Cosine,
-    /// `(Σ |x - y + eps|^p)^(1/p)`.
+    /// `(Σ |x - y + eps|^p)^(1/p)`, of paired losses: `m (Σ (|x - y + eps| / m)^p)^(1/p)` with m the largest `|x - y + eps|`, so
+    /// that no power leaves the numbers where the distance does not. Its gradient is torch's, `sign(e) (|e| / d)^(p - 1)`, 0 where
+    /// an element e is.
     Lp {
-        /// The exponent, above 0; infinity gives the largest difference.
+        /// The exponent, any number above 0; infinity gives the largest difference. An exponent p below 1 makes of an error of
+        /// the sum one that is 1 / p times as large.
         p: f64,
         /// Added to each difference; 1e-6 in torch.
         eps: f64,

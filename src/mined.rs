@@ -23,7 +23,9 @@ use crate::{Distance, Element, Error, Matrix, Reduction, Scalar, Stats};
 /// equally far rows the one with the lowest index in the reference is taken.
 ///
 /// Some of the anchors against the whole batch, with their place in it as [`Own::Offset`], are a shard: the losses of
-/// all shards under [`Reduction::Sum`] add up to the whole batch's, and so do their gradients.
+/// all shards under [`Reduction::Sum`] add up to the whole batch's, and so do their gradients. Under [`Reduction::Mean`] they do
+/// not: each divides by its own count, and the labels 0, 0, 1, 2 in two shards give one of two anchors and one of none. Add up
+/// the sums, and divide them and the gradients by the sum of the shards' `stats.valid`.
 ///
 /// ```
 /// use tercet::{Matrix, Own, Reference};

@@ -1,6 +1,9 @@
 //! `PairwiseDistance` on tch tensors: the same numbers as the formula in tch operations, and what autograd expects.
 #![cfg(feature = "torch")]
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
 use tch::{Device, Kind, Tensor};
 use tercet::{Distance, PairwiseDistance};
 
@@ -148,4 +151,45 @@ fn wrong_arguments_are_named() {
     }
     let panic = std::panic::catch_unwind(|| op.forward(&x, &y.to_kind(Kind::Half))).unwrap_err();
     assert!(panic.downcast_ref::<String>().unwrap().starts_with("PairwiseDistance: y: expected dtype"));
+}
+
+thread_local! {
+    /// Blocks on huge pages that this thread has asked for: large gradients lie in them.
+    static BLOCKS: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: the system's allocator does everything.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if layout.align() >= 2 << 20 {
+            BLOCKS.set(BLOCKS.get() + 1);
+        }
+        // SAFETY: the caller's contract.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Both matrices require one, and one is asked for.
+#[test]
+fn gradients_that_nobody_asked_for_are_not_made() {
+    let matrix = |rows: i64| Tensor::ones([rows, 4096], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let (x, y) = (matrix(80), matrix(90));
+    let blocks_of = |of: &[&Tensor]| {
+        tercet::torch::release_cpu_memory();
+        let d = PairwiseDistance::default().forward(&x, &y).sum(Kind::Float);
+        let before = BLOCKS.get();
+        let grads = Tensor::run_backward(&[d], of, false, false);
+        assert_eq!(grads.len(), of.len());
+        BLOCKS.get() - before
+    };
+    assert_eq!([blocks_of(&[&x]), blocks_of(&[&y]), blocks_of(&[&x, &y])], [1, 1, 2]);
 }

@@ -25,7 +25,7 @@ pub use cpu::Selection;
 /// [`ContrastiveLoss`](crate::ContrastiveLoss), of "Dimensionality Reduction by Learning an Invariant Mapping" (Hadsell,
 /// Chopra, LeCun 2006), over the pairs that a labelled batch holds. With [`Negatives::All`] that is every pair; with
 /// [`Negatives::Hardest`] all pairs of one class, and as many of those of different classes: the ones with the smallest
-/// distances, over the whole call.
+/// distances, over the whole call (on CUDA within the error of the products that they are computed by, see [`Precision`]).
 ///
 /// Pairs are ordered, (anchor, other row): in a batch that is its own reference each comes twice, so the mean is the mean
 /// over each pair once, and the sum twice the sum over each pair once. The mean is over the selected pairs, those whose loss

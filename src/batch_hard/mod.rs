@@ -27,8 +27,9 @@ pub use cpu::Selection;
 /// FaceNet (Schroff, Kalenichenko, Philbin 2015). The mean is over the anchors that have both a positive and a negative;
 /// the others add nothing to the sum or to the count. With no such anchor the loss and its gradients are 0.
 ///
-/// Of equally far positives, and of equally near negatives, the one with the lowest index is taken, by distances
-/// computed from the difference of the rows. A triplet is active only when its loss is strictly positive. NaN or infinity
+/// Of equally far positives, and of equally near negatives, the one with the lowest index is taken. Distances are computed
+/// from the difference of the rows; on CUDA the nearest negative is first looked for by products, and is the nearest within
+/// their error (see [`Precision`]). A triplet is active only when its loss is strictly positive. NaN or infinity
 /// anywhere in the embeddings makes the loss NaN, and the gradients; so does a selected distance that overflows.
 ///
 /// In the [`Stats`], `valid` counts the anchors with both a positive and a negative, `active` those among them whose loss is

@@ -38,7 +38,8 @@ pub use crate::cpu::triplets::Triplets;
 /// backend, within rounding of the bounds above. The other side of it: equal rows draw alike, and without a new step, or
 /// with embeddings that do not change, the same triplets are drawn again.
 ///
-/// Of equally near negatives the one with the lowest index is taken. NaN or infinity anywhere in the embeddings makes the
+/// Of equally near negatives the one with the lowest index is taken. On CUDA candidates are looked for by products: the hardest
+/// is the nearest within their error (see [`Precision`]), and its distance is then computed from the difference of the rows. NaN or infinity anywhere in the embeddings makes the
 /// loss NaN, and the gradients; so does the distance of a positive that overflows. In the [`Stats`](crate::Stats), `valid` and `active`
 /// count the selected triplets, and the distances are means over them.
 ///

@@ -31,7 +31,8 @@ pub use crate::cpu::triplets::Triplets;
 /// negative, the inactive too; an anchor without a positive or without a negative adds nothing to the sum or to the count.
 /// With no such pair the loss and its gradients are 0.
 ///
-/// Of equally far negatives the one with the lowest index is taken. A pair is active only when its loss is strictly
+/// Of equally far negatives the one with the lowest index is taken. On CUDA the negative is looked for by products, and is the
+/// nearest within their error (see [`Precision`]); its distance is then computed from the difference of the rows. A pair is active only when its loss is strictly
 /// positive. NaN or infinity anywhere in the embeddings makes the loss NaN, and the gradients; so does a selected distance
 /// that overflows. In the [`Stats`](crate::Stats), `valid` counts the pairs, `active` those whose loss is above 0, and the distances are
 /// means over the pairs.

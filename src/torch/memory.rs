@@ -149,7 +149,7 @@ impl CrossBatchMemory {
     ///
     /// # Errors
     /// If the embeddings' dtype, device or D are not the memory's, there are none, or there is not one label a row; the
-    /// memory is then as it was.
+    /// memory is then as it was. If libtorch refuses one of the copies, those before it have taken the places of the oldest rows.
     pub fn f_enqueue(&mut self, embeddings: &Tensor, labels: &Tensor) -> Result<(), Error> {
         check_embeddings("embeddings", embeddings)?;
         check_kind_and_device("embeddings", embeddings, "the memory", &self.embeddings)?;
