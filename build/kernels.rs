@@ -1,7 +1,7 @@
 //! Compiles every `kernels/*.cu` with NVRTC to one cubin per architecture, plus PTX as the catch-all for GPUs that are
 //! not in the list, and writes them compressed into `OUT_DIR` with the assembler's report on each kernel.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
@@ -9,8 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, thread};
 
-use cudarc::nvrtc::{result as nvrtc, sys};
-
+use crate::nvrtc::{self, Nvrtc};
 use crate::{cache, fail};
 
 #[path = "../src/constants.rs"]
@@ -39,7 +38,7 @@ struct Image {
 }
 
 pub fn build() {
-    for variable in ["CUDA_HOME", "CUDA_PATH", "LIBTORCH", "TERCET_CUDA_ARCHS"] {
+    for variable in ["CUDA_HOME", "CUDA_PATH", "LIBTORCH", "DEP_TCH_LIBTORCH_LIB", "TERCET_CUDA_ARCHS"] {
         println!("cargo:rerun-if-env-changed={variable}");
     }
     println!("cargo:rerun-if-changed=kernels");
@@ -53,13 +52,16 @@ pub fn build() {
         for table in ["images.rs", "conformance.rs"] {
             fs::write(out.join(table), "&[]").expect("OUT_DIR is writable");
         }
+        fs::write(out.join("compiler.rs"), "(0, 0)").expect("OUT_DIR is writable");
         return;
     }
 
-    let found = load_nvrtc();
-    let jobs = jobs(&found);
+    let archs = architectures();
+    let nvrtc = find_nvrtc(&archs);
+    fs::write(out.join("compiler.rs"), format!("{:?}", nvrtc.version)).expect("OUT_DIR is writable");
+    let jobs = jobs(&archs);
     let cache = cache::folder(&out, "tercet-kernels").unwrap_or_else(|e| fail(&format!("the target folder: {e}")));
-    let key = common_key(&found);
+    let key = common_key(&nvrtc);
 
     let next = AtomicUsize::new(0);
     let images: Mutex<Vec<(usize, Result<Image, String>)>> = Mutex::default();
@@ -71,7 +73,7 @@ pub fn build() {
                     let i = next.fetch_add(1, Ordering::Relaxed);
                     jobs.get(i).map(|job| (i, job))
                 } {
-                    let image = compile_cached(job, key, &cache);
+                    let image = compile_cached(&nvrtc, job, key, &cache);
                     images.lock().expect("no compiling thread panics").push((i, image));
                 }
             });
@@ -114,22 +116,27 @@ fn write_table(out: &Path, name: &str, images: &[(&Job, &Image)]) {
     fs::write(out.join(name), table).expect("OUT_DIR is writable");
 }
 
-fn jobs(nvrtc: &str) -> Vec<Job> {
+/// What `TERCET_CUDA_ARCHS` asks for, as `80` and `90a`.
+fn architectures() -> Vec<String> {
     let archs = env::var("TERCET_CUDA_ARCHS").unwrap_or_else(|_| DEFAULT_ARCHS.into());
-    let supported = supported_archs();
-    let mut targets = Vec::new();
-    for arch in archs.split([',', ' ']).filter(|a| !a.is_empty()) {
-        let digits = arch.trim_end_matches(|c: char| c.is_ascii_lowercase());
-        match digits.parse::<u32>() {
-            Ok(number) if number >= 80 && supported.contains(&number) => targets.push(format!("sm_{arch}")),
-            Ok(number) if number >= 80 => fail(&format!(
-                "TERCET_CUDA_ARCHS asks for {arch}, which {nvrtc} cannot compile for; it knows {supported:?}"
-            )),
-            _ => fail(&format!(
+    let archs: Vec<String> = archs.split([',', ' ']).filter(|a| !a.is_empty()).map(String::from).collect();
+    for arch in &archs {
+        if number(arch).is_none_or(|number| number < 80) {
+            fail(&format!(
                 "TERCET_CUDA_ARCHS: expected compute capabilities of 80 and up such as \"{DEFAULT_ARCHS}\", got {arch:?}"
-            )),
+            ));
         }
     }
+    archs
+}
+
+/// 90 of `90a`.
+fn number(arch: &str) -> Option<u32> {
+    arch.trim_end_matches(|c: char| c.is_ascii_lowercase()).parse().ok()
+}
+
+fn jobs(archs: &[String]) -> Vec<Job> {
+    let mut targets: Vec<String> = archs.iter().map(|arch| format!("sm_{arch}")).collect();
     targets.push(PTX_ARCH.into());
 
     let mut sources: Vec<PathBuf> = fs::read_dir("kernels")
@@ -151,92 +158,27 @@ fn jobs(nvrtc: &str) -> Vec<Job> {
 
 // ---- NVRTC ----
 
-/// Loads NVRTC from a CUDA toolkit, from beside libtorch, or from the system; describes what it found.
-fn load_nvrtc() -> String {
-    let mut folders = Vec::new();
-    for variable in ["CUDA_HOME", "CUDA_PATH"] {
-        if let Some(home) = env::var_os(variable).map(PathBuf::from) {
-            folders.extend([home.join("lib64"), home.join("lib"), home.join("targets/x86_64-linux/lib")]);
-        }
-    }
-    if let Some(libtorch) = env::var_os("LIBTORCH").map(PathBuf::from) {
-        // A pip installation: site-packages/torch beside site-packages/nvidia. `.libtorch` is a link into it.
-        let real = fs::canonicalize(&libtorch).unwrap_or(libtorch);
-        if let Some(site) = real.parent() {
-            folders.push(site.join("nvidia/cu13/lib"));
-        }
-        folders.push(real.join("lib"));
-    }
-    folders.push("/usr/local/cuda/lib64".into());
-
-    for folder in &folders {
-        let (Some(builtins), Some(library)) =
-            (shared_library(folder, "libnvrtc-builtins"), shared_library(folder, "libnvrtc"))
-        else {
-            continue;
-        };
-        // NVRTC opens its builtins by bare name and would not find them in this folder; once loaded they are found,
-        // and cudarc then finds NVRTC itself by its bare name in the same way.
-        // SAFETY: NVIDIA's libraries; their initialisers have no preconditions. They stay loaded.
-        unsafe {
-            match (libloading::Library::new(&builtins), libloading::Library::new(&library)) {
-                (Ok(b), Ok(l)) => {
-                    std::mem::forget((b, l));
-                    return format!("NVRTC {} in {}", version(), folder.display());
-                }
-                (b, l) => {
-                    let error = b.err().or(l.err()).map(|e| e.to_string()).unwrap_or_default();
-                    fail(&format!("found NVRTC in {} but could not load it: {error}", folder.display()));
-                }
-            }
-        }
-    }
-    // SAFETY: only looks for the library in the system's own search path.
-    if unsafe { sys::is_culib_present() } {
-        return format!("the system's NVRTC {}", version());
-    }
-    let looked: Vec<String> = folders.iter().map(|f| f.display().to_string()).collect();
+fn find_nvrtc(archs: &[String]) -> Nvrtc {
+    let folders = nvrtc::folders(|name| env::var_os(name));
+    let numbers: Vec<u32> = archs.iter().filter_map(|arch| number(arch)).collect();
+    let refused = match nvrtc::find(&folders, &numbers) {
+        Ok(found) => return found,
+        Err(refused) => refused,
+    };
+    let why = if refused.is_empty() {
+        let looked: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+        format!("was not found. It needs no GPU. Looked in: {}", looked.join(", "))
+    } else {
+        format!("was found, but none that is fit:\n  {}", refused.join("\n  "))
+    };
     fail(&format!(
-        "NVRTC, which compiles the CUDA kernels, was not found. It needs no GPU. One of:\n  \
+        "NVRTC, which compiles the CUDA kernels, {why}\n\
+         One of:\n  \
          cargo xtask setup                  gets it, with libtorch, into this checkout\n  \
          CUDA_HOME=/path/to/cuda            names an installed CUDA toolkit (12.8 or newer)\n  \
-         --no-default-features [--features torch]   builds without CUDA\n\
-         looked in: {}",
-        looked.join(", ")
+         TERCET_CUDA_ARCHS=80,90            compiles for these architectures alone, of \"{DEFAULT_ARCHS}\"\n  \
+         --no-default-features [--features torch]   builds without CUDA"
     ))
-}
-
-/// `folder/stem.so` or its versioned name, but not NVIDIA's `.alt` variants.
-fn shared_library(folder: &Path, stem: &str) -> Option<PathBuf> {
-    let mut found: Vec<PathBuf> = fs::read_dir(folder)
-        .ok()?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&format!("{stem}.so"))))
-        .collect();
-    found.sort();
-    found.pop()
-}
-
-fn version() -> String {
-    let (mut major, mut minor) = (0, 0);
-    // SAFETY: two out-pointers to live integers.
-    let _ = unsafe { sys::nvrtcVersion(&mut major, &mut minor) };
-    format!("{major}.{minor}")
-}
-
-fn supported_archs() -> Vec<u32> {
-    let mut count = 0;
-    // SAFETY: the second call writes exactly the number of integers that the first one announced.
-    unsafe {
-        if sys::nvrtcGetNumSupportedArchs(&mut count).result().is_err() {
-            return Vec::new();
-        }
-        let mut archs = vec![0i32; count as usize];
-        if sys::nvrtcGetSupportedArchs(archs.as_mut_ptr()).result().is_err() {
-            return Vec::new();
-        }
-        archs.into_iter().map(|a| a as u32).collect()
-    }
 }
 
 fn options(target: &str) -> Vec<String> {
@@ -269,53 +211,27 @@ fn definitions() -> [(&'static str, String); 8] {
     ]
 }
 
-fn compile(job: &Job) -> Result<Image, String> {
+fn compile(nvrtc: &Nvrtc, job: &Job) -> Result<Image, String> {
     let path = job.source.display();
     let source = fs::read(&job.source).map_err(|e| format!("{path}: {e}"))?;
     let source = CString::new(source).map_err(|_| format!("{path} holds a NUL byte"))?;
     let name = CString::new(job.source.to_string_lossy().as_bytes()).expect("paths hold no NUL");
-    let program = nvrtc::create_program(&source, Some(&name)).map_err(|e| format!("NVRTC: {e:?}"))?;
-    // SAFETY: `program` was made above and is destroyed once, below; source and name outlive it.
-    let (result, log) = unsafe {
-        let result = nvrtc::compile_program(program, &options(&job.target));
-        let log = nvrtc::get_program_log(program).unwrap_or_default();
-        (result, text(&log))
-    };
-    if let Err(error) = result {
-        return Err(format!("{path} does not compile for {} ({error:?})\n{log}", job.target));
-    }
-    // SAFETY: the program compiled; each buffer has the size that NVRTC announced.
-    let bytes = unsafe {
-        if job.target.starts_with("sm_") {
-            let mut size = 0;
-            let mut cubin = Vec::new();
-            let read = sys::nvrtcGetCUBINSize(program, &mut size).result().and_then(|()| {
-                cubin.resize(size, 0u8);
-                sys::nvrtcGetCUBIN(program, cubin.as_mut_ptr().cast()).result()
-            });
-            read.map_err(|e| format!("NVRTC gave no cubin for {}: {e:?}", job.target))?;
-            cubin
-        } else {
-            let ptx = nvrtc::get_ptx(program).map_err(|e| format!("NVRTC gave no PTX: {e:?}"))?;
-            ptx.into_iter().map(|c| c as u8).collect()
-        }
-    };
-    // SAFETY: as above; nothing of the program is used afterwards.
-    let _ = unsafe { nvrtc::destroy_program(program) };
-    Ok(Image { size: bytes.len(), deflated: miniz_oxide::deflate::compress_to_vec(&bytes, 9), log })
-}
-
-fn text(c_chars: &[std::ffi::c_char]) -> String {
-    let bytes: Vec<u8> = c_chars.iter().map(|&c| c as u8).collect();
-    CStr::from_bytes_until_nul(&bytes).map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
+    let cubin = job.target.starts_with("sm_");
+    let compiled = nvrtc
+        .compile(&source, &name, &options(&job.target), cubin)
+        .map_err(|error| format!("{path} for {}: {error}", job.target))?;
+    let deflated = miniz_oxide::deflate::compress_to_vec(&compiled.image, 9);
+    Ok(Image { size: compiled.image.len(), deflated, log: compiled.log })
 }
 
 // ---- the cache ----
 
 /// Everything that all kernels depend on: the compiler and the shared headers.
-fn common_key(nvrtc: &str) -> u64 {
+fn common_key(nvrtc: &Nvrtc) -> u64 {
     let mut hasher = DefaultHasher::new();
-    nvrtc.hash(&mut hasher);
+    nvrtc.to_string().hash(&mut hasher);
+    // A patch release says the same version, and pip puts it into the same place.
+    fs::metadata(&nvrtc.file).map_or(0, |file| file.len()).hash(&mut hasher);
     let mut headers: Vec<PathBuf> = fs::read_dir("kernels")
         .expect("the package has kernels/")
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -329,7 +245,7 @@ fn common_key(nvrtc: &str) -> u64 {
     hasher.finish()
 }
 
-fn compile_cached(job: &Job, common: u64, cache: &Path) -> Result<Image, String> {
+fn compile_cached(nvrtc: &Nvrtc, job: &Job, common: u64, cache: &Path) -> Result<Image, String> {
     let mut hasher = DefaultHasher::new();
     common.hash(&mut hasher);
     options(&job.target).hash(&mut hasher);
@@ -343,7 +259,7 @@ fn compile_cached(job: &Job, common: u64, cache: &Path) -> Result<Image, String>
     {
         return Ok(Image { size: u64::from_le_bytes(*size) as usize, deflated: deflated.to_vec(), log });
     }
-    let compiled = compile(job)?;
+    let compiled = compile(nvrtc, job)?;
     write_whole(&image, &[&(compiled.size as u64).to_le_bytes(), &compiled.deflated[..]].concat())?;
     write_whole(&log, compiled.log.as_bytes())?;
     Ok(compiled)

@@ -1,28 +1,30 @@
-//! Compiles `src/torch/*.cpp` against the headers beside the libtorch that torch-sys found, and sets run paths.
+//! Compiles `src/torch/*.cpp` against the headers of the libtorch that torch-sys took, and sets run paths.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use crate::{cache, fail};
+use crate::{cache, fail, headers};
 
 const SOURCE: &str = "src/torch/autograd.cpp";
+/// torch-sys's own: another release of libtorch is wanted.
+const BYPASS: &str = "LIBTORCH_BYPASS_VERSION_CHECK";
 
 pub fn build() {
     println!("cargo:rerun-if-changed={SOURCE}");
     if crate::doc_only() {
         return;
     }
+    for variable in ["LIBTORCH", "LIBTORCH_INCLUDE", "LIBTORCH_LIB", "LIBTORCH_USE_PYTORCH", BYPASS] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
     // From torch-sys: the folder of libtorch's libraries. Only a direct dependent of torch-sys is told.
     let Some(lib) = env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
         fail("torch-sys did not say where libtorch is (DEP_TCH_LIBTORCH_LIB); set LIBTORCH or run `cargo xtask setup`");
     };
-    let include = lib.parent().expect("libtorch's lib folder has a parent").join("include");
-    if !include.join("torch/csrc/autograd/function.h").is_file() {
-        fail(&format!(
-            "no autograd headers in {}: LIBTORCH must name a complete libtorch (2.11), headers included",
-            include.display()
-        ));
+    let include = headers::folder(|name| env::var_os(name), &lib);
+    if let Some(why) = headers::unfit(&include).filter(|_| env::var_os(BYPASS).is_none()) {
+        fail(&why);
     }
 
     let with_cuda = lib.join("libtorch_cuda.so").is_file();

@@ -71,11 +71,13 @@ fn main() {
                 for (stem, detect) in part {
                     let (key, library) = (key(compiler, out, &stem, detect), library(out, &stem, detect));
                     let cached = cache.join(format!("{stem}-{key:016x}.so"));
-                    if fs::copy(&cached, &library).is_err() {
-                        compile(compiler, out, hooks, &stem, detect);
-                        let bytes = fs::read(&library).expect("just linked");
+                    let bytes = fs::read(&cached).unwrap_or_else(|_| {
+                        let bytes = compile(compiler, out, hooks, &stem, detect);
                         cache::write_whole(&cached, &bytes).expect("the target directory is writable");
-                    }
+                        bytes
+                    });
+                    // Never into the file that is there: a test that is running has it mapped, and would be killed.
+                    cache::write_whole(&library, &bytes).expect("OUT_DIR is writable");
                 }
             });
         }
@@ -126,20 +128,16 @@ fn flags(detect: bool) -> Vec<String> {
     flags
 }
 
-fn compile(compiler: &cc::Tool, out: &Path, hooks: &Path, stem: &str, detect: bool) {
+/// The library's bytes.
+fn compile(compiler: &cc::Tool, out: &Path, hooks: &Path, stem: &str, detect: bool) -> Vec<u8> {
+    let linked = out.join(format!("{stem}.{detect}.linked"));
     let object = out.join(format!("{stem}.{detect}.o"));
     // A path from OUT_DIR, so that reports name `kernels/<file>`.
     run(compiler.to_command().args(flags(detect)).arg(format!("kernels/{stem}.cu")).arg("-o").arg(&object), out);
-    run(
-        compiler
-            .to_command()
-            .args(["-shared", "-o"])
-            .arg(library(out, stem, detect))
-            .arg(&object)
-            .arg(hooks)
-            .arg("-lm"),
-        out,
-    );
+    run(compiler.to_command().args(["-shared", "-o"]).arg(&linked).arg(&object).arg(hooks).arg("-lm"), out);
+    let bytes = fs::read(&linked).expect("just linked");
+    let _ = fs::remove_file(&linked);
+    bytes
 }
 
 fn run(command: &mut Command, folder: &Path) {

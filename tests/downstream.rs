@@ -1,11 +1,13 @@
 //! A crate outside this repository, with two dependencies, builds and runs by the README's lines.
 #![cfg(feature = "torch")]
 
+#[path = "../build/releases.rs"]
+mod releases;
 #[path = "support/skipped.rs"]
 mod skipped;
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
@@ -19,6 +21,15 @@ fn main() {
     let loss = TripletMarginLoss::default().forward(&anchor, &positive, &negative);
     loss.backward();
     println!("loss {:.3}", loss.double_value(&[]));
+}
+"#;
+
+/// Asks tch about CUDA and calls nothing of Tercet; says which libraries of libtorch it has.
+const ASKS: &str = r#"
+fn main() {
+    let _ = tch::Cuda::is_available();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    println!("libtorch_cuda: {}", maps.contains("/libtorch_cuda.so"));
 }
 "#;
 
@@ -44,6 +55,9 @@ fn a_crate_of_ones_own_builds_and_runs() {
     let folder = root.join("target/downstream");
     fs::create_dir_all(folder.join("src")).unwrap();
     let dependencies = readme_block(&root, "toml", "[dependencies]");
+    let tch = format!("tch = \"={}\"", locked(&root, "tch"));
+    let dependencies = dependencies.replace("tch = \"0.24\"", &tch);
+    assert!(dependencies.contains(&tch), "{dependencies}");
     let (before, after) = dependencies.split_once("git = \"...\"").expect("the README names a git repository");
     let manifest = format!(
         "[package]\nname = \"downstream\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\n{before}path = {root:?}{after}\n\
@@ -55,18 +69,44 @@ fn a_crate_of_ones_own_builds_and_runs() {
     fs::write(folder.join("Cargo.toml"), manifest).unwrap();
     fs::write(folder.join("build.rs"), readme_block(&root, "rust", "DEP_TERCET_LIBTORCH_LIB")).unwrap();
     fs::write(folder.join("src/main.rs"), MAIN).unwrap();
+    fs::create_dir_all(folder.join("src/bin")).unwrap();
+    fs::write(folder.join("src/bin/asks.rs"), ASKS).unwrap();
     fs::copy(root.join("Cargo.lock"), folder.join("Cargo.lock")).unwrap();
 
-    let libtorch = env::var_os("LIBTORCH").unwrap_or_else(|| root.join(".libtorch").into());
-    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["run", "--release", "--quiet"])
-        .current_dir(&folder)
-        .env("CARGO_TARGET_DIR", root.join("target"))
-        .env("LIBTORCH", libtorch)
-        .env_remove("LD_LIBRARY_PATH")
-        .output()
-        .unwrap();
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{out}\n{err}");
-    assert_eq!(out.trim(), "loss 0.200", "{err}");
+    let libtorch = env::var_os("LIBTORCH").map_or_else(|| root.join(".libtorch"), PathBuf::from);
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let says = |program: &str| {
+        let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .args(["run", "--release", "--quiet", "--bin", program])
+            .current_dir(&folder)
+            .env("CARGO_TARGET_DIR", &target)
+            .env("LIBTORCH", &libtorch)
+            .env_remove("LD_LIBRARY_PATH")
+            .output()
+            .unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{out}\n{err}");
+        out.trim().to_string()
+    };
+    assert_eq!(says("downstream"), "loss 0.200");
+    let with_cuda = libtorch.join("lib/libtorch_cuda.so").exists();
+    assert_eq!(says("asks"), format!("libtorch_cuda: {with_cuda}"));
+}
+
+/// The version of a package in this workspace's `Cargo.lock`.
+fn locked(root: &Path, package: &str) -> String {
+    let lock = fs::read_to_string(root.join("Cargo.lock")).unwrap();
+    let after = lock.split(&format!("name = \"{package}\"\nversion = \"")).nth(1).expect("it is locked");
+    after.split('"').next().unwrap().into()
+}
+
+#[test]
+fn the_readme_has_each_pair_of_libtorch_and_tch() {
+    let readme = fs::read_to_string(support::package().join("README.md")).unwrap();
+    for pair in releases::PAIRS {
+        let row = format!("| {} | {} |", pair.tch, pair.libtorch);
+        assert!(readme.contains(&row), "no {row} in README.md");
+    }
+    assert!(releases::pairs().starts_with("libtorch 2.11 with tch 0.24, "));
+    assert_eq!(releases::release(Path::new("/nowhere")), None);
 }

@@ -7,17 +7,26 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, result};
 use cudarc::nvrtc::Ptx;
 
-use super::images::image_for;
+use super::fitness;
+use super::images::{self, image_for};
 use super::launcher::{Address, DeviceProperties, Grid, Launcher, Memory};
 use crate::Error;
 
 /// How many CUDA devices this process can use; 0 without a driver.
 pub fn device_count() -> usize {
-    // SAFETY: only looks for the driver's library; cudarc's other calls panic without it.
-    if !unsafe { sys::is_culib_present() } {
+    if !has_driver() {
         return 0;
     }
     CudaContext::device_count().map_or(0, |n| usize::try_from(n).unwrap_or(0))
+}
+
+/// Whether a driver's library is there that can at least be started; cudarc's other calls panic without it.
+pub(super) fn has_driver() -> bool {
+    // SAFETY: only looks for the library and for one function of it, which is not called.
+    unsafe {
+        sys::is_culib_present()
+            && ["cuInit", "cuDeviceGetCount"].iter().all(|name| sys::culib().get::<*const ()>(name.as_bytes()).is_ok())
+    }
 }
 
 /// A device with the kernels that have been loaded onto it. One per context and process.
@@ -207,7 +216,7 @@ impl Device {
         let Some(image) = image_for(stem, major, minor) else {
             return Err(Error::Cuda {
                 action: format!("choosing a kernel image of {stem} for {}", self.properties.name),
-                reason: format!("nothing in this build runs on compute capability {major}.{minor}; 8.0 is the least"),
+                reason: fitness::nothing_for(major, minor),
             });
         };
         let bytes = image.inflate();
@@ -217,7 +226,18 @@ impl Device {
             let text = String::from_utf8(bytes).expect("PTX is text");
             Ptx::from_src(text.trim_end_matches('\0'))
         };
-        self.context.load_module(ptx).map_err(|e| error(format!("loading {stem} for {}", image.target), e))
+        self.context.load_module(ptx).map_err(|e| {
+            let refused = error(format!("loading {stem} for {}", image.target), e);
+            // The driver's own words for an image that it cannot read name no release.
+            let driver = fitness::driver_release().ok();
+            let ptx = image.target.starts_with("compute_");
+            match (refused, driver.and_then(|driver| fitness::too_old(images::CUDA, driver, ptx))) {
+                (Error::Cuda { action, reason }, Some(why)) => {
+                    Error::Cuda { action, reason: format!("{reason}; {why}") }
+                }
+                (refused, _) => refused,
+            }
+        })
     }
 }
 

@@ -32,6 +32,9 @@ pub struct KernelReport {
 /// Every image of this build.
 pub static IMAGES: &[Image] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
+/// The release of CUDA whose NVRTC compiled them: 13 and 0.
+pub const CUDA: (u32, u32) = include!(concat!(env!("OUT_DIR"), "/compiler.rs"));
+
 impl Image {
     /// The cubin, or PTX with a final NUL, as the driver takes it.
     pub fn inflate(&self) -> Vec<u8> {

@@ -5,6 +5,7 @@
 pub mod batch;
 #[doc(hidden)]
 pub mod device;
+mod fitness;
 #[doc(hidden)]
 pub mod images;
 #[doc(hidden)]
@@ -20,6 +21,9 @@ pub mod triplets;
 pub use device::device_count;
 #[doc(hidden)]
 pub use device::{CudaLauncher, Device};
+pub use fitness::check_device;
+#[doc(hidden)]
+pub use fitness::{Machine, fit};
 #[doc(hidden)]
 pub use images::{IMAGES, Image, KernelReport};
 #[doc(hidden)]

@@ -19,6 +19,7 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
+#include <torch/version.h>
 
 #ifdef TERCET_WITH_TORCH_CUDA
 namespace at::cuda {
@@ -31,6 +32,14 @@ namespace {
 using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
+
+// A new node's owner, as libtorch owns nodes: since 2.13 it counts their references in themselves; before, a shared_ptr did,
+// with a deleter that takes a long graph apart without recursion. A shared_ptr without memory for its count deletes the node.
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
+template <class T> c10::intrusive_ptr<T> owner_of(T* node) { return c10::intrusive_ptr<T>::unsafe_steal_from_new(node); }
+#else
+template <class T> std::shared_ptr<T> owner_of(T* node) { return std::shared_ptr<T>(node, torch::autograd::deleteNode); }
+#endif
 
 // Rust's side of a node; see autograd.rs for the contract. `apply` puts new tensors, or null, into `grads`, and returns null or
 // a message.
@@ -129,11 +138,9 @@ class RustNode : public Node {
     variable_list refuse_further(variable_list&& grads, const at::Tensor& upstream, const variable_list& saved) {
         torch::autograd::edge_list edges = next_edges();
         for (const auto& edge : torch::autograd::collect_next_edges(upstream, saved)) edges.push_back(edge);
-        auto refuse = std::shared_ptr<Node>(
-            new torch::autograd::Error("differentiating through the gradient of " + name_ +
-                                           " is not implemented: the loss is differentiable once",
-                                       std::move(edges)),
-            torch::autograd::deleteNode);
+        const auto refuse = owner_of(new torch::autograd::Error(
+            "differentiating through the gradient of " + name_ + " is not implemented: the loss is differentiable once",
+            std::move(edges)));
         for (auto& grad : grads)
             if (grad.defined()) {
                 grad = grad.detach();
@@ -175,8 +182,7 @@ char* tercet_attach(at::Tensor** result, const at::Tensor* output, at::Tensor* c
         return message_of("out of memory");
     }
     return guarded([&] {
-        // Where the pointer cannot be made shared the standard has it deleted, and the state dropped with it.
-        std::shared_ptr<RustNode> node(made, torch::autograd::deleteNode);
+        const auto node = owner_of(made);
         variable_list variables;
         for (size_t i = 0; i < input_count; ++i) variables.push_back(*inputs[i]);
         at::Tensor out = output->detach();

@@ -215,7 +215,7 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 0, help_heading = "Training")]
     pub seed: u64,
 
-    /// cpu, cuda, cuda:N, or auto: a GPU where there is one
+    /// cpu, cuda, cuda:N, or auto: the first GPU that does the whole job, else the CPU
     #[arg(long, default_value = "auto", help_heading = "Run")]
     pub device: String,
 
@@ -273,7 +273,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "RUN")]
     pub model: PathBuf,
 
-    /// cpu, cuda, cuda:N, or auto: a GPU where there is one
+    /// cpu, cuda, cuda:N, or auto: the first GPU that libtorch runs on, else the CPU
     #[arg(long, default_value = "auto")]
     pub device: String,
 }

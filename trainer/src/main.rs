@@ -8,6 +8,7 @@ mod cli;
 mod compare;
 mod dataset;
 mod decode;
+mod device;
 mod embed;
 mod encoder;
 mod eval;

@@ -3,12 +3,13 @@
 
 use crate::bad_input::bad_input;
 use crate::cli::ModelArgs;
+use crate::device::{self, Job};
 use crate::encoder::{Architecture, Encoder, Pass};
 use crate::images::{Budget, Images, OnBadImage};
 use crate::metrics::{Operating, Verification, at_threshold};
 use crate::vectors::Vectors;
 use crate::view::{Affine, tensor};
-use crate::{run, run_folder, waiting, weights};
+use crate::{run_folder, weights};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -152,11 +153,7 @@ pub struct Model {
 impl ModelArgs {
     /// The device; on a CPU idle threads then sleep. To be called first: it may start the program anew.
     pub fn device(&self) -> Result<Device> {
-        let device = run::device(&self.device)?;
-        if device == Device::Cpu {
-            waiting::sleep_instead_of_spinning();
-        }
-        Ok(device)
+        device::device(&self.device, Job::Embed)
     }
 }
 

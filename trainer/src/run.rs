@@ -4,6 +4,7 @@ use crate::bad_input::bad_input;
 use crate::batch::BatchShape;
 use crate::checkpoint::{self, Checkpoint, Origin};
 use crate::cli::TrainArgs;
+use crate::device::{self, Job};
 use crate::encoder::Encoder;
 use crate::evaluate::Evaluation;
 use crate::interrupt::Interrupt;
@@ -17,11 +18,11 @@ use crate::run_report::Run;
 use crate::say::say;
 use crate::train::{End, Plan, Surroundings, Training};
 use crate::workers::Workers;
-use crate::{model, options, plot, source, waiting, watch, weights};
+use crate::{model, options, plot, source, watch, weights};
 use anyhow::Result;
 use rand::Rng;
 use std::time::{Duration, Instant};
-use tch::{Cuda, Device, nn};
+use tch::{Device, nn};
 
 /// Seconds for a run on a CPU that has no other limit.
 const CPU_SECONDS: f64 = 240.0;
@@ -48,16 +49,13 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
     let checkpoint = resumed.as_deref().map(Checkpoint::read).transpose()?;
     if let Some(checkpoint) = &checkpoint {
         if given.iter().any(|option| option == "device") {
-            args.device = device_name(device(&args.device)?); // as it is stored
+            args.device = device::name(device::device(&args.device, Job::Train)?); // as it is stored
         }
         args = options::resumed(&checkpoint.origin.options, &args, given)?;
     }
-    let device = device(&args.device)?;
-    if device == Device::Cpu {
-        waiting::sleep_instead_of_spinning();
-    }
+    let device = device::device(&args.device, Job::Train)?;
     let size = args.image_size.unwrap_or(if device == Device::Cpu { 32 } else { 224 }) as usize;
-    (args.device, args.image_size) = (device_name(device), Some(size as u64));
+    (args.device, args.image_size) = (device::name(device), Some(size as u64));
     args.margin = args.margin.or(Some(args.loss.margin()));
     let mut plan = plan(&args)?;
     let workers = Workers::new(args.workers)?;
@@ -288,27 +286,4 @@ fn time_limit(args: &TrainArgs, device: Device) -> Option<Duration> {
     let default = if unlimited { 0.0 } else { CPU_SECONDS };
     let limit = args.time_limit.unwrap_or(default);
     (limit > 0.0).then(|| Duration::from_secs_f64(limit))
-}
-
-/// The device that `--device` names.
-pub fn device(name: &str) -> Result<Device> {
-    let there = Cuda::device_count().max(0) as usize;
-    let number = match name {
-        "cpu" => return Ok(Device::Cpu),
-        "auto" => return Ok(Device::cuda_if_available()),
-        "cuda" => Some(0),
-        _ => name.strip_prefix("cuda:").and_then(|number| number.parse().ok()),
-    };
-    match number {
-        Some(number) if number < there => Ok(Device::Cuda(number)),
-        Some(_) => Err(bad_input(format!("--device {name}: libtorch sees {there} GPUs"))),
-        None => Err(bad_input(format!("--device {name}: expected auto, cpu, cuda or cuda:N"))),
-    }
-}
-
-fn device_name(device: Device) -> String {
-    match device {
-        Device::Cuda(number) => format!("cuda:{number}"),
-        other => format!("{other:?}").to_lowercase(),
-    }
 }

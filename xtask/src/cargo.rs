@@ -3,7 +3,7 @@
 use std::env;
 use std::process::{Command, ExitStatus};
 
-use crate::checkout::{Checkout, user_libtorch, variable};
+use crate::checkout::{Checkout, named_libtorch, variable};
 use crate::error::{Doing, Error, Result};
 use crate::setup::toolkit;
 
@@ -25,12 +25,22 @@ pub fn cargo(checkout: &Checkout, arguments: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
-    if user_libtorch(checkout).is_none() {
+    if named_libtorch(checkout).is_none() {
         command.env_remove("LIBTORCH"); // cargo sets it again, from .cargo/config.toml
     }
     if toolkit::from_cuda_home().is_some_and(|found| found.is_err()) {
         command.env_remove("CUDA_HOME"); // set-up has said that it is of no use and has got the pinned NVRTC
     }
+    command
+}
+
+/// A cargo command in the workspace of another torch, which is the only libtorch that it sees.
+pub fn cargo_in(workspace: &Checkout, arguments: &[&str]) -> Command {
+    let mut command = cargo(workspace, arguments);
+    for name in ["LIBTORCH", "LIBTORCH_LIB", "LIBTORCH_INCLUDE", "LIBTORCH_USE_PYTORCH"] {
+        command.env_remove(name);
+    }
+    command.current_dir(&workspace.root);
     command
 }
 

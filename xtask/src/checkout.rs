@@ -49,11 +49,24 @@ pub fn variable(name: &str) -> Option<std::ffi::OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
+/// A libtorch of the user's own, as torch-sys takes it: the folder that holds `lib`, and the one that holds `include`.
+#[derive(Debug)]
+pub struct Libtorch {
+    pub lib: PathBuf,
+    pub include: PathBuf,
+}
+
+/// The libtorch that the user named, if all of it: by `LIBTORCH`, or its parts by `LIBTORCH_LIB` and `LIBTORCH_INCLUDE`.
+pub fn user_libtorch(checkout: &Checkout) -> Option<Libtorch> {
+    let part = |name| variable(name).map(PathBuf::from).or_else(|| named_libtorch(checkout));
+    Some(Libtorch { lib: part("LIBTORCH_LIB")?, include: part("LIBTORCH_INCLUDE")? })
+}
+
 /// The `LIBTORCH` that the user set, if any.
 ///
 /// Trap: `cargo run` puts the `[env]` of `.cargo/config.toml` into our environment, so `LIBTORCH` is always set
 /// here; when it names the checkout's own link, the user said nothing.
-pub fn user_libtorch(checkout: &Checkout) -> Option<PathBuf> {
+pub fn named_libtorch(checkout: &Checkout) -> Option<PathBuf> {
     let libtorch = PathBuf::from(variable("LIBTORCH")?);
     let own = libtorch.file_name() == Some(".libtorch".as_ref())
         && libtorch.parent().and_then(|parent| parent.canonicalize().ok()).as_deref() == Some(&checkout.root);

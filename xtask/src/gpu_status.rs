@@ -12,16 +12,32 @@ const COLUMNS: [&str; 7] = ["date", "device", "commit", "kernels hash", "cuda ha
 /// Digits of a hash that are kept: enough that two contents never share them by chance.
 const DIGITS: usize = 16;
 
-/// What decides a verification: the kernels, and the code that plans and launches them.
+/// What stands before a hash of `Hashes::of`. The first rows have none: theirs are of `Hashes::of_the_first_rows`.
+const SCOPE: &str = "2-";
+
+/// What decides a verification: the machine code, and the code that plans and launches it.
 pub struct Hashes {
-    /// Over `kernels/`.
+    /// Over what makes the machine code: `kernels/`, the constants and options they are compiled with, and the compiler.
     pub kernels: String,
-    /// Over `src/cuda/` and each `src/<stem>/cuda.rs`.
+    /// Over `src/`, but for what runs on the CPU alone. So a new file counts, until somebody says that it does not.
     pub cuda: String,
 }
 
 impl Hashes {
     pub fn of(checkout: &Checkout) -> Result<Self> {
+        let root = &checkout.root;
+        let mut kernels = files(&root.join("kernels"))?;
+        let compiled_with = ["src/constants.rs", "build/kernels.rs", "build/nvrtc.rs", "requirements.txt"];
+        kernels.extend(compiled_with.map(|file| root.join(file)).into_iter().filter(|file| file.is_file()));
+        let src = root.join("src");
+        let mut cuda = files(&src)?;
+        cuda.retain(|file| !file.strip_prefix(&src).is_ok_and(is_of_the_cpu));
+        Ok(Self { kernels: format!("{SCOPE}{}", hash(root, kernels)?), cuda: format!("{SCOPE}{}", hash(root, cuda)?) })
+    }
+
+    /// Over `kernels/`, and over `src/cuda/` and each `src/<stem>/cuda.rs`. They did not see a constant that every kernel is
+    /// compiled with, nor PyTorch's side of a launch.
+    fn of_the_first_rows(checkout: &Checkout) -> Result<Self> {
         let root = &checkout.root;
         let mut cuda = files(&root.join("src/cuda"))?;
         cuda.extend(files(&root.join("src"))?.into_iter().filter(|file| {
@@ -29,6 +45,18 @@ impl Hashes {
             file.strip_prefix(root.join("src")).is_ok_and(|f| f.ends_with("cuda.rs") && f.components().count() == 2)
         }));
         Ok(Self { kernels: hash(root, files(&root.join("kernels"))?)?, cuda: hash(root, cuda)? })
+    }
+}
+
+/// Whether a file of `src/` runs on the CPU alone: the CPU's engine, a loss's part of it, and the oracles.
+fn is_of_the_cpu(file: &Path) -> bool {
+    let parts: Vec<_> = file.iter().map(|part| part.to_string_lossy()).collect();
+    match &parts[..] {
+        [file] => file == "reference.rs",
+        [folder, .., _] if folder == "cpu" => true,
+        [_, file] => file == "cpu.rs" || file == "reference.rs",
+        [_, folder, ..] => folder == "cpu",
+        [] => false,
     }
 }
 
@@ -103,17 +131,22 @@ fn cells(line: &str) -> Vec<String> {
 }
 
 /// The verdict in one sentence.
-fn verdict(row: Option<&Row>, now: &Hashes) -> String {
+fn verdict(row: Option<&Row>, now: &Hashes, by_the_first_rows: &Hashes) -> String {
     let Some(row) = row else {
         return "never verified on a GPU".into();
     };
     let Row { date, device, commit, what, result, .. } = row;
+    let of_today = row.kernels.starts_with(SCOPE);
+    let now = if of_today { now } else { by_the_first_rows };
+    let run = format!("{device} at {commit}, {date} ({what}: {result})");
     let changed = match (row.kernels == now.kernels, row.cuda == now.cuda) {
-        (true, true) if result.starts_with("pass") => {
-            return format!("verified on {device} at {commit}, {date} ({what}: {result})");
-        }
+        (true, true) if !result.starts_with("pass") => return format!("FAILED on {run}"),
+        (true, true) if of_today => return format!("verified on {run}"),
         (true, true) => {
-            return format!("FAILED on {device} at {commit}, {date} ({what}: {result})");
+            return format!(
+                "not verified: kernels/, src/cuda/ and each src/<stem>/cuda.rs are as on {run}, but the hashes of that row \
+                 cover neither the constants and options that kernels are compiled with nor the rest of the host code"
+            );
         }
         (false, true) => "kernels",
         (true, false) => "the code that launches the kernels has",
@@ -127,7 +160,7 @@ pub fn print(checkout: &Checkout) -> Result<()> {
     let page = fs::read_to_string(checkout.root.join(TABLE)).doing(format_args!("read {TABLE}"))?;
     let row = newest(&page).map_err(|error| Error::Failed(format!("{TABLE}: {error}")))?;
     let now = Hashes::of(checkout)?;
-    println!("{}", verdict(row.as_ref(), &now));
+    println!("{}", verdict(row.as_ref(), &now, &Hashes::of_the_first_rows(checkout)?));
     println!("now: kernels hash {}, cuda hash {}", now.kernels, now.cuda);
     Ok(())
 }
@@ -139,30 +172,36 @@ mod tests {
     const HEADER: &str = "# Page\n\n| date | device | commit | kernels hash | cuda hash | what ran | result |\n\
                           |---|---|:---|---|---|---|---|\n";
 
-    fn now() -> Hashes {
-        Hashes { kernels: "aaaa".into(), cuda: "bbbb".into() }
-    }
-
     fn said(rows: &str) -> String {
-        verdict(newest(&format!("{HEADER}{rows}")).unwrap().as_ref(), &now())
+        let hashes = |scope: &str| Hashes { kernels: format!("{scope}aaaa"), cuda: format!("{scope}bbbb") };
+        verdict(newest(&format!("{HEADER}{rows}")).unwrap().as_ref(), &hashes(SCOPE), &hashes(""))
     }
 
     #[test]
     fn each_verdict() {
         assert_eq!(said(""), "never verified on a GPU");
-        let good = "| 2001-02-03 | GPU A | abc | `aaaa` | `bbbb` | test | pass, 12 tests |\n";
+        let good = "| 2001-02-03 | GPU A | abc | `2-aaaa` | `2-bbbb` | test | pass, 12 tests |\n";
         assert_eq!(said(good), "verified on GPU A at abc, 2001-02-03 (test: pass, 12 tests)");
-        assert!(said(&good.replace("aaaa", "a0")).starts_with("kernels have changed since abc, 2001-02-03"));
-        let launch = said(&good.replace("bbbb", "b0"));
-        assert!(launch.starts_with("the code that launches the kernels has changed since abc"), "{launch}");
-        let both = said(&good.replace("bbbb", "b0").replace("aaaa", "a0"));
-        assert!(both.starts_with("kernels and the code that launches them have changed since"), "{both}");
-        assert!(said(&good.replace("pass, 12 tests", "1 failed")).starts_with("FAILED on GPU A"));
+        for row in [good.into(), good.replace("`2-", "`")] {
+            assert!(said(&row.replace("aaaa", "a0")).starts_with("kernels have changed since abc, 2001-02-03"));
+            let launch = said(&row.replace("bbbb", "b0"));
+            assert!(launch.starts_with("the code that launches the kernels has changed since abc"), "{launch}");
+            let both = said(&row.replace("bbbb", "b0").replace("aaaa", "a0"));
+            assert!(both.starts_with("kernels and the code that launches them have changed since"), "{both}");
+            assert!(said(&row.replace("pass, 12 tests", "1 failed")).starts_with("FAILED on GPU A"));
+        }
+    }
+
+    #[test]
+    fn a_row_whose_hashes_covered_less_verifies_no_more_than_they_did() {
+        let first = said("| 2001-02-03 | GPU A | abc | aaaa | bbbb | test | pass |\n");
+        assert!(first.starts_with("not verified: kernels/, src/cuda/"), "{first}");
+        assert!(first.contains("as on GPU A at abc, 2001-02-03 (test: pass), but"), "{first}");
     }
 
     #[test]
     fn the_last_row_counts() {
-        let rows = "| d1 | A | c1 | aaaa | bbbb | test | pass |\n| d2 | B | c2 | a0 | bbbb | test | pass |\n";
+        let rows = "| d1 | A | c1 | 2-aaaa | 2-bbbb | test | pass |\n| d2 | B | c2 | 2-a0 | 2-bbbb | test | pass |\n";
         assert!(said(rows).starts_with("kernels have changed since c2"));
     }
 
@@ -186,9 +225,8 @@ mod tests {
             let Hashes { kernels, cuda } = Hashes::of(&checkout).unwrap();
             (kernels, cuda)
         };
-        write("src/lib.rs", "x");
         let empty = hashes();
-        assert_eq!(empty.0, sha256::hex(b"")[..DIGITS]);
+        assert_eq!(empty.0, format!("{SCOPE}{}", &sha256::hex(b"")[..DIGITS]));
         write("kernels/a.cu", "12");
         write("kernels/deep/b.cuh", "3");
         let (kernels, cuda) = hashes();
@@ -203,17 +241,41 @@ mod tests {
         assert_eq!(hashes(), (kernels.clone(), cuda.clone()));
         fs::rename(root.join("kernels/a.cu"), root.join("kernels/c.cu")).unwrap();
         assert_ne!(hashes().0, kernels);
-        // Host code: src/cuda and each room's cuda.rs; not the rest of src.
-        let (kernels, before) = hashes();
-        write("src/some_loss/cpu.rs", "x");
-        write("src/lib.rs", "y");
-        assert_eq!(hashes().1, before);
-        write("src/some_loss/cuda.rs", "x");
-        let room = hashes().1;
-        assert_ne!(room, before);
-        write("src/cuda/mod.rs", "x");
-        assert_ne!(hashes().1, room);
-        assert_eq!(hashes().0, kernels);
+        // What kernels are compiled with is part of them; the oracle and the CPU's code are not verified on a GPU.
+        let mut seen = hashes();
+        for file in ["src/constants.rs", "build/kernels.rs", "build/nvrtc.rs", "requirements.txt"] {
+            write(file, "x");
+            assert_ne!(hashes().0, seen.0, "{file}");
+            seen = hashes();
+        }
+        for file in [
+            "src/lib.rs",
+            "src/mined.rs",
+            "src/cuda/mod.rs",
+            "src/torch/launcher.rs",
+            "src/torch/autograd.cpp",
+            "src/some_loss/cuda.rs",
+            "src/some_loss/torch.rs",
+            "src/some_loss/mod.rs",
+        ] {
+            write(file, "x");
+            assert_ne!(hashes().1, seen.1, "{file}");
+            assert_eq!(hashes().0, seen.0, "{file}");
+            seen = hashes();
+        }
+        for file in [
+            "src/cpu/rows.rs",
+            "src/cpu/deep/a.rs",
+            "src/reference.rs",
+            "src/some_loss/cpu.rs",
+            "src/some_loss/cpu/count.rs",
+            "src/some_loss/reference.rs",
+            "build/cache.rs",
+            "tests/a.rs",
+        ] {
+            write(file, "x");
+            assert_eq!(hashes(), seen, "{file}");
+        }
         fs::remove_dir_all(&root).unwrap();
     }
 }

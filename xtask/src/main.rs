@@ -11,6 +11,8 @@ mod checkout;
 mod error;
 mod gpu_status;
 mod json;
+#[path = "../../build/releases.rs"]
+mod releases;
 mod setup;
 mod sha256;
 
@@ -26,9 +28,11 @@ Tercet's tasks
 Usage: cargo xtask COMMAND [ARGUMENTS]
 
 Commands:
-  setup         make .venv and the link .libtorch (libtorch, NVRTC and the CUDA headers); nothing the second time
+  setup         make .venv and the link .libtorch (libtorch, NVRTC and the CUDA headers); nothing the second time.
+                `--torch 2.13`: beside them .venv-2.13, and in target/torch-2.13 a workspace with the tch for it
   train [ARGS]  set-up, then train the built-in example: `tercet train ARGS` in the release profile
-  test [ARGS]   set-up, then `cargo test --release --workspace ARGS`, documentation tests included
+  test [ARGS]   set-up, then `cargo test --release --workspace ARGS`, documentation tests included.
+                `test --torch 2.13 ARGS`: the same with that torch and its tch
   bench [ARGS]  set-up, then `cargo bench -p tercet ARGS`, then a table of target/bench.json
                 (`--table` alone only prints the table of the last run)
   bundle        executables and a run.sh in .bundle, for a GPU machine that has no Rust
@@ -38,7 +42,8 @@ Commands:
 Environment:
   TERCET_VENV   one Python environment for several checkouts, in place of .venv; made there if missing.
                 A relative path counts from the checkout's root.
-  LIBTORCH      an existing libtorch 2.11, by its absolute path, in place of the one in the environment
+  LIBTORCH      an existing libtorch 2.11, by its absolute path, in place of the one in the environment;
+                LIBTORCH_LIB and LIBTORCH_INCLUDE where its `lib` and its `include` lie in two folders
   CUDA_HOME     an existing CUDA 13 toolkit, for NVRTC and the CUDA headers
   CXX           the C++ compiler, when it is not `c++`
 ";
@@ -79,13 +84,24 @@ fn run(arguments: &[String]) -> Result<()> {
             Ok(())
         }
         "setup" => {
-            no_arguments("setup", &rest)?;
-            setup::ensure(&Checkout::find()?, setup::WhenReady::SaySo)
+            let (pair, rest) = torch(&rest)?;
+            no_arguments("setup", rest)?;
+            match pair {
+                None => setup::ensure(&Checkout::find()?, setup::WhenReady::SaySo),
+                Some(pair) => setup::ensure_torch(&Checkout::find()?, pair, setup::WhenReady::SaySo).map(drop),
+            }
         }
         "train" => train(&rest, wants_help),
         "test" => {
-            let checkout = ready()?;
-            let mut cargo = cargo::cargo(&checkout, &["test", "--release", "--workspace"]);
+            let (pair, rest) = torch(&rest)?;
+            let test = ["test", "--release", "--workspace"];
+            let mut cargo = match pair {
+                None => cargo::cargo(&ready()?, &test),
+                Some(pair) => {
+                    let workspace = setup::ensure_torch(&Checkout::find()?, pair, setup::WhenReady::Silent)?;
+                    cargo::cargo_in(&workspace, &test)
+                }
+            };
             cargo::run(cargo.args(rest))
         }
         "bench" => bench(&rest),
@@ -113,6 +129,19 @@ fn no_arguments(command: &str, rest: &[&str]) -> Result<()> {
         None => Ok(()),
         Some(extra) => Err(Error::Usage(format!("unexpected argument `{extra}`: `{command}` takes none"))),
     }
+}
+
+/// The release that `--torch` in front names, if it is another one than the first pair's, and the other arguments.
+fn torch<'a>(arguments: &'a [&'a str]) -> Result<(Option<&'static releases::Pair>, &'a [&'a str])> {
+    let (named, rest) = match arguments {
+        ["--torch", named, rest @ ..] => (*named, rest),
+        ["--torch"] => ("", &[][..]),
+        [first, rest @ ..] if first.starts_with("--torch=") => (&first["--torch=".len()..], rest),
+        _ => return Ok((None, arguments)),
+    };
+    let at = releases::PAIRS.iter().position(|pair| pair.libtorch == named);
+    let at = at.ok_or_else(|| Error::Usage(format!("--torch {named}: expected one of {}", releases::pairs())))?;
+    Ok(((at > 0).then_some(&releases::PAIRS[at]), rest))
 }
 
 fn train(rest: &[&str], wants_help: bool) -> Result<()> {

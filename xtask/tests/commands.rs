@@ -111,7 +111,7 @@ fn gpu_status_reads_the_page() {
     let fresh = run(&mut sandbox.xtask(&["gpu-status"])).succeeds().says(&["never verified on a GPU"]);
     let hash = |name: &str| {
         let after = fresh.out.split(&format!("{name} hash ")).nth(1).unwrap();
-        after.chars().take_while(char::is_ascii_hexdigit).collect::<String>()
+        after.chars().take_while(|c| c.is_ascii_hexdigit() || *c == '-').collect::<String>()
     };
     let row = format!("| 2001-02-03 | GPU A | abc | {} | {} | test | pass |", hash("kernels"), hash("cuda"));
     sandbox.write("checkout/docs/gpu-verification.md", &format!("{}\n{row}\n", header.join("\n")));
@@ -151,7 +151,7 @@ fn bundle_collects_programs_and_says_what_it_was_made_from() {
     bundle(&sandbox, "1K", "xz \"$@\"").succeeds().says(&["test-triplet_margin", "packed, in .bundle"]);
     let list = sandbox.read("checkout/.bundle/list.tsv");
     assert_eq!(list, "test\ttest-triplet_margin\t.\nbin\ttercet\t.\n");
-    assert!(sandbox.read("checkout/.bundle/about").starts_with("commit=unknown\nkernels=e3b0c44298fc1c14\n"));
+    assert!(sandbox.read("checkout/.bundle/about").starts_with("commit=unknown\nkernels=2-"));
     let packed = sandbox.path("checkout/.bundle/bin.tar.xz");
     let names = std::process::Command::new("tar").arg("-tf").arg(packed).output().unwrap();
     let names = String::from_utf8(names.stdout).unwrap();

@@ -365,6 +365,34 @@ fn cuda_home_alone_still_needs_libtorch() {
 }
 
 #[test]
+fn libraries_and_headers_may_lie_in_two_folders() {
+    let sandbox = Sandbox::new();
+    let (_, cuda) = own_parts(&sandbox);
+    sandbox.write("out/lib/libtorch_cpu.so", "x");
+    let version = "#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 11\n";
+    sandbox.write("dev/include/torch/headeronly/version.h", version);
+    let (lib, include) = (sandbox.path("out"), sandbox.path("dev"));
+    let parts = |sandbox: &Sandbox| {
+        let mut command = sandbox.setup();
+        command.env("LIBTORCH_LIB", &lib).env("LIBTORCH_INCLUDE", &include).env("CUDA_HOME", &cuda);
+        command
+    };
+    run(&mut parts(&sandbox)).succeeds().says(&["ready (libtorch from", lib.to_str().unwrap()]);
+    assert!(!sandbox.exists("calls") && !sandbox.exists("checkout/.venv"));
+    sandbox.write("dev/include/torch/headeronly/version.h", &version.replace("11", "13"));
+    run(&mut parts(&sandbox)).fails(1).says(&["is libtorch 2.13, and 2.11 is needed", "libtorch 2.13 with tch 0.26"]);
+    // One part alone leaves the other one to set-up.
+    run(sandbox.setup().env("LIBTORCH_LIB", &lib)).succeeds().says(&["making .venv"]);
+    // A link to the libraries of a Python environment leads to its NVRTC.
+    let other = Sandbox::new();
+    let torch = sandbox.path("checkout").join(TORCH);
+    fs::create_dir_all(other.path("out")).unwrap();
+    symlink(torch.join("lib"), other.path("out/lib")).unwrap();
+    run(other.setup().env("LIBTORCH_LIB", other.path("out")).env("LIBTORCH_INCLUDE", torch)).succeeds();
+    assert!(!other.exists("calls"));
+}
+
+#[test]
 fn a_useless_libtorch_is_an_error_that_says_why() {
     let sandbox = Sandbox::new();
     let (libtorch, _) = own_parts(&sandbox);

@@ -16,17 +16,54 @@ pub struct Requirements {
     pub file: PathBuf,
     /// The version in `torch==VERSION`.
     pub torch: String,
-    /// Over the lines that are neither empty nor comments.
-    hash: String,
+    /// The lines that are neither empty nor comments.
+    lines: Vec<String>,
+    /// Whether `torch` is another one than the file's.
+    replaced: bool,
 }
 
 impl Requirements {
     pub fn read(file: PathBuf) -> Result<Self> {
         let text = fs::read_to_string(&file).doing(format_args!("read {}", file.display()))?;
-        let lines: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).collect();
+        let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
+        let lines: Vec<String> = lines.map(String::from).collect();
         let torch = lines.iter().find_map(|line| line.strip_prefix("torch=="));
         let torch = torch.ok_or_else(|| Error::Failed(format!("{} does not pin torch==VERSION", file.display())))?;
-        Ok(Self { torch: torch.into(), hash: sha256::hex(lines.join("\n").as_bytes()), file })
+        Ok(Self { torch: torch.into(), lines, replaced: false, file })
+    }
+
+    /// The same with another torch.
+    pub fn with_torch(mut self, version: &str) -> Self {
+        for line in self.lines.iter_mut().filter(|line| line.starts_with("torch==")) {
+            *line = format!("torch=={version}");
+        }
+        self.torch = version.into();
+        self.replaced = true;
+        self
+    }
+
+    /// The release of libtorch: 2.11 of 2.11.0.
+    pub fn libtorch(&self) -> String {
+        self.torch.split('.').take(2).collect::<Vec<_>>().join(".")
+    }
+
+    fn hash(&self) -> String {
+        sha256::hex(self.lines.join("\n").as_bytes())
+    }
+
+    /// A file for `pip install -r`: this one, or one in the environment that it is for.
+    pub fn for_pip(&self, environment: &Path) -> Result<PathBuf> {
+        if !self.replaced {
+            return Ok(self.file.clone());
+        }
+        let file = environment.join("requirements.txt");
+        fs::write(&file, self.lines.join("\n") + "\n").doing(format_args!("write {}", file.display()))?;
+        Ok(file)
+    }
+
+    /// What to type where an environment is somebody else's.
+    pub fn by_hand(&self) -> String {
+        if self.replaced { self.lines.join(" ") } else { format!("-r {}", self.file.display()) }
     }
 }
 
@@ -73,7 +110,7 @@ fn unfit_by_mark(mark: &str, dir: &Path, requirements: &Requirements) -> Option<
     if lines.next() != Some("ready") {
         return Some(State::Broken("the set-up of it did not finish".into()));
     }
-    if lines.next() != Some(&requirements.hash) {
+    if lines.next() != Some(requirements.hash().as_str()) {
         return Some(State::Outdated);
     }
     if lines.next() != python_version(dir).as_deref() {
@@ -137,7 +174,7 @@ pub fn mark_as_making(dir: &Path) -> Result<()> {
 
 /// After the last other file, in one step.
 pub fn mark_as_ready(dir: &Path, requirements: &Requirements) -> Result<()> {
-    let text = format!("ready\n{}\n{}\n", requirements.hash, python_version(dir).unwrap_or_default());
+    let text = format!("ready\n{}\n{}\n", requirements.hash(), python_version(dir).unwrap_or_default());
     let new = dir.join(format!("{MARK}.new"));
     fs::write(&new, text)
         .and_then(|()| fs::rename(&new, dir.join(MARK)))

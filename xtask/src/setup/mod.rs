@@ -8,14 +8,16 @@ mod lock;
 mod pip;
 mod python;
 pub mod toolkit;
+mod workspace;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use crate::checkout::{Checkout, user_libtorch, variable};
+use crate::checkout::{Checkout, Libtorch, user_libtorch, variable};
 use crate::error::{Doing, Error, Result};
+use crate::releases::Pair;
 use environment::{Requirements, State};
 use lock::Lock;
 use pip::say;
@@ -29,19 +31,18 @@ pub enum WhenReady {
 
 /// Where the parts of the build come from.
 struct Sources {
-    libtorch: Option<PathBuf>,
+    libtorch: Option<Libtorch>,
     toolkit: Option<PathBuf>,
     /// What the user should know: a variable that is of no use.
     notes: Vec<String>,
 }
 
 impl Sources {
-    /// From `LIBTORCH` and `CUDA_HOME`.
-    fn from_variables(checkout: &Checkout) -> Result<Self> {
+    /// From `LIBTORCH` and its parts, where a libtorch of the user's may be taken, and `CUDA_HOME`.
+    fn from_variables(libtorch: Option<Libtorch>, requirements: &Requirements) -> Result<Self> {
         let mut notes = Vec::new();
-        let libtorch = user_libtorch(checkout);
-        if let Some(dir) = &libtorch {
-            toolkit::check_libtorch(dir).map_err(|why| {
+        if let Some(libtorch) = &libtorch {
+            toolkit::check_libtorch(libtorch, &requirements.libtorch()).map_err(|why| {
                 Error::Failed(format!(
                     "LIBTORCH is of no use: {why}.\nUnset it, and set-up gets the right libtorch by itself."
                 ))
@@ -73,6 +74,7 @@ struct Place {
 }
 
 impl Place {
+    /// Of the torch that is pinned.
     fn choose(checkout: &Checkout, requirements: &Requirements, nvrtc: bool) -> Self {
         if let Some(named) = variable("TERCET_VENV") {
             // `join` keeps an absolute path as it is; `components` drops a slash at the end, which would put what
@@ -91,16 +93,24 @@ impl Place {
         }
         Self { dir: own, own: true }
     }
+
+    /// Of another torch: beside it, with the release in its name.
+    fn for_torch(checkout: &Checkout, pair: &Pair) -> Self {
+        let named = variable("TERCET_VENV");
+        let own = named.is_none();
+        let pinned: PathBuf = checkout.root.join(named.unwrap_or_else(|| ".venv".into())).components().collect();
+        Self { dir: beside(&pinned, &format!("-{}", pair.libtorch)), own }
+    }
 }
 
 /// Whether `ensure` would find nothing to do.
 pub fn is_ready(checkout: &Checkout) -> bool {
     let look = || -> Result<bool> {
-        let sources = Sources::from_variables(checkout)?;
+        let requirements = Requirements::read(checkout.requirements())?;
+        let sources = Sources::from_variables(user_libtorch(checkout), &requirements)?;
         if sources.complete() {
             return Ok(true);
         }
-        let requirements = Requirements::read(checkout.requirements())?;
         let nvrtc = sources.toolkit.is_none();
         let place = Place::choose(checkout, &requirements, nvrtc);
         Ok(match environment::inspect(&place.dir, &requirements, nvrtc) {
@@ -115,34 +125,72 @@ pub fn is_ready(checkout: &Checkout) -> bool {
 pub fn ensure(checkout: &Checkout, when_ready: WhenReady) -> Result<()> {
     let start = Instant::now();
     compiler::check()?;
-    let sources = Sources::from_variables(checkout)?;
+    let requirements = Requirements::read(checkout.requirements())?;
+    let sources = Sources::from_variables(user_libtorch(checkout), &requirements)?;
     for note in &sources.notes {
         println!("set-up: {note}");
     }
     if sources.complete() {
         if when_ready == WhenReady::SaySo {
-            let show = |path: &Option<PathBuf>| path.as_deref().unwrap_or(Path::new("")).display().to_string();
+            let show = |path: Option<&Path>| path.unwrap_or(Path::new("")).display().to_string();
             println!(
                 "set-up: ready (libtorch from {}, NVRTC from {})",
-                show(&sources.libtorch),
-                show(&sources.toolkit)
+                show(sources.libtorch.as_ref().map(|libtorch| &*libtorch.lib)),
+                show(sources.toolkit.as_deref())
             );
         }
         return Ok(());
     }
-    let requirements = Requirements::read(checkout.requirements())?;
     let nvrtc = sources.toolkit.is_none();
     let place = Place::choose(checkout, &requirements, nvrtc);
-    let (torch, made) = match environment::inspect(&place.dir, &requirements, nvrtc) {
-        State::Ready(torch) => (torch, false),
-        _ => (make(checkout, &place, &requirements, nvrtc, start)?, true),
-    };
+    let (torch, made) = found_or_made(checkout, &place, &requirements, nvrtc, start)?;
     let linked = link(checkout, &torch)?;
     if made || linked || when_ready == WhenReady::SaySo {
         let seconds = start.elapsed().as_secs_f64();
         println!("set-up: ready ({}, torch {}) after {seconds:.1} s", checkout.show(&place.dir), requirements.torch);
     }
     Ok(())
+}
+
+/// Makes what is missing for another torch than the pinned one: its environment, and the workspace that is given back.
+pub fn ensure_torch(checkout: &Checkout, pair: &Pair, when_ready: WhenReady) -> Result<Checkout> {
+    let start = Instant::now();
+    compiler::check()?;
+    let requirements = Requirements::read(checkout.requirements())?.with_torch(&format!("{}.0", pair.libtorch));
+    let sources = Sources::from_variables(None, &requirements)?; // the user's own libtorch is for the pinned tch
+    for note in &sources.notes {
+        println!("set-up: {note}");
+    }
+    let nvrtc = sources.toolkit.is_none();
+    let place = Place::for_torch(checkout, pair);
+    let (torch, made) = found_or_made(checkout, &place, &requirements, nvrtc, start)?;
+    let workspace = workspace::make(checkout, pair)?;
+    let linked = link(&workspace, &torch)?;
+    if made || linked || when_ready == WhenReady::SaySo {
+        println!(
+            "set-up: ready ({}, torch {}, tch {}: cargo commands in {}) after {:.1} s",
+            checkout.show(&place.dir),
+            requirements.torch,
+            pair.tch,
+            checkout.show(&workspace.root),
+            start.elapsed().as_secs_f64()
+        );
+    }
+    Ok(workspace)
+}
+
+/// The folder of torch in the environment, and whether it was made now.
+fn found_or_made(
+    checkout: &Checkout,
+    place: &Place,
+    requirements: &Requirements,
+    nvrtc: bool,
+    start: Instant,
+) -> Result<(PathBuf, bool)> {
+    Ok(match environment::inspect(&place.dir, requirements, nvrtc) {
+        State::Ready(torch) => (torch, false),
+        _ => (make(checkout, place, requirements, nvrtc, start)?, true),
+    })
 }
 
 /// Makes the environment, or makes it anew.
@@ -212,8 +260,8 @@ fn not_ours(place: &Place, shown: &str, why: &str, requirements: &Requirements) 
          Remove it or name another place with TERCET_VENV, and run the same command again."
     );
     if !place.own {
-        let file = requirements.file.display();
-        text += &format!("\nOr, if it is a Python environment: {dir}/bin/python -m pip install -r {file}");
+        let what = requirements.by_hand();
+        text += &format!("\nOr, if it is a Python environment: {dir}/bin/python -m pip install {what}");
     }
     Error::Failed(text)
 }
@@ -243,7 +291,7 @@ fn fill(
         )));
     }
     say(start, "environment made, asking pip for the packages");
-    pip::install(&place.dir, &requirements.file, lock, start)?;
+    pip::install(&place.dir, &requirements.for_pip(&place.dir)?, lock, start)?;
     say(start, "packages installed");
     environment::mark_as_ready(&place.dir, requirements)
 }

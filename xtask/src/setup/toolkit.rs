@@ -3,46 +3,43 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::checkout::variable;
+use crate::checkout::{Libtorch, variable};
+use crate::releases;
 
-/// The release of libtorch that the bindings are made for.
-const LIBTORCH: &str = "2.11";
-
-/// Whether `dir` is a libtorch that the bindings can link to; the error says what is wrong with it.
-pub fn check_libtorch(dir: &Path) -> Result<(), String> {
-    if dir.is_relative() {
-        // Build scripts run in their own package's folder, where a relative path means something else.
-        return Err(format!("it must be an absolute path, and `{}` is not", dir.display()));
+/// Whether a libtorch is of the release that is wanted and the bindings can link to it; the error says what is wrong.
+pub fn check_libtorch(libtorch: &Libtorch, wanted: &str) -> Result<(), String> {
+    for dir in [&libtorch.lib, &libtorch.include] {
+        if dir.is_relative() {
+            // Build scripts run in their own package's folder, where a relative path means something else.
+            return Err(format!("it must be an absolute path, and `{}` is not", dir.display()));
+        }
+        if !dir.is_dir() {
+            return Err(format!("there is no folder {}", dir.display()));
+        }
     }
-    if !dir.is_dir() {
-        return Err(format!("there is no folder {}", dir.display()));
+    if !libtorch.lib.join("lib/libtorch_cpu.so").is_file() {
+        return Err(format!("{} has no lib/libtorch_cpu.so", libtorch.lib.display()));
     }
-    if !dir.join("lib/libtorch_cpu.so").is_file() {
-        return Err(format!("{} has no lib/libtorch_cpu.so", dir.display()));
-    }
-    match libtorch_version(dir) {
-        Some(version) if version == LIBTORCH || version.starts_with(&format!("{LIBTORCH}.")) => Ok(()),
-        Some(version) => Err(format!("{} is libtorch {version}, and {LIBTORCH} is needed", dir.display())),
-        None => Err(format!("{} does not say its version (no build-version file, no version.h)", dir.display())),
+    match libtorch_version(libtorch) {
+        Some(version) if version == wanted || version.starts_with(&format!("{wanted}.")) => Ok(()),
+        Some(version) => Err(format!(
+            "{} is libtorch {version}, and {wanted} is needed. Pairs that fit: {}.\n\
+             Cargo.lock has the first; `cargo xtask setup --torch X` makes a workspace for another one",
+            libtorch.lib.display(),
+            releases::pairs()
+        )),
+        None => {
+            Err(format!("{} does not say its version (no build-version file, no version.h)", libtorch.lib.display()))
+        }
     }
 }
 
 /// From `build-version` (the libtorch archive), else from the headers.
-fn libtorch_version(dir: &Path) -> Option<String> {
-    if let Ok(text) = fs::read_to_string(dir.join("build-version")) {
+fn libtorch_version(libtorch: &Libtorch) -> Option<String> {
+    if let Ok(text) = fs::read_to_string(libtorch.lib.join("build-version")) {
         return Some(text.trim().split('+').next().unwrap_or_default().to_string());
     }
-    // Newer releases moved the numbers; the old place then only includes the new one.
-    ["include/torch/headeronly/version.h", "include/torch/csrc/api/include/torch/version.h"]
-        .iter()
-        .filter_map(|header| fs::read_to_string(dir.join(header)).ok())
-        .find_map(|header| {
-            let number = |name: &str| {
-                let definition = format!("#define TORCH_VERSION_{name} ");
-                header.lines().find_map(|line| Some(line.strip_prefix(&definition)?.trim().to_string()))
-            };
-            Some(format!("{}.{}", number("MAJOR")?, number("MINOR")?))
-        })
+    releases::release(&libtorch.include.join("include"))
 }
 
 /// Whether `dir` holds an NVRTC of CUDA 13 and the headers that kernels include.
@@ -65,7 +62,8 @@ pub fn from_cuda_home() -> Option<Result<PathBuf, String>> {
 }
 
 /// The toolkit that pip puts beside a torch.
-pub fn beside(torch: &Path) -> Option<PathBuf> {
-    let site = torch.canonicalize().ok()?.parent()?.to_path_buf();
+pub fn beside(libtorch: &Libtorch) -> Option<PathBuf> {
+    // `lib` may be a link, or the folder that holds it.
+    let site = libtorch.lib.join("lib").canonicalize().ok()?.ancestors().nth(2)?.to_path_buf();
     Some(site.join("nvidia/cu13")).filter(|dir| check_toolkit(dir).is_ok())
 }

@@ -27,14 +27,17 @@ case "$1 $2" in
   ;;
 "-m pip")
   site=$(dirname "$(dirname "$0")")/lib/python3.11/site-packages
-  echo "Collecting torch==2.11.0"
-  echo "  Downloading torch-2.11.0-cp311-cp311-manylinux_2_28_x86_64.whl (530.7 MB)"
+  for file; do :; done
+  torch=$(sed -n 's/^torch==//p' "$file")
+  minor=${torch#2.}
+  echo "Collecting torch==$torch"
+  echo "  Downloading torch-$torch-cp311-cp311-manylinux_2_28_x86_64.whl (530.7 MB)"
   mkdir -p "$site/torch/lib"
   echo x >"$site/torch/lib/libtorch_cpu.so"
   case "$FAKE_PIP" in
   network)
     echo "WARNING: Retrying (Retry(total=0)): Temporary failure in name resolution" >&2
-    echo "ERROR: Could not find a version that satisfies the requirement torch==2.11.0 (from versions: none)" >&2
+    echo "ERROR: Could not find a version that satisfies the requirement torch==$torch (from versions: none)" >&2
     exit 1
     ;;
   disk)
@@ -52,12 +55,12 @@ case "$1 $2" in
   esac
   echo "Installing collected packages: mpmath, torch"
   for library in libtorch libtorch_cpu libc10; do echo x >"$site/torch/lib/$library.so"; done
-  mkdir -p "$site/torch/include/torch/csrc/api/include/torch" "$site/torch-2.11.0.dist-info"
+  mkdir -p "$site/torch/include/torch/csrc/api/include/torch" "$site/torch-$torch.dist-info"
   mkdir -p "$site/torch/include/torch/headeronly" "$site/nvidia/cu13/lib" "$site/nvidia/cu13/include"
   echo x >"$site/torch/include/torch/csrc/api/include/torch/torch.h"
-  printf '#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 11\n' >"$site/torch/include/torch/headeronly/version.h"
-  echo "__version__ = '2.11.0+cu130'" >"$site/torch/version.py"
-  echo x >"$site/torch-2.11.0.dist-info/RECORD"
+  printf '#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR %s\n' "${minor%.*}" >"$site/torch/include/torch/headeronly/version.h"
+  echo "__version__ = '$torch+cu130'" >"$site/torch/version.py"
+  echo x >"$site/torch-$torch.dist-info/RECORD"
   echo x >"$site/nvidia/cu13/lib/libnvrtc.so.13"
   echo x >"$site/nvidia/cu13/include/cuda_fp16.h"
   if [ "$FAKE_PIP" = short ]; then rm "$site/nvidia/cu13/lib/libnvrtc.so.13"; fi
@@ -101,6 +104,7 @@ impl Sandbox {
     pub fn checkout(&self, name: &str) -> PathBuf {
         self.write(&format!("{name}/xtask/Cargo.toml"), "");
         self.write(&format!("{name}/requirements.txt"), "# pinned\ntorch==2.11.0\n");
+        self.write(&format!("{name}/Cargo.lock"), "tch 0.24\n");
         self.dir.join(name)
     }
 

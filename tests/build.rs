@@ -1,0 +1,215 @@
+//! What the build script finds on a machine: NVRTC, libtorch's headers, and files that others have open.
+#![cfg(feature = "cuda")]
+
+#[path = "../build/cache.rs"]
+mod cache;
+#[path = "../build/headers.rs"]
+mod headers;
+#[path = "support/made_up.rs"]
+mod made_up;
+#[path = "../build/nvrtc.rs"]
+mod nvrtc;
+#[path = "../build/releases.rs"]
+mod releases;
+mod support;
+
+use std::ffi::OsString;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+use made_up::{shared_object, with_libraries_of};
+
+/// An NVRTC of the release `major`.0 that knows 50, 80 and 90 and compiles nothing.
+fn made_up_nvrtc(folder: &Path, name: &str, major: u32) {
+    let source = "
+        int nvrtcVersion(int *major, int *minor) { *major = MAJOR; *minor = 0; return 0; }
+        int nvrtcGetNumSupportedArchs(int *count) { *count = 3; return 0; }
+        int nvrtcGetSupportedArchs(int *archs) { archs[0] = 50; archs[1] = 80; archs[2] = 90; return 0; }
+        const char *nvrtcGetErrorString(int status) { return \"made up\"; }
+        int nvrtcCreateProgram() { return 1; }
+        int nvrtcCompileProgram() { return 1; }
+        int nvrtcDestroyProgram() { return 1; }
+        int nvrtcGetProgramLogSize() { return 1; }
+        int nvrtcGetProgramLog() { return 1; }
+        int nvrtcGetCUBINSize() { return 1; }
+        int nvrtcGetCUBIN() { return 1; }
+        int nvrtcGetPTXSize() { return 1; }
+        int nvrtcGetPTX() { return 1; }";
+    shared_object(folder, name, &source.replace("MAJOR", &major.to_string()));
+    shared_object(folder, &format!("libnvrtc-builtins.so.{major}.0"), "int made_up;");
+}
+
+/// NVRTC as a build of this package finds it. In a bundle there is none, and none is needed.
+fn found() -> Option<nvrtc::Nvrtc> {
+    if env::var_os("TERCET_BUNDLE").is_some() {
+        println!("skipped: nothing is compiled here");
+        return None;
+    }
+    Some(nvrtc::find(&nvrtc::folders(variable), &[90]).unwrap_or_else(|refused| panic!("{refused:?}")))
+}
+
+/// As in a build, where `.cargo/config.toml` names the link.
+fn variable(name: &str) -> Option<OsString> {
+    env::var_os(name).or_else(|| (name == "LIBTORCH").then(|| support::package().join(".libtorch").into()))
+}
+
+#[test]
+fn nvrtc_is_called_in_the_library_that_was_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    if env::var_os("TERCET_BUNDLE").is_some() {
+        return;
+    }
+    made_up_nvrtc(folder.path(), "libnvrtc.so", 1);
+    if with_libraries_of(folder.path(), "nvrtc_is_called_in_the_library_that_was_opened").is_some() {
+        return;
+    }
+    // By its bare name it is the made-up one that is found.
+    let by_name = nvrtc::Nvrtc::open(Path::new("libnvrtc.so")).unwrap();
+    assert_eq!(by_name.version, (1, 0));
+    let nvrtc = found().unwrap();
+    assert!(nvrtc.version >= (12, 8), "{nvrtc}");
+    let source = c"extern \"C\" __global__ void zero(float *x) { x[threadIdx.x] = 0; }";
+    let compile = |target: &str, cubin| {
+        let options = [format!("--gpu-architecture={target}")];
+        let compiled = nvrtc.compile(source, c"zero.cu", &options, cubin)?;
+        assert!(!compiled.log.contains("error"), "{}", compiled.log);
+        Ok::<_, String>(compiled.image)
+    };
+    assert!(compile("sm_90", true).unwrap().starts_with(b"\x7fELF"));
+    let ptx = String::from_utf8(compile("compute_80", false).unwrap()).unwrap();
+    assert!(ptx.contains(".target sm_80") && ptx.contains("zero"), "{ptx}");
+    let error = nvrtc.compile(c"nonsense", c"nonsense.cu", &[], true).err().unwrap();
+    assert!(error.contains("nonsense.cu(1)"), "{error}");
+}
+
+#[test]
+fn an_nvrtc_that_is_too_old_is_passed_over_and_named() {
+    let Some(fit) = found() else { return };
+    let old = tempfile::tempdir().unwrap();
+    made_up_nvrtc(old.path(), "libnvrtc.so.9", 9);
+    made_up_nvrtc(old.path(), "libnvrtc.so.12", 12);
+    let folders = [old.path().into(), fit.file.parent().unwrap().to_path_buf()];
+    assert_eq!(nvrtc::find(&folders, &[80, 120]).unwrap().file, fit.file);
+    // 12 is more than 9, whatever the alphabet says.
+    let first = nvrtc::find(&folders, &[80, 90]).unwrap();
+    assert_eq!((first.version, first.file.parent()), ((12, 0), Some(old.path())));
+    let refused = nvrtc::find(&folders[..1], &[80, 999]).err().unwrap();
+    let line = format!("NVRTC 12.0 in {} cannot compile for [999]; it knows [50, 80, 90]", old.path().display());
+    assert_eq!(refused.first(), Some(&line), "{refused:?}");
+}
+
+#[test]
+fn a_file_that_is_no_nvrtc_is_refused_by_name() {
+    let Some(fit) = found() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("libnvrtc.so.13"), "version https://git-lfs").unwrap();
+    let folders = [folder.path().into(), fit.file.parent().unwrap().to_path_buf()];
+    assert_eq!(nvrtc::find(&folders, &[90]).unwrap().file, fit.file);
+    let refused = nvrtc::find(&folders[..1], &[999]).err().unwrap();
+    assert!(refused[0].contains("libnvrtc.so.13 cannot be opened") && refused[0].contains("too short"), "{refused:?}");
+    // Without its builtins it would fail at the first file of kernels.
+    let alone = tempfile::tempdir().unwrap();
+    made_up_nvrtc(alone.path(), "libnvrtc.so.14", 14);
+    fs::remove_file(alone.path().join("libnvrtc-builtins.so.14.0")).unwrap();
+    let refused = nvrtc::Nvrtc::open(&alone.path().join("libnvrtc.so.14")).err().unwrap();
+    assert!(refused.contains("no libnvrtc-builtins.so.14.0 beside it"), "{refused}");
+    // libtorch's archives put a hash into the name.
+    let archive = tempfile::tempdir().unwrap();
+    made_up_nvrtc(archive.path(), "libnvrtc-672ee683.so.12", 12);
+    let found = nvrtc::find(&[archive.path().into()], &[90]).unwrap();
+    assert_eq!(found.file, archive.path().join("libnvrtc-672ee683.so.12"));
+}
+
+#[test]
+fn nvrtc_is_looked_for_by_each_variable() {
+    let root = tempfile::tempdir().unwrap();
+    let root = root.path().canonicalize().unwrap();
+    fs::create_dir_all(root.join("site/torch/lib")).unwrap();
+    fs::create_dir_all(root.join("site/nvidia/cu13/lib")).unwrap();
+    fs::create_dir_all(root.join("site/nvidia/cu14/lib")).unwrap();
+    symlink(root.join("site/torch/lib"), root.join("lib")).unwrap();
+    let folders = |variables: &[(&str, PathBuf)]| {
+        nvrtc::folders(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.clone().into()))
+    };
+    let beside: Vec<PathBuf> =
+        ["site/nvidia/cu14/lib", "site/nvidia/cu13/lib", "site/nvidia/cuda_nvrtc/lib", "site/torch/lib"]
+            .map(|folder| root.join(folder))
+            .into();
+    let last = PathBuf::from("/usr/local/cuda/lib64");
+    assert_eq!(folders(&[]), [last.clone()]);
+    // torch-sys says where the libraries are, also where LIBTORCH_LIB names a folder with a link to them.
+    for named in [("LIBTORCH", root.join("site/torch")), ("DEP_TCH_LIBTORCH_LIB", root.join("lib"))] {
+        assert_eq!(folders(&[named]), [&beside[..], &[last.clone()]].concat());
+    }
+    // A named toolkit comes first, of either kind of machine; an empty variable names none.
+    let toolkit =
+        folders(&[("CUDA_HOME", "/cuda".into()), ("CUDA_PATH", "".into()), ("LIBTORCH", root.join("site/torch"))]);
+    assert_eq!(toolkit[0], Path::new("/cuda/lib64"));
+    assert!(toolkit.contains(&"/cuda/targets/sbsa-linux/lib".into()));
+    assert_eq!(toolkit[4], beside[0]);
+}
+
+#[test]
+fn headers_are_where_torch_sys_takes_them() {
+    let lib = Path::new("/torch/lib");
+    let folder = |variables: &[(&str, &str)]| {
+        headers::folder(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into()), lib)
+    };
+    assert_eq!(folder(&[]), Path::new("/torch/include"));
+    assert_eq!(folder(&[("LIBTORCH", "/other")]), Path::new("/other/include"));
+    assert_eq!(folder(&[("LIBTORCH", "/other"), ("LIBTORCH_INCLUDE", "/dev")]), Path::new("/dev/include"));
+    let python = [("LIBTORCH_USE_PYTORCH", "1"), ("LIBTORCH", "/other"), ("LIBTORCH_INCLUDE", "/dev")];
+    assert_eq!(folder(&python), Path::new("/torch/include"));
+}
+
+#[test]
+fn headers_of_a_release_that_does_not_fit_name_those_that_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let include = folder.path();
+    let header = |name: &str, text: &str| {
+        fs::create_dir_all(include.join(name).parent().unwrap()).unwrap();
+        fs::write(include.join(name), text).unwrap();
+    };
+    let missing = headers::unfit(include).unwrap();
+    assert!(missing.contains("no autograd headers") && missing.contains("LIBTORCH_INCLUDE"), "{missing}");
+    header("torch/csrc/autograd/function.h", "");
+    assert!(headers::unfit(include).unwrap().contains("does not say its release"));
+    let of = |minor: &str| {
+        header(
+            "torch/headeronly/version.h",
+            &format!("#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR {minor}\n"),
+        );
+        headers::unfit(include)
+    };
+    for fit in ["11", "12", "13"] {
+        assert_eq!(of(fit), None);
+    }
+    for unfit in ["1", "10", "14", "110"] {
+        let said = of(unfit).unwrap();
+        assert!(said.contains(&format!("libtorch 2.{unfit}, which")), "{said}");
+        assert!(said.contains("libtorch 2.11 with tch 0.24") && said.contains("2.13 with tch 0.26"), "{said}");
+    }
+    // The old place of the numbers.
+    fs::remove_dir_all(include.join("torch/headeronly")).unwrap();
+    let old = "#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 4\n";
+    header("torch/csrc/api/include/torch/version.h", old);
+    assert_eq!(releases::release(include).as_deref(), Some("2.4"));
+}
+
+#[test]
+fn what_is_open_keeps_its_bytes_when_it_is_written_anew() {
+    // A library that a running test has mapped: written in place, it would kill the test.
+    use std::io::Read;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("batch.detect.so");
+    cache::write_whole(&path, b"the first").unwrap();
+    let mut open = fs::File::open(&path).unwrap();
+    cache::write_whole(&path, b"").unwrap();
+    let mut bytes = String::new();
+    open.read_to_string(&mut bytes).unwrap();
+    assert_eq!(bytes, "the first");
+    assert_eq!(fs::read(&path).unwrap(), b"");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file was left");
+    assert!(cache::folder(folder.path(), "x").unwrap().starts_with(folder.path()));
+}
