@@ -59,7 +59,7 @@ mod on_cuda {
     fn unchanged_on<L: Recorded + Mined>(cuda: &Cuda) {
         let name = support::records::slug(&cuda.name());
         if !support::records::file(L::STEM, &name).exists() && !support::rewrite_records() {
-            println!("skipped: nothing recorded on {name}: {}: cuda_computes_what_it_did", L::STEM);
+            skipped::skipped(&format!("nothing recorded on {name}: {}: cuda_computes_what_it_did", L::STEM));
             return;
         }
         unchanged::<L, _>(cuda, &name);
