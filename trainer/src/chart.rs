@@ -131,7 +131,10 @@ pub fn active_fraction(fractions: &[f64], title: &str) -> Option<Chart> {
         x: Axis::new("step", 1.0, fractions.len().max(2) as f64),
         y: Axis::new("active fraction", 0.0, 1.0),
         series: each_and_mean(fractions, &mean, 1.0),
-        note: "The share of the batch's terms whose loss was above 0: the rest teach nothing any more.".into(),
+        note:
+            "The share of the batch's terms that had something left to teach: whose loss was above 0, or, with a soft \
+               margin, whose negative was not farther than the positive."
+                .into(),
         legend: Corner::UpperRight,
     })
 }

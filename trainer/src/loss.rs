@@ -89,6 +89,9 @@ impl From<NegativeName> for Negative {
     }
 }
 
+/// With a soft margin an anchor still counts as active where its negative is farther than its positive by less than this.
+const STILL_ACTIVE: f64 = 0.01;
+
 /// A loss with its options.
 #[derive(Clone, Copy, Debug)]
 pub enum Loss {
@@ -227,6 +230,22 @@ impl Loss {
                 return self.of_roles(&a, &p, &n);
             }
             Self::BatchAll(loss) => mined(loss, embeddings, &labels, memory)?,
+            Self::BatchHard(loss) if loss.soft_margin => {
+                let mut memory = memory;
+                let loss_of = mined(loss, embeddings, &labels, memory.as_deref_mut())?.loss;
+                // Every term of a soft margin is above 0: what is counted instead is a hinge's.
+                let hinge = BatchHardTripletLoss { soft_margin: false, margin: STILL_ACTIVE, ..*loss };
+                let (rows, embeddings) = (batch.images.len(), embeddings.detach());
+                let counted = match memory.filter(|memory| memory.is_warm()) {
+                    Some(memory) => {
+                        let own = memory.f_newest(rows)?;
+                        let reference = Reference { own: Own::Rows(&own), ..memory.reference() };
+                        hinge.f_forward_against_with_stats(&embeddings, &labels, &reference)?
+                    }
+                    None => hinge.f_forward_with_stats(&embeddings, &labels)?,
+                };
+                WithStats { loss: loss_of, stats: counted.stats }
+            }
             Self::BatchHard(loss) => mined(loss, embeddings, &labels, memory)?,
             Self::BatchSemiHard(loss) => mined(loss, embeddings, &labels, memory)?,
             Self::BatchContrastive(loss) => mined(loss, embeddings, &labels, memory)?,
@@ -286,7 +305,8 @@ pub struct Lost {
     /// To go backwards from.
     pub loss: Tensor,
     /// The share of the batch's triplets, or pairs, whose loss is above 0 (f64); of batch-negative, which selects no others,
-    /// 1 where it selects any.
+    /// 1 where it selects any; with a soft margin, whose terms are all above 0, of the anchors whose negative is not farther
+    /// than the positive. While an encoder learns that is a part of them, and after a collapse all.
     pub active: Tensor,
 }
 
@@ -387,13 +407,36 @@ mod tests {
                 let Ok(options) = options(*name, words) else { continue };
                 tried += 1;
                 let loss = Loss::new(&options, 5);
-                let got = f64::try_from(loss.of(&xs, &batch, 3, None).unwrap().loss).unwrap();
+                let Lost { loss: got, active } = loss.of(&xs, &batch, 3, None).unwrap();
+                let got = f64::try_from(got).unwrap();
                 assert!((got - loss.of_equal_embeddings()).abs() < 1e-6, "{name:?} {words}: {got}");
+                if *name == LossName::BatchHard {
+                    assert_eq!(f64::try_from(active).unwrap(), 1.0, "{words}");
+                }
             }
             assert!(tried >= 5, "{name:?}");
             let unknown = loss(*name, "--reduction sum");
             assert_eq!(unknown.of_equal_embeddings(), 0.0, "{name:?}: a sum's level is not known");
         }
+    }
+
+    #[test]
+    fn a_soft_margin_that_passes_the_level_of_a_collapse_is_none() {
+        let xs = Tensor::from_slice(&[0.0f32, 1.0, 3.0, 6.0]).reshape([4, 1]);
+        let batch = TripletBatch {
+            images: vec![0, 1, 2, 3],
+            labels: vec![0, 0, 1, 1],
+            anchor: vec![],
+            positive: vec![],
+            negative: vec![],
+        };
+        let loss = loss(LossName::BatchHard, "--normalize false");
+        let of = |memory: Option<&mut CrossBatchMemory>| loss.of(&xs, &batch, 0, memory).unwrap();
+        // d_ap and d_an: 1 and 3, 1 and 2, 3 and 2, 3 and 5.
+        assert_eq!(f64::try_from(of(None).active).unwrap(), 0.25);
+        let mut memory = CrossBatchMemory::new(4, 1, Kind::Float, Device::Cpu).warm_up(4);
+        let lost = of(Some(&mut memory));
+        assert_eq!((f64::try_from(lost.active).unwrap(), memory.position()), (0.25, 0), "counted once, put in once");
     }
 
     #[test]

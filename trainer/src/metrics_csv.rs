@@ -178,7 +178,7 @@ mod tests {
             (&utf16[..], "does not start with"),
             (semicolons.as_bytes(), "does not start with"),
             (b"", "does not start with"),
-            (three[..three.len() - 7].as_bytes(), "step 3 is not in its place"),
+            (&three.as_bytes()[..three.len() - 7], "step 3 is not in its place"),
             (three.replace("\n1,2", "\n1,7").as_bytes(), "step 2 is not in its place"),
         ] {
             std::fs::write(&file, bytes).unwrap();

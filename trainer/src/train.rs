@@ -549,3 +549,76 @@ fn recent(values: &[f64]) -> f64 {
     let (sum, count) = last.iter().filter(|v| v.is_finite()).fold((0.0, 0), |(sum, count), v| (sum + v, count + 1));
     sum / f64::from(count)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoder::Architecture;
+    use tercet::BatchAllTripletLoss;
+
+    fn plan() -> Plan {
+        Plan {
+            shape: BatchShape { identities: 2, images: 2, triplets: 0 },
+            epochs: 1,
+            steps: None,
+            until: None,
+            learning_rate: 1e-3,
+            schedule: Schedule::Constant,
+            warmup: 0,
+            weight_decay: 0.0,
+            precision: Precision::F16,
+            forwards: Forwards::One,
+            loss: Loss::BatchAll(BatchAllTripletLoss { margin: 1.0, normalize: true, ..Default::default() }),
+            memory: 8,
+            augment: 0.0,
+            seed: 0,
+            evaluate_every: 0,
+            patience: None,
+            checkpoint_every: 0,
+        }
+    }
+
+    #[test]
+    fn an_overflow_in_f16_is_a_step_left_out_until_it_repeats() {
+        tch::manual_seed(3);
+        let (plan, vs) = (plan(), nn::VarStore::new(Device::Cpu));
+        let encoder = Encoder::new(&vs.root(), Architecture::Resnet18, 4).train_in(plan.precision);
+        let mut training = Training::new(&plan, &encoder, 4, &vs).unwrap();
+        let labels = vec![0, 0, 1, 1];
+        let [anchor, positive, negative] = [(); 3].map(|()| Vec::new());
+        let batch = TripletBatch { images: (0..4).collect(), labels, anchor, positive, negative };
+        let xs = Tensor::randn([4, 3, 8, 8], (Kind::Float, Device::Cpu));
+        let step = |training: &mut Training, xs: &Tensor| {
+            let stepped = training.step(&batch, xs, 1e-3);
+            training.state.step += u64::from(stepped.is_ok());
+            stepped
+        };
+        // Near the least scale: f16 is slow on CPUs, and the way there is the scaler's own test.
+        (0..29).for_each(|_| training.state.scaler.observe(false));
+        assert!(!step(&mut training, &xs).unwrap().skipped);
+        let held = |training: &Training| {
+            let memory = training.memory.as_ref().unwrap();
+            (memory.position(), memory.reference().embeddings.copy(), vs.variables()["fc.weight"].copy())
+        };
+        let (scale, before) = (training.state.scaler.scale(), held(&training));
+        // 65504 is the largest number of f16.
+        let far = &xs * 1e9;
+        let stepped = step(&mut training, &far).unwrap();
+        assert!(stepped.skipped && !stepped.loss.is_finite());
+        assert_eq!(training.state.scaler.scale(), scale / 2.0);
+        assert!(held(&training) == before, "neither weights nor the memory have changed");
+        let stepped = step(&mut training, &xs).unwrap();
+        assert!(!stepped.skipped && stepped.loss.is_finite(), "{}", stepped.loss);
+        assert_eq!((training.state.updates, training.state.skipped()), (2, training.state.step - 2));
+        // Statistics are estimated anew, whatever the overflow has left in them.
+        let sum = tch::no_grad(|| {
+            let _ = encoder.forward(&xs, Pass::Estimate { before: 0 });
+            encoder.forward(&xs, Pass::Evaluate).sum(Kind::Double)
+        });
+        assert!(f64::try_from(sum).unwrap().is_finite());
+        // Without an end to it the run ends.
+        let error = (0..5).find_map(|_| step(&mut training, &far).err()).unwrap();
+        let text = error.to_string();
+        assert!(text.contains("activations overflow f16") && text.contains("--precision bf16"), "{text}");
+    }
+}

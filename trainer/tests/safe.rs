@@ -5,7 +5,7 @@ mod program;
 
 use program::program;
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -15,8 +15,13 @@ const EPOCH: usize = 4;
 
 /// `tercet train` on a small encoder, with `arguments` added.
 fn train(data: &Path, arguments: &[&str]) -> Command {
+    train_at("32", data, arguments)
+}
+
+/// The same, on images of this size.
+fn train_at(size: &str, data: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program());
-    command.args(["train", "--encoder", "resnet18", "--image-size", "32", "--device", "cpu", "--val-images", "24"]);
+    command.args(["train", "--encoder", "resnet18", "--image-size", size, "--device", "cpu", "--val-images", "24"]);
     command.args(["--classes-per-batch", "3", "--samples-per-class", "2", "--hold-out", "group1", "--data"]);
     command.arg(data).args(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -110,7 +115,7 @@ fn signal(child: &Child, name: &str) {
 /// Waits until the run says this. The pipe stays open: it is given back.
 #[track_caller]
 fn wait_for(child: &mut Child, words: &str) -> std::io::Lines<BufReader<ChildStderr>> {
-    let _lines = wait_for(&mut child, "evaluated on");
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let mut said = Vec::new();
     for line in lines.by_ref() {
         said.push(line.unwrap());
@@ -199,7 +204,7 @@ fn a_second_interrupt_stops_at_once() {
     let mut command = Command::new(program());
     command.args(["train", "--device", "cpu", "--hold-out", "group1", "--data"]).arg(&data).args(options);
     let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let _open = wait_for(&mut child, "evaluated on");
     // Nobody else may use the folder meanwhile.
     let other = train(&data, &["--out", out.to_str().unwrap()]).output().unwrap();
     ended(&other, 2, &["--out", "in use by process"]);
@@ -219,11 +224,8 @@ fn a_signal_is_heard_wherever_the_run_is() {
     let data = folders(dir.path());
     // Evaluations of many batches of large images, which take seconds.
     let start = |run: &Path, options: &[&str]| {
-        let mut command = train(
-            &data,
-            &[&["--steps", "1", "--image-size", "192", "--out"], &[run.to_str().unwrap()], options].concat(),
-        );
-        command.stdout(Stdio::piped()).spawn().unwrap()
+        let fixed = ["--steps", "1", "--out", run.to_str().unwrap()];
+        train_at("160", &data, &[&fixed[..], options].concat()).spawn().unwrap()
     };
     // In the evaluation before training there is nothing to save, and the folder can be used again.
     let run = dir.path().join("run");
