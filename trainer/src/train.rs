@@ -594,7 +594,7 @@ mod tests {
             stepped
         };
         // Near the least scale: f16 is slow on CPUs, and the way there is the scaler's own test.
-        (0..29).for_each(|_| training.state.scaler.observe(false));
+        (0..31).for_each(|_| training.state.scaler.observe(false));
         assert!(!step(&mut training, &xs).unwrap().skipped);
         let held = |training: &Training| {
             let memory = training.memory.as_ref().unwrap();
