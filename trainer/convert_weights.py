@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import sys
+import tempfile
 
 import torch
 
@@ -65,19 +66,24 @@ def write(tensors, path):
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    partial = f"{path}.partial"
+    partial = None
     try:
-        with open(partial, "wb") as file:
+        descriptor, partial = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=".tercet-", suffix=".partial")
+        with open(descriptor, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for tensor in tensors.values():
                 # Little-endian, as the format has it, on every machine that torch runs on.
                 file.write(ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size()))
+            file.flush()
+            os.fsync(file.fileno())  # before it has the name: after a power cut that could lead to an empty file
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)  # as any new file; a temporary one is its owner's alone
         os.rename(partial, path)
     except OSError as error:
-        if os.path.exists(partial):
+        if partial and os.path.exists(partial):
             os.remove(partial)
         raise Wrong(f"{path}: {error.strerror}") from None
-
 
 
 def main():

@@ -1,5 +1,6 @@
 //! What a run's charts show, whoever draws them: `plot.rs` as pictures, `svg.rs` for the report.
 
+use crate::distance::Distance;
 use crate::metrics::{Comparison, RocPoint, Verification, text_of};
 use crate::vectors::Vectors;
 use anyhow::Result;
@@ -103,7 +104,7 @@ pub fn loss(losses: &[f64], title: &str, name: &str) -> Chart {
     // The first steps may be ten times the rest: the axis ends at the running mean's maximum, or
     // at the 98th percentile where that is higher, and single spikes leave through the top.
     let mean = running_mean(losses, (losses.len() / 20).max(1));
-    let mut sorted = losses.to_vec();
+    let mut sorted: Vec<f64> = losses.iter().copied().filter(|loss| loss.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
     let high = sorted.get(sorted.len() * 98 / 100).copied().unwrap_or(1.0);
     let top = mean.iter().copied().fold(high, f64::max).max(1e-6) * 1.1;
@@ -130,14 +131,19 @@ pub fn active_fraction(fractions: &[f64], title: &str) -> Option<Chart> {
         x: Axis::new("step", 1.0, fractions.len().max(2) as f64),
         y: Axis::new("active fraction", 0.0, 1.0),
         series: each_and_mean(fractions, &mean, 1.0),
-        note: "The share of the batch's terms whose loss was above 0: the rest teach nothing any more.".into(),
+        note:
+            "The share of the batch's terms that had something left to teach: whose loss was above 0, or, with a soft \
+               margin, whose negative was not farther than the positive."
+                .into(),
         legend: Corner::UpperRight,
     })
 }
 
 fn each_and_mean(values: &[f64], mean: &[f64], top: f64) -> Vec<Series> {
     let points = |values: &[f64]| {
-        let all = values.iter().enumerate().map(|(i, &y)| ((i + 1) as f64, y.min(top)));
+        // A step that was left out has no loss.
+        let there = values.iter().enumerate().filter(|(_, y)| y.is_finite());
+        let all = there.map(|(i, &y)| ((i + 1) as f64, y.min(top)));
         extremes(all.collect(), 1200)
     };
     vec![
@@ -207,7 +213,7 @@ pub fn roc(before: Option<&Verification>, after: &Verification, title: &str) -> 
 }
 
 /// Distances of genuine pairs, impostors and forgeries, and the threshold.
-pub fn distances(scores: &Verification, name: &'static str, title: &str) -> Chart {
+pub fn distances(scores: &Verification, measure: Distance, name: &'static str, title: &str) -> Chart {
     const BINS: usize = 60;
     // A few far pairs would press all others into one corner.
     let end = scores.random.tally.quantile(0.998).clamp(1e-6, f32::MAX).max(1.25 * scores.operating.threshold);
@@ -239,7 +245,7 @@ pub fn distances(scores: &Verification, name: &'static str, title: &str) -> Char
     Chart {
         name,
         title: title.into(),
-        x: Axis::new("squared Euclidean distance", 0.0, f64::from(end)),
+        x: Axis::new(format!("{} distance", measure.title()), 0.0, f64::from(end)),
         y: Axis::new("share of the pairs", 0.0, top),
         series,
         note: "Pairs to the left of the threshold are accepted as the same identity. The last bar holds all that is farther."
@@ -353,16 +359,18 @@ fn extremes(points: Vec<(f64, f64)>, at_most: usize) -> Vec<(f64, f64)> {
     stretches.flat_map(both).collect()
 }
 
-/// The mean over the last `width` values, or all so far.
+/// The mean over the last `width` values, or all so far; those that are not finite are no values.
 fn running_mean(values: &[f64], width: usize) -> Vec<f64> {
-    let mut sum = 0.0;
+    let (mut sum, mut count) = (0.0, 0usize);
     let mut means = Vec::with_capacity(values.len());
-    for (i, value) in values.iter().enumerate() {
-        sum += value;
-        if i >= width {
-            sum -= values[i - width];
+    for (i, &value) in values.iter().enumerate() {
+        if value.is_finite() {
+            (sum, count) = (sum + value, count + 1);
         }
-        means.push(sum / (i + 1).min(width) as f64);
+        if let Some(&gone) = i.checked_sub(width).map(|first| &values[first]).filter(|gone| gone.is_finite()) {
+            (sum, count) = (sum - gone, count - 1);
+        }
+        means.push(if count > 0 { sum / count as f64 } else { f64::NAN });
     }
     means
 }
@@ -375,6 +383,19 @@ mod tests {
     fn the_running_mean_starts_with_what_there_is() {
         assert_eq!(running_mean(&[1.0, 3.0, 5.0, 7.0], 2), [1.0, 2.0, 4.0, 6.0]);
         assert!(running_mean(&[], 3).is_empty());
+    }
+
+    #[test]
+    fn a_step_that_was_left_out_leaves_the_curve_whole() {
+        let losses = [2.0, f64::NAN, 4.0, f64::INFINITY, f64::NAN, 6.0];
+        let means = running_mean(&losses, 2);
+        assert_eq!([0, 1, 2, 3, 5].map(|i| means[i]), [2.0, 2.0, 4.0, 4.0, 6.0]);
+        assert!(means[4].is_nan());
+        let chart = loss(&losses, "Loss", "loss");
+        assert!(
+            chart.y.range.1.is_finite() && chart.series.iter().flat_map(|one| &one.points).all(|p| p.1.is_finite())
+        );
+        assert_eq!(chart.series[0].points.len(), 3);
     }
 
     #[test]

@@ -1,23 +1,24 @@
 //! `checkpoint.safetensors`: everything that a run needs to go on to the same numbers, in one file, so that
 //! no two parts of it can be of different steps.
 //!
-//! Tensors `encoder/NAME` (batch norm's statistics among them), Adam's `mean/NAME` and `square/NAME`, `best/NAME`
-//! where the best weights are kept, `memory/embeddings` and `memory/labels` where there is a memory with something in it,
-//! and `history/loss` and `history/active`; all else is JSON in the file's metadata.
+//! Tensors `encoder/NAME` (batch norm's statistics among them), after the first update Adam's `mean/NAME` and `square/NAME`,
+//! `best/NAME` where the best weights are kept, `memory/embeddings` and `memory/labels` where there is a memory with
+//! something in it, `before/images` and `before/forgeries`, the embeddings before training, and `history/loss` and
+//! `history/active`; all else is JSON in the file's metadata.
 //! Every random draw derives from (seed, epoch, step), so there is no generator to store.
 
+use crate::atomic;
 use crate::bad_input::bad_input;
 use crate::chart::Measured;
 use crate::dataset::Dataset;
 use crate::images::Fnv;
 use crate::scaler::Scaler;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, View, serialize_to_file};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use tch::{Device, Tensor};
 
@@ -26,7 +27,7 @@ const NAME: &str = "checkpoint.safetensors";
 /// The key of the JSON in the file's metadata.
 const KEY: &str = "tercet";
 /// The version that this program writes and reads.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// What a run is made of: resuming needs the same.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,6 +55,8 @@ pub struct State {
     pub waited: f64,
     /// Spent on all of it.
     pub run_seconds: f64,
+    /// Spent on the evaluation before training.
+    pub evaluating: f64,
     /// Of f16.
     pub scaler: Scaler,
     /// The place in the memory that the next embedding goes to.
@@ -74,6 +77,27 @@ impl State {
     /// The lowest EER of the evaluations during training.
     pub fn best(&self) -> Option<f64> {
         self.measured.iter().map(|measured| measured.eer).min_by(f64::total_cmp)
+    }
+
+    /// Whether the evaluation that belongs to this step has been done.
+    pub fn is_measured(&self) -> bool {
+        self.measured.last().is_some_and(|last| last.step == self.step)
+    }
+
+    /// Steps that were left out because a number overflowed.
+    pub fn skipped(&self) -> u64 {
+        self.step - self.updates
+    }
+
+    /// The evaluations of the whole run. `last` is that after training, of the last step's weights, or of the best ones:
+    /// they have their point already.
+    pub fn curve(&self, first: Measured, last: Measured, best: bool) -> Vec<Measured> {
+        let mut curve = vec![first];
+        curve.extend(&self.measured);
+        if !best && !self.is_measured() {
+            curve.push(Measured { step: self.step, ..last });
+        }
+        curve
     }
 }
 
@@ -121,23 +145,12 @@ pub fn write<'a>(
     views.push(("history/loss".into(), Bytes::new(&Tensor::from_slice(&state.losses))?));
     views.push(("history/active".into(), Bytes::new(&Tensor::from_slice(&state.active))?));
 
-    let file = path(folder);
-    let temporary = file.with_extension("partial");
-    let put = || -> Result<()> {
-        serialize_to_file(views, &Some(metadata), &temporary).map_err(|error| match error {
+    atomic::write_by(&path(folder), |temporary| {
+        serialize_to_file(views, &Some(metadata), temporary.path()).map_err(|error| match error {
             safetensors::SafeTensorError::IoError(error) => error.into(),
             other => anyhow!("{other:?}"),
-        })?;
-        // Renamed before its bytes are on the disk, it could be an empty file after a power cut.
-        OpenOptions::new().write(true).open(&temporary)?.sync_all()?;
-        std::fs::rename(&temporary, &file)?;
-        // The new name itself; not every system can do this for a folder.
-        let _ = File::open(folder).and_then(|folder| folder.sync_all());
-        Ok(())
-    };
-    put()
-        .inspect_err(|_| drop(std::fs::remove_file(&temporary)))
-        .with_context(|| format!("cannot write {}", file.display()))
+        })
+    })
 }
 
 impl Checkpoint {
@@ -275,14 +288,18 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_write_leaves_the_last_one() {
-        let dir = tempfile::tempdir().unwrap();
-        put(dir.path(), 4, 0.1).unwrap();
-        // A folder has the temporary name: the file cannot be made.
-        std::fs::create_dir(path(dir.path()).with_extension("partial")).unwrap();
-        let error = format!("{:#}", put(dir.path(), 5, 0.1).unwrap_err());
-        assert!(error.contains("cannot write") && error.contains(NAME), "{error}");
-        assert_eq!(Checkpoint::read(dir.path()).unwrap().state.step, 4);
+    fn the_curve_ends_with_the_last_step_even_where_nothing_changed() {
+        let at = |step: u64, eer: f64| Measured { step, eer, eer_skilled: None };
+        let steps =
+            |state: &State, best| state.curve(at(0, 0.5), at(9, 0.25), best).iter().map(|m| m.step).collect::<Vec<_>>();
+        let mut state = State { step: 9, measured: vec![at(4, 0.25)], ..Default::default() };
+        // The error rate of step 4 again, at step 9: a point of its own.
+        assert_eq!(steps(&state, false), [0, 4, 9]);
+        assert_eq!(steps(&state, true), [0, 4], "the best weights are those of step 4");
+        state.measured.push(at(9, 0.25));
+        assert_eq!(steps(&state, false), [0, 4, 9]);
+        state.measured.clear();
+        assert_eq!(steps(&state, false), [0, 9]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::encoder::{Architecture, Precision};
 use crate::images::OnBadImage;
-use crate::loss::{LossName, NegativeName};
+use crate::loss_options::LossOptions;
 use crate::schedule::Schedule;
 use crate::train::Forwards;
 use clap::parser::ValueSource;
@@ -48,6 +48,7 @@ pub struct TrainArgs {
     /// Folders of images; each folder that directly holds images (PNG, JPEG, PGM, BMP, TIFF, WebP) is one
     /// identity, at any depth [default: generated signatures]
     #[arg(long, value_name = "DIR", help_heading = "Data")]
+    #[serde(with = "crate::paths")]
     pub data: Option<PathBuf>,
 
     /// How many signers are generated, where there is no --data
@@ -58,6 +59,7 @@ pub struct TrainArgs {
     /// Validation images, laid out in the same way; all of --data is then trained on
     #[arg(long, value_name = "DIR", requires = "data", help_heading = "Data",
           conflicts_with_all = ["hold_out", "val_split"])]
+    #[serde(with = "crate::paths")]
     pub val_data: Option<PathBuf>,
 
     /// Top-level folders of --data to validate on, e.g. alphabets: Korean,Greek
@@ -114,6 +116,7 @@ pub struct TrainArgs {
 
     /// Initial weights: a .safetensors file with torchvision's names [default: random]
     #[arg(long, value_name = "FILE", help_heading = "Encoder")]
+    #[serde(with = "crate::paths")]
     pub weights: Option<PathBuf>,
 
     /// Passes over the training images [default: 30]
@@ -131,13 +134,9 @@ pub struct TrainArgs {
     #[arg(long, value_name = "SECONDS", value_parser = seconds, help_heading = "Training")]
     pub time_limit: Option<f64>,
 
-    /// What the encoder learns from
-    #[arg(long, value_enum, default_value = "triplet", help_heading = "Training")]
-    pub loss: LossName,
-
-    /// Which negative each pair of images gets, for --loss batch-negative
-    #[arg(long, value_enum, default_value = "semi-hard", help_heading = "Training")]
-    pub negative: NegativeName,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub loss: LossOptions,
 
     /// Embeddings of earlier batches in which the losses that mine a batch look for positives and negatives too, once
     /// there are so many; 0 is none
@@ -147,18 +146,13 @@ pub struct TrainArgs {
 
     /// Identities per batch
     #[arg(long, value_name = "P", default_value_t = 12, alias = "batch-identities",
-          value_parser = clap::value_parser!(u64).range(2..), help_heading = "Training")]
+          value_parser = clap::value_parser!(u64).range(2..=1_000_000), help_heading = "Training")]
     pub classes_per_batch: u64,
 
     /// Images of each identity in a batch
     #[arg(long, value_name = "K", default_value_t = 4, alias = "batch-images",
-          value_parser = clap::value_parser!(u64).range(2..), help_heading = "Training")]
+          value_parser = clap::value_parser!(u64).range(2..=1_000_000), help_heading = "Training")]
     pub samples_per_class: u64,
-
-    /// Triplets drawn among a batch's images, for the triplet loss; the contrastive loss makes two pairs of each
-    #[arg(long, value_name = "N", default_value_t = 512,
-          value_parser = clap::value_parser!(u64).range(1..), help_heading = "Training")]
-    pub batch_triplets: u64,
 
     /// Encode a batch's images once, or the anchors, positives and negatives of the triplet and the contrastive
     /// loss in passes of their own, each normalised by its own statistics
@@ -166,7 +160,7 @@ pub struct TrainArgs {
     pub forwards: Forwards,
 
     /// Adam's learning rate
-    #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = positive,
+    #[arg(long, value_name = "RATE", default_value_t = 1e-3, value_parser = rate,
           help_heading = "Training")]
     pub learning_rate: f64,
 
@@ -179,7 +173,7 @@ pub struct TrainArgs {
     pub warmup_steps: u64,
 
     /// This times a weight is added to its gradient
-    #[arg(long, value_name = "DECAY", default_value_t = 0.0, value_parser = seconds,
+    #[arg(long, value_name = "DECAY", default_value_t = 0.0, value_parser = decay,
           help_heading = "Training")]
     pub weight_decay: f64,
 
@@ -198,16 +192,8 @@ pub struct TrainArgs {
           help_heading = "Training")]
     pub patience: Option<u64>,
 
-    /// The loss's margin [default: 0.2, of the contrastive losses 1]
-    #[arg(long, value_parser = seconds, help_heading = "Training")]
-    pub margin: Option<f64>,
-
-    /// Bring embeddings to length 1, in the loss and in the evaluation
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set, help_heading = "Training")]
-    pub normalize: bool,
-
-    /// Strength of the random rotation, scale, slant and shift of training images; 0 is none
-    #[arg(long, value_name = "STRENGTH", default_value_t = 1.0, value_parser = seconds,
+    /// Strength of the random rotation, scale, slant and shift of training images; 0 is none, and at most 10
+    #[arg(long, value_name = "STRENGTH", default_value_t = 1.0, value_parser = strength,
           help_heading = "Training")]
     pub augment: f64,
 
@@ -224,7 +210,7 @@ pub struct TrainArgs {
     #[serde(skip)]
     pub out: Option<PathBuf>,
 
-    /// Save what --resume needs each N epochs and at the end; 0 is only on Ctrl-C
+    /// Save what --resume needs before the first step, each N epochs and at the end; 0 is only on Ctrl-C
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Run")]
     pub checkpoint_every: u64,
 
@@ -250,16 +236,16 @@ pub struct GenerateArgs {
     pub out: PathBuf,
 
     /// How many signers
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub identities: u64,
 
     /// Genuine drawings of each
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub drawings: u64,
 
     /// Skilled forgeries of each. With any, there are two folders: genuine/generated-0000 and so on, and
     /// forged/generated-0000 and so on
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub forgeries: u64,
 
     /// Seed of every random draw
@@ -396,10 +382,25 @@ fn fraction(text: &str) -> Result<f64, String> {
     }
 }
 
-fn positive(text: &str) -> Result<f64, String> {
+/// A step of Adam is about as long as the rate.
+fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
-        Ok(value) if value > 0.0 && value.is_finite() => Ok(value),
-        _ => Err("expected a number above 0".into()),
+        Ok(value) if value > 0.0 && value <= 1e9 => Ok(value),
+        _ => Err("expected a number above 0, and at most 1e9".into()),
+    }
+}
+
+fn decay(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..=1e9).contains(&value) => Ok(value),
+        _ => Err("expected a number from 0 to 1e9".into()),
+    }
+}
+
+fn strength(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..=10.0).contains(&value) => Ok(value),
+        _ => Err("expected a number from 0 to 10".into()),
     }
 }
 
@@ -418,17 +419,32 @@ mod tests {
     fn impossible_options_are_refused_by_name() {
         for (options, words) in [
             (&["--val-split", "1.5"][..], ["--val-split", "between 0 and 1"]),
-            (&["--margin", "-1"], ["--margin", "0 or above"]),
-            (&["--margin", "nan"], ["--margin", "0 or above"]),
+            (&["--margin", "-1"], ["--margin", "from 0 to 1e9"]),
+            (&["--margin", "nan"], ["--margin", "from 0 to 1e9"]),
+            (&["--margin", "1e39"], ["--margin", "from 0 to 1e9"]),
+            (&["--weight-decay", "1e300"], ["--weight-decay", "from 0 to 1e9"]),
+            (&["--learning-rate", "1e300"], ["--learning-rate", "at most 1e9"]),
+            (&["--augment", "1e39"], ["--augment", "from 0 to 10"]),
+            (&["--time-limit", "1e400"], ["--time-limit", "0 or above"]),
+            (&["--time-limit", "-0.5"], ["--time-limit", "0 or above"]),
+            (&["--epochs", "18446744073709551616"], ["--epochs", "number too large"]),
+            (&["--classes-per-batch", "1000001"], ["--classes-per-batch", "2..=1000000"]),
+            (&["--samples-per-class", "1000001"], ["--samples-per-class", "2..=1000000"]),
+            (&["--batch-triplets", "10000001"], ["--batch-triplets", "1..=10000000"]),
+            (&["--distance", "manhattan"], ["--distance", "lp:P"]),
+            (&["--soft-margin", "maybe"], ["--soft-margin", "true"]),
+            (&["--mean-over", "none"], ["--mean-over", "valid"]),
+            (&["--reduction", "none"], ["--reduction", "sum"]),
+            (&["--pairs", "twice"], ["--pairs", "ordered"]),
             (&["--learning-rate", "0"], ["--learning-rate", "above 0"]),
             (&["--learning-rate", "inf"], ["--learning-rate", "above 0"]),
             (&["--embedding-dim", "0"], ["--embedding-dim", "1..=65536"]),
             (&["--image-size", "4"], ["--image-size", "8..=1024"]),
             (&["--epochs", "0"], ["--epochs", "1.."]),
             (&["--steps", "0"], ["--steps", "1.."]),
-            (&["--classes-per-batch", "1"], ["--classes-per-batch", "2.."]),
-            (&["--samples-per-class", "1"], ["--samples-per-class", "2.."]),
-            (&["--batch-triplets", "0"], ["--batch-triplets", "1.."]),
+            (&["--classes-per-batch", "1"], ["--classes-per-batch", "2..=1000000"]),
+            (&["--samples-per-class", "1"], ["--samples-per-class", "2..=1000000"]),
+            (&["--batch-triplets", "0"], ["--batch-triplets", "1..=10000000"]),
             (&["--workers", "0"], ["--workers", "1..=1024"]),
             (&["--image-cache", "-1"], ["--image-cache", "-1"]),
             (&["--min-images", "2"], ["--data", "required"]),

@@ -1,10 +1,11 @@
 //! `tercet compare`: finished runs beside each other, as a table and as one picture.
 
+use crate::atomic;
 use crate::bad_input::bad_input;
 use crate::cli::CompareArgs;
 use crate::plot::{self, Bars};
 use crate::run_folder::is_complete;
-use crate::say::say;
+use crate::say::{note, say, say_path};
 use anyhow::Result;
 use serde::Deserialize;
 use std::fmt::Write as _;
@@ -58,18 +59,21 @@ impl Run {
 
 /// Prints the table, and draws the picture where one is asked for.
 pub fn compare(args: &CompareArgs) -> Result<()> {
+    if let Some(out) = &args.out {
+        if out.extension().is_none_or(|extension| extension != "png") {
+            return Err(bad_input(format!("--out {}: expected a name that ends in .png", out.display())));
+        }
+        atomic::check_writable("--out", out)?;
+    }
     let mut runs = args.runs.iter().map(|folder| Run::read(folder)).collect::<Result<Vec<_>>>()?;
     runs.sort_by(|a, b| a.eer_after.total_cmp(&b.eer_after));
     say(&table(&runs))?;
     for differing in differences(&runs) {
-        eprintln!("warning: {differing}");
+        note(&format!("warning: {differing}"));
     }
     let Some(out) = &args.out else { return Ok(()) };
-    if out.extension().is_none_or(|extension| extension != "png") {
-        return Err(bad_input(format!("--out {}: expected a name that ends in .png", out.display())));
-    }
     plot::bars(out, &title(&runs), &labels(&runs), &panels(&runs))?;
-    say(&out.display().to_string())
+    say_path(out)
 }
 
 fn table(runs: &[Run]) -> String {

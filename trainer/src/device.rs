@@ -1,7 +1,6 @@
 //! The device that `--device` names, or the best that the machine has.
 
 use crate::bad_input::bad_input;
-use crate::waiting;
 use anyhow::Result;
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -14,14 +13,10 @@ pub enum Job {
     Embed,
 }
 
-/// The device that `--device` names; with `auto` the first GPU that does the whole job, else the CPU, and why is said. On a
-/// CPU idle threads then sleep. To be called first: it may start the program anew.
+/// The device that `--device` names; with `auto` the first GPU that does the whole job, else the CPU, and why is said.
 pub fn device(name: &str, job: Job) -> Result<Device> {
     let there = Cuda::device_count().max(0) as usize;
     let (device, why) = choose(name, there, |number| does(number, job), unseen)?;
-    if device == Device::Cpu {
-        waiting::sleep_instead_of_spinning(); // so that what follows is said once
-    }
     if let Some(why) = why {
         eprintln!("{why}");
     }

@@ -10,12 +10,12 @@
 //! and, as its format has texts only there, in the header's metadata `names` (N image files, relative to
 //! the folder), `identities` and `distance`; the first two are JSON lists.
 
+use crate::atomic;
 use crate::bad_input::bad_input;
 use crate::cli::EmbedArgs;
 use crate::folders;
 use crate::model::Model;
-use crate::run_folder::atomically;
-use crate::say::say;
+use crate::say::{say, say_path};
 use crate::verify::new_file;
 use anyhow::Result;
 use safetensors::tensor::{Dtype, TensorView, serialize};
@@ -54,7 +54,8 @@ pub fn embed(args: &EmbedArgs) -> Result<()> {
         ("embeddings", TensorView::new(Dtype::F32, vec![n, dim], &rows)?),
         ("labels", TensorView::new(Dtype::I64, vec![n], &labels)?),
     ];
-    atomically(&args.out, &serialize(tensors, &Some(metadata))?)?;
+    atomic::write_new("--out", &args.out, &serialize(tensors, &Some(metadata))?)?;
     let identities = identities.len();
-    say(&format!("{n} embeddings of {dim} numbers, {identities} identities\n{}", args.out.display()))
+    say(&format!("{n} embeddings of {dim} numbers, {identities} identities"))?;
+    say_path(&args.out)
 }

@@ -96,6 +96,11 @@ impl BatchNorm {
     }
 
     fn forward(&self, xs: &Tensor, pass: Pass) -> Tensor {
+        if let Pass::Estimate { before: 0 } = pass {
+            // Times 0 is not nothing where an overflow in 16 bits has left infinity.
+            let _guard = tch::no_grad_guard();
+            let _ = (self.mean.shallow_clone().zero_(), self.var.shallow_clone().zero_());
+        }
         let (training, momentum) = match pass {
             Pass::Train => (true, 0.1),
             Pass::Estimate { before } => (true, 1.0 / (before as f64 + 1.0)),

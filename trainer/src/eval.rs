@@ -1,5 +1,6 @@
 //! `tercet eval`: how well a model tells the identities of a folder apart.
 
+use crate::atomic;
 use crate::bad_input::bad_input;
 use crate::cli::EvalArgs;
 use crate::dataset::split_folders;
@@ -13,7 +14,8 @@ use crate::ranking::{OneShot, Ranking, one_shot, rank};
 use crate::report::{Compare, Number, Page};
 use crate::run_folder;
 use crate::run_report::data_title;
-use crate::say::say;
+use crate::say::{say, say_path};
+use crate::shell;
 use crate::tally::Tally;
 use crate::vectors::Vectors;
 use anyhow::Result;
@@ -79,6 +81,9 @@ impl Set {
 /// Measures, prints, and writes a report where `--out` says so.
 pub fn eval(args: &EvalArgs) -> Result<()> {
     let device = args.model.device()?;
+    if let Some(out) = &args.out {
+        run_folder::check("--out", out)?;
+    }
     let all = folders::find(&args.folder)?;
     let found = if args.only.is_empty() { all } else { split_folders(all, &args.only, "--only")?.1 };
     let names: Vec<String> = found.keys().cloned().collect();
@@ -88,7 +93,9 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let set = Set::read(&model, &found, &names, args.on_bad_image)?;
     check(&args.folder, &set.identity)?;
     let forged = forged.map(|found| Set::read(&model, &found, &names, args.on_bad_image)).transpose()?;
-    let folder = args.out.as_deref().map(|out| run_folder::create(Some(out))).transpose()?;
+    if let Some(out) = &args.out {
+        run_folder::create("--out", out)?;
+    }
 
     let distance = |i: usize, j: usize| set.vectors.distance(i, j);
     let random = Comparison::new(Tally::of_all(&set.identity, distance));
@@ -127,7 +134,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         true => say(&serde_json::to_string_pretty(&outcome)?)?,
         false => say(&text(&outcome, &model))?,
     }
-    if let Some(folder) = folder {
+    if let Some(folder) = &args.out {
         let scores = Verification {
             operating: outcome.at_threshold,
             eer: random.eer,
@@ -152,12 +159,12 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
             picture: &|row| picture(&set.files[row]),
             forgery: &|row| picture(&forged.as_ref().expect("there are forgeries").files[row]),
         };
-        page(args, &outcome, &model, &compare)?.write(&folder)?;
+        page(args, &outcome, &model, &compare)?.write(folder)?;
         let mut text = serde_json::to_string_pretty(&outcome)?;
         text.push('\n');
-        run_folder::atomically(&folder.join("eval.json"), text.as_bytes())?;
+        atomic::write(&folder.join("eval.json"), text.as_bytes())?;
         if !args.json {
-            say(&folder.display().to_string())?;
+            say_path(folder)?;
         }
     }
     Ok(())
@@ -271,6 +278,6 @@ fn page(args: &EvalArgs, outcome: &Outcome, model: &Model, compare: &Compare) ->
             ("image size", format!("{} px", settings.image_size)),
             ("version", outcome.version.into()),
         ],
-        commands: vec![format!("tercet verify A.png B.png --model {}", args.model.model.display())],
+        commands: vec![format!("tercet verify A.png B.png --model {}", shell::word(&args.model.model))],
     })
 }

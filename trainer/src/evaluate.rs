@@ -1,11 +1,14 @@
 //! Verification of an encoder on identities it was not trained on.
 
 use crate::dataset::Dataset;
+use crate::distance::Distance;
 use crate::encoder::{Encoder, Pass};
+use crate::interrupt::Interrupt;
+use crate::loss_options::LossOptions;
 use crate::metrics::{Comparison, Verification, verify};
 use crate::random::{Purpose, stream};
 use crate::tally::Tally;
-use crate::vectors::{Vectors, squared_distance};
+use crate::vectors::Vectors;
 use crate::view::{Affine, tensor};
 use crate::workers::Workers;
 use anyhow::Result;
@@ -39,6 +42,7 @@ pub struct Evaluation {
     images: Subjects,
     forgeries: Option<(Dataset, Subjects)>,
     normalize: bool,
+    distance: Distance,
     seed: u64,
     device: Device,
 }
@@ -54,9 +58,16 @@ pub struct Evaluated {
 }
 
 impl Evaluation {
-    /// At most `limit` images of `val`.
-    pub fn new(val: &Dataset, limit: usize, normalize: bool, seed: u64, device: Device) -> Self {
-        Self { images: Subjects::new(val.sample(limit, seed)), forgeries: None, normalize, seed, device }
+    /// At most `limit` images of `val`, compared as the loss compares.
+    pub fn new(val: &Dataset, limit: usize, loss: &LossOptions, seed: u64, device: Device) -> Self {
+        Self {
+            images: Subjects::new(val.sample(limit, seed)),
+            forgeries: None,
+            normalize: loss.normalize(),
+            distance: loss.distance(),
+            seed,
+            device,
+        }
     }
 
     /// Compares with forgeries too: `forged.members[i]` imitate the identity `i` of `val`. At most half as
@@ -88,7 +99,16 @@ impl Evaluation {
     /// compounds: after a short run the outputs in evaluation mode can be meaningless. So
     /// they are re-estimated, before the first evaluation and the last one alike; validation images
     /// have no part in it.
-    pub fn run(&self, encoder: &Encoder, workers: &Workers, train: &Dataset, val: &Dataset) -> Result<Evaluated> {
+    ///
+    /// # Errors
+    /// [`Interrupted`](crate::interrupt::Interrupted) as soon as somebody asks to stop; among others.
+    pub fn run(
+        &self,
+        encoder: &Encoder,
+        workers: &Workers,
+        [train, val]: [&Dataset; 2],
+        interrupt: &Interrupt,
+    ) -> Result<Evaluated> {
         let _guard = tch::no_grad_guard();
         let make = |before: u64| {
             let mut rng = stream(self.seed, Purpose::Statistics, 0, before);
@@ -98,24 +118,44 @@ impl Evaluation {
         };
         std::thread::scope(|scope| -> Result<()> {
             for (before, xs) in workers.ahead(scope, 0..STATISTICS, &make).enumerate() {
+                interrupt.check()?;
                 let _ = encoder.forward(&xs?, Pass::Estimate { before });
             }
             Ok(())
         })?;
-        let vectors = self.embed(encoder, workers, val, &self.images)?;
+        let embed = |set, subjects| self.embed(encoder, workers, set, subjects, interrupt);
+        let vectors = embed(val, &self.images)?;
         let forged = match &self.forgeries {
-            Some((set, subjects)) => self.embed(encoder, workers, set, subjects)?,
+            Some((set, subjects)) => embed(set, subjects)?,
             None => Vectors::default(),
         };
+        Ok(self.scored(vectors, forged))
+    }
+
+    /// What [`run`](Self::run) made, from the tensors that a checkpoint has of it.
+    pub fn restored(&self, vectors: &Tensor, forged: &Tensor) -> Result<Evaluated> {
+        let restored = |rows| Vectors::restored(rows, self.distance);
+        Ok(self.scored(restored(vectors)?, restored(forged)?))
+    }
+
+    /// The metrics of embeddings that were made before.
+    fn scored(&self, vectors: Vectors, forged: Vectors) -> Evaluated {
         let identity = &self.images.identity;
         let mut scores = verify(identity, |i, j| vectors.distance(i, j));
         if let Some((_, subjects)) = &self.forgeries {
             scores.skilled = skilled(&vectors, identity, &forged, &subjects.identity);
         }
-        Ok(Evaluated { scores, vectors, forged })
+        Evaluated { scores, vectors, forged }
     }
 
-    fn embed(&self, encoder: &Encoder, workers: &Workers, set: &Dataset, subjects: &Subjects) -> Result<Vectors> {
+    fn embed(
+        &self,
+        encoder: &Encoder,
+        workers: &Workers,
+        set: &Dataset,
+        subjects: &Subjects,
+        interrupt: &Interrupt,
+    ) -> Result<Vectors> {
         let batches: Vec<&[usize]> = subjects.image.chunks(BATCH).collect();
         let make = |n: u64| {
             let views: Vec<_> = batches[n as usize].iter().map(|&image| (image, Affine::IDENTITY)).collect();
@@ -124,8 +164,9 @@ impl Evaluation {
         let mut vectors = Vectors::default();
         std::thread::scope(|scope| {
             for xs in workers.ahead(scope, 0..batches.len() as u64, &make) {
+                interrupt.check()?;
                 let embeddings: Tensor = encoder.forward(&xs?, Pass::Evaluate);
-                vectors.extend(&Vectors::from_tensor(&embeddings, self.normalize)?);
+                vectors.extend(&Vectors::from_tensor(&embeddings, self.normalize, self.distance)?);
             }
             Ok(vectors)
         })
@@ -145,7 +186,7 @@ pub fn skilled(vectors: &Vectors, identity: &[usize], forged: &Vectors, of: &[us
     let genuine = pairs.len();
     for (forgery, owner) in of.iter().enumerate() {
         let images = members.get(owner).into_iter().flatten();
-        pairs.extend(images.map(|&i| (squared_distance(vectors.row(i), forged.row(forgery)), false)));
+        pairs.extend(images.map(|&i| (vectors.distance_to(i, forged, forgery), false)));
     }
     let both = genuine > 0 && pairs.len() > genuine;
     both.then(|| Comparison::new(Tally::of_pairs(pairs)))

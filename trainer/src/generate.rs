@@ -2,6 +2,7 @@
 
 use crate::cli::GenerateArgs;
 use crate::run_folder;
+use crate::say::say_path;
 use crate::signatures::Signer;
 use anyhow::{Context, Result};
 use image::GrayImage;
@@ -11,7 +12,8 @@ use std::path::Path;
 /// Writes `OUT/generated-0000/0000.png` and so on; with forgeries `OUT/genuine/...` and `OUT/forged/...`.
 /// A folder of forgeries has the name of the signer who is forged.
 pub fn generate(args: &GenerateArgs) -> Result<()> {
-    let folder = run_folder::create(Some(&args.out))?;
+    run_folder::create("--out", &args.out)?;
+    let folder = &args.out;
     let (genuine, forged) = match args.forgeries {
         0 => (folder.clone(), None),
         _ => (folder.join("genuine"), Some(folder.join("forged"))),
@@ -25,8 +27,7 @@ pub fn generate(args: &GenerateArgs) -> Result<()> {
             None => Ok(()),
         }
     })?;
-    println!("{}", folder.display());
-    Ok(())
+    say_path(folder)
 }
 
 fn write(folder: &Path, count: u64, draw: impl Fn(u64) -> GrayImage) -> Result<()> {

@@ -4,7 +4,9 @@
 //! leaves none behind. The file itself stays: removing it would let two processes hold locks on two files of one
 //! name.
 
+use crate::atomic;
 use crate::bad_input::bad_input;
+use crate::say::note;
 use anyhow::Result;
 use fs4::fs_std::FileExt;
 use std::fs::{File, OpenOptions};
@@ -32,7 +34,7 @@ impl Lock {
             .open(&file)
             .map_err(|error| wrong(format!("cannot write {NAME}: {error}")))?;
         match try_lock(&lock) {
-            Ok(true) => {}
+            Ok(true) => atomic::remove_left_over(folder)?,
             Ok(false) => {
                 let mut owner = String::new();
                 let _ = lock.read_to_string(&mut owner);
@@ -40,17 +42,13 @@ impl Lock {
                 let who = if owner.is_empty() { "another process".into() } else { format!("process {owner}") };
                 return Err(wrong(format!("in use by {who}; a folder has one run at a time")));
             }
-            Err(error) => eprintln!("warning: {}: cannot lock, so take care of it yourself: {error}", file.display()),
+            Err(error) => {
+                note(&format!("warning: {}: cannot lock, so take care of it yourself: {error}", file.display()));
+            }
         }
-        // For whoever comes next.
-        lock.set_len(0)?;
-        writeln!(lock, "{}", std::process::id())?;
+        // For whoever comes next. On a full disk nobody is named.
+        let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
         Ok(Self(lock))
-    }
-
-    /// Whether a process works in the folder.
-    pub fn is_taken(folder: &Path) -> bool {
-        File::open(folder.join(NAME)).is_ok_and(|file| matches!(try_lock(&file), Ok(false)))
     }
 }
 
@@ -71,9 +69,7 @@ mod tests {
     #[test]
     fn a_folder_has_one_owner_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(!Lock::is_taken(dir.path()));
         let lock = Lock::take(dir.path(), "--out").unwrap();
-        assert!(Lock::is_taken(dir.path()));
         let error = Lock::take(dir.path(), "--resume").map(|_| ()).unwrap_err();
         let text = error.to_string();
         assert_eq!(crate::bad_input::exit_code(&error), 2);
@@ -83,8 +79,7 @@ mod tests {
             "{text}"
         );
         drop(lock);
-        assert!(!Lock::is_taken(dir.path()));
-        drop(Lock::take(dir.path(), "--out").unwrap());
+        drop(Lock::take(dir.path(), "--resume").unwrap());
         assert_eq!(std::fs::read(dir.path().join(NAME)).unwrap(), b"", "no process is named that is gone");
     }
 }

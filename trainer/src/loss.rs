@@ -1,14 +1,18 @@
 //! The losses that the trainer offers, on the batches that it draws.
 
 use crate::batch::TripletBatch;
+use crate::distance::Distance;
+use crate::loss_options::{LossOptions, MeanOverName, NegativeName, PairsName, ReductionName};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use std::f64::consts::LN_2;
 use tch::{Kind, Tensor};
 use tercet::torch::{CrossBatchMemory, MinedLoss, WithStats};
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
-    BatchSemiHardTripletLoss, ContrastiveLoss, Negative, Negatives, Own, Reduction, Reference, TripletMarginLoss,
+    BatchSemiHardTripletLoss, ContrastiveLoss, MeanOver, Negative, Negatives, Own, Pairs, Precision, Reduction,
+    Reference, TripletMarginLoss,
 };
 
 /// A loss, as the command line names it.
@@ -25,7 +29,7 @@ pub enum LossName {
     BatchSemiHard,
     /// For each pair of one identity in the batch one negative, as --negative says
     BatchNegative,
-    /// Pairs of the batch: all that belong together, and as many of the nearest that do not
+    /// Pairs of the batch: all that belong together, and others as --negative says
     BatchContrastive,
     /// Pairs, two of each triplet that is drawn: one that belongs together and one that does not
     Contrastive,
@@ -53,6 +57,14 @@ impl LossName {
         }
     }
 
+    /// Where none is asked for: each loss's authors' choice.
+    pub fn distance(self) -> Distance {
+        match self {
+            Self::BatchHard | Self::BatchContrastive | Self::Contrastive => Distance::Euclidean,
+            _ => Distance::SquaredEuclidean,
+        }
+    }
+
     /// Of a plot.
     pub fn title(self) -> &'static str {
         match self {
@@ -67,37 +79,18 @@ impl LossName {
     }
 }
 
-/// Which negative a pair gets, as the command line names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")] // as on the command line
-pub enum NegativeName {
-    /// The nearest, where the triplet's loss is above 0
-    Hardest,
-    /// Any with which the triplet's loss is above 0
-    Random,
-    /// Any that is farther than the positive, by less than the margin
-    SemiHard,
-}
-
 impl From<NegativeName> for Negative {
     fn from(name: NegativeName) -> Self {
         match name {
-            NegativeName::Hardest => Self::Hardest,
+            NegativeName::Hardest | NegativeName::All => Self::Hardest,
             NegativeName::Random => Self::Random,
             NegativeName::SemiHard => Self::SemiHard,
         }
     }
 }
 
-/// What there is to say of a loss.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    pub margin: f64,
-    pub normalize: bool,
-    /// Of batch-negative, as its draws' seed.
-    pub negative: NegativeName,
-    pub seed: u64,
-}
+/// With a soft margin an anchor still counts as active where its negative is farther than its positive by less than this.
+const STILL_ACTIVE: f64 = 0.01;
 
 /// A loss with its options.
 #[derive(Clone, Copy, Debug)]
@@ -112,31 +105,84 @@ pub enum Loss {
 }
 
 impl Loss {
-    pub fn new(name: LossName, Options { margin, normalize, negative, seed }: Options) -> Self {
-        match name {
-            LossName::Triplet => Self::Triplet(TripletMarginLoss { margin, normalize, ..Default::default() }),
-            LossName::BatchAll => Self::BatchAll(BatchAllTripletLoss { margin, normalize, ..Default::default() }),
-            LossName::BatchHard => Self::BatchHard(BatchHardTripletLoss { margin, normalize, ..Default::default() }),
+    /// Of [resolved](LossOptions::resolved) options; `seed` is that of random negatives.
+    pub fn new(options: &LossOptions, seed: u64) -> Self {
+        let distance = options.distance().into();
+        let normalize = options.normalize();
+        let margin = options.margin.unwrap_or(options.loss.margin());
+        let reduction = match options.reduction {
+            Some(ReductionName::Sum) => Reduction::Sum,
+            _ => Reduction::Mean,
+        };
+        match options.loss {
+            LossName::Triplet => {
+                let swap = options.swap == Some(true);
+                Self::Triplet(TripletMarginLoss { margin, distance, normalize, swap, reduction })
+            }
+            LossName::BatchAll => {
+                let mean_over = match options.mean_over {
+                    Some(MeanOverName::Valid) => MeanOver::Valid,
+                    _ => MeanOver::Active,
+                };
+                let precision = Precision::default();
+                Self::BatchAll(BatchAllTripletLoss { margin, distance, normalize, reduction, mean_over, precision })
+            }
+            LossName::BatchHard => {
+                let (soft_margin, precision) = (options.soft_margin == Some(true), Precision::default());
+                Self::BatchHard(BatchHardTripletLoss { margin, distance, normalize, soft_margin, reduction, precision })
+            }
             LossName::BatchSemiHard => {
-                Self::BatchSemiHard(BatchSemiHardTripletLoss { margin, normalize, ..Default::default() })
+                let precision = Precision::default();
+                Self::BatchSemiHard(BatchSemiHardTripletLoss { margin, distance, normalize, reduction, precision })
             }
-            LossName::BatchNegative => {
-                let negative = negative.into();
-                Self::BatchNegative(BatchNegativeTripletLoss {
-                    margin,
-                    negative,
-                    seed,
-                    normalize,
-                    ..Default::default()
-                })
-            }
+            LossName::BatchNegative => Self::BatchNegative(BatchNegativeTripletLoss {
+                margin,
+                negative: options.negative.unwrap_or(NegativeName::SemiHard).into(),
+                pairs: match options.pairs {
+                    Some(PairsName::Once) => Pairs::Once,
+                    _ => Pairs::Ordered,
+                },
+                seed,
+                distance,
+                normalize,
+                reduction,
+                precision: Precision::default(),
+            }),
             LossName::BatchContrastive => {
                 // Of all pairs only one in P belongs together.
-                let negatives = Negatives::Hardest;
-                Self::BatchContrastive(BatchContrastiveLoss { margin, normalize, negatives, ..Default::default() })
+                let negatives = match options.negative {
+                    Some(NegativeName::All) => Negatives::All,
+                    _ => Negatives::Hardest,
+                };
+                let precision = Precision::default();
+                Self::BatchContrastive(BatchContrastiveLoss {
+                    margin,
+                    distance,
+                    normalize,
+                    negatives,
+                    reduction,
+                    precision,
+                })
             }
-            LossName::Contrastive => Self::Contrastive(ContrastiveLoss { margin, normalize, ..Default::default() }),
+            LossName::Contrastive => Self::Contrastive(ContrastiveLoss { margin, distance, normalize, reduction }),
         }
+    }
+
+    fn reduction(&self) -> Reduction {
+        match self {
+            Self::Triplet(loss) => loss.reduction,
+            Self::BatchAll(loss) => loss.reduction,
+            Self::BatchHard(loss) => loss.reduction,
+            Self::BatchSemiHard(loss) => loss.reduction,
+            Self::BatchNegative(loss) => loss.reduction,
+            Self::BatchContrastive(loss) => loss.reduction,
+            Self::Contrastive(loss) => loss.reduction,
+        }
+    }
+
+    /// Whether a CUDA device lists the pairs of one identity, for which there is so much room and no more.
+    pub fn lists_pairs(&self) -> bool {
+        matches!(self, Self::BatchAll(_) | Self::BatchSemiHard(_) | Self::BatchNegative(_))
     }
 
     /// Whether it takes anchors, positives and negatives, which may be encoded apart.
@@ -144,16 +190,23 @@ impl Loss {
         matches!(self, Self::Triplet(_) | Self::Contrastive(_))
     }
 
-    /// What it is where all embeddings are the same: an encoder that has collapsed stays there.
+    /// What it is where all embeddings are the same, and so all distances 0: an encoder that has collapsed stays there. 0
+    /// for a sum, which is another number in each batch.
     pub fn of_equal_embeddings(&self) -> f64 {
+        if self.reduction() == Reduction::Sum {
+            return 0.0;
+        }
         match self {
             Self::Triplet(loss) => loss.margin,
             Self::BatchAll(loss) => loss.margin,
+            Self::BatchHard(loss) if loss.soft_margin => LN_2,
             Self::BatchHard(loss) => loss.margin,
             Self::BatchSemiHard(loss) => loss.margin,
             // Of equals none is farther than another.
             Self::BatchNegative(loss) if loss.negative == Negative::SemiHard => 0.0,
             Self::BatchNegative(loss) => loss.margin,
+            // Of all pairs most do not belong together; how many, each batch says for itself.
+            Self::BatchContrastive(loss) if loss.negatives == Negatives::All => 0.0,
             // m²/2 for the pairs that do not belong together, which are every second one.
             Self::BatchContrastive(loss) => loss.margin * loss.margin / 4.0,
             Self::Contrastive(loss) => loss.margin * loss.margin / 4.0,
@@ -177,6 +230,22 @@ impl Loss {
                 return self.of_roles(&a, &p, &n);
             }
             Self::BatchAll(loss) => mined(loss, embeddings, &labels, memory)?,
+            Self::BatchHard(loss) if loss.soft_margin => {
+                let mut memory = memory;
+                let loss_of = mined(loss, embeddings, &labels, memory.as_deref_mut())?.loss;
+                // Every term of a soft margin is above 0: what is counted instead is a hinge's.
+                let hinge = BatchHardTripletLoss { soft_margin: false, margin: STILL_ACTIVE, ..*loss };
+                let (rows, embeddings) = (batch.images.len(), embeddings.detach());
+                let counted = match memory.filter(|memory| memory.is_warm()) {
+                    Some(memory) => {
+                        let own = memory.f_newest(rows)?;
+                        let reference = Reference { own: Own::Rows(&own), ..memory.reference() };
+                        hinge.f_forward_against_with_stats(&embeddings, &labels, &reference)?
+                    }
+                    None => hinge.f_forward_with_stats(&embeddings, &labels)?,
+                };
+                WithStats { loss: loss_of, stats: counted.stats }
+            }
             Self::BatchHard(loss) => mined(loss, embeddings, &labels, memory)?,
             Self::BatchSemiHard(loss) => mined(loss, embeddings, &labels, memory)?,
             Self::BatchContrastive(loss) => mined(loss, embeddings, &labels, memory)?,
@@ -236,17 +305,29 @@ pub struct Lost {
     /// To go backwards from.
     pub loss: Tensor,
     /// The share of the batch's triplets, or pairs, whose loss is above 0 (f64); of batch-negative, which selects no others,
-    /// 1 where it selects any.
+    /// 1 where it selects any; with a soft margin, whose terms are all above 0, of the anchors whose negative is not farther
+    /// than the positive. While an encoder learns that is a part of them, and after a collapse all.
     pub active: Tensor,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
     use tch::Device;
 
-    fn loss(name: LossName, margin: f64, normalize: bool) -> Loss {
-        Loss::new(name, Options { margin, normalize, negative: NegativeName::SemiHard, seed: 5 })
+    /// By the command line's words, without the loss's name.
+    fn options(loss: LossName, words: &str) -> anyhow::Result<LossOptions> {
+        let words = format!("tercet train --loss {} {words}", loss.name());
+        match Cli::try_parse_from(words.split_whitespace())?.command {
+            Command::Train(args) => args.loss.resolved(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn loss(name: LossName, words: &str) -> Loss {
+        Loss::new(&options(name, words).unwrap(), 5)
     }
 
     #[test]
@@ -260,7 +341,8 @@ mod tests {
             positive: vec![1, 1, 0, 3],
             negative: vec![2, 3, 2, 0],
         };
-        let of = |name| loss(name, 0.2, false).of(&xs, &batch, 0, None).unwrap();
+        let words = "--distance squared-euclidean --margin 0.2 --normalize false";
+        let of = |name| loss(name, words).of(&xs, &batch, 0, None).unwrap();
         let active = |name| f64::try_from(of(name).active).unwrap();
         // Of the four: 1 + 0.2 > 0.25; 1 + 0.2 < 81; 1 + 0.2 > 0.25; 72.25 + 0.2 > 0.25.
         assert_eq!(active(LossName::Triplet), 0.75);
@@ -287,7 +369,7 @@ mod tests {
             positive: vec![1, 3],
             negative: vec![2, 0],
         };
-        let lost = loss(LossName::Contrastive, 2.0, false).of(&xs, &batch, 0, None).unwrap();
+        let lost = loss(LossName::Contrastive, "--margin 2 --normalize false").of(&xs, &batch, 0, None).unwrap();
         // Together at 1 and 8.5, apart at 0.5 and 0.5: 0.5 d² and 0.5 (2 - d)².
         let expected = (0.5 + 0.5 * 8.5 * 8.5 + 2.0 * 0.5 * 1.5 * 1.5) / 4.0;
         assert!((f64::try_from(lost.loss).unwrap() - expected).abs() < 1e-5);
@@ -305,11 +387,153 @@ mod tests {
             negative: vec![2, 5, 1],
         };
         for name in LossName::value_variants() {
-            for negative in NegativeName::value_variants() {
-                let loss = Loss::new(*name, Options { margin: 0.7, normalize: true, negative: *negative, seed: 5 });
-                let got = f64::try_from(loss.of(&xs, &batch, 3, None).unwrap().loss).unwrap();
-                assert!((got - loss.of_equal_embeddings()).abs() < 1e-6, "{name:?}, {negative:?}: {got}");
+            let mut tried = 0;
+            for words in [
+                "",
+                "--margin 0.7",
+                "--margin 0.7 --distance euclidean",
+                "--distance squared-euclidean",
+                "--distance cosine",
+                "--distance lp:3",
+                "--soft-margin",
+                "--soft-margin false",
+                "--swap",
+                "--mean-over valid",
+                "--negative hardest",
+                "--negative random",
+                "--negative semi-hard",
+                "--pairs once --negative hardest",
+            ] {
+                let Ok(options) = options(*name, words) else { continue };
+                tried += 1;
+                let loss = Loss::new(&options, 5);
+                let Lost { loss: got, active } = loss.of(&xs, &batch, 3, None).unwrap();
+                let got = f64::try_from(got).unwrap();
+                assert!((got - loss.of_equal_embeddings()).abs() < 1e-6, "{name:?} {words}: {got}");
+                if *name == LossName::BatchHard {
+                    assert_eq!(f64::try_from(active).unwrap(), 1.0, "{words}");
+                }
             }
+            assert!(tried >= 5, "{name:?}");
+            let unknown = loss(*name, "--reduction sum");
+            assert_eq!(unknown.of_equal_embeddings(), 0.0, "{name:?}: a sum's level is not known");
+        }
+    }
+
+    #[test]
+    fn a_soft_margin_that_passes_the_level_of_a_collapse_is_none() {
+        let xs = Tensor::from_slice(&[0.0f32, 1.0, 3.0, 6.0]).reshape([4, 1]);
+        let batch = TripletBatch {
+            images: vec![0, 1, 2, 3],
+            labels: vec![0, 0, 1, 1],
+            anchor: vec![],
+            positive: vec![],
+            negative: vec![],
+        };
+        let loss = loss(LossName::BatchHard, "--normalize false");
+        let of = |memory: Option<&mut CrossBatchMemory>| loss.of(&xs, &batch, 0, memory).unwrap();
+        // d_ap and d_an: 1 and 3, 1 and 2, 3 and 2, 3 and 5.
+        assert_eq!(f64::try_from(of(None).active).unwrap(), 0.25);
+        let mut memory = CrossBatchMemory::new(4, 1, Kind::Float, Device::Cpu).warm_up(4);
+        let lost = of(Some(&mut memory));
+        assert_eq!((f64::try_from(lost.active).unwrap(), memory.position()), (0.25, 0), "counted once, put in once");
+    }
+
+    #[test]
+    fn every_option_reaches_its_loss() {
+        // On a line, so that distances are told by hand: 0, 3 | 1, 5; anchors 0 and 1 with positives at 3 and 4.
+        let xs = Tensor::from_slice(&[0.0f32, 3.0, 1.0, 5.0]).reshape([4, 1]);
+        let batch = TripletBatch {
+            images: vec![0, 1, 2, 3],
+            labels: vec![0, 0, 1, 1],
+            anchor: vec![0, 2],
+            positive: vec![1, 3],
+            negative: vec![2, 1],
+        };
+        let softplus = |x: f64| x.exp().ln_1p();
+        // (d_ap, d_an) of each anchor's farthest positive and nearest negative: 0, 3, 1, 5.
+        let hard = [(3.0f64, 1.0), (3.0, 2.0), (4.0, 1.0), (4.0, 2.0)];
+        let mean = |of: &dyn Fn(f64, f64) -> f64| hard.iter().map(|&(p, n)| of(p, n)).sum::<f64>() / 4.0;
+        for (name, words, expected) in [
+            (LossName::BatchHard, "", mean(&|p, n| softplus(p - n))),
+            (LossName::BatchHard, "--margin 1", mean(&|p, n| p - n + 1.0)),
+            (LossName::BatchHard, "--margin 1 --distance squared-euclidean", mean(&|p, n| p * p - n * n + 1.0)),
+            (LossName::BatchHard, "--reduction sum", 4.0 * mean(&|p, n| softplus(p - n))),
+            (LossName::Triplet, "--margin 1 --distance lp:1", (3.0 - 1.0 + 1.0 + 4.0 - 2.0 + 1.0) / 2.0),
+            (LossName::Triplet, "--margin 1 --distance euclidean --reduction sum", 6.0),
+            // The negatives 1 and 3 are at 2 and 2 of the positives 3 and 5.
+            (LossName::Triplet, "--margin 1 --distance euclidean --swap", (3.0 - 1.0 + 1.0 + 4.0 - 2.0 + 1.0) / 2.0),
+            (LossName::BatchContrastive, "--margin 1 --negative all", (4.5 + 8.0) / 6.0),
+            (LossName::BatchContrastive, "--margin 2 --negative hardest", (4.5 + 8.0 + 0.5) / 4.0),
+            (LossName::Contrastive, "--margin 2", (4.5 + 8.0 + 0.5) / 4.0),
+        ] {
+            let options = options(name, &format!("{words} --normalize false")).unwrap();
+            let got = f64::try_from(Loss::new(&options, 5).of(&xs, &batch, 0, None).unwrap().loss).unwrap();
+            assert!((got - expected).abs() < 1e-5, "{name:?} {words}: {got}, not {expected}");
+        }
+        // All 8 triplets are active at a margin of 9, and with one of 0 those with d_ap > d_an.
+        let all = |words: &str| {
+            let options = options(LossName::BatchAll, &format!("{words} --normalize false --distance euclidean"));
+            f64::try_from(Loss::new(&options.unwrap(), 5).of(&xs, &batch, 0, None).unwrap().loss).unwrap()
+        };
+        let (active, valid) = (all("--margin 0 --mean-over active"), all("--margin 0 --mean-over valid"));
+        let each = [[3.0, 1.0], [3.0, 5.0], [3.0, 2.0], [3.0, 2.0], [4.0, 1.0], [4.0, 2.0], [4.0, 5.0], [4.0, 2.0]];
+        let losses: Vec<f64> = each.iter().map(|[p, n]| f64::max(p - n, 0.0)).collect();
+        let (sum, count) = (losses.iter().sum::<f64>(), losses.iter().filter(|&&l| l > 0.0).count() as f64);
+        assert!((active - sum / count).abs() < 1e-5 && (valid - sum / 8.0).abs() < 1e-5, "{active} {valid}");
+        assert!((all("--margin 0 --reduction sum") - sum).abs() < 1e-5);
+        // Each pair once: half of the selected triplets.
+        let pairs = |words: &str| {
+            let loss = loss(LossName::BatchNegative, &format!("--negative hardest --margin 9 --reduction sum {words}"));
+            f64::try_from(loss.of(&xs, &batch, 0, None).unwrap().loss).unwrap()
+        };
+        assert!(pairs("--pairs once") > 0.0 && pairs("--pairs once") < 0.75 * pairs("--pairs ordered"));
+    }
+
+    #[test]
+    fn what_a_loss_cannot_take_is_refused_by_name() {
+        for (name, words, expected) in [
+            (LossName::Triplet, "--soft-margin", ["--soft-margin", "--loss batch-hard"]),
+            (LossName::BatchAll, "--soft-margin false", ["--soft-margin", "--loss batch-hard"]),
+            (LossName::BatchHard, "--swap", ["--swap", "--loss triplet"]),
+            (LossName::Contrastive, "--swap", ["--swap", "--loss triplet"]),
+            (LossName::BatchHard, "--mean-over valid", ["--mean-over", "--loss batch-all"]),
+            (LossName::BatchHard, "--negative random", ["--negative", "--loss batch-negative"]),
+            (LossName::BatchNegative, "--negative all", ["--negative all", "batch-all"]),
+            (LossName::BatchContrastive, "--negative random", ["--negative random", "hardest or all"]),
+            (LossName::BatchAll, "--pairs once", ["--pairs", "--loss batch-negative"]),
+            (LossName::BatchAll, "--batch-triplets 9", ["--batch-triplets", "--loss contrastive"]),
+            (LossName::BatchHard, "--distance lp:3", ["--distance lp:3", "--loss contrastive"]),
+            (LossName::BatchHard, "--soft-margin --margin 0.5", ["--margin 0.5", "--soft-margin"]),
+        ] {
+            let error = options(name, words).unwrap_err();
+            assert_eq!(crate::bad_input::exit_code(&error), 2);
+            expected.iter().for_each(|word| assert!(error.to_string().contains(word), "{word}: {error}"));
+        }
+    }
+
+    #[test]
+    fn what_is_resolved_stays_and_is_said() {
+        for (name, words, text) in [
+            (LossName::Triplet, "--swap", "triplet, squared Euclidean distance, margin 0.2, swap"),
+            (LossName::BatchHard, "", "batch-hard, Euclidean distance, soft margin"),
+            (LossName::BatchHard, "--margin 0.5", "batch-hard, Euclidean distance, margin 0.5"),
+            (LossName::BatchHard, "--soft-margin false", "batch-hard, Euclidean distance, margin 0.2"),
+            (
+                LossName::BatchAll,
+                "--distance cosine --mean-over valid --normalize false",
+                "batch-all, cosine distance, margin 0.2, mean over all triplets, not normalised",
+            ),
+            (
+                LossName::BatchContrastive,
+                "--reduction sum",
+                "batch-contrastive, Euclidean distance, margin 1, negative hardest, sum",
+            ),
+        ] {
+            let options = options(name, words).unwrap();
+            assert_eq!(options.text(), text);
+            let [once, twice] = [&options, &options.resolved().unwrap()].map(|o| serde_json::to_value(o).unwrap());
+            assert_eq!(once, twice);
         }
     }
 
@@ -326,8 +550,8 @@ mod tests {
         // A batch without a positive and one without a negative: only the other one has them.
         let (first, second) = (rows(&[0.0, 2.0]), rows(&[0.5, 1.0]));
         for name in [LossName::BatchAll, LossName::BatchHard, LossName::BatchSemiHard, LossName::BatchNegative] {
-            let negative = NegativeName::Hardest;
-            let loss = Loss::new(name, Options { margin: 9.0, normalize: false, negative, seed: 5 });
+            let negative = if name == LossName::BatchNegative { "--negative hardest" } else { "" };
+            let loss = loss(name, &format!("--margin 9 --distance squared-euclidean --normalize false {negative}"));
             let mut memory = CrossBatchMemory::new(4, 1, Kind::Float, Device::Cpu).warm_up(4);
             let mut of = |xs: &Tensor, labels: &[i64]| {
                 let lost = loss.of(xs, &batch(labels), 0, Some(&mut memory)).unwrap();

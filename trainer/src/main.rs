@@ -1,5 +1,6 @@
 //! `tercet`: trains and evaluates embedding networks with Tercet's losses.
 
+mod atomic;
 mod bad_input;
 mod batch;
 mod chart;
@@ -9,22 +10,28 @@ mod compare;
 mod dataset;
 mod decode;
 mod device;
+mod distance;
 mod embed;
 mod encoder;
 mod eval;
 mod evaluate;
+mod finish;
 mod folders;
 mod generate;
 mod images;
 mod interrupt;
 mod lock;
 mod loss;
+mod loss_options;
 mod metrics;
+mod metrics_csv;
 mod mistakes;
 mod model;
 mod optimiser;
 mod options;
+mod overwritten;
 mod pairs;
+mod paths;
 mod plot;
 mod progress;
 mod random;
@@ -32,12 +39,14 @@ mod ranking;
 #[cfg(test)]
 mod recorded;
 mod report;
+mod room;
 mod run;
 mod run_folder;
 mod run_report;
 mod say;
 mod scaler;
 mod schedule;
+mod shell;
 mod signatures;
 mod source;
 mod svg;
@@ -63,12 +72,11 @@ fn main() -> ExitCode {
     }
     let matches = cli::Cli::command().get_matches();
     let cli = cli::Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if !matches!(cli.command, cli::Command::Generate(_) | cli::Command::Compare(_)) {
+        waiting::sleep_instead_of_spinning();
+    }
     let result = match cli.command {
-        cli::Command::Train(args) => match run::train(*args, &cli::given(&matches)) {
-            Ok(run::Ended::Complete) => Ok(()),
-            Ok(run::Ended::Interrupted) => return ExitCode::from(interrupt::EXIT_CODE),
-            Err(error) => Err(error),
-        },
+        cli::Command::Train(args) => run::train(*args, &cli::given(&matches)),
         cli::Command::Generate(args) => generate::generate(&args),
         cli::Command::Verify(args) => verify::verify(&args),
         cli::Command::Embed(args) => embed::embed(&args),
@@ -77,9 +85,12 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(bad_input::exit_code(&error))
-        }
+        Err(error) => match error.downcast_ref::<interrupt::Interrupted>() {
+            Some(interrupted) => ExitCode::from(interrupted.exit_code()),
+            None => {
+                say::note(&format!("error: {error:#}"));
+                ExitCode::from(bad_input::exit_code(&error))
+            }
+        },
     }
 }

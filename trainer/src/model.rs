@@ -4,12 +4,14 @@
 use crate::bad_input::bad_input;
 use crate::cli::ModelArgs;
 use crate::device::{self, Job};
+use crate::distance::Distance;
 use crate::encoder::{Architecture, Encoder, Pass};
 use crate::images::{Budget, Images, OnBadImage};
+use crate::loss_options::LossOptions;
 use crate::metrics::{Operating, Verification, at_threshold};
 use crate::vectors::Vectors;
 use crate::view::{Affine, tensor};
-use crate::{run_folder, weights};
+use crate::{atomic, checkpoint, shell, weights};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
@@ -41,7 +43,7 @@ pub struct Settings {
     pub image_size: usize,
     /// Whether embeddings are brought to length 1 before they are compared.
     pub normalize: bool,
-    /// What the threshold is a distance of.
+    /// How embeddings are compared, as they were in training: the title of a [`Distance`].
     pub distance: String,
     /// The calibrated threshold.
     pub calibration: Calibration,
@@ -77,16 +79,13 @@ impl Calibration {
     }
 }
 
-/// What `distance` says; there is one so far.
-pub const SQUARED_EUCLIDEAN: &str = "squared Euclidean";
-
 impl Settings {
     /// Of an encoder that was just trained.
     pub fn new(
         encoder: Architecture,
         embedding_dim: i64,
         image_size: usize,
-        normalize: bool,
+        loss: &LossOptions,
         calibration: Calibration,
         trained_on: &str,
     ) -> Self {
@@ -96,8 +95,8 @@ impl Settings {
             encoder: name,
             embedding_dim,
             image_size,
-            normalize,
-            distance: SQUARED_EUCLIDEAN.into(),
+            normalize: loss.normalize(),
+            distance: loss.distance().title(),
             calibration,
             trained_on: trained_on.into(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -105,7 +104,7 @@ impl Settings {
     }
 
     /// Checked, so that nothing later meets a number that cannot be.
-    fn read(folder: &Path) -> Result<(Self, Architecture)> {
+    fn read(folder: &Path) -> Result<(Self, Architecture, Distance)> {
         let file = folder.join(SETTINGS);
         let wrong = |what: String| bad_input(format!("--model {}: {SETTINGS}: {what}", folder.display()));
         let text = std::fs::read_to_string(&file).map_err(|e| wrong(e.to_string()))?;
@@ -117,9 +116,10 @@ impl Settings {
         let settings: Self = serde_json::from_value(value).map_err(|e| wrong(e.to_string()))?;
         let architecture = Architecture::from_str(&settings.encoder, false)
             .map_err(|_| wrong(format!("encoder {:?} is not one of this program's", settings.encoder)))?;
-        if settings.distance != SQUARED_EUCLIDEAN {
-            return Err(wrong(format!("distance {:?}; expected {SQUARED_EUCLIDEAN:?}", settings.distance)));
-        }
+        let Some(distance) = Distance::from_title(&settings.distance) else {
+            let expected = "expected squared Euclidean, Euclidean, cosine, or L and a number";
+            return Err(wrong(format!("distance {:?}; {expected}", settings.distance)));
+        };
         if !(1..=65_536).contains(&settings.embedding_dim) {
             return Err(wrong(format!("embedding_dim {}; expected 1 to 65536", settings.embedding_dim)));
         }
@@ -130,7 +130,7 @@ impl Settings {
         if !(threshold.is_finite() && threshold >= 0.0) {
             return Err(wrong(format!("threshold {threshold}; expected a distance")));
         }
-        Ok((settings, architecture))
+        Ok((settings, architecture, distance))
     }
 }
 
@@ -139,19 +139,20 @@ pub fn save(folder: &Path, vs: &nn::VarStore, settings: &Settings) -> Result<()>
     weights::save(vs, &folder.join(WEIGHTS))?;
     let mut text = serde_json::to_string_pretty(settings)?;
     text.push('\n');
-    run_folder::atomically(&folder.join(SETTINGS), text.as_bytes())
+    atomic::write(&folder.join(SETTINGS), text.as_bytes())
 }
 
 /// An encoder, ready to compare images.
 pub struct Model {
     /// Its settings.
     pub settings: Settings,
+    distance: Distance,
     encoder: Encoder,
     device: Device,
 }
 
 impl ModelArgs {
-    /// The device; on a CPU idle threads then sleep. To be called first: it may start the program anew.
+    /// The device.
     pub fn device(&self) -> Result<Device> {
         device::device(&self.device, Job::Embed)
     }
@@ -165,11 +166,17 @@ impl Model {
             let expected = "expected the run folder of a `tercet train`";
             return Err(bad_input(format!("--model {}: not a folder; {expected}", folder.display())));
         }
-        let (settings, architecture) = Settings::read(folder)?;
+        if !folder.join(SETTINGS).exists() && checkpoint::path(folder).exists() {
+            let (folder, word) = (folder.display(), shell::word(folder));
+            return Err(bad_input(format!(
+                "--model {folder}: no {SETTINGS}: its run has not come to its end; to go on: tercet train --resume {word}"
+            )));
+        }
+        let (settings, architecture, distance) = Settings::read(folder)?;
         let vs = nn::VarStore::new(device);
         let encoder = Encoder::new(&vs.root(), architecture, settings.embedding_dim);
         weights::load_all(&vs, &folder.join(WEIGHTS), "--model")?;
-        Ok(Self { settings, encoder, device })
+        Ok(Self { settings, distance, encoder, device })
     }
 
     /// The calibrated threshold.
@@ -207,7 +214,7 @@ impl Model {
         let all: Vec<_> = (0..images.len()).map(|image| (image, Affine::IDENTITY)).collect();
         for views in all.chunks(BATCH) {
             let embeddings: Tensor = self.encoder.forward(&tensor(images, views, self.device)?, Pass::Evaluate);
-            let rows = Vectors::from_tensor(&embeddings, self.settings.normalize);
+            let rows = Vectors::from_tensor(&embeddings, self.settings.normalize, self.distance);
             vectors.extend(&rows.context("the model cannot be used")?);
         }
         Ok(())
@@ -217,11 +224,17 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
 
     fn settings() -> Settings {
         let operating = Operating { threshold: 0.7, far: 0.1, frr: 0.11 };
         let calibration = Calibration { operating, eer: 0.105, far_skilled: None, identities: 9, images: 40 };
-        Settings::new(Architecture::Resnet18, 8, 32, true, calibration, "a folder")
+        let loss = match Cli::parse_from(["tercet", "train", "--loss", "batch-hard"]).command {
+            Command::Train(args) => args.loss,
+            other => panic!("{other:?}"),
+        };
+        Settings::new(Architecture::Resnet18, 8, 32, &loss, calibration, "a folder")
     }
 
     fn saved(folder: &Path) {
@@ -256,10 +269,44 @@ mod tests {
     }
 
     #[test]
+    fn a_model_compares_by_the_distance_that_it_was_trained_with() {
+        let dir = tempfile::tempdir().unwrap();
+        saved(dir.path());
+        let file = dir.path().join(SETTINGS);
+        let good: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        assert_eq!(good["distance"], "Euclidean");
+        let pictures = [1, 5].map(|step| {
+            let picture = dir.path().join(format!("{step}.png"));
+            image::GrayImage::from_fn(40, 20, |x, y| image::Luma([(x * y * step) as u8])).save(&picture).unwrap();
+            picture
+        });
+        let distance = |title: &str| {
+            let mut changed = good.clone();
+            changed["distance"] = title.into();
+            std::fs::write(&file, changed.to_string()).unwrap();
+            let model = Model::load(dir.path(), Device::Cpu).unwrap();
+            model.embed(&pictures, OnBadImage::Stop).unwrap().0.distance(0, 1)
+        };
+        // Of rows of length 1.
+        let euclidean = distance("Euclidean");
+        assert!(euclidean > 0.0);
+        for (title, expected) in
+            [("squared Euclidean", euclidean * euclidean), ("cosine", euclidean * euclidean / 2.0), ("L2", euclidean)]
+        {
+            let got = distance(title);
+            assert!((got - expected).abs() <= 1e-5 * expected, "{title}: {got}, not {expected}");
+        }
+        assert!(distance("L1") > euclidean && distance("Linf") < euclidean);
+    }
+
+    #[test]
     fn what_is_no_model_is_refused_and_named() {
         let dir = tempfile::tempdir().unwrap();
         refused(&dir.path().join("absent"), &["absent", "not a folder", "tercet train"]);
         refused(dir.path(), &["model.json", "No such file"]);
+        std::fs::write(checkpoint::path(dir.path()), b"").unwrap();
+        refused(dir.path(), &["model.json", "has not come to its end", "tercet train --resume"]);
+        std::fs::remove_file(checkpoint::path(dir.path())).unwrap();
         saved(dir.path());
 
         let file = dir.path().join(SETTINGS);
@@ -278,8 +325,8 @@ mod tests {
         refused(dir.path(), &["format 9", "reads format 1"]);
         changed("encoder", "vgg".into());
         refused(dir.path(), &["vgg"]);
-        changed("distance", "cosine".into());
-        refused(dir.path(), &["cosine", SQUARED_EUCLIDEAN]);
+        changed("distance", "taxi".into());
+        refused(dir.path(), &["taxi", "squared Euclidean"]);
         changed("threshold", serde_json::Value::Null);
         refused(dir.path(), &["model.json"]);
         changed("threshold", (-1.0).into());

@@ -67,19 +67,43 @@ mod tests {
         }
     }
 
-    fn resume(stored: &[&str], now: &[&str]) -> Result<TrainArgs> {
-        let stored = serde_json::to_value(parse(stored).0).unwrap();
+    /// As a checkpoint has them.
+    fn stored(options: &[&str]) -> Value {
+        let (mut args, _) = parse(options);
+        args.loss = args.loss.resolved().unwrap();
+        serde_json::to_value(args).unwrap()
+    }
+
+    fn resume(options: &[&str], now: &[&str]) -> Result<TrainArgs> {
+        let stored = stored(options);
         let (args, given) = parse(now);
         resumed(&stored, &args, &given)
     }
 
     #[test]
     fn stored_options_hold_where_none_is_given() {
-        let stored = ["--margin", "0.3", "--encoder", "resnet18", "--loss", "batch-hard", "--hold-out", "a,b"];
-        let stored = [&stored[..], &["--data", "x", "--steps", "7"]].concat();
-        let args = resume(&stored, &["--resume", "runs/0001"]).unwrap();
-        let (before, _) = parse(&[&stored[..], &["--resume", "runs/0001"]].concat());
-        assert_eq!(serde_json::to_value(args).unwrap(), serde_json::to_value(before).unwrap());
+        let options = ["--margin", "0.3", "--encoder", "resnet18", "--loss", "batch-hard", "--hold-out", "a,b"];
+        let options = [&options[..], &["--distance", "cosine", "--data", "x", "--steps", "7"]].concat();
+        let args = resume(&options, &["--resume", "runs/0001"]).unwrap();
+        assert_eq!(serde_json::to_value(args).unwrap(), stored(&options));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn paths_that_are_not_utf_8_are_stored_and_compared() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        let with = |data: &[u8]| {
+            let mut args = parse(&["--data", "x"]).0;
+            args.data = Some(OsStr::from_bytes(data).into());
+            args
+        };
+        let given = ["data".to_owned()];
+        let stored = serde_json::to_value(with(b"caf\xe9")).unwrap();
+        let read = resumed(&stored, &with(b"caf\xe9"), &given).unwrap();
+        assert_eq!(read.data, with(b"caf\xe9").data);
+        let error = resumed(&stored, &with(b"caf\xe8"), &given).unwrap_err();
+        assert!(error.to_string().contains("--data"), "{error}");
     }
 
     #[test]
@@ -94,7 +118,19 @@ mod tests {
             (&["--evaluate-every", "1"], &["--patience", "3"], ["--patience 3", "has none"]),
             (&[], &["--warmup-steps", "9"], ["--warmup-steps 9", "has 0"]),
             (&["--memory", "64"], &["--memory", "65"], ["--memory 65", "has 64"]),
-            (&[], &["--negative", "random"], ["--negative random", "has semi-hard"]),
+            (
+                &["--loss", "batch-negative", "--negative", "semi-hard"],
+                &["--negative", "random"],
+                ["--negative random", "has semi-hard"],
+            ),
+            (&["--loss", "batch-hard"], &["--margin", "0.5"], ["--margin 0.5", "has none"]),
+            (&["--loss", "batch-hard"], &["--soft-margin", "false"], ["--soft-margin false", "has true"]),
+            (&["--loss", "batch-hard"], &["--distance", "cosine"], ["--distance cosine", "has euclidean"]),
+            (&["--swap"], &["--swap", "false"], ["--swap false", "has true"]),
+            (&["--loss", "batch-all"], &["--mean-over", "valid"], ["--mean-over valid", "has active"]),
+            (&[], &["--reduction", "sum"], ["--reduction sum", "has mean"]),
+            (&[], &["--normalize", "false"], ["--normalize false", "has true"]),
+            (&[], &["--batch-triplets", "9"], ["--batch-triplets 9", "has 512"]),
         ] {
             let error = resume(stored, &[now, &["--resume", "r"]].concat()).unwrap_err();
             assert_eq!(crate::bad_input::exit_code(&error), 2);

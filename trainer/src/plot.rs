@@ -278,7 +278,7 @@ fn draw_series(
 }
 
 fn save(file: &Path, picture: &RgbImage) -> Result<()> {
-    crate::run_folder::atomically(file, &png(picture)?)
+    crate::atomic::write(file, &png(picture)?)
 }
 
 /// As a PNG file's bytes.

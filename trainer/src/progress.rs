@@ -1,5 +1,6 @@
 //! A progress bar on a terminal, a line every ten seconds elsewhere (a log has no use for a bar).
 
+use crate::say::note;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -62,7 +63,7 @@ impl Progress {
             }
             None if state.step == 1 || self.printed.elapsed() >= LINE_EVERY => {
                 self.printed = Instant::now();
-                eprintln!("{text}");
+                note(&text);
             }
             None => {}
         }
@@ -71,8 +72,8 @@ impl Progress {
     /// A line of text between states.
     pub fn note(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| note(text)),
+            None => note(text),
         }
     }
 

@@ -1,10 +1,10 @@
 //! Metrics against what scikit-learn and pytorch-metric-learning computed: `tests/data/metrics.json`, made by
 //! `metrics.py` beside it.
 
+use crate::distance::squared_distance;
 use crate::metrics::verify;
 use crate::pairs::cross_validated;
 use crate::ranking::rank;
-use crate::vectors::squared_distance;
 use serde::Deserialize;
 
 /// For numbers that both sides compute from the same counts, in f64.

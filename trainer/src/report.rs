@@ -1,12 +1,12 @@
 //! `report.html`: a run or an evaluation on one page, with all pictures inside the file.
 
+use crate::atomic;
 use crate::chart::{self, Chart, Mark, Measured};
 use crate::metrics::{Verification, text_of};
 use crate::mistakes::{Pair, hardest, hardest_forgeries};
 use crate::plot::{self, Compared};
-use crate::run_folder::atomically;
 use crate::svg::{class, escape, svg};
-use crate::vectors::{Vectors, squared_distance};
+use crate::vectors::Vectors;
 use anyhow::Result;
 use image::RgbImage;
 use std::fmt::Write;
@@ -53,7 +53,7 @@ impl Page {
         use rayon::prelude::*;
         self.charts.par_iter().try_for_each(|chart| plot::chart(folder, chart, &self.context))?;
         plot::contact_sheet(&folder.join("mistakes.png"), &self.hardest)?;
-        atomically(&folder.join("report.html"), self.html()?.as_bytes())
+        atomic::write(&folder.join("report.html"), self.html()?.as_bytes())
     }
 
     fn html(&self) -> Result<String> {
@@ -134,12 +134,13 @@ pub struct Compare<'a> {
 impl Compare<'_> {
     /// ROC, distances and map; `before` is the evaluation before training.
     pub fn charts(&self, before: Option<&Verification>) -> Result<Vec<Chart>> {
+        let measure = self.vectors.measure();
         let mut charts = vec![chart::roc(before, self.scores, "Verification of unseen identities")];
         if let Some(before) = before {
-            charts.push(chart::distances(before, "distances-before", "Distances before training"));
+            charts.push(chart::distances(before, measure, "distances-before", "Distances before training"));
         }
         let title = if before.is_some() { "Distances after training" } else { "Distances" };
-        charts.push(chart::distances(self.scores, "distances", title));
+        charts.push(chart::distances(self.scores, measure, "distances", title));
         charts.extend(chart::map(self.vectors, self.identity, self.names, "The embeddings, by PCA")?);
         Ok(charts)
     }
@@ -170,7 +171,7 @@ impl Compare<'_> {
         ];
         let (forged, owners) = self.forged;
         if !owners.is_empty() {
-            let distance = |i: usize, f: usize| squared_distance(self.vectors.row(i), forged.row(f));
+            let distance = |i: usize, f: usize| self.vectors.distance_to(i, forged, f);
             let nearest = hardest_forgeries(self.identity, owners, distance, HARDEST);
             let pairs = nearest.iter().map(|pair| {
                 compared(pair, (self.forgery)(pair.second)?, false, format!("{}, and a forgery", name(pair.first)))

@@ -1,4 +1,4 @@
-//! The commands, from options to the run folder.
+//! `tercet train`, from options to the last step.
 
 use crate::bad_input::bad_input;
 use crate::batch::BatchShape;
@@ -7,46 +7,41 @@ use crate::cli::TrainArgs;
 use crate::device::{self, Job};
 use crate::encoder::Encoder;
 use crate::evaluate::Evaluation;
-use crate::interrupt::Interrupt;
+use crate::finish::{FINISH, Finished, finish};
+use crate::interrupt::{Interrupt, Interrupted};
 use crate::lock::Lock;
-use crate::loss::{self, Loss};
-use crate::model::{Calibration, Settings};
+use crate::loss::Loss;
+use crate::metrics_csv::MetricsCsv;
 use crate::random::{Purpose, stream};
-use crate::report::History;
-use crate::run_folder::{self, MetricsCsv, Summary};
-use crate::run_report::Run;
-use crate::say::say;
-use crate::train::{End, Plan, Surroundings, Training};
+use crate::say::{note, say_path};
+use crate::train::{BEFORE, End, Plan, Surroundings, Training};
 use crate::workers::Workers;
-use crate::{model, options, plot, source, watch, weights};
+use crate::{options, plot, room, run_folder, shell, source, weights};
 use anyhow::Result;
 use rand::Rng;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tch::{Device, nn};
 
 /// Seconds for a run on a CPU that has no other limit.
 const CPU_SECONDS: f64 = 240.0;
-/// Kept free at the end for the weights, the pictures and the report.
-const FINISH: Duration = Duration::from_secs(8);
-
-/// How `tercet train` ended.
-pub enum Ended {
-    /// There is a model.
-    Complete,
-    /// There is a checkpoint.
-    Interrupted,
-}
-
 /// `tercet train`. `given` names the options that stand on the command line.
-pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
+///
+/// # Errors
+/// [`Interrupted`] where somebody has asked to stop, and the run can go on; among others.
+pub fn train(mut args: TrainArgs, given: &[String]) -> Result<()> {
     let start = Instant::now();
     let resumed = args.resume.take();
     // Before anything is read that another process could still write.
     let mut lock = match &resumed {
         Some(folder) if checkpoint::path(folder).exists() => Some(Lock::take(folder, "--resume")?),
-        _ => None, // no file is made where no run is
+        Some(_) => None, // no file is made where no run is
+        None => {
+            run_folder::check("--out", args.out.as_deref().unwrap_or(Path::new(run_folder::RUNS)))?;
+            None
+        }
     };
-    let checkpoint = resumed.as_deref().map(Checkpoint::read).transpose()?;
+    let mut checkpoint = resumed.as_deref().map(Checkpoint::read).transpose()?;
     if let Some(checkpoint) = &checkpoint {
         if given.iter().any(|option| option == "device") {
             args.device = device::name(device::device(&args.device, Job::Train)?); // as it is stored
@@ -56,7 +51,7 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
     let device = device::device(&args.device, Job::Train)?;
     let size = args.image_size.unwrap_or(if device == Device::Cpu { 32 } else { 224 }) as usize;
     (args.device, args.image_size) = (device::name(device), Some(size as u64));
-    args.margin = args.margin.or(Some(args.loss.margin()));
+    args.loss = args.loss.resolved()?;
     let mut plan = plan(&args)?;
     let workers = Workers::new(args.workers)?;
     let mut source = workers.run(|| source::open(&args, size))?;
@@ -82,7 +77,8 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
             return refused(why);
         }
     }
-    let mut evaluation = Evaluation::new(val, args.val_images as usize, args.normalize, args.seed, device);
+    room::check(&plan.loss, plan.shape, &train.members, plan.memory, device)?;
+    let mut evaluation = Evaluation::new(val, args.val_images as usize, &args.loss, args.seed, device);
     if let Some(forged) = forged {
         evaluation = evaluation.with_forgeries(forged);
     }
@@ -103,143 +99,122 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<Ended> {
         }
     };
     let _held_to_the_end = lock;
-    eprintln!(
-        "{name} on {}: {size} px, trained on {} images of {} identities of {}; \
+    note(&format!(
+        "{name} on {}: {size} px, trained on {} images of {} identities of {} with {}; \
          evaluated on {} images of {} others",
         args.device,
         train.images.len(),
         train.members.len(),
         source.description,
+        args.loss.text(),
         evaluation.len(),
         val.members.len(),
-    );
+    ));
 
     let held = train.images.held() + val.images.held();
     let decoded_again = train.images.len() + val.images.len() - held;
     if decoded_again > 0 {
-        eprintln!(
+        note(&format!(
             "--image-cache {}: {held} images in memory, {decoded_again} decoded for each batch",
             args.image_cache
-        );
+        ));
     }
-    // Of a resumed run too: its initial weights come from the seed, so these are the same numbers again.
-    let clock = Instant::now();
-    let before = evaluation.run(&encoder, &workers, train, val)?;
-    let evaluating = clock.elapsed();
-    eprintln!("before: {}", before.scores);
-    // The last evaluation gets as long as the first one took.
-    plan.until = time_limit(&args, device).map(|limit| {
-        let reserve = FINISH + evaluating;
-        (start + limit).checked_sub(reserve).unwrap_or(start)
-    });
-
-    let (mut training, mut csv) = match checkpoint {
+    let evaluate = || evaluation.run(&encoder, &workers, [train, val], &interrupt);
+    // Once in a run: what goes on has the embeddings in its checkpoint.
+    let (before, evaluating) = match &mut checkpoint {
         Some(checkpoint) => {
-            let training = Training::resume(&plan, &encoder, args.embedding_dim, &vs, checkpoint)?;
-            let csv = MetricsCsv::resume(&folder, training.state().step)?;
-            run_folder::no_longer_complete(&folder)?;
-            eprintln!("resumed at step {}", training.state().step);
-            (training, csv)
+            let [images, forgeries] = BEFORE.map(|name| checkpoint.take(name));
+            (evaluation.restored(&images?, &forgeries?)?, checkpoint.state.evaluating)
         }
         None => {
-            plot::sheet(&folder.join("samples.png"), &val.images, &val.members[..val.members.len().min(10)], 10)?;
-            (Training::new(&plan, &encoder, args.embedding_dim, &vs)?, MetricsCsv::create(&folder)?)
+            let clock = Instant::now();
+            let before = evaluate().inspect_err(|error| {
+                if error.is::<Interrupted>() {
+                    note("interrupted before the first step: nothing is saved, and the folder can be used again");
+                }
+            })?;
+            (before, clock.elapsed().as_secs_f64())
         }
     };
+    note(&format!("before: {}", before.scores));
+    plan.until = until(start, &args, device, evaluating);
+
+    let around = Surroundings {
+        folder: &folder,
+        origin: &origin,
+        start,
+        before: (&before, evaluating),
+        train,
+        workers: &workers,
+        evaluate: &|step| Ok(evaluate()?.scores.measured(step)),
+        interrupt: &interrupt,
+    };
+    let mut training = match checkpoint {
+        Some(checkpoint) => {
+            let training = Training::resume(&plan, &encoder, args.embedding_dim, &vs, checkpoint)?;
+            note(&format!("resumed at step {}", training.state().step));
+            training
+        }
+        None => {
+            let mut training = Training::new(&plan, &encoder, args.embedding_dim, &vs)?;
+            // The folder's first file: from now on the run can go on, wherever it is stopped.
+            if plan.checkpoint_every > 0 {
+                training.save_once(None, &around)?;
+            }
+            training
+        }
+    };
+    let mut csv = MetricsCsv::resume(&folder, training.state().step)?;
+    run_folder::no_longer_complete(&folder)?;
+    let samples = folder.join("samples.png");
+    if !samples.exists() {
+        plot::sheet(&samples, &val.images, &val.members[..val.members.len().min(10)], 10)?;
+    }
     let earlier = training.state().run_seconds;
-    let go_on = format!("tercet train --resume {}", folder.display());
-    let ended_by = training.run(
-        &mut csv,
-        &Surroundings {
-            folder: &folder,
-            origin: &origin,
-            start,
-            train,
-            workers: &workers,
-            evaluate: &|step| Ok(evaluation.run(&encoder, &workers, train, val)?.scores.measured(step)),
-            interrupt: &interrupt,
-        },
-    );
-    let ended_by = ended_by.inspect_err(|_| {
+    let go_on = format!("tercet train --resume {}", shell::word(&folder));
+    let stopped = |step: u64, what: &str| -> Result<()> {
+        note(&format!("interrupted{what}: step {step} is saved; to go on: {go_on}"));
+        say_path(&folder)?;
+        Err(interrupt.error().into())
+    };
+    let ended_by = training.run(&mut csv, &around).inspect_err(|_| {
         if checkpoint::path(&folder).exists() {
-            eprintln!("the last checkpoint is kept; to go on from it: {go_on}");
+            note(&format!("the last checkpoint is kept; to go on from it: {go_on}"));
         }
     })?;
-    let state = training.state();
     if ended_by == End::Interrupted {
-        eprintln!("interrupted: step {} is saved; to go on: {go_on}", state.step);
-        say(&folder.display().to_string())?;
-        return Ok(Ended::Interrupted);
+        return stopped(training.state().step, "");
     }
-    training.restore_best()?;
-    let after = evaluation.run(&encoder, &workers, train, val)?;
-    eprintln!("after:  {}", after.scores);
-    let slow = state.waited > 0.1 * state.seconds;
-    let advice = if slow { "; more --workers or a greater --image-cache may help" } else { "" };
-    eprintln!("the encoder waited {:.1} s for images, of {:.1} s of training{advice}", state.waited, state.seconds);
-    let level = plan.loss.of_equal_embeddings();
 
-    let calibration = Calibration::new(&after.scores, val.members.len(), evaluation.len());
-    let settings =
-        Settings::new(args.encoder, args.embedding_dim, size, args.normalize, calibration, &source.description);
-    model::save(&folder, &vs, &settings)?;
-    let (was, is) = (&before.scores, &after.scores);
-    let mut summary = Summary {
-        eer_before: was.eer,
-        eer_after: is.eer,
-        auc_before: was.auc,
-        auc_after: is.auc,
-        recall_at_1_before: was.recall_at_1,
-        recall_at_1_after: is.recall_at_1,
-        eer_skilled_before: was.skilled.as_ref().map(|c| c.eer),
-        eer_skilled_after: is.skilled.as_ref().map(|c| c.eer),
-        map_at_r_before: was.ranking.map_at_r,
-        map_at_r_after: is.ranking.map_at_r,
-        threshold: is.operating.threshold,
-        steps: state.step,
-        seconds: earlier + start.elapsed().as_secs_f64(),
-        images_per_second: state.images as f64 / state.seconds.max(1e-9),
-        seconds_waited: state.waited,
-        device: args.device,
-        seed: args.seed,
-        data: source.description,
-        encoder: name,
-        loss: args.loss.name().into(),
-        image_size: size,
-        training_identities: train.members.len(),
-        validation_identities: val.members.len(),
-        validation_images: evaluation.len(),
-        skipped_images: source.skipped,
-        collapsed_at: watch::collapsed_at(&state.losses, &state.active, level),
-        ended_by: ended_by.name().into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-    };
-    let mut measured = vec![was.measured(0)];
-    measured.extend(&state.measured);
-    // Once more only if the weights are not those of the last point.
-    if state.measured.last().is_none_or(|last| *last != is.measured(last.step)) {
-        measured.push(is.measured(summary.steps));
-    }
-    Run {
+    let best = training.swap_best()?;
+    let finished = finish(&Finished {
+        start,
+        earlier,
         folder: &folder,
-        summary: &summary,
-        loss: args.loss.title(),
-        equal: level,
-        history: &History { losses: state.losses.clone(), active: state.active.clone(), measured },
-        before: was,
-        after: &after,
+        args: &args,
+        plan: &plan,
+        vs: &vs,
+        source: &source,
         evaluation: &evaluation,
-        val,
+        before: &before,
+        state: training.state(),
+        best,
+        ended_by,
+        evaluate: &evaluate,
+        interrupt: &interrupt,
+    });
+    match finished {
+        Err(error) if error.is::<Interrupted>() => {
+            training.swap_best()?;
+            training.save_once(Some(&csv), &around)?;
+            stopped(training.state().step, " after the last step")
+        }
+        finished => finished.inspect_err(|_| {
+            if checkpoint::path(&folder).exists() {
+                note(&format!("training is over and saved; to measure it again: {go_on}"));
+            }
+        }),
     }
-    .write()?;
-    summary.seconds = earlier + start.elapsed().as_secs_f64();
-    summary.write(&folder)?;
-    say(&format!(
-        "EER {:.4} -> {:.4} in {} steps, {:.0} s",
-        summary.eer_before, summary.eer_after, summary.steps, summary.seconds
-    ))?;
-    say(&folder.display().to_string())?;
-    Ok(Ended::Complete)
 }
 
 /// What the options ask for, but for the time limit.
@@ -248,7 +223,7 @@ fn plan(args: &TrainArgs) -> Result<Plan> {
         shape: BatchShape {
             identities: args.classes_per_batch as usize,
             images: args.samples_per_class as usize,
-            triplets: args.batch_triplets as usize,
+            triplets: args.loss.batch_triplets.unwrap_or(0) as usize,
         },
         // Steps alone are a wish for exactly that many.
         epochs: args.epochs.unwrap_or(if args.steps.is_some() { u64::MAX } else { 30 }),
@@ -260,15 +235,7 @@ fn plan(args: &TrainArgs) -> Result<Plan> {
         weight_decay: args.weight_decay,
         precision: args.precision,
         forwards: args.forwards,
-        loss: Loss::new(
-            args.loss,
-            loss::Options {
-                margin: args.margin.unwrap_or(args.loss.margin()),
-                normalize: args.normalize,
-                negative: args.negative,
-                seed: args.seed,
-            },
-        ),
+        loss: Loss::new(&args.loss, args.seed),
         memory: args.memory as usize,
         augment: args.augment as f32,
         seed: args.seed,
@@ -280,10 +247,43 @@ fn plan(args: &TrainArgs) -> Result<Plan> {
     Ok(plan)
 }
 
-/// `None` is no limit.
-fn time_limit(args: &TrainArgs, device: Device) -> Option<Duration> {
+/// When training ends by the clock; `None` is never. The last evaluation gets as long as the first one took.
+fn until(start: Instant, args: &TrainArgs, device: Device, evaluating: f64) -> Option<Instant> {
     let unlimited = device != Device::Cpu || args.epochs.is_some() || args.steps.is_some();
     let default = if unlimited { 0.0 } else { CPU_SECONDS };
     let limit = args.time_limit.unwrap_or(default);
-    (limit > 0.0).then(|| Duration::from_secs_f64(limit))
+    // Times beyond what clocks can show never come.
+    let limit = Duration::try_from_secs_f64(limit).ok().filter(|limit| !limit.is_zero())?;
+    let end = start.checked_add(limit)?;
+    let reserve = FINISH + Duration::try_from_secs_f64(evaluating).unwrap_or_default();
+    Some(end.checked_sub(reserve).unwrap_or(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+
+    #[test]
+    fn a_time_limit_is_any_number_and_beyond_all_clocks_none() {
+        let start = Instant::now();
+        let left = |words: &str, device, evaluating| {
+            let words = format!("tercet train {words}");
+            let Command::Train(args) = Cli::parse_from(words.split_whitespace()).command else { panic!("{words}") };
+            until(start, &args, device, evaluating).map(|end| end.saturating_duration_since(start).as_secs_f64())
+        };
+        let reserve = FINISH.as_secs_f64();
+        for limit in ["1e10", "9e15"] {
+            let expected = limit.parse::<f64>().unwrap() - reserve - 2.0;
+            assert!((left(&format!("--time-limit {limit}"), Device::Cpu, 2.0).unwrap() / expected - 1.0).abs() < 1e-9);
+        }
+        for limit in ["9.3e18", "1e19", "1.9e19", "1e300", "1.7976931348623157e308", "0", "1e-300"] {
+            assert_eq!(left(&format!("--time-limit {limit}"), Device::Cpu, 2.0), None, "{limit}");
+        }
+        assert_eq!(left("--time-limit 1e-9", Device::Cpu, 2.0), Some(0.0), "over when it begins");
+        assert_eq!(left("--time-limit 60", Device::Cpu, f64::INFINITY), Some(60.0 - reserve));
+        assert_eq!(left("", Device::Cpu, 0.0), Some(CPU_SECONDS - reserve));
+        assert_eq!((left("", Device::Cuda(0), 0.0), left("--steps 3", Device::Cpu, 0.0)), (None, None));
+    }
 }

@@ -6,6 +6,7 @@ use crate::metrics::{Verification, text_of};
 use crate::plot::thumbnail;
 use crate::report::{Compare, History, Number, Page};
 use crate::run_folder::Summary;
+use crate::shell;
 use crate::watch;
 use anyhow::Result;
 use std::path::Path;
@@ -57,7 +58,7 @@ impl Run<'_> {
         if let Some(after) = summary.eer_skilled_after {
             numbers.push(Number::share("EER, skilled forgeries", summary.eer_skilled_before, after));
         }
-        let run = self.folder.display();
+        let run = shell::word(self.folder);
         let page = Page {
             title: format!("{} on {}", summary.encoder, data_title(&summary.data)),
             context: format!("{}, {}", summary.encoder, data_title(&summary.data)),
@@ -88,7 +89,7 @@ impl Run<'_> {
         let at = scores.operating;
         let errors = format!("{:.1} % false accepts, {:.1} % false rejects", 100.0 * at.far, 100.0 * at.frr);
         vec![
-            ("loss", summary.loss.clone()),
+            ("loss", summary.loss_options.text()),
             ("trained on", format!("{} identities of {}", summary.training_identities, summary.data)),
             ("image size", format!("{} px", summary.image_size)),
             ("images per second", format!("{:.1}", summary.images_per_second)),

@@ -1,13 +1,29 @@
-//! Results on standard output.
+//! Results on standard output, notes on standard error.
 
 use anyhow::Result;
 use std::io::{ErrorKind, Write};
+use std::path::Path;
 
 /// Prints lines. Whoever reads them may stop reading (`| head`): that is no error.
 pub fn say(text: &str) -> Result<()> {
+    say_bytes(text.trim_end().as_bytes())
+}
+
+/// Prints a path as it is, UTF-8 or not: a script can go on with it.
+pub fn say_path(path: &Path) -> Result<()> {
+    say_bytes(path.as_os_str().as_encoded_bytes())
+}
+
+fn say_bytes(line: &[u8]) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.trim_end().as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
+    match out.write_all(line).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }
+}
+
+/// A line on standard error. `eprintln!` panics where nobody reads it any more, and a run of days must not end because
+/// its terminal or its `| tee` has.
+pub fn note(text: &str) {
+    let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }

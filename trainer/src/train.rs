@@ -7,17 +7,21 @@ use crate::chart::Measured;
 use crate::checkpoint::{self, Checkpoint, Origin, State};
 use crate::dataset::Dataset;
 use crate::encoder::{Encoder, Pass, Precision};
-use crate::interrupt::Interrupt;
+use crate::evaluate::Evaluated;
+use crate::interrupt::{Interrupt, Interrupted};
 use crate::loss::{Loss, Lost};
+use crate::metrics_csv::{Line, MetricsCsv};
 use crate::optimiser::Adam;
+use crate::overwritten::Overwritten;
 use crate::progress::{self, Progress};
 use crate::random::{Purpose, stream};
-use crate::run_folder::{Line, MetricsCsv};
+use crate::room;
 use crate::schedule::{Rate, Schedule};
+use crate::vectors::Vectors;
 use crate::view::{Affine, tensor};
 use crate::watch;
 use crate::workers::Workers;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -27,6 +31,9 @@ use tercet::torch::CrossBatchMemory;
 
 /// The memory's tensors in a checkpoint.
 const MEMORY: [&str; 2] = ["memory/embeddings", "memory/labels"];
+
+/// The embeddings before training in a checkpoint: of the validation images and of their forgeries.
+pub const BEFORE: [&str; 2] = ["before/images", "before/forgeries"];
 
 /// Forward passes per step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -107,6 +114,8 @@ pub struct Surroundings<'a> {
     pub origin: &'a Origin,
     /// When this process began.
     pub start: Instant,
+    /// The evaluation before training, and the seconds that it took.
+    pub before: (&'a Evaluated, f64),
     /// Trained on.
     pub train: &'a Dataset,
     /// Read and bend the images.
@@ -139,7 +148,11 @@ impl<'a> Training<'a> {
         let memory = match plan.memory {
             0 => None,
             // Looked at once it is full: rows of the first steps are soon unlike those of now.
-            rows => Some(CrossBatchMemory::f_new(rows, dim as usize, Kind::Float, vs.device())?.warm_up(rows)),
+            rows => {
+                let memory = CrossBatchMemory::f_new(rows, dim as usize, Kind::Float, vs.device());
+                let no_room = || bad_input(format!("--memory {rows}: no room for as many embeddings of {dim} numbers"));
+                Some(memory.map_err(|_| no_room())?.warm_up(rows))
+            }
         };
         Ok(Self {
             plan,
@@ -165,7 +178,9 @@ impl<'a> Training<'a> {
         let mut new = Self::new(plan, encoder, dim, vs)?;
         new.state = std::mem::take(&mut checkpoint.state);
         new.saved = Some(new.state.step);
-        new.adam.restore(new.state.updates, |name| checkpoint.take(name))?;
+        if new.state.updates > 0 {
+            new.adam.restore(new.state.updates, |name| checkpoint.take(name))?;
+        }
         // Before the first step there is nothing in it.
         if let (Some(memory), 1..) = (&mut new.memory, new.state.step) {
             let [embeddings, labels] = MEMORY.map(|name| checkpoint.take(name));
@@ -196,6 +211,13 @@ impl<'a> Training<'a> {
         let (total, mut end) = plan.total(per_epoch);
         let rate = Rate { base: plan.learning_rate, schedule: plan.schedule, warmup: plan.warmup, total };
 
+        let mut progress = Progress::start();
+        // A run may have been interrupted in the middle of an evaluation.
+        let (step, every) = (self.state.step, plan.evaluate_every.saturating_mul(per_epoch));
+        let missed = every > 0 && step > 0 && step.is_multiple_of(every) && !self.state.is_measured();
+        if missed && !self.evaluate(around, &progress)? {
+            return Ok(End::Interrupted);
+        }
         if plan.given_up(&self.state) {
             return Ok(End::Patience);
         }
@@ -205,7 +227,7 @@ impl<'a> Training<'a> {
         let mut warned = watch::collapsed_at(&self.state.losses, &self.state.active, collapsed).is_some();
         let start = Instant::now();
         let mut paused = Duration::ZERO; // for evaluations and checkpoints
-        let mut progress = Progress::start();
+        let mut said = self.state.skipped() > 0;
         let (device, train) = (self.vs.device(), around.train);
         let make = |n: u64| plan.batch(train, device, n / per_epoch, n % per_epoch);
         std::thread::scope(|scope| -> Result<()> {
@@ -218,8 +240,19 @@ impl<'a> Training<'a> {
                     end = End::Interrupted;
                     break;
                 }
-                let (loss, active) = self.step(&batch, &xs, rate.at(n))?;
-                ensure!(loss.is_finite(), "the loss is {loss} at step {}", n + 1);
+                let Stepped { loss, active, skipped } = self.step(&batch, &xs, rate.at(n))?;
+                if !skipped && !loss.is_finite() {
+                    let why = self.overfull(&batch).map_or_else(String::new, |why| format!(": {why}"));
+                    bail!("the loss is {loss} at step {}{why}", n + 1);
+                }
+                if skipped && !said {
+                    said = true;
+                    progress.note(&format!(
+                        "step {}: a number overflows f16: the step is left out, and the loss scaled by half as much; how \
+                         often that was is said at the end",
+                        n + 1
+                    ));
+                }
                 let spent = start.elapsed() - paused;
                 self.state.step = n + 1;
                 self.state.images += batch.encoded(plan.forwards) as u64;
@@ -247,12 +280,13 @@ impl<'a> Training<'a> {
 
                 let due = |every: u64| every > 0 && (n + 1) % per_epoch == 0 && epoch.is_multiple_of(every);
                 let pause = Instant::now();
-                if due(plan.evaluate_every) {
-                    self.evaluate(around, &progress)?;
+                if due(plan.evaluate_every) && !self.evaluate(around, &progress)? {
+                    end = End::Interrupted;
+                    break;
                 }
                 if due(plan.checkpoint_every) {
                     self.state.run_seconds = before.1 + around.start.elapsed().as_secs_f64();
-                    self.save(csv, around)?;
+                    self.save(Some(csv), around)?;
                 }
                 paused += pause.elapsed();
                 let (fraction, left) = plan.left(n + 1 - first, total - first, start, self.saving);
@@ -279,27 +313,33 @@ impl<'a> Training<'a> {
         })?;
         progress.finish();
         self.state.run_seconds = before.1 + around.start.elapsed().as_secs_f64();
-        let wanted = plan.checkpoint_every > 0 || end == End::Interrupted;
-        if wanted && self.saved != Some(self.state.step) {
-            self.save(csv, around)?;
+        if plan.checkpoint_every > 0 || end == End::Interrupted {
+            self.save_once(Some(csv), around)?;
         }
         Ok(end)
     }
 
-    /// Puts the best weights back, where they are kept. The checkpoint has the last ones.
-    pub fn restore_best(&self) -> Result<()> {
+    /// Puts the best weights in the place of the last ones, where they are kept, and the other way round the second time.
+    /// Says whether they are kept. A checkpoint has to find the last ones in their place.
+    pub fn swap_best(&mut self) -> Result<bool> {
         let _guard = tch::no_grad_guard();
         let mut variables = self.vs.variables();
-        for (name, best) in self.best.iter().flatten() {
+        for (name, best) in self.best.iter_mut().flatten() {
             if let Some(variable) = variables.get_mut(name) {
+                let last = variable.copy();
                 variable.f_copy_(best)?;
+                *best = last;
             }
         }
-        Ok(())
+        Ok(self.best.is_some())
     }
 
-    /// One update. Returns the loss and the active fraction.
-    fn step(&mut self, batch: &TripletBatch, xs: &Tensor, rate: f64) -> Result<(f64, f64)> {
+    /// One update. An overflow in 16 bits leaves it out, until it repeats whatever the scale.
+    fn step(&mut self, batch: &TripletBatch, xs: &Tensor, rate: f64) -> Result<Stepped> {
+        let overwritten = match &self.memory {
+            Some(memory) if self.plan.precision == Precision::F16 => Some(Overwritten::by(batch.images.len(), memory)?),
+            _ => None,
+        };
         let Lost { loss, active } = self.loss(batch, xs)?;
         let scaling = self.plan.precision == Precision::F16;
         let scaled = if scaling { &loss * self.state.scaler.scale() } else { loss.shallow_clone() };
@@ -314,22 +354,41 @@ impl<'a> Training<'a> {
         // One wait for the device: with a scaler before the update, which depends on it, else after it.
         let scalars: Vec<Tensor> = scalars.iter().map(|scalar| scalar.to_kind(Kind::Double)).collect();
         let values: Vec<f64> = Tensor::f_stack(&scalars, 0)?.try_into()?;
+        let (loss, active) = (values[0], values[1]);
+        let mut skipped = false;
         if let Some(&finite) = values.get(2) {
             let scale = self.state.scaler.scale();
-            self.state.scaler.observe(finite == 1.0);
-            if finite == 1.0 {
+            skipped = finite != 1.0 || !loss.is_finite();
+            self.state.scaler.observe(!skipped);
+            if !skipped {
                 let _guard = tch::no_grad_guard();
                 gradients.iter_mut().try_for_each(|g| g.f_mul_scalar_(1.0 / scale).map(drop))?;
                 self.update(&gradients, rate)?;
             } else {
-                let step = self.state.step + 1;
+                // Rows of infinity would make every loss NaN until they are written over.
+                if let (Some(before), Some(memory), false) = (overwritten, &mut self.memory, loss.is_finite()) {
+                    before.put_back(memory)?;
+                }
+                let (step, what) = (self.state.step + 1, if loss.is_finite() { "gradients" } else { "activations" });
                 ensure!(
                     !self.state.scaler.exhausted(),
-                    "gradients overflow f16 at step {step}, whatever the loss's scale"
+                    "{what} overflow f16 at step {step} and at those before it, whatever the loss's scale; --precision bf16 has \
+                     the range of f32"
                 );
             }
         }
-        Ok((values[0], values[1]))
+        Ok(Stepped { loss, active, skipped })
+    }
+
+    /// Whether a batch has more pairs than a device has room for.
+    fn overfull(&self, batch: &TripletBatch) -> Option<String> {
+        if !(self.vs.device().is_cuda() && self.plan.loss.lists_pairs()) {
+            return None;
+        }
+        match self.memory.as_ref().filter(|memory| memory.is_warm()) {
+            Some(memory) => room::overfull(&batch.labels, &Vec::try_from(memory.reference().labels).ok()?),
+            None => room::overfull(&batch.labels, &batch.labels),
+        }
     }
 
     fn update(&mut self, gradients: &[Tensor], rate: f64) -> Result<()> {
@@ -350,8 +409,12 @@ impl<'a> Training<'a> {
         }
     }
 
-    fn evaluate(&mut self, around: &Surroundings, progress: &Progress) -> Result<()> {
-        let measured = (around.evaluate)(self.state.step)?;
+    /// Says whether it came to its end: somebody may have asked to stop.
+    fn evaluate(&mut self, around: &Surroundings, progress: &Progress) -> Result<bool> {
+        let measured = match (around.evaluate)(self.state.step) {
+            Err(error) if error.is::<Interrupted>() => return Ok(false),
+            measured => measured?,
+        };
         let better = self.state.best().is_none_or(|best| measured.eer < best);
         progress.note(&format!(
             "step {}: EER {:.4}{}",
@@ -365,12 +428,20 @@ impl<'a> Training<'a> {
             let copy = |(name, variable): (String, Tensor)| (name, variable.detach().copy());
             self.best = Some(self.vs.variables().into_iter().map(copy).collect());
         }
-        Ok(())
+        Ok(true)
     }
 
-    fn save(&mut self, csv: &MetricsCsv, around: &Surroundings) -> Result<()> {
+    /// Saves a checkpoint, unless there is one of this step. `csv` is there from the first step on.
+    pub fn save_once(&mut self, csv: Option<&MetricsCsv>, around: &Surroundings) -> Result<()> {
+        if self.saved == Some(self.state.step) { Ok(()) } else { self.save(csv, around) }
+    }
+
+    fn save(&mut self, csv: Option<&MetricsCsv>, around: &Surroundings) -> Result<()> {
         let clock = Instant::now();
-        csv.sync()?; // a checkpoint never has steps that metrics.csv has not
+        csv.map_or(Ok(()), MetricsCsv::sync)?; // a checkpoint never has steps that metrics.csv has not
+        let (before, evaluating) = around.before;
+        self.state.evaluating = evaluating;
+        let embeddings = [&before.vectors, &before.forged].map(Vectors::to_tensor);
         let variables: Vec<_> = self.vs.variables().into_iter().collect();
         let encoder = variables.iter().map(|(name, variable)| (format!("encoder/{name}"), variable));
         let best = self.best.iter().flatten().map(|(name, tensor)| (format!("best/{name}"), tensor));
@@ -379,7 +450,9 @@ impl<'a> Training<'a> {
             MEMORY.map(str::to_owned).into_iter().zip([embeddings, labels])
         });
         self.state.memory = self.memory.as_ref().map_or(0, CrossBatchMemory::position);
-        let tensors = encoder.chain(self.adam.moments()).chain(best).chain(filled);
+        let moments = self.adam.moments().filter(|_| self.state.updates > 0); // zeros before
+        let before = BEFORE.map(str::to_owned).into_iter().zip(&embeddings);
+        let tensors = encoder.chain(moments).chain(best).chain(filled).chain(before);
         checkpoint::write(around.folder, around.origin, &self.state, tensors)?;
         self.saved = Some(self.state.step);
         self.saving = self.saving.max(clock.elapsed());
@@ -421,7 +494,7 @@ impl Plan {
 
     /// An epoch has as many batches as it takes to draw each training image once on average.
     fn steps_per_epoch(&self, train: &Dataset) -> u64 {
-        let batch = self.shape.identities * self.shape.images;
+        let batch = self.shape.identities.saturating_mul(self.shape.images);
         train.images.len().div_ceil(batch).max(1) as u64
     }
 
@@ -461,8 +534,91 @@ impl Plan {
     }
 }
 
-/// The mean of the last ten.
+/// What came of one step.
+struct Stepped {
+    loss: f64,
+    /// The active fraction.
+    active: f64,
+    /// Whether an overflow left the update out.
+    skipped: bool,
+}
+
+/// The mean of the last ten, without those that have none because of an overflow.
 fn recent(values: &[f64]) -> f64 {
     let last = &values[values.len().saturating_sub(10)..];
-    last.iter().sum::<f64>() / last.len() as f64
+    let (sum, count) = last.iter().filter(|v| v.is_finite()).fold((0.0, 0), |(sum, count), v| (sum + v, count + 1));
+    sum / f64::from(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoder::Architecture;
+    use tercet::BatchAllTripletLoss;
+
+    fn plan() -> Plan {
+        Plan {
+            shape: BatchShape { identities: 2, images: 2, triplets: 0 },
+            epochs: 1,
+            steps: None,
+            until: None,
+            learning_rate: 1e-3,
+            schedule: Schedule::Constant,
+            warmup: 0,
+            weight_decay: 0.0,
+            precision: Precision::F16,
+            forwards: Forwards::One,
+            loss: Loss::BatchAll(BatchAllTripletLoss { margin: 1.0, normalize: true, ..Default::default() }),
+            memory: 8,
+            augment: 0.0,
+            seed: 0,
+            evaluate_every: 0,
+            patience: None,
+            checkpoint_every: 0,
+        }
+    }
+
+    #[test]
+    fn an_overflow_in_f16_is_a_step_left_out_until_it_repeats() {
+        tch::manual_seed(3);
+        let (plan, vs) = (plan(), nn::VarStore::new(Device::Cpu));
+        let encoder = Encoder::new(&vs.root(), Architecture::Resnet18, 4).train_in(plan.precision);
+        let mut training = Training::new(&plan, &encoder, 4, &vs).unwrap();
+        let labels = vec![0, 0, 1, 1];
+        let [anchor, positive, negative] = [(); 3].map(|()| Vec::new());
+        let batch = TripletBatch { images: (0..4).collect(), labels, anchor, positive, negative };
+        let xs = Tensor::randn([4, 3, 8, 8], (Kind::Float, Device::Cpu));
+        let step = |training: &mut Training, xs: &Tensor| {
+            let stepped = training.step(&batch, xs, 1e-3);
+            training.state.step += u64::from(stepped.is_ok());
+            stepped
+        };
+        // Near the least scale: f16 is slow on CPUs, and the way there is the scaler's own test.
+        (0..31).for_each(|_| training.state.scaler.observe(false));
+        assert!(!step(&mut training, &xs).unwrap().skipped);
+        let held = |training: &Training| {
+            let memory = training.memory.as_ref().unwrap();
+            (memory.position(), memory.reference().embeddings.copy(), vs.variables()["fc.weight"].copy())
+        };
+        let (scale, before) = (training.state.scaler.scale(), held(&training));
+        // 65504 is the largest number of f16.
+        let far = &xs * 1e9;
+        let stepped = step(&mut training, &far).unwrap();
+        assert!(stepped.skipped && !stepped.loss.is_finite());
+        assert_eq!(training.state.scaler.scale(), scale / 2.0);
+        assert!(held(&training) == before, "neither weights nor the memory have changed");
+        let stepped = step(&mut training, &xs).unwrap();
+        assert!(!stepped.skipped && stepped.loss.is_finite(), "{}", stepped.loss);
+        assert_eq!((training.state.updates, training.state.skipped()), (2, training.state.step - 2));
+        // Statistics are estimated anew, whatever the overflow has left in them.
+        let sum = tch::no_grad(|| {
+            let _ = encoder.forward(&xs, Pass::Estimate { before: 0 });
+            encoder.forward(&xs, Pass::Evaluate).sum(Kind::Double)
+        });
+        assert!(f64::try_from(sum).unwrap().is_finite());
+        // Without an end to it the run ends.
+        let error = (0..5).find_map(|_| step(&mut training, &far).err()).unwrap();
+        let text = error.to_string();
+        assert!(text.contains("activations overflow f16") && text.contains("--precision bf16"), "{text}");
+    }
 }

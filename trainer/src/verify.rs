@@ -1,5 +1,6 @@
 //! `tercet verify`: are two images of the same identity? And the same for a file of pairs.
 
+use crate::atomic;
 use crate::bad_input::bad_input;
 use crate::cli::VerifyArgs;
 use crate::images::OnBadImage;
@@ -128,13 +129,8 @@ pub fn threshold(text: &str) -> std::result::Result<f32, String> {
 
 /// Refused before any work is done: nothing is overwritten.
 pub fn new_file(option: &str, file: &Path) -> Result<()> {
-    if file.exists() {
+    if file.symlink_metadata().is_ok() {
         return Err(bad_input(format!("{option} {}: already there", file.display())));
     }
-    match file.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
-            Err(bad_input(format!("{option} {}: {} is not a folder", file.display(), folder.display())))
-        }
-        _ => Ok(()),
-    }
+    atomic::check_writable(option, file)
 }

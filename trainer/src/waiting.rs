@@ -6,7 +6,9 @@
 //! its environment once, when the library is loaded, which is before `main`: so the program
 //! starts itself again, once, in the same process.
 
-/// Makes idle threads sleep, unless the environment already says how they wait.
+/// Makes idle threads sleep, unless the environment already says how they wait. It may start the program anew: to be called
+/// before any file is opened, for a lock would be lost and what was read would be read twice. So it is before the device
+/// is known too: a run that goes on has it in its checkpoint.
 #[cfg(unix)]
 pub fn sleep_instead_of_spinning() {
     use std::os::unix::process::CommandExt;

@@ -32,7 +32,7 @@ pub fn collapse(step: u64, level: f64) -> String {
     format!(
         "at step {step} the loss has stayed at {level:.4} for {WINDOW} steps, which it is where all embeddings are the \
          same, and nearly all terms are active: the embeddings have collapsed, or have not begun to part. A lower \
-         --learning-rate, --warmup-steps, or --loss batch-all instead of batch-hard often helps"
+         --learning-rate, --warmup-steps, --distance euclidean, or --loss batch-all instead of batch-hard often helps"
     )
 }
 

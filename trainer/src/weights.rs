@@ -1,8 +1,9 @@
 //! Encoder weights as `.safetensors` files with torchvision's names.
 
+use crate::atomic;
 use crate::bad_input::bad_input;
 use crate::images::hash;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use std::collections::HashMap;
 use std::io::Read;
 use std::path::Path;
@@ -72,15 +73,10 @@ fn is_pickled(file: &Path) -> bool {
     read.is_ok() && (start == *b"PK\x03\x04" || start[..2] == [0x80, 2])
 }
 
-/// Writes beside the final name and renames: a reader never sees half a file.
+/// Writes the file whole: a reader never sees half of it.
 pub fn save(vs: &nn::VarStore, file: &Path) -> Result<()> {
-    // tch picks the format by the extension, so the temporary name keeps it.
-    let temporary = file.with_extension("partial.safetensors");
-    let write = || -> Result<()> {
-        vs.save(&temporary)?;
-        Ok(std::fs::rename(&temporary, file)?)
-    };
-    write().with_context(|| format!("cannot write {}", file.display()))
+    let variables: Vec<_> = vs.variables().into_iter().collect();
+    atomic::write_by(file, |temporary| Ok(Tensor::write_safetensors(&variables, temporary.path())?))
 }
 
 #[cfg(test)]

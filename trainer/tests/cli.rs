@@ -212,14 +212,14 @@ fn generated_signatures_are_a_data_set_in_folders() {
 #[test]
 fn every_loss_trains() {
     let dir = tempfile::tempdir().unwrap();
-    for (loss, options) in [
-        ("triplet", &[][..]),
-        ("batch-all", &[]),
-        ("batch-hard", &[]),
-        ("batch-semi-hard", &["--memory", "8"]), // full in the second step
-        ("batch-negative", &["--negative", "hardest"]),
-        ("batch-contrastive", &[]),
-        ("contrastive", &[]),
+    for (loss, options, distance) in [
+        ("triplet", &["--distance", "lp:1", "--swap"][..], "L1"),
+        ("batch-all", &["--mean-over", "valid", "--reduction", "sum"], "squared Euclidean"),
+        ("batch-hard", &[], "Euclidean"),
+        ("batch-semi-hard", &["--memory", "8"], "squared Euclidean"), // full in the second step
+        ("batch-negative", &["--negative", "hardest", "--pairs", "once", "--distance", "cosine"], "cosine"),
+        ("batch-contrastive", &["--negative", "all"], "Euclidean"),
+        ("contrastive", &[], "Euclidean"),
     ] {
         let out = dir.path().join(loss);
         let few = ["--signers", "12", "--checkpoint-every", "0"];
@@ -229,9 +229,83 @@ fn every_loss_trains() {
         let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
         assert_eq!((&summary["loss"], &summary["steps"]), (&loss.into(), &2.into()));
         assert!(summary["collapsed_at"].is_null());
+        // What was measured is what was trained, and what will be.
+        let model: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("model.json")).unwrap()).unwrap();
+        assert_eq!(model["distance"], distance);
+        let report = std::fs::read_to_string(out.join("report.html")).unwrap();
+        assert!(report.contains(&format!("{loss}, {distance} distance")), "{loss}");
+        for (key, value) in options.chunks_exact(2).map(|option| (option[0], option[1])) {
+            let stored = &summary["loss_options"][key.trim_start_matches('-').replace('-', "_")];
+            assert!(stored == value || stored.is_null(), "{key} {value}: {stored}");
+        }
     }
     let output = train(&dir.path().join("none"), &["--loss", "nothing"]);
     refused(&output, &["--loss", "triplet", "batch-all", "batch-hard"]);
+}
+
+#[test]
+fn numbers_at_their_ends_are_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("data"), dir.path().join("run"));
+    folders(&data, 6, 4);
+    const MOST: &str = "18446744073709551615"; // of u64
+    let fixed = ["train", "--encoder", "resnet18", "--device", "cpu", "--image-size", "16", "--steps", "1"];
+    let most = [
+        "--epochs",
+        "--warmup-steps",
+        "--evaluate-every",
+        "--patience",
+        "--checkpoint-every",
+        "--image-cache",
+        "--seed",
+    ];
+    let mut all = fixed.to_vec();
+    most.iter().for_each(|option| all.extend([*option, MOST]));
+    all.extend(["--time-limit", "1e19", "--classes-per-batch", "1000000", "--samples-per-class", "1000000"]);
+    all.extend(["--margin", "1e9", "--learning-rate", "1e-300", "--augment", "10", "--val-split", "0.999999999999"]);
+    all.extend(["--val-images", "20000", "--data", data.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    let output = tercet(&all);
+    assert!(output.status.success(), "{}", stderr(&output));
+    // And without a limit of steps: the first one begins, and a checkpoint of it goes on.
+    let output = tercet(&["train", "--resume", out.to_str().unwrap(), "--steps", "2", "--time-limit", "1.7e308"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn what_cannot_be_written_is_said_before_anything_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let absent = dir.path().join("absent");
+    let absent = absent.to_str().unwrap();
+    // A file system that takes no files, whoever asks; the images are not there either, but that comes later.
+    if cfg!(target_os = "linux") {
+        let never = "/proc/tercet/run";
+        refused(
+            &tercet(&["train", "--data", absent, "--out", never]),
+            &["--out /proc/tercet/run", "cannot write to /proc"],
+        );
+        refused(&tercet(&["eval", absent, "--model", absent, "--out", never]), &["--out", "cannot write to /proc"]);
+        refused(
+            &tercet(&["embed", absent, "--model", absent, "--out", "/proc/x"]),
+            &["--out", "cannot write to /proc"],
+        );
+        refused(&tercet(&["compare", absent, "--out", "/proc/x.png"]), &["--out", "cannot write to /proc"]);
+        refused(&tercet(&["generate", "--out", never]), &["--out"]);
+        let there = Command::new(program()).args(["train", "--data", absent]).current_dir("/proc").output().unwrap();
+        refused(&there, &["--out", "cannot write"]);
+    }
+    let used = dir.path().join("used");
+    std::fs::create_dir(&used).unwrap();
+    std::fs::write(used.join("mine"), b"mine").unwrap();
+    let used = used.to_str().unwrap();
+    refused(&tercet(&["train", "--data", absent, "--out", used]), &["--out", "not empty"]);
+    refused(&tercet(&["eval", absent, "--model", absent, "--out", used]), &["--out", "not empty"]);
+    refused(&tercet(&["generate", "--out", used]), &["--out", "not empty"]);
+    let file = dir.path().join("used/mine");
+    refused(
+        &tercet(&["embed", absent, "--model", absent, "--out", file.to_str().unwrap()]),
+        &["--out", "already there"],
+    );
+    assert_eq!(std::fs::read(file).unwrap(), b"mine");
 }
 
 /// The set-up's Python, where there is one.

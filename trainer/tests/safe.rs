@@ -7,7 +7,7 @@ use program::program;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// Steps per epoch of [`train`] on the images of [`folders`].
@@ -15,8 +15,13 @@ const EPOCH: usize = 4;
 
 /// `tercet train` on a small encoder, with `arguments` added.
 fn train(data: &Path, arguments: &[&str]) -> Command {
+    train_at("32", data, arguments)
+}
+
+/// The same, on images of this size.
+fn train_at(size: &str, data: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program());
-    command.args(["train", "--encoder", "resnet18", "--image-size", "32", "--device", "cpu", "--val-images", "24"]);
+    command.args(["train", "--encoder", "resnet18", "--image-size", size, "--device", "cpu", "--val-images", "24"]);
     command.args(["--classes-per-batch", "3", "--samples-per-class", "2", "--hold-out", "group1", "--data"]);
     command.arg(data).args(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -102,8 +107,23 @@ fn wait(child: &mut Child, what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-fn interrupt(child: &Child) {
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+/// `INT` as Ctrl-C, `TERM` as `kill` and job schedulers, `HUP` as a connection that is lost.
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap().success());
+}
+
+/// Waits until the run says this. The pipe stays open: it is given back.
+#[track_caller]
+fn wait_for(child: &mut Child, words: &str) -> std::io::Lines<BufReader<ChildStderr>> {
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut said = Vec::new();
+    for line in lines.by_ref() {
+        said.push(line.unwrap());
+        if said.last().unwrap().contains(words) {
+            return lines;
+        }
+    }
+    panic!("the run ended without {words:?}: {said:?}");
 }
 
 #[track_caller]
@@ -133,15 +153,29 @@ fn a_killed_and_an_interrupted_run_go_on_to_the_same_bits() {
     succeeded(&start(&at("whole")).output().unwrap());
     assert_eq!(metrics(&at("whole")).len(), 3 * EPOCH);
 
-    // Interrupted in the first epoch: a checkpoint need not lie between two epochs.
-    let run = at("run");
+    // Killed before the first step, as soon as there is something to go on from. A folder with a space: what is printed is to
+    // be typed.
+    let run = at("a run");
     let mut child = start(&run).spawn().unwrap();
-    wait(&mut child, "step 2", || metrics(&run).len() >= 2);
-    interrupt(&child);
+    wait(&mut child, "the first checkpoint", || run.join("checkpoint.safetensors").exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let done = saved(&run);
+
+    // Interrupted in the first epoch: a checkpoint need not lie between two epochs.
+    let mut child = resume(&run, &[]).spawn().unwrap();
+    wait(&mut child, "step 2", || metrics(&run).len() >= 2.max(done + 1));
+    signal(&child, "INT");
     let output = child.wait_with_output().unwrap();
-    ended(&output, 130, &["is saved; to go on: tercet train --resume", run.to_str().unwrap()]);
+    let typed = format!("is saved; to go on: tercet train --resume '{}'", run.display());
+    ended(&output, 130, &[&typed]);
+    assert!(stderr(&output).contains("before: EER"), "from the checkpoint, not measured again");
     assert_eq!(saved(&run), metrics(&run).len(), "nothing is lost");
     assert!(saved(&run) < 2 * EPOCH && !run.join("summary.json").exists());
+
+    // What an editor or git does to the curve meanwhile does not tear it.
+    let csv = run.join("metrics.csv");
+    std::fs::write(&csv, std::fs::read_to_string(&csv).unwrap().replace('\n', "\r\n")).unwrap();
 
     // Killed in the middle of a later one: at most that one is lost.
     let mut child = resume(&run, &["--weight-decay", "0.001"]).spawn().unwrap();
@@ -170,19 +204,112 @@ fn a_second_interrupt_stops_at_once() {
     let mut command = Command::new(program());
     command.args(["train", "--device", "cpu", "--hold-out", "group1", "--data"]).arg(&data).args(options);
     let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    lines.find(|line| line.as_ref().unwrap().contains("evaluated on")).unwrap().unwrap();
+    let _open = wait_for(&mut child, "evaluated on");
     // Nobody else may use the folder meanwhile.
     let other = train(&data, &["--out", out.to_str().unwrap()]).output().unwrap();
-    ended(&other, 2, &["--out", "another process"]);
-    interrupt(&child);
+    ended(&other, 2, &["--out", "in use by process"]);
+    signal(&child, "INT");
     std::thread::sleep(Duration::from_millis(200));
     assert!(child.try_wait().unwrap().is_none(), "the first one only asks");
     let clock = Instant::now();
-    interrupt(&child);
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    signal(&child, "TERM");
+    assert_eq!(child.wait().unwrap().code(), Some(143));
     assert!(clock.elapsed() < Duration::from_secs(2));
     assert!(!out.join("checkpoint.safetensors").exists(), "it did not wait to save");
+}
+
+#[test]
+fn a_signal_is_heard_wherever_the_run_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = folders(dir.path());
+    // Evaluations of many batches of large images, which take seconds.
+    let start = |run: &Path, options: &[&str]| {
+        let fixed = ["--steps", "1", "--out", run.to_str().unwrap()];
+        train_at("160", &data, &[&fixed[..], options].concat()).spawn().unwrap()
+    };
+    // In the evaluation before training there is nothing to save, and the folder can be used again.
+    let run = dir.path().join("run");
+    let mut child = start(&run, &[]);
+    let mut rest = wait_for(&mut child, "evaluated on");
+    signal(&child, "TERM");
+    assert!(rest.any(|line| line.unwrap().contains("nothing is saved")));
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    assert_eq!(std::fs::read_dir(&run).unwrap().count(), 1, "the lock's file alone");
+
+    // In the one after it the last step is saved, also where no checkpoint was asked for.
+    let mut child = start(&run, &["--checkpoint-every", "0"]);
+    let mut rest = wait_for(&mut child, "step 1  loss");
+    signal(&child, "HUP");
+    assert!(rest.any(|line| line.unwrap().contains("step 1 is saved; to go on: tercet train --resume")));
+    assert_eq!(child.wait().unwrap().code(), Some(129));
+    assert!(saved(&run) == 1 && !run.join("summary.json").exists());
+    let output = resume(&run, &[]).output().unwrap();
+    succeeded(&output);
+    assert_eq!(summary(&run)["steps"], 1);
+
+    // What was started with a signal ignored (`nohup`) goes on ignoring it, and nobody need read what the run says.
+    let quiet = dir.path().join("quiet");
+    let words = ["--steps", "2", "--out", quiet.to_str().unwrap()];
+    let command = train(&data, &words);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+    let mut child = shell.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(wait_for(&mut child, "evaluated on"));
+    signal(&child, "HUP");
+    assert!(child.wait().unwrap().success());
+    assert_eq!(summary(&quiet)["steps"], 2);
+}
+
+/// Whatever is on the way when a run is killed: it goes on to the same bits, or begins again in the same folder.
+#[test]
+fn a_run_that_is_killed_again_and_again_comes_to_the_same_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = folders(dir.path());
+    let options = ["--epochs", "2", "--evaluate-every", "1", "--patience", "9", "--loss", "batch-all", "--memory", "8"];
+    let start = |out: &Path| train(&data, &[&options[..], &["--out", out.to_str().unwrap()]].concat());
+    let [whole, run] = ["whole", "run"].map(|name| dir.path().join(name));
+    let clock = Instant::now();
+    succeeded(&start(&whole).output().unwrap());
+    let all = clock.elapsed();
+    // Later and later: in the first evaluation, a checkpoint, a step, an evaluation, the report.
+    let begin = || if run.join("checkpoint.safetensors").exists() { resume(&run, &[]) } else { start(&run) };
+    for part in 1..=6 {
+        let mut child = begin().spawn().unwrap();
+        let clock = Instant::now();
+        while clock.elapsed() < all * part / 12 && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    if !run.join("summary.json").exists() {
+        succeeded(&begin().output().unwrap());
+    }
+    same_results(&whole, &run);
+    let left = std::fs::read_dir(&run).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert_eq!(left.filter(|name| name.ends_with(".partial")).count(), 0);
+}
+
+/// A folder of Latin-1, as old archives have them, works like any other, and is stored with the run.
+#[cfg(target_os = "linux")]
+#[test]
+fn paths_that_are_not_utf_8_work() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let latin = dir.path().join(OsStr::from_bytes(b"caf\xe9 1"));
+    std::fs::create_dir(&latin).unwrap();
+    let data = folders(&latin);
+    let run = latin.join("run");
+    let mut command = train(&data, &["--steps", "1"]);
+    let output = command.arg("--out").arg(&run).output().unwrap();
+    succeeded(&output);
+    let printed = output.stdout.split(|&byte| byte == b'\n').rfind(|line| !line.is_empty()).unwrap();
+    assert_eq!(printed, run.as_os_str().as_bytes(), "a script can go on with it");
+    succeeded(&resume(&run, &["--steps", "2"]).output().unwrap());
+    assert_eq!(summary(&run)["steps"], 2);
+    let report = std::fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(report.contains("caf\\351 1/run"), "the commands are to be typed");
 }
 
 #[test]
@@ -228,7 +355,8 @@ fn a_run_goes_on_only_as_it_began() {
     let output = Command::new("sh").args(["-c", &shell]).output().unwrap();
     ended(&output, 1, &["cannot write", "checkpoint.safetensors", "the last checkpoint is kept", "--resume"]);
     assert_eq!((saved(&run), metrics(&run).len()), (EPOCH, 2 * EPOCH));
-    assert!(!run.join("checkpoint.partial").exists() && !run.join("summary.json").exists());
+    let left = std::fs::read_dir(&run).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    assert_eq!(left.filter(|name| name.contains("partial") || name == "summary.json").count(), 0);
 }
 
 #[test]
@@ -254,6 +382,8 @@ fn every_way_to_train_trains() {
     for (options, words) in [
         (&["--forwards", "three", "--loss", "batch-hard"][..], ["--forwards three", "--loss triplet"]),
         (&["--memory", "64"], ["--memory 64", "--loss batch-all"]),
+        (&["--swap", "--loss", "batch-hard"], ["--swap", "--loss triplet"]),
+        (&["--soft-margin", "--margin", "1", "--loss", "batch-hard"], ["--margin 1", "--soft-margin"]),
     ] {
         let (out, output) = run("refused", options);
         ended(&output, 2, &words);
