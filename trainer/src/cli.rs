@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::collections::PatternArgs;
 use crate::encoder::{Architecture, Precision};
 use crate::images::OnBadImage;
 use crate::loss::{LossName, NegativeName};
@@ -60,7 +61,7 @@ pub struct TrainArgs {
           conflicts_with_all = ["hold_out", "val_split"])]
     pub val_data: Option<PathBuf>,
 
-    /// Top-level folders of --data to validate on, e.g. alphabets: Korean,Greek
+    /// Top-level folders of --data to validate on, e.g. alphabets: Korean,Greek; with --identity, identities
     #[arg(
         long,
         value_name = "NAME",
@@ -70,6 +71,15 @@ pub struct TrainArgs {
         help_heading = "Data"
     )]
     pub hold_out: Vec<String>,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub patterns: PatternArgs,
+
+    /// Train on the forgeries that --forged names too: as negatives of the one they imitate, never as positives
+    #[arg(long, requires = "forged", conflicts_with = "memory", help_heading = "Data")]
+    #[serde(default)]
+    pub train_forgeries: bool,
 
     /// Fraction of the identities to validate on, drawn by the seed
     #[arg(long, value_name = "FRACTION", default_value_t = 0.25, value_parser = fraction,
@@ -313,10 +323,14 @@ pub struct EmbedArgs {
     pub folder: PathBuf,
 
     #[command(flatten)]
+    pub patterns: PatternArgs,
+
+    #[command(flatten)]
     pub model: ModelArgs,
 
-    /// The file to write, which must not be there yet: tensors embeddings [N, D] and labels [N], and the
-    /// metadata names and identities, both JSON lists
+    /// The file to write, which must not be there yet: tensors embeddings [N, D] and labels [N], with --forged
+    /// forged [N], which is 1 for a forgery of the label's identity; and the metadata names and identities, both
+    /// JSON lists
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 
@@ -332,6 +346,9 @@ pub struct EvalArgs {
     pub folder: PathBuf,
 
     #[command(flatten)]
+    pub patterns: PatternArgs,
+
+    #[command(flatten)]
     pub model: ModelArgs,
 
     /// Only these top-level folders of DIR, e.g. those held out in training
@@ -339,7 +356,7 @@ pub struct EvalArgs {
     pub only: Vec<String>,
 
     /// Skilled forgeries, in folders named as the identities that they imitate: scored apart
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "forged")]
     pub forgeries: Option<PathBuf>,
 
     /// Places among the nearest that recall is measured at
@@ -445,6 +462,14 @@ mod tests {
             (&["--negative", "easy"], ["--negative", "semi-hard"]),
             (&["--memory", "-1"], ["--memory", "-1"]),
             (&["--on-bad-image", "repair"], ["--on-bad-image", "stop"]),
+            (&["--data", "x", "--identity", "a(b"], ["--identity", "unclosed group"]),
+            (&["--data", "x", "--identity", "ab"], ["--identity", "a group in parentheses"]),
+            (&["--data", "x", "--forged", "["], ["--forged", "unclosed"]),
+            (&["--data", "x", "--train-forgeries"], ["--forged", "required"]),
+            (
+                &["--data", "x", "--forged", "f", "--train-forgeries", "--memory", "64"],
+                ["--train-forgeries", "--memory"],
+            ),
         ] {
             let error = Cli::try_parse_from([&["tercet", "train"], options].concat()).unwrap_err();
             let text = error.to_string();

@@ -19,7 +19,7 @@ pub fn verify(args: &VerifyArgs) -> Result<()> {
     }
     let model = Model::load(&args.model.model, args.model.device()?)?;
     let threshold = args.threshold.unwrap_or(model.threshold());
-    let (vectors, _) = model.embed(&args.images, OnBadImage::Stop)?;
+    let vectors = model.embed(&args.images, OnBadImage::Stop)?.vectors;
     let distance = vectors.distance(0, 1);
     let decision = Decision { distance, threshold, same: distance <= threshold };
     if args.json {
@@ -74,7 +74,7 @@ fn verify_pairs(args: &VerifyArgs, file: &Path, data: &Path) -> Result<()> {
     let device = args.model.device()?;
     let pairs = pairs::read(file, data)?;
     let model = Model::load(&args.model.model, device)?;
-    let (vectors, _) = model.embed(&pairs.files, OnBadImage::Stop)?;
+    let vectors = model.embed(&pairs.files, OnBadImage::Stop)?.vectors;
     let measured = |line: &pairs::Line| (vectors.distance(line.first, line.second), line.genuine);
     let folds: Vec<Vec<_>> = pairs.folds.iter().map(|fold| fold.iter().map(measured).collect()).collect();
     let threshold = args.threshold.unwrap_or(model.threshold());
