@@ -38,6 +38,11 @@ pub enum Command {
     Embed(EmbedArgs),
     /// Measure a model on a folder of identities: verification, retrieval and one-shot classification.
     Eval(EvalArgs),
+    /// Write a file of pairs for a folder of your own images, for `tercet verify --pairs`.
+    ///
+    /// Each fold has identities that no other has, and as many genuine as impostor pairs, no pair twice. Images that
+    /// cannot be read are left out.
+    Pairs(PairsArgs),
     /// Put finished runs beside each other: a table of their error rates, best first, and one picture.
     Compare(CompareArgs),
 }
@@ -295,12 +300,14 @@ pub struct VerifyArgs {
     #[arg(value_name = "IMAGE", num_args = 2, required_unless_present = "pairs", conflicts_with = "pairs")]
     pub images: Vec<PathBuf>,
 
-    /// A file of pairs as LFW's pairs.txt: accuracy with its standard error over the folds, AUC, EER,
-    /// and the true accepts at 1 and 0.1 per cent of false ones
+    /// A file of pairs as LFW's pairs.txt, or CSV (name,imagenum1,imagenum2): accuracy with its standard error over
+    /// the folds, AUC, EER, and the true accepts at 1 and 0.1 per cent of false ones. Twice where matched and
+    /// mismatched pairs are in two files
     #[arg(long, value_name = "FILE", requires = "data")]
-    pub pairs: Option<PathBuf>,
+    pub pairs: Vec<PathBuf>,
 
-    /// Where the images of --pairs are: DIR/NAME/NAME_0001.jpg, or else the n-th image in DIR/NAME
+    /// Where the images of --pairs are: image 7 of NAME is DIR/NAME/NAME_0007.jpg, or else the one in DIR/NAME
+    /// whose name's last number is 7; where they have no numbers, or count from 0, the 7th by name
     #[arg(long, value_name = "DIR", requires = "pairs")]
     pub data: Option<PathBuf>,
 
@@ -314,6 +321,32 @@ pub struct VerifyArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct PairsArgs {
+    /// Folders of images; each folder that directly holds images is one identity
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+
+    #[command(flatten)]
+    pub patterns: PatternArgs,
+
+    /// The file to write, which must not be there yet
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    /// Parts that share no identity [default: 10, or as many as there are identities for]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub folds: Option<u64>,
+
+    /// Genuine pairs of each fold, and as many impostor pairs [default: 300, or as many as there are in each]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub pairs: Option<u64>,
+
+    /// Seed of every random draw
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -75,6 +75,7 @@ fn main() -> ExitCode {
         cli::Command::Verify(args) => verify::verify(&args),
         cli::Command::Embed(args) => embed::embed(&args),
         cli::Command::Eval(args) => eval::eval(&args),
+        cli::Command::Pairs(args) => pairs::make(&args),
         cli::Command::Compare(args) => compare::compare(&args),
     };
     match result {

@@ -1,5 +1,5 @@
 //! Collections as people have them: forgeries among genuine signatures, links, the same picture twice, files that are no
-//! pictures.
+//! pictures, pairs of one's own.
 
 mod program;
 
@@ -188,4 +188,55 @@ fn a_file_that_declares_too_much_is_left_out_by_name_in_every_command() {
     assert!(!Path::new(&out).exists());
     ended(&tercet(&["embed", &data, "--model", run(), "--out", &out]), 0, &words);
     ended(&tercet(&["verify", &at("data/0/0.png"), &bomb, "--model", run()]), 2, &words);
+    ended(&tercet(&["pairs", &data, "--out", &at("pairs.txt")]), 0, &words);
+    // Its own pairs do not name it; one that does is refused.
+    let pairs = ["--data", &data, "--model", run()];
+    ended(&tercet(&[&["verify", "--pairs", &at("pairs.txt")], &pairs[..]].concat()), 0, &[]);
+    std::fs::write(at("named.txt"), "1\n0\t0.png\tbomb.pgm\n0\t1\t1\t1\n").unwrap();
+    ended(&tercet(&[&["verify", "--pairs", &at("named.txt")], &pairs[..]].concat()), 2, &words);
+}
+
+#[test]
+fn pairs_of_ones_own_are_written_once_and_scored() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    for (person, image) in (0..6).flat_map(|person| (1..=3).map(move |image| (person, image))) {
+        put(&dir.path().join(format!("data/P{person}/P{person}_{image:04}_0.png")), 10 * person + image);
+    }
+    let arguments = ["pairs", &at("data"), "--out", &at("pairs.txt"), "--folds", "3", "--pairs", "4"];
+    let output = tercet(&arguments);
+    ended(&output, 0, &[]);
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("3 folds of 4 genuine and 4 impostor pairs, 6 identities")
+    );
+    let text = std::fs::read_to_string(at("pairs.txt")).unwrap();
+    assert!(text.starts_with("3\t4\n") && text.lines().nth(1).unwrap().split('\t').count() == 3, "{text}");
+    ended(&tercet(&arguments), 2, &["--out", "already there"]);
+    assert_eq!(std::fs::read_to_string(at("pairs.txt")).unwrap(), text);
+    let verify = ["verify", "--pairs", &at("pairs.txt"), "--data", &at("data"), "--model", run(), "--json"];
+    let output = tercet(&verify);
+    ended(&output, 0, &[]);
+    let outcome: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&outcome["pairs"], &outcome["folds"]), (&24.into(), &3.into()));
+
+    // In two files, of which there are more of one kind.
+    std::fs::write(at("match.csv"), "name,imagenum1,imagenum2\r\nP0,1,2\r\nP1,1,3\r\nP2,1,2\r\n").unwrap();
+    std::fs::write(at("mismatch.csv"), "name,imagenum1,name,imagenum2\nP0,1,P1,2\n").unwrap();
+    let both = [
+        "verify",
+        "--pairs",
+        &at("match.csv"),
+        "--pairs",
+        &at("mismatch.csv"),
+        "--data",
+        &at("data"),
+        "--model",
+        run(),
+    ];
+    let output = tercet(&[&both[..], &["--json", "--threshold", "1e30"]].concat());
+    ended(&output, 0, &[]);
+    let outcome: Value = serde_json::from_slice(&output.stdout).unwrap();
+    // All are accepted: right for three of four.
+    assert_eq!((&outcome["pairs"], &outcome["accuracy_at_threshold"]), (&4.into(), &0.75.into()));
+    ended(&tercet(&[&both[..3], &both[5..]].concat()), 2, &["only genuine pairs", "second --pairs"]);
 }

@@ -12,7 +12,7 @@ use anyhow::Result;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-pub use walk::{below, images_in};
+pub use walk::{below, images_in, is_image};
 
 /// Identity (its folder's path below the root, with `/` between the parts, or what a pattern makes of a file's path) to its
 /// files, all sorted: the order that a directory lists its entries in must not change a run.
