@@ -27,9 +27,12 @@ pub struct BatchShape {
 pub struct TripletBatch {
     /// Indices into the dataset's images.
     pub images: Vec<usize>,
-    /// Each image's identity: the same number in every batch, which a memory of several depends on.
+    /// Indices into the forgeries' images; their rows follow those of `images`.
+    pub forged: Vec<usize>,
+    /// Each row's identity: the same number in every batch, which a memory of several depends on. Each forgery has one of its
+    /// own, below 0: it is a negative of everybody, the one whom it imitates too, and nobody's positive.
     pub labels: Vec<i64>,
-    /// Row of `images` for each triplet's anchor.
+    /// Row of the batch for each triplet's anchor.
     pub anchor: Vec<i64>,
     /// The same for the positive.
     pub positive: Vec<i64>,
@@ -46,25 +49,50 @@ impl TripletBatch {
     /// Images that go through the encoder.
     pub fn encoded(&self, forwards: Forwards) -> usize {
         match forwards {
-            Forwards::One => self.images.len(),
+            Forwards::One => self.labels.len(),
             Forwards::Three => 3 * self.anchor.len(),
         }
     }
 }
 
-/// The batch of (seed, epoch, step). `members` must hold two identities, and one with two images.
-pub fn draw(members: &[Vec<usize>], shape: BatchShape, seed: u64, epoch: u64, step: u64) -> TripletBatch {
+/// The batch of (seed, epoch, step). `members` must hold two identities, and one with two images; `forgeries` is as long, or
+/// empty: forgeries of each.
+///
+/// An identity's forgeries come with it, half as many as its images; of the triplets whose anchor has some in the batch, every
+/// second one, on average, has one for its negative.
+pub fn draw(
+    members: &[Vec<usize>],
+    forgeries: &[Vec<usize>],
+    shape: BatchShape,
+    seed: u64,
+    epoch: u64,
+    step: u64,
+) -> TripletBatch {
     let mut rng = stream(seed, Purpose::Batch, epoch, step);
     // Rows of the batch, by identity.
     let mut rows: Vec<Vec<i64>> = Vec::new();
     let (mut images, mut labels) = (Vec::new(), Vec::new());
-    for identity in draw_identities(&mut rng, members, shape.identities) {
+    let identities = draw_identities(&mut rng, members, shape.identities);
+    for &identity in &identities {
         let own = &members[identity];
         let first = images.len() as i64;
         let chosen = index::sample(&mut rng, own.len(), shape.images.min(own.len()));
         images.extend(chosen.iter().map(|i| own[i]));
         labels.resize(images.len(), identity as i64);
         rows.push((first..images.len() as i64).collect());
+    }
+    let mut forged = Vec::new();
+    let mut forged_rows: Vec<Vec<i64>> = vec![Vec::new(); rows.len()];
+    for (rows, &identity) in forged_rows.iter_mut().zip(&identities) {
+        let own = forgeries.get(identity).map_or(&[][..], |own| own);
+        if own.is_empty() {
+            continue; // no draw: a run without forgeries is the same run as ever
+        }
+        for i in index::sample(&mut rng, own.len(), shape.images.div_ceil(2).min(own.len())) {
+            rows.push(labels.len() as i64);
+            labels.push(-1 - own[i] as i64);
+            forged.push(own[i]);
+        }
     }
     let paired: Vec<usize> = (0..rows.len()).filter(|&i| rows[i].len() > 1).collect();
     let (mut anchor, mut positive, mut negative) = (Vec::new(), Vec::new(), Vec::new());
@@ -76,9 +104,11 @@ pub fn draw(members: &[Vec<usize>], shape: BatchShape, seed: u64, epoch: u64, st
         let p = (a + rng.random_range(1..rows[own].len())) % rows[own].len();
         anchor.push(rows[own][a]);
         positive.push(rows[own][p]);
-        negative.push(rows[other][rng.random_range(0..rows[other].len())]);
+        let imitated = !forged_rows[own].is_empty() && rng.random();
+        let from = if imitated { &forged_rows[own] } else { &rows[other] };
+        negative.push(from[rng.random_range(0..from.len())]);
     }
-    TripletBatch { images, labels, anchor, positive, negative }
+    TripletBatch { images, forged, labels, anchor, positive, negative }
 }
 
 /// Different identities, of which at least the first can give a pair.
@@ -107,7 +137,7 @@ mod tests {
         let members = members(&[1, 5, 2, 1, 7, 3]);
         let owner = |image: usize| members.iter().position(|m| m.contains(&image)).unwrap();
         for step in 0..200 {
-            let batch = draw(&members, SHAPE, 9, 0, step);
+            let batch = draw(&members, &[], SHAPE, 9, 0, step);
             let distinct: HashSet<_> = batch.images.iter().collect();
             assert_eq!(distinct.len(), batch.images.len());
             assert_eq!(batch.anchor.len(), 50);
@@ -125,7 +155,7 @@ mod tests {
 
     #[test]
     fn the_smallest_possible_set_works() {
-        let batch = draw(&members(&[2, 1]), SHAPE, 0, 0, 0);
+        let batch = draw(&members(&[2, 1]), &[], SHAPE, 0, 0, 0);
         assert_eq!(batch.images.len(), 3);
         assert!(batch.negative.iter().all(|&row| row == 2));
     }
@@ -133,10 +163,42 @@ mod tests {
     #[test]
     fn a_batch_depends_on_its_key_alone() {
         let members = members(&[9; 12]);
-        let at = |seed, epoch, step| draw(&members, SHAPE, seed, epoch, step);
+        let at = |seed, epoch, step| draw(&members, &[], SHAPE, seed, epoch, step);
         assert_eq!(at(1, 2, 3), at(1, 2, 3));
         assert_ne!(at(1, 2, 3), at(1, 2, 4));
         assert_ne!(at(1, 2, 3), at(1, 3, 3));
         assert_ne!(at(1, 2, 3), at(2, 2, 3));
+    }
+
+    #[test]
+    fn forgeries_are_negatives_of_their_writer_and_nobodys_positives() {
+        let members = members(&[3, 2, 4, 1]);
+        let forgeries = [vec![0, 1, 2], vec![], vec![3], vec![4, 5]];
+        let (mut skilled, mut random) = (0, 0);
+        for step in 0..100 {
+            let batch = draw(&members, &forgeries, SHAPE, 3, 0, step);
+            let genuine = batch.images.len();
+            assert_eq!(batch.labels.len(), genuine + batch.forged.len());
+            assert_eq!(batch.encoded(Forwards::One), batch.labels.len());
+            let forged: HashSet<i64> = batch.labels[genuine..].iter().copied().collect();
+            assert_eq!(forged.len(), batch.forged.len(), "each its own");
+            assert!(forged.iter().all(|&label| label < 0) && batch.labels[..genuine].iter().all(|&label| label >= 0));
+            for i in 0..SHAPE.triplets {
+                let [a, p, n] = [&batch.anchor, &batch.positive, &batch.negative].map(|rows| rows[i] as usize);
+                assert!(a < genuine && p < genuine && batch.labels[a] == batch.labels[p]);
+                match n < genuine {
+                    true => random += usize::from(!forgeries[batch.labels[a] as usize].is_empty()),
+                    false => {
+                        assert!(forgeries[batch.labels[a] as usize].contains(&batch.forged[n - genuine]));
+                        skilled += 1;
+                    }
+                }
+            }
+        }
+        // Every second one of those that can: five standard errors.
+        let all = (skilled + random) as f64;
+        assert!((skilled as f64 / all - 0.5).abs() < 2.5 / all.sqrt(), "{skilled} of {all}");
+        let without = draw(&members, &[vec![], vec![], vec![], vec![]], SHAPE, 3, 0, 7);
+        assert_eq!(without, draw(&members, &[], SHAPE, 3, 0, 7));
     }
 }

@@ -202,7 +202,7 @@ impl Checkpoint {
 /// A number that other images, or the same ones among other identities, do not have.
 pub fn fingerprint(sets: &[&Dataset]) -> u64 {
     let mut hash = Fnv::default();
-    for set in sets {
+    for set in sets.iter().flat_map(|set| std::iter::once(*set).chain(set.forgeries.as_deref())) {
         hash.add(set.members.len() as u64);
         for images in &set.members {
             hash.add(images.len() as u64);
@@ -330,6 +330,7 @@ mod tests {
                 images: Images::from_grey(values.iter().map(grey).collect(), 8),
                 members: counts.iter().map(|&n| next.by_ref().take(n).collect()).collect(),
                 names: counts.iter().map(|n| n.to_string()).collect(),
+                forgeries: None,
             }
         };
         let one = set(&[1, 2, 3, 4], &[2, 2]);

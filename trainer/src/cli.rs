@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::collections::PatternArgs;
 use crate::encoder::{Architecture, Precision};
 use crate::images::OnBadImage;
 use crate::loss_options::LossOptions;
@@ -37,6 +38,11 @@ pub enum Command {
     Embed(EmbedArgs),
     /// Measure a model on a folder of identities: verification, retrieval and one-shot classification.
     Eval(EvalArgs),
+    /// Write a file of pairs for a folder of your own images, for `tercet verify --pairs`.
+    ///
+    /// Each fold has identities that no other has, and as many genuine as impostor pairs, no pair twice. Images that
+    /// cannot be read are left out.
+    Pairs(PairsArgs),
     /// Put finished runs beside each other: a table of their error rates, best first, and one picture.
     Compare(CompareArgs),
 }
@@ -62,7 +68,7 @@ pub struct TrainArgs {
     #[serde(with = "crate::paths")]
     pub val_data: Option<PathBuf>,
 
-    /// Top-level folders of --data to validate on, e.g. alphabets: Korean,Greek
+    /// Top-level folders of --data to validate on, e.g. alphabets: Korean,Greek; with --identity, identities
     #[arg(
         long,
         value_name = "NAME",
@@ -72,6 +78,15 @@ pub struct TrainArgs {
         help_heading = "Data"
     )]
     pub hold_out: Vec<String>,
+
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub patterns: PatternArgs,
+
+    /// Train on the forgeries that --forged names too: as negatives of the one they imitate, never as positives
+    #[arg(long, requires = "forged", conflicts_with = "memory", help_heading = "Data")]
+    #[serde(default)]
+    pub train_forgeries: bool,
 
     /// Fraction of the identities to validate on, drawn by the seed
     #[arg(long, value_name = "FRACTION", default_value_t = 0.25, value_parser = fraction,
@@ -271,12 +286,14 @@ pub struct VerifyArgs {
     #[arg(value_name = "IMAGE", num_args = 2, required_unless_present = "pairs", conflicts_with = "pairs")]
     pub images: Vec<PathBuf>,
 
-    /// A file of pairs as LFW's pairs.txt: accuracy with its standard error over the folds, AUC, EER,
-    /// and the true accepts at 1 and 0.1 per cent of false ones
+    /// A file of pairs as LFW's pairs.txt, or CSV (name,imagenum1,imagenum2): accuracy with its standard error over
+    /// the folds, AUC, EER, and the true accepts at 1 and 0.1 per cent of false ones. Twice where matched and
+    /// mismatched pairs are in two files
     #[arg(long, value_name = "FILE", requires = "data")]
-    pub pairs: Option<PathBuf>,
+    pub pairs: Vec<PathBuf>,
 
-    /// Where the images of --pairs are: DIR/NAME/NAME_0001.jpg, or else the n-th image in DIR/NAME
+    /// Where the images of --pairs are: image 7 of NAME is DIR/NAME/NAME_0007.jpg, or else the one in DIR/NAME
+    /// whose name's last number is 7; where they have no numbers, or count from 0, the 7th by name
     #[arg(long, value_name = "DIR", requires = "pairs")]
     pub data: Option<PathBuf>,
 
@@ -293,16 +310,46 @@ pub struct VerifyArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+pub struct PairsArgs {
+    /// Folders of images; each folder that directly holds images is one identity
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+
+    #[command(flatten)]
+    pub patterns: PatternArgs,
+
+    /// The file to write, which must not be there yet
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    /// Parts that share no identity [default: 10, or as many as there are identities for]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub folds: Option<u64>,
+
+    /// Genuine pairs of each fold, and as many impostor pairs [default: 300, or as many as there are in each]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub pairs: Option<u64>,
+
+    /// Seed of every random draw
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct EmbedArgs {
     /// Folders of images; each folder that directly holds images is one identity
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
 
     #[command(flatten)]
+    pub patterns: PatternArgs,
+
+    #[command(flatten)]
     pub model: ModelArgs,
 
-    /// The file to write, which must not be there yet: tensors embeddings [N, D] and labels [N], and the
-    /// metadata names and identities, both JSON lists
+    /// The file to write, which must not be there yet: tensors embeddings [N, D] and labels [N], with --forged
+    /// forged [N], which is 1 for a forgery of the label's identity; and the metadata names and identities, both
+    /// JSON lists
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
 
@@ -318,6 +365,9 @@ pub struct EvalArgs {
     pub folder: PathBuf,
 
     #[command(flatten)]
+    pub patterns: PatternArgs,
+
+    #[command(flatten)]
     pub model: ModelArgs,
 
     /// Only these top-level folders of DIR, e.g. those held out in training
@@ -325,7 +375,7 @@ pub struct EvalArgs {
     pub only: Vec<String>,
 
     /// Skilled forgeries, in folders named as the identities that they imitate: scored apart
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "forged")]
     pub forgeries: Option<PathBuf>,
 
     /// Places among the nearest that recall is measured at
@@ -461,6 +511,14 @@ mod tests {
             (&["--negative", "easy"], ["--negative", "semi-hard"]),
             (&["--memory", "-1"], ["--memory", "-1"]),
             (&["--on-bad-image", "repair"], ["--on-bad-image", "stop"]),
+            (&["--data", "x", "--identity", "a(b"], ["--identity", "unclosed group"]),
+            (&["--data", "x", "--identity", "ab"], ["--identity", "a group in parentheses"]),
+            (&["--data", "x", "--forged", "["], ["--forged", "unclosed"]),
+            (&["--data", "x", "--train-forgeries"], ["--forged", "required"]),
+            (
+                &["--data", "x", "--forged", "f", "--train-forgeries", "--memory", "64"],
+                ["--train-forgeries", "--memory"],
+            ),
         ] {
             let error = Cli::try_parse_from([&["tercet", "train"], options].concat()).unwrap_err();
             let text = error.to_string();

@@ -1,12 +1,13 @@
 //! Images with identities, and the split into training and validation identities.
 
 use crate::bad_input::bad_input;
-use crate::folders::Identities;
-use crate::images::{Budget, Images, OnBadImage};
+use crate::folders::{Identities, names};
+use crate::images::{Images, Reader};
 use crate::random::{Purpose, stream};
 use anyhow::Result;
 use rand::seq::SliceRandom;
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 /// Images and who they belong to.
 pub struct Dataset {
@@ -16,33 +17,65 @@ pub struct Dataset {
     pub members: Vec<Vec<usize>>,
     /// For each identity, its name.
     pub names: Vec<String>,
+    /// Skilled forgeries: `forgeries.members[i]` imitate the identity `i`. Of some there may be none.
+    pub forgeries: Option<Box<Dataset>>,
 }
 
 impl Dataset {
     /// Reads the files of all identities. One that is left without any image disappears.
-    pub fn read(identities: &Identities, size: usize, on_bad: OnBadImage, budget: &mut Budget) -> Result<Self> {
-        let files: Vec<_> = identities.values().flatten().cloned().collect();
-        let owners: Vec<usize> = identities
-            .values()
-            .enumerate()
-            .flat_map(|(owner, files)| std::iter::repeat_n(owner, files.len()))
-            .collect();
-        let (images, kept) = Images::read(&files, size, on_bad, budget).map_err(|error| {
-            // Only where there is such an option.
-            bad_input(format!("{error:#} (--on-bad-image skip leaves such images out)"))
-        })?;
-        let mut members = vec![Vec::new(); identities.len()];
-        for (image, file) in kept.into_iter().enumerate() {
-            members[owners[file]].push(image);
-        }
+    pub fn read(identities: &Identities, reader: &mut Reader) -> Result<Self> {
+        let (images, mut members) = Self::read_members(identities.values(), reader)?;
         let mut names: Vec<String> = identities.keys().cloned().collect();
         let mut there = members.iter().map(|images| !images.is_empty());
         names.retain(|_| there.next() == Some(true));
         members.retain(|images| !images.is_empty());
-        Ok(Self { images, members, names })
+        Ok(Self { images, members, names, forgeries: None })
     }
 
-    /// Leaves out identities of fewer than `least` images.
+    /// Reads forgeries of its identities, where there are any.
+    pub fn read_forgeries(&mut self, forged: &Identities, reader: &mut Reader) -> Result<()> {
+        let none = Vec::new();
+        let files = self.names.iter().map(|name| forged.get(name).unwrap_or(&none));
+        let (images, members) = Self::read_members(files, reader)?;
+        if images.len() > 0 {
+            self.forgeries = Some(Box::new(Self { images, members, names: self.names.clone(), forgeries: None }));
+        }
+        Ok(())
+    }
+
+    /// `--train-forgeries` without one is a mistake.
+    pub fn has_forgeries(&self, data: &Path) -> Result<()> {
+        match &self.forgeries {
+            Some(_) => Ok(()),
+            None => Err(bad_input(format!(
+                "--train-forgeries: {} has no forgeries of training identities (--forged says how they are named)",
+                data.display()
+            ))),
+        }
+    }
+
+    /// The images of lists of files, and which of them come from each list.
+    fn read_members<'a>(
+        lists: impl Iterator<Item = &'a Vec<PathBuf>>,
+        reader: &mut Reader,
+    ) -> Result<(Images, Vec<Vec<usize>>)> {
+        let (mut files, mut owners, mut members) = (Vec::new(), Vec::new(), Vec::new());
+        for (owner, list) in lists.enumerate() {
+            files.extend_from_slice(list);
+            owners.resize(files.len(), owner);
+            members.push(Vec::new());
+        }
+        let (images, kept) = reader.read(&files).map_err(|error| {
+            // Only where there is such an option.
+            bad_input(format!("{error:#} (--on-bad-image skip leaves such images out)"))
+        })?;
+        for (image, file) in kept.into_iter().enumerate() {
+            members[owners[file]].push(image);
+        }
+        Ok((images, members))
+    }
+
+    /// Leaves out identities of fewer than `least` images, before forgeries are read.
     pub fn leave_out_small(&mut self, least: usize) {
         let mut large = self.members.iter().map(|images| images.len() >= least);
         self.names.retain(|_| large.next() == Some(true));
@@ -124,8 +157,10 @@ pub fn split_fraction(all: Identities, fraction: f64, seed: u64) -> (Identities,
 
 /// Holds out whole top-level folders by name: `(training, validation)`. `option` is named in errors.
 pub fn split_folders(all: Identities, held: &[String], option: &str) -> Result<(Identities, Identities)> {
-    let top = |name: &str| name.split('/').next().unwrap_or(name).to_owned();
+    // As one looks and is typed, however its accents are stored.
+    let top = |name: &str| names::composed(name.split('/').next().unwrap_or(name));
     let folders: BTreeSet<String> = all.keys().map(|name| top(name)).collect();
+    let held: Vec<String> = held.iter().map(|name| names::composed(name)).collect();
     if let Some(unknown) = held.iter().find(|name| !folders.contains(*name)) {
         let there: Vec<_> = folders.into_iter().collect();
         return Err(bad_input(format!("{option} {unknown}: no such top-level folder; there are {}", there.join(", "))));
@@ -136,7 +171,6 @@ pub fn split_folders(all: Identities, held: &[String], option: &str) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::PathBuf;
 
     fn identities(names: &[&str]) -> Identities {
         names.iter().map(|n| (n.to_string(), vec![PathBuf::from(n)])).collect()
@@ -148,7 +182,7 @@ mod tests {
         let mut next = 0..total;
         let members = counts.iter().map(|&n| next.by_ref().take(n).collect()).collect();
         let names = (0..counts.len()).map(|i| format!("identity {i}")).collect();
-        Dataset { images, members, names }
+        Dataset { images, members, names, forgeries: None }
     }
 
     #[test]

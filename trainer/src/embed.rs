@@ -5,16 +5,19 @@
 //! ```text
 //! embeddings  f32 [N, D]   of length 1 where the model compares such
 //! labels      i64 [N]      the identity's index into `identities`
+//! forged      u8 [N]       with `--forged`: 1 for a forgery of that identity, else 0
 //! ```
 //!
 //! and, as its format has texts only there, in the header's metadata `names` (N image files, relative to
-//! the folder), `identities` and `distance`; the first two are JSON lists.
+//! the folder; bytes that are no UTF-8 as `\xE9`, and `\` as `\\`), `identities` and `distance`; the first two are JSON lists.
 
 use crate::atomic;
 use crate::bad_input::bad_input;
 use crate::cli::EmbedArgs;
-use crate::folders;
-use crate::model::Model;
+use crate::collections::Patterns;
+use crate::doubles::{Doubles, Place};
+use crate::folders::{self, Found, below};
+use crate::model::{Embedded, Model};
 use crate::say::{say, say_path};
 use crate::verify::new_file;
 use anyhow::Result;
@@ -26,36 +29,57 @@ use std::path::PathBuf;
 pub fn embed(args: &EmbedArgs) -> Result<()> {
     let device = args.model.device()?;
     new_file("--out", &args.out)?;
-    let identities = folders::find(&args.folder)?;
+    let patterns = Patterns::new(&args.patterns)?;
+    let Found { genuine, forged } = folders::find(&args.folder, &patterns)?;
     let model = Model::load(&args.model.model, device)?;
-    let (files, owners): (Vec<PathBuf>, Vec<usize>) = identities
-        .values()
-        .enumerate()
-        .flat_map(|(owner, files)| files.iter().map(move |f| (f.clone(), owner)))
-        .unzip();
-    let (vectors, kept) = model.embed(&files, args.on_bad_image)?;
+    let mut rows: Vec<Row> = Vec::new();
+    for (owner, (identity, files)) in genuine.iter().enumerate() {
+        let forged = forged.get(identity).into_iter().flatten().map(|file| (file, true));
+        let files = files.iter().map(|file| (file, false)).chain(forged);
+        rows.extend(files.map(|(file, forged)| Row { file: file.clone(), owner, identity, forged }));
+    }
+    let files: Vec<PathBuf> = rows.iter().map(|row| row.file.clone()).collect();
+    let Embedded { vectors, kept, hashes } = model.embed(&files, args.on_bad_image)?;
     if kept.is_empty() {
         return Err(bad_input(format!("{}: no readable image", args.folder.display())));
     }
-    let name = |&index: &usize| {
-        let file = files[index].strip_prefix(&args.folder).unwrap_or(&files[index]);
-        file.to_string_lossy().into_owned()
-    };
-    let names: Vec<String> = kept.iter().map(name).collect();
+    let mut doubles = Doubles::default();
+    for (&index, hash) in kept.iter().zip(hashes) {
+        let Row { file, identity, forged, .. } = &rows[index];
+        doubles.add(hash, Place { set: "", identity, forged: *forged }, Some(file));
+    }
+    doubles.say(model.settings.image_size);
+    let names: Vec<String> = kept.iter().map(|&index| below(&args.folder, &files[index])).collect();
+    let identities: Vec<&String> = genuine.keys().collect();
     let metadata = HashMap::from([
         ("names".into(), serde_json::to_string(&names)?),
-        ("identities".into(), serde_json::to_string(&identities.keys().collect::<Vec<_>>())?),
+        ("identities".into(), serde_json::to_string(&identities)?),
         ("distance".into(), model.settings.distance.clone()),
     ]);
-    let rows: Vec<u8> = vectors.as_slice().iter().flat_map(|v| v.to_le_bytes()).collect();
-    let labels: Vec<u8> = kept.iter().flat_map(|&index| (owners[index] as i64).to_le_bytes()).collect();
+    let values: Vec<u8> = vectors.as_slice().iter().flat_map(|v| v.to_le_bytes()).collect();
+    let labels: Vec<u8> = kept.iter().flat_map(|&index| (rows[index].owner as i64).to_le_bytes()).collect();
+    let is_forged: Vec<u8> = kept.iter().map(|&index| u8::from(rows[index].forged)).collect();
     let (n, dim) = (vectors.len(), vectors.dim());
-    let tensors = [
-        ("embeddings", TensorView::new(Dtype::F32, vec![n, dim], &rows)?),
+    let mut tensors = vec![
+        ("embeddings", TensorView::new(Dtype::F32, vec![n, dim], &values)?),
         ("labels", TensorView::new(Dtype::I64, vec![n], &labels)?),
     ];
+    if patterns.has_forged() {
+        tensors.push(("forged", TensorView::new(Dtype::U8, vec![n], &is_forged)?));
+    }
     atomic::write_new("--out", &args.out, &serialize(tensors, &Some(metadata))?)?;
+    let forgeries = is_forged.iter().filter(|&&forged| forged == 1).count();
+    let forgeries = if patterns.has_forged() { format!(", {forgeries} forgeries") } else { String::new() };
     let identities = identities.len();
-    say(&format!("{n} embeddings of {dim} numbers, {identities} identities"))?;
+    say(&format!("{n} embeddings of {dim} numbers, {identities} identities{forgeries}"))?;
     say_path(&args.out)
+}
+
+/// A file that is embedded.
+struct Row<'a> {
+    file: PathBuf,
+    /// The identity's number.
+    owner: usize,
+    identity: &'a str,
+    forged: bool,
 }

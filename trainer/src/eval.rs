@@ -3,12 +3,14 @@
 use crate::atomic;
 use crate::bad_input::bad_input;
 use crate::cli::EvalArgs;
+use crate::collections::Patterns;
 use crate::dataset::split_folders;
+use crate::doubles::{Doubles, Place};
 use crate::evaluate::skilled;
-use crate::folders::{self, Identities};
-use crate::images::{Budget, Images, OnBadImage};
+use crate::folders::{self, Found, Identities};
+use crate::images::{Budget, OnBadImage, Reader};
 use crate::metrics::{Comparison, Operating, Verification, at_threshold, text_of};
-use crate::model::Model;
+use crate::model::{Embedded, Model};
 use crate::plot::thumbnail;
 use crate::ranking::{OneShot, Ranking, one_shot, rank};
 use crate::report::{Compare, Number, Page};
@@ -60,6 +62,8 @@ struct Set {
     /// Of each row: an index into `names`.
     identity: Vec<usize>,
     vectors: Vectors,
+    /// Of each row's pixels.
+    hashes: Vec<u64>,
 }
 
 impl Set {
@@ -69,8 +73,9 @@ impl Set {
         let all = found.iter().map(|(name, files)| (number(name), files));
         let (owners, files): (Vec<usize>, Vec<PathBuf>) =
             all.flat_map(|(owner, files)| files.iter().map(move |file| (owner, file.clone()))).unzip();
-        let (vectors, kept) = model.embed(&files, on_bad)?;
+        let Embedded { vectors, kept, hashes } = model.embed(&files, on_bad)?;
         Ok(Self {
+            hashes,
             identity: kept.iter().map(|&index| owners[index]).collect(),
             files: kept.iter().map(|&index| files[index].clone()).collect(),
             vectors,
@@ -84,15 +89,28 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if let Some(out) = &args.out {
         run_folder::check("--out", out)?;
     }
-    let all = folders::find(&args.folder)?;
+    let patterns = Patterns::new(&args.patterns)?;
+    let Found { genuine: all, forged } = folders::find(&args.folder, &patterns)?;
     let found = if args.only.is_empty() { all } else { split_folders(all, &args.only, "--only")?.1 };
     let names: Vec<String> = found.keys().cloned().collect();
-    let forged = args.forgeries.as_ref().map(|folder| forgeries(folder, &names)).transpose()?;
+    let forged = match &args.forgeries {
+        Some(folder) => Some(forgeries(folder, &found, &patterns)?),
+        None => {
+            patterns.has_forged().then(|| forged.into_iter().filter(|(name, _)| found.contains_key(name)).collect())
+        }
+    };
     let model = Model::load(&args.model.model, device)?;
 
     let set = Set::read(&model, &found, &names, args.on_bad_image)?;
     check(&args.folder, &set.identity)?;
     let forged = forged.map(|found| Set::read(&model, &found, &names, args.on_bad_image)).transpose()?;
+    let mut doubles = Doubles::default();
+    for (set, forged) in std::iter::once((&set, false)).chain(forged.iter().map(|set| (set, true))) {
+        for ((&hash, &owner), file) in set.hashes.iter().zip(&set.identity).zip(&set.files) {
+            doubles.add(hash, Place { set: "", identity: &names[owner], forged }, Some(file));
+        }
+    }
+    doubles.say(model.settings.image_size);
     if let Some(out) = &args.out {
         run_folder::create("--out", out)?;
     }
@@ -147,7 +165,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         let (none, nobody) = (Vectors::default(), Vec::new());
         let picture = |file: &PathBuf| {
             let (size, one) = (model.settings.image_size, std::slice::from_ref(file));
-            let (images, _) = Images::read(one, size, OnBadImage::Stop, &mut Budget::unlimited())?;
+            let (images, _) = Reader::new(size, OnBadImage::Stop, Budget::unlimited()).read(one)?;
             thumbnail(&images, 0)
         };
         let compare = Compare {
@@ -186,17 +204,18 @@ fn check(folder: &Path, identity: &[usize]) -> Result<()> {
 }
 
 /// The folders of `--forgeries` must have the names of the identities that they imitate.
-fn forgeries(folder: &Path, names: &[String]) -> Result<Identities> {
-    let mut found = folders::find(folder)?;
-    found.retain(|name, _| names.contains(name));
-    if found.is_empty() {
-        return Err(bad_input(format!(
+fn forgeries(folder: &Path, genuine: &Identities, patterns: &Patterns) -> Result<Identities> {
+    let forged = folders::find(folder, patterns)?.genuine;
+    let mut found = Found { genuine: genuine.clone(), forged };
+    folders::keep_forgeries_of_known(&mut found, &format!("--forgeries {}: ", folder.display()));
+    match found.forged.is_empty() {
+        true => Err(bad_input(format!(
             "--forgeries {}: no folder there has the name of an identity, such as {}",
             folder.display(),
-            names[0]
-        )));
+            genuine.keys().next().map_or("", |name| name)
+        ))),
+        false => Ok(found.forged),
     }
-    Ok(found)
 }
 
 /// For people.

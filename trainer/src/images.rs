@@ -2,12 +2,14 @@
 //! whenever they are wanted.
 
 use crate::bad_input::bad_input;
-use crate::decode;
+use crate::decode::{self, Decoded};
+use crate::folders::names;
+use crate::named::Named;
 use anyhow::{Result, ensure};
 use image::GrayImage;
 use rayon::prelude::*;
 use std::borrow::Cow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// What to do about an image that cannot be read.
@@ -48,10 +50,16 @@ pub struct Images {
     pictures: Vec<Picture>,
 }
 
-enum Picture {
+struct Picture {
+    /// `None` of a generated one.
+    file: Option<PathBuf>,
+    pixels: Pixels,
+}
+
+enum Pixels {
     Held(Box<[u8]>),
-    /// Decoded when wanted; the hash is that of its pixels when the run began.
-    File(PathBuf, u64),
+    /// Decoded from the file when wanted; the hash is that of the pixels when the run began.
+    Hash(u64),
 }
 
 /// Files that are decoded between two looks at the clock, the budget and what could not be read.
@@ -60,32 +68,38 @@ const CHUNK: usize = 256;
 const MESSAGES: usize = 20;
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-impl Images {
-    /// From grey pictures, resized to `size`.
-    pub fn from_grey(pictures: Vec<GrayImage>, size: usize) -> Self {
-        let held = |picture: GrayImage| Picture::Held(decode::square(picture.into(), size));
-        Self { size, pictures: pictures.into_par_iter().map(held).collect() }
+/// Reads files, and keeps count of what a user should know of them.
+pub struct Reader {
+    size: usize,
+    on_bad: OnBadImage,
+    budget: Budget,
+    skipped: usize,
+    several: Named,
+    alpha_ignored: Named,
+}
+
+impl Reader {
+    /// Of images of `size` pixels a side, as many of which are held as the budget has room for.
+    pub fn new(size: usize, on_bad: OnBadImage, budget: Budget) -> Self {
+        Self { size, on_bad, budget, skipped: 0, several: Named::default(), alpha_ignored: Named::default() }
     }
 
     /// Decodes all files, in parallel, so that each is known to be readable. Returns the images and, in order,
     /// which files they came from.
-    pub fn read(files: &[PathBuf], size: usize, on_bad: OnBadImage, budget: &mut Budget) -> Result<(Self, Vec<usize>)> {
-        let (mut pictures, mut kept, mut bad) = (Vec::new(), Vec::new(), 0);
+    pub fn read(&mut self, files: &[PathBuf]) -> Result<(Images, Vec<usize>)> {
+        let (mut pictures, mut kept) = (Vec::new(), Vec::new());
         let mut said = Instant::now();
         for (chunk, files_of_chunk) in files.chunks(CHUNK).enumerate() {
-            let decoded: Vec<_> = files_of_chunk.par_iter().map(|file| decode::read(file, size)).collect();
-            for (place, (file, pixels)) in files_of_chunk.iter().zip(decoded).enumerate() {
-                match pixels {
-                    Ok(pixels) => {
-                        pictures.push(match budget.take(pixels.len()) {
-                            true => Picture::Held(pixels),
-                            false => Picture::File(file.clone(), hash(&pixels)),
-                        });
+            let decoded: Vec<_> = files_of_chunk.par_iter().map(|file| decode::read(file, self.size)).collect();
+            for (place, (file, decoded)) in files_of_chunk.iter().zip(decoded).enumerate() {
+                match decoded {
+                    Ok(decoded) => {
+                        pictures.push(self.picture(file, decoded));
                         kept.push(chunk * CHUNK + place);
                     }
-                    Err(error) if on_bad == OnBadImage::Skip => {
-                        bad += 1;
-                        if bad <= MESSAGES {
+                    Err(error) if self.on_bad == OnBadImage::Skip => {
+                        self.skipped += 1;
+                        if self.skipped <= MESSAGES {
                             eprintln!("skipped: {error:#}");
                         }
                     }
@@ -97,10 +111,41 @@ impl Images {
                 eprintln!("reading images: {} of {}", (chunk + 1) * CHUNK, files.len());
             }
         }
-        if bad > MESSAGES {
-            eprintln!("skipped: {} more images that cannot be read", bad - MESSAGES);
+        Ok((Images { size: self.size, pictures }, kept))
+    }
+
+    fn picture(&mut self, file: &Path, decoded: Decoded) -> Picture {
+        let Decoded { pixels, several, alpha_ignored } = decoded;
+        if several {
+            self.several.add(names::text(file));
         }
-        Ok((Self { size, pictures }, kept))
+        if alpha_ignored {
+            self.alpha_ignored.add(names::text(file));
+        }
+        let pixels = match self.budget.take(pixels.len()) {
+            true => Pixels::Held(pixels),
+            false => Pixels::Hash(hash(&pixels)),
+        };
+        Picture { file: Some(file.to_owned()), pixels }
+    }
+
+    /// Says what there is to say of all files that were read. Returns how many were skipped.
+    pub fn end(self) -> usize {
+        if self.skipped > MESSAGES {
+            eprintln!("skipped: {} more images that cannot be read", self.skipped - MESSAGES);
+        }
+        self.several.say("", "images have several pages or frames, of which the first is taken");
+        self.alpha_ignored.say("", "images are transparent everywhere, and taken without their alpha");
+        self.skipped
+    }
+}
+
+impl Images {
+    /// From grey pictures, resized to `size`.
+    pub fn from_grey(pictures: Vec<GrayImage>, size: usize) -> Self {
+        let held = |picture: GrayImage| Pixels::Held(decode::square(picture.into(), size).0);
+        let picture = |picture| Picture { file: None, pixels: held(picture) };
+        Self { size, pictures: pictures.into_par_iter().map(picture).collect() }
     }
 
     /// Drops the others.
@@ -116,7 +161,7 @@ impl Images {
 
     /// How many are in memory.
     pub fn held(&self) -> usize {
-        self.pictures.iter().filter(|picture| matches!(picture, Picture::Held(_))).count()
+        self.pictures.iter().filter(|picture| matches!(picture.pixels, Pixels::Held(_))).count()
     }
 
     /// Side in pixels.
@@ -129,10 +174,12 @@ impl Images {
     /// # Errors
     /// If its file can no longer be read, or has another content than before.
     pub fn get(&self, index: usize) -> Result<(Cow<'_, [u8]>, usize)> {
-        let pixels: Cow<[u8]> = match &self.pictures[index] {
-            Picture::Held(pixels) => pixels[..].into(),
-            Picture::File(file, before) => {
-                let pixels = decode::read(file, self.size)?;
+        let picture = &self.pictures[index];
+        let pixels: Cow<[u8]> = match &picture.pixels {
+            Pixels::Held(pixels) => pixels[..].into(),
+            Pixels::Hash(before) => {
+                let file = picture.file.as_deref().expect("generated ones are held");
+                let pixels = decode::read(file, self.size)?.pixels;
                 ensure!(hash(&pixels) == *before, "{} has changed since the run began", file.display());
                 pixels.into_vec().into()
             }
@@ -143,10 +190,15 @@ impl Images {
 
     /// A number that another image does not have.
     pub fn hash(&self, index: usize) -> u64 {
-        match &self.pictures[index] {
-            Picture::Held(pixels) => hash(pixels),
-            Picture::File(_, hash) => *hash,
+        match &self.pictures[index].pixels {
+            Pixels::Held(pixels) => hash(pixels),
+            Pixels::Hash(hash) => *hash,
         }
+    }
+
+    /// Where an image comes from; `None` of a generated one.
+    pub fn file(&self, index: usize) -> Option<&Path> {
+        self.pictures[index].file.as_deref()
     }
 }
 
@@ -185,7 +237,7 @@ mod tests {
     }
 
     fn read(files: &[PathBuf], on_bad: OnBadImage) -> Result<(Images, Vec<usize>)> {
-        Images::read(files, 16, on_bad, &mut Budget::unlimited())
+        Reader::new(16, on_bad, Budget::unlimited()).read(files)
     }
 
     #[test]
@@ -223,8 +275,8 @@ mod tests {
         for (i, file) in files.iter().enumerate() {
             GrayImage::from_fn(40, 30, |x, y| Luma([(x * 5 + y * i as u32) as u8])).save(file).unwrap();
         }
-        let mut budget = Budget(2 * 256 + 1);
-        let (some, _) = Images::read(&files, 16, OnBadImage::Stop, &mut budget).unwrap();
+        let mut reader = Reader::new(16, OnBadImage::Stop, Budget(2 * 256 + 1));
+        let (some, _) = reader.read(&files).unwrap();
         let (all, _) = read(&files, OnBadImage::Stop).unwrap();
         assert_eq!((some.len(), some.held(), all.held()), (3, 2, 3));
         for i in 0..3 {
@@ -235,6 +287,10 @@ mod tests {
         halves().save(&files[2]).unwrap();
         let error = some.get(2).unwrap_err().to_string();
         assert!(error.contains("2.png has changed"), "{error}");
+        // Nor may one that declares more than there is room for end the process.
+        std::fs::write(&files[2], b"P5\n1000000 1000000\n255\n").unwrap();
+        let error = format!("{:#}", some.get(2).unwrap_err());
+        assert!(error.contains("2.png") && error.contains("it declares"), "{error}");
         std::fs::remove_file(&files[2]).unwrap();
         let error = format!("{:#}", some.get(2).unwrap_err());
         assert!(error.contains("cannot read") && error.contains("2.png"), "{error}");

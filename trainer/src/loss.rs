@@ -256,7 +256,7 @@ impl Loss {
                     memory.f_enqueue(embeddings, &labels)?;
                     warm = memory.is_warm().then_some(&*memory);
                 }
-                let own = warm.map(|memory| memory.f_newest(batch.images.len())).transpose()?;
+                let own = warm.map(|memory| memory.f_newest(batch.labels.len())).transpose()?;
                 let reference = warm.zip(own.as_ref());
                 let reference = reference.map(|(memory, own)| Reference { own: Own::Rows(own), ..memory.reference() });
                 loss.f_forward_step_with_stats(embeddings, &labels, reference.as_ref(), &step)?
@@ -336,6 +336,7 @@ mod tests {
         let xs = Tensor::from_slice(&[0.0f32, 1.0, 0.5, 9.0]).reshape([4, 1]).to_device(Device::Cpu);
         let batch = TripletBatch {
             images: vec![0, 1, 2, 3],
+            forged: vec![],
             labels: vec![0, 0, 1, 1],
             anchor: vec![0, 0, 1, 2],
             positive: vec![1, 1, 0, 3],
@@ -364,6 +365,7 @@ mod tests {
         let xs = Tensor::from_slice(&[0.0f32, 1.0, 0.5, 9.0]).reshape([4, 1]);
         let batch = TripletBatch {
             images: vec![0, 1, 2, 3],
+            forged: vec![],
             labels: vec![0, 0, 1, 1],
             anchor: vec![0, 2],
             positive: vec![1, 3],
@@ -381,6 +383,7 @@ mod tests {
         let xs = Tensor::full([6, 4], 0.5, (Kind::Float, Device::Cpu));
         let batch = TripletBatch {
             images: (0..6).collect(),
+            forged: vec![],
             labels: vec![0, 0, 1, 1, 2, 2],
             anchor: vec![0, 2, 4],
             positive: vec![1, 3, 5],
@@ -425,6 +428,7 @@ mod tests {
         let xs = Tensor::from_slice(&[0.0f32, 1.0, 3.0, 6.0]).reshape([4, 1]);
         let batch = TripletBatch {
             images: vec![0, 1, 2, 3],
+            forged: vec![],
             labels: vec![0, 0, 1, 1],
             anchor: vec![],
             positive: vec![],
@@ -445,6 +449,7 @@ mod tests {
         let xs = Tensor::from_slice(&[0.0f32, 3.0, 1.0, 5.0]).reshape([4, 1]);
         let batch = TripletBatch {
             images: vec![0, 1, 2, 3],
+            forged: vec![],
             labels: vec![0, 0, 1, 1],
             anchor: vec![0, 2],
             positive: vec![1, 3],
@@ -541,6 +546,7 @@ mod tests {
     fn a_memory_is_mined_once_it_is_full() {
         let batch = |labels: &[i64]| TripletBatch {
             images: (0..labels.len()).collect(),
+            forged: vec![],
             labels: labels.to_vec(),
             anchor: vec![],
             positive: vec![],

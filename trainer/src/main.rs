@@ -6,11 +6,13 @@ mod batch;
 mod chart;
 mod checkpoint;
 mod cli;
+mod collections;
 mod compare;
 mod dataset;
 mod decode;
 mod device;
 mod distance;
+mod doubles;
 mod embed;
 mod encoder;
 mod eval;
@@ -27,6 +29,7 @@ mod metrics;
 mod metrics_csv;
 mod mistakes;
 mod model;
+mod named;
 mod optimiser;
 mod options;
 mod overwritten;
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         cli::Command::Verify(args) => verify::verify(&args),
         cli::Command::Embed(args) => embed::embed(&args),
         cli::Command::Eval(args) => eval::eval(&args),
+        cli::Command::Pairs(args) => pairs::make(&args),
         cli::Command::Compare(args) => compare::compare(&args),
     };
     match result {

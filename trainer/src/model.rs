@@ -6,7 +6,7 @@ use crate::cli::ModelArgs;
 use crate::device::{self, Job};
 use crate::distance::Distance;
 use crate::encoder::{Architecture, Encoder, Pass};
-use crate::images::{Budget, Images, OnBadImage};
+use crate::images::{Budget, Images, OnBadImage, Reader};
 use crate::loss_options::LossOptions;
 use crate::metrics::{Operating, Verification, at_threshold};
 use crate::vectors::Vectors;
@@ -142,6 +142,17 @@ pub fn save(folder: &Path, vs: &nn::VarStore, settings: &Settings) -> Result<()>
     atomic::write(&folder.join(SETTINGS), text.as_bytes())
 }
 
+/// Images that were embedded: those that could be read.
+#[derive(Default)]
+pub struct Embedded {
+    /// A row for each.
+    pub vectors: Vectors,
+    /// Which of the files each is.
+    pub kept: Vec<usize>,
+    /// Of its pixels.
+    pub hashes: Vec<u64>,
+}
+
 /// An encoder, ready to compare images.
 pub struct Model {
     /// Its settings.
@@ -184,30 +195,31 @@ impl Model {
         self.settings.calibration.operating.threshold
     }
 
-    /// Embeds image files. Returns one row for each that could be read, and which files those are. The next
-    /// files are decoded while the encoder works.
-    pub fn embed(&self, files: &[PathBuf], on_bad: OnBadImage) -> Result<(Vectors, Vec<usize>)> {
+    /// Embeds image files. The next files are decoded while the encoder works.
+    pub fn embed(&self, files: &[PathBuf], on_bad: OnBadImage) -> Result<Embedded> {
         let _guard = tch::no_grad_guard();
-        let size = self.settings.image_size;
-        let (mut vectors, mut kept) = (Vectors::default(), Vec::new());
+        let mut reader = Reader::new(self.settings.image_size, on_bad, Budget::unlimited());
+        let mut embedded = Embedded::default();
         std::thread::scope(|scope| -> Result<()> {
             let (send, receive) = sync_channel(1);
+            let reader = &mut reader;
             scope.spawn(move || {
                 for (number, chunk) in files.chunks(CHUNK).enumerate() {
-                    let images = Images::read(chunk, size, on_bad, &mut Budget::unlimited());
-                    if send.send((number * CHUNK, images)).is_err() {
+                    if send.send((number * CHUNK, reader.read(chunk))).is_err() {
                         return; // the receiver has met an error
                     }
                 }
             });
             for (first, images) in receive {
                 let (images, read) = images?;
-                self.encode(&images, &mut vectors)?;
-                kept.extend(read.into_iter().map(|index| first + index));
+                self.encode(&images, &mut embedded.vectors)?;
+                embedded.kept.extend(read.into_iter().map(|index| first + index));
+                embedded.hashes.extend((0..images.len()).map(|image| images.hash(image)));
             }
             Ok(())
         })?;
-        Ok((vectors, kept))
+        reader.end();
+        Ok(embedded)
     }
 
     fn encode(&self, images: &Images, vectors: &mut Vectors) -> Result<()> {
@@ -263,7 +275,8 @@ mod tests {
         let picture = dir.path().join("a.png");
         image::GrayImage::from_fn(40, 20, |x, y| image::Luma([(x * y) as u8])).save(&picture).unwrap();
         let files = vec![picture; 3];
-        let (vectors, kept) = model.embed(&files, OnBadImage::Stop).unwrap();
+        let Embedded { vectors, kept, hashes } = model.embed(&files, OnBadImage::Stop).unwrap();
+        assert!(hashes.len() == 3 && hashes[0] == hashes[2]);
         assert_eq!((vectors.len(), vectors.dim(), kept), (3, 8, vec![0, 1, 2]));
         assert_eq!(vectors.distance(0, 2), 0.0);
     }
@@ -285,7 +298,7 @@ mod tests {
             changed["distance"] = title.into();
             std::fs::write(&file, changed.to_string()).unwrap();
             let model = Model::load(dir.path(), Device::Cpu).unwrap();
-            model.embed(&pictures, OnBadImage::Stop).unwrap().0.distance(0, 1)
+            model.embed(&pictures, OnBadImage::Stop).unwrap().vectors.distance(0, 1)
         };
         // Of rows of length 1.
         let euclidean = distance("Euclidean");

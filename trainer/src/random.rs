@@ -34,6 +34,8 @@ pub enum Purpose {
     Forgery = 20,
     /// The identities and images of a one-shot trial.
     Trial = 21,
+    /// The folds and pairs of `tercet pairs`.
+    Pairs = 22,
 }
 
 /// The stream of draws for one purpose at one (epoch, step).

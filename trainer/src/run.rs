@@ -59,9 +59,11 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<()> {
     let interrupt = Interrupt::watch()?;
     let forged = source.forged.take();
     let (train, val) = (&source.train, &source.val);
+    let mut sets = vec![train, val];
+    sets.extend(forged.as_ref().filter(|_| args.data.is_some())); // generated ones follow from the seed
     let origin = Origin {
         options: serde_json::to_value(&args)?,
-        data: checkpoint::fingerprint(&[train, val]),
+        data: checkpoint::fingerprint(&sets),
         weights: args.weights.as_deref().map(weights::fingerprint).transpose()?,
     };
     if let (Some(checkpoint), Some(folder)) = (&checkpoint, &resumed) {

@@ -2,13 +2,17 @@
 
 use crate::bad_input::bad_input;
 use crate::cli::TrainArgs;
+use crate::collections::{PatternArgs, Patterns};
 use crate::dataset::{Dataset, split_folders, split_fraction};
-use crate::folders;
-use crate::images::{Budget, Images};
+use crate::doubles::Doubles;
+use crate::folders::{self, Found, Identities, names};
+use crate::images::{Budget, Images, Reader};
+use crate::named::Named;
 use crate::signatures::Signer;
 use anyhow::Result;
 use image::GrayImage;
 use rayon::prelude::*;
+use std::collections::HashMap;
 use std::path::Path;
 
 /// How often a generated signer signs, and how often a validation signer is forged.
@@ -21,7 +25,8 @@ pub struct Source {
     pub train: Dataset,
     /// Evaluated on.
     pub val: Dataset,
-    /// Skilled forgeries of the validation identities, where there are any: never trained on.
+    /// Skilled forgeries of the validation identities, where there are any: never trained on. Those that are, as negatives,
+    /// are in `train`.
     pub forged: Option<Dataset>,
     /// Files that could not be read.
     pub skipped: usize,
@@ -32,12 +37,22 @@ pub struct Source {
 /// Reads or generates the images.
 pub fn open(args: &TrainArgs, size: usize) -> Result<Source> {
     let Some(data) = &args.data else {
+        if args.patterns != PatternArgs::default() {
+            return Err(bad_input("--identity and --forged are for --data, which is not given"));
+        }
         return Ok(generated(args, size));
     };
-    let all = folders::find(data)?;
+    let patterns = Patterns::new(&args.patterns)?;
+    let Found { genuine: all, forged } = folders::find(data, &patterns)?;
+    let mut forged = [forged, Identities::new()]; // of --data, of --val-data
     let (mut train, val) = if let Some(val_data) = &args.val_data {
         refuse_overlap(data, val_data)?;
-        (all, folders::find(val_data)?)
+        let found = folders::find(val_data, &patterns)?;
+        forged[1] = found.forged;
+        let same: Named = found.genuine.keys().filter(|name| all.contains_key(*name)).collect();
+        same.say("", "identities of --val-data are called as some of --data are, and count as others");
+        refuse_same_files((data, &[&all, &forged[0]]), (val_data, &[&found.genuine, &forged[1]]))?;
+        (all, found.genuine)
     } else if args.hold_out.is_empty() {
         if all.len() < 4 {
             return Err(bad_input(format!(
@@ -52,19 +67,37 @@ pub fn open(args: &TrainArgs, size: usize) -> Result<Source> {
         split_folders(all, &args.hold_out, "--hold-out")?
     };
     train.retain(|_, files| files.len() as u64 >= args.min_images);
-    let files = [&train, &val].map(|set| set.values().map(Vec::len).sum::<usize>()).iter().sum::<usize>();
-    let mut budget = Budget::mib(args.image_cache);
-    let mut train = Dataset::read(&train, size, args.on_bad_image, &mut budget)?;
-    let val = Dataset::read(&val, size, args.on_bad_image, &mut budget)?;
-    let skipped = files - train.images.len() - val.images.len();
+    let mut reader = Reader::new(size, args.on_bad_image, Budget::mib(args.image_cache));
+    let mut train = Dataset::read(&train, &mut reader)?;
+    let mut val = Dataset::read(&val, &mut reader)?;
     train.leave_out_small(args.min_images as usize);
-    let source = Source { train, val, forged: None, skipped, description: data.display().to_string() };
-    match args.min_images {
-        1 => source.train.check("training")?,
-        least => source.train.check(&format!("training, --min-images {least}"))?,
+    let [of_data, of_val_data] = &forged;
+    val.read_forgeries(if args.val_data.is_some() { of_val_data } else { of_data }, &mut reader)?;
+    if args.train_forgeries {
+        train.read_forgeries(of_data, &mut reader)?;
+        train.has_forgeries(data)?;
+        let forged = train.forgeries.as_ref().map_or(0, |forgeries| forgeries.images.len());
+        eprintln!("{forged} forgeries of training identities are negatives of those they imitate");
+    } else {
+        let unused: usize = train.names.iter().filter_map(|name| of_data.get(name)).map(Vec::len).sum();
+        if unused > 0 {
+            eprintln!(
+                "{unused} forgeries of training identities are left out; --train-forgeries takes them as negatives"
+            );
+        }
     }
-    source.val.check("validation")?;
-    Ok(source)
+    let skipped = reader.end();
+    match args.min_images {
+        1 => train.check("training")?,
+        least => train.check(&format!("training, --min-images {least}"))?,
+    }
+    val.check("validation")?;
+    let mut doubles = Doubles::default();
+    doubles.add_set("training", &train);
+    doubles.add_set("validation", &val);
+    doubles.say(size);
+    let forged = val.forgeries.take().map(|forged| *forged);
+    Ok(Source { train, val, forged, skipped, description: data.display().to_string() })
 }
 
 /// Validation identities must be new to the encoder: neither folder may lie in the other.
@@ -79,6 +112,36 @@ fn refuse_overlap(data: &Path, val_data: &Path) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Nor may a link lead from the one into the other.
+fn refuse_same_files(train: (&Path, &[&Identities]), val: (&Path, &[&Identities])) -> Result<()> {
+    let files = |sets: &[&Identities]| sets.iter().flat_map(|set| set.values()).flatten().cloned().collect::<Vec<_>>();
+    let there: HashMap<_, _> = files(train.1).into_iter().filter_map(|file| Some((own_file(&file)?, file))).collect();
+    let both = files(val.1).into_iter().filter_map(|file| Some((there.get(&own_file(&file)?)?, file)));
+    let both: Named = both.map(|(one, other)| format!("{} is {}", names::text(&other), names::text(one))).collect();
+    if both.count() == 0 {
+        return Ok(());
+    }
+    Err(bad_input(format!(
+        "--val-data {} and --data {} share {} images, through links: {}",
+        val.0.display(),
+        train.0.display(),
+        both.count(),
+        both.examples()
+    )))
+}
+
+/// What a file is, whatever it is called: links to it, hard ones too, are the same. `None` of one that is not there.
+#[cfg(unix)]
+fn own_file(file: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(file).ok().map(|about| (about.dev(), about.ino()))
+}
+
+#[cfg(not(unix))]
+fn own_file(file: &Path) -> Option<std::path::PathBuf> {
+    file.canonicalize().ok()
 }
 
 /// Signers are independent draws, so the first so many are as random a split as any.
@@ -113,6 +176,7 @@ fn signers(
         images: Images::from_grey(drawings.collect(), size),
         members: (0..names.len()).map(|i| (i * count..(i + 1) * count).collect()).collect(),
         names,
+        forgeries: None,
     }
 }
 

@@ -509,11 +509,18 @@ impl Plan {
 
     /// A batch and its views: a function of (seed, epoch, step within the epoch).
     fn batch(&self, train: &Dataset, device: Device, epoch: u64, step: u64) -> Result<(TripletBatch, Tensor)> {
-        let batch = batch::draw(&train.members, self.shape, self.seed, epoch, step);
+        let forgeries = train.forgeries.as_deref();
+        let forged = forgeries.map_or(&[][..], |forgeries| &forgeries.members);
+        let batch = batch::draw(&train.members, forged, self.shape, self.seed, epoch, step);
         let mut rng = stream(self.seed, Purpose::Augment, epoch, step);
-        let view = |&image: &usize| (image, Affine::random(&mut rng, self.augment));
-        let views: Vec<_> = batch.images.iter().map(view).collect();
-        let xs = tensor(&train.images, &views, device)?;
+        let mut view = |&image: &usize| (image, Affine::random(&mut rng, self.augment));
+        let views: Vec<_> = batch.images.iter().map(&mut view).collect();
+        let mut xs = tensor(&train.images, &views, device)?;
+        if let Some(forgeries) = forgeries.filter(|_| !batch.forged.is_empty()) {
+            let views: Vec<_> = batch.forged.iter().map(view).collect();
+            // Along the first dimension the rows' layout, channels last, stays.
+            xs = Tensor::f_cat(&[xs, tensor(&forgeries.images, &views, device)?], 0)?;
+        }
         Ok((batch, xs))
     }
 
@@ -586,7 +593,7 @@ mod tests {
         let mut training = Training::new(&plan, &encoder, 4, &vs).unwrap();
         let labels = vec![0, 0, 1, 1];
         let [anchor, positive, negative] = [(); 3].map(|()| Vec::new());
-        let batch = TripletBatch { images: (0..4).collect(), labels, anchor, positive, negative };
+        let batch = TripletBatch { images: (0..4).collect(), forged: vec![], labels, anchor, positive, negative };
         let xs = Tensor::randn([4, 3, 8, 8], (Kind::Float, Device::Cpu));
         let step = |training: &mut Training, xs: &Tensor| {
             let stepped = training.step(&batch, xs, 1e-3);

@@ -15,12 +15,12 @@ use std::path::Path;
 
 /// Both forms of the command.
 pub fn verify(args: &VerifyArgs) -> Result<()> {
-    if let (Some(pairs), Some(data)) = (&args.pairs, &args.data) {
-        return verify_pairs(args, pairs, data);
+    if let Some(data) = &args.data {
+        return verify_pairs(args, data);
     }
     let model = Model::load(&args.model.model, args.model.device()?)?;
     let threshold = args.threshold.unwrap_or(model.threshold());
-    let (vectors, _) = model.embed(&args.images, OnBadImage::Stop)?;
+    let vectors = model.embed(&args.images, OnBadImage::Stop)?.vectors;
     let distance = vectors.distance(0, 1);
     let decision = Decision { distance, threshold, same: distance <= threshold };
     if args.json {
@@ -71,17 +71,18 @@ struct Outcome {
     frr_at_threshold: f64,
 }
 
-fn verify_pairs(args: &VerifyArgs, file: &Path, data: &Path) -> Result<()> {
+fn verify_pairs(args: &VerifyArgs, data: &Path) -> Result<()> {
     let device = args.model.device()?;
-    let pairs = pairs::read(file, data)?;
+    let pairs = pairs::read(&args.pairs, data)?;
     let model = Model::load(&args.model.model, device)?;
-    let (vectors, _) = model.embed(&pairs.files, OnBadImage::Stop)?;
+    let vectors = model.embed(&pairs.files, OnBadImage::Stop)?.vectors;
     let measured = |line: &pairs::Line| (vectors.distance(line.first, line.second), line.genuine);
     let folds: Vec<Vec<_>> = pairs.folds.iter().map(|fold| fold.iter().map(measured).collect()).collect();
     let threshold = args.threshold.unwrap_or(model.threshold());
     let all = Comparison::new(Tally::of_pairs(folds.iter().flatten().copied()));
     let cross_validated = pairs::cross_validated(&folds);
     let there = at_threshold(&all.tally, threshold);
+    let (genuine, impostor) = all.tally.totals();
     let outcome = Outcome {
         pairs: folds.iter().map(Vec::len).sum(),
         folds: folds.len(),
@@ -93,8 +94,8 @@ fn verify_pairs(args: &VerifyArgs, file: &Path, data: &Path) -> Result<()> {
         tar_at_far_1e2: all.tar_at_far(1e-2),
         tar_at_far_1e3: all.tar_at_far(1e-3),
         threshold,
-        // Every fold has as many genuine as impostor pairs.
-        accuracy_at_threshold: 1.0 - (there.far + there.frr) / 2.0,
+        accuracy_at_threshold: 1.0
+            - (genuine as f64 * there.frr + impostor as f64 * there.far) / (genuine + impostor) as f64,
         far_at_threshold: there.far,
         frr_at_threshold: there.frr,
     };

@@ -1,0 +1,64 @@
+//! How many of something there were, and which for instance.
+
+/// Examples that are kept.
+const EXAMPLES: usize = 3;
+
+/// A count, with the names of the first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Named {
+    count: usize,
+    first: Vec<String>,
+}
+
+impl Named {
+    pub fn add(&mut self, name: impl Into<String>) {
+        self.count += 1;
+        if self.first.len() < EXAMPLES {
+            self.first.push(name.into());
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// `a, b, c and 4 more`.
+    pub fn examples(&self) -> String {
+        let more = self.count - self.first.len();
+        let first = self.first.join(", ");
+        if more == 0 { first } else { format!("{first} and {more} more") }
+    }
+
+    /// Says `before`, the count, `after` and the examples, on a line of its own; nothing where there is none.
+    pub fn say(&self, before: &str, after: &str) {
+        if self.count > 0 {
+            eprintln!("{before}{} {after}: {}", self.count, self.examples());
+        }
+    }
+}
+
+impl<S: Into<String>> FromIterator<S> for Named {
+    fn from_iter<I: IntoIterator<Item = S>>(names: I) -> Self {
+        let mut named = Self::default();
+        names.into_iter().for_each(|name| named.add(name));
+        named
+    }
+}
+
+/// `one` of 1, else `many`.
+pub fn plural<'a>(count: usize, one: &'a str, many: &'a str) -> &'a str {
+    if count == 1 { one } else { many }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_are_named_and_all_are_counted() {
+        assert_eq!(["a"].into_iter().collect::<Named>().examples(), "a");
+        let named: Named = ["a", "b", "c", "d", "e"].into_iter().collect();
+        assert_eq!((named.count(), named.examples().as_str()), (5, "a, b, c and 2 more"));
+        assert_eq!(Named::default().examples(), "");
+    }
+}
