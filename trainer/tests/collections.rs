@@ -96,7 +96,7 @@ fn forgeries_are_negatives_in_training_and_survive_a_resumption() {
         let forgery = root.join(format!("full_forg/forgeries_{writer}_1.png"));
         let before = std::fs::read(&forgery).unwrap();
         put(&forgery, 250);
-        ended(&resume(&["--steps", "4"]), 2, &["--resume", "images of", "are others"]);
+        ended(&resume(&[]), 2, &["--resume", "images of", "are others"]);
         std::fs::write(&forgery, before).unwrap();
     }
 
