@@ -136,11 +136,11 @@ fn nvrtc_is_looked_for_by_each_variable() {
         ["site/nvidia/cu14/lib", "site/nvidia/cu13/lib", "site/nvidia/cuda_nvrtc/lib", "site/torch/lib"]
             .map(|folder| root.join(folder))
             .into();
-    let last = PathBuf::from("/usr/local/cuda/lib64");
-    assert_eq!(folders(&[]), [last.clone()]);
+    let last = [PathBuf::from("/usr/local/cuda/lib64")];
+    assert_eq!(folders(&[]), last);
     // torch-sys says where the libraries are, also where LIBTORCH_LIB names a folder with a link to them.
     for named in [("LIBTORCH", root.join("site/torch")), ("DEP_TCH_LIBTORCH_LIB", root.join("lib"))] {
-        assert_eq!(folders(&[named]), [&beside[..], &[last.clone()]].concat());
+        assert_eq!(folders(&[named]), [&beside[..], &last].concat());
     }
     // A named toolkit comes first, of either kind of machine; an empty variable names none.
     let toolkit =
