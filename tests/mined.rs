@@ -8,8 +8,6 @@ mod cuda_device;
 mod launches;
 #[path = "support/mined_records.rs"]
 mod records;
-#[path = "support/skipped.rs"]
-mod skipped;
 mod support;
 
 use records::{Cpu, finds_what_is_wrong, unchanged};
@@ -40,7 +38,7 @@ mod on_cuda {
     use tercet::cuda::{CudaMatrix, mined::OnDevice as Mined};
     use tercet::{Element, Own, Reduction, Reference};
 
-    use super::cuda_device::Cuda;
+    use super::cuda_device::{Cuda, skip};
     use super::launches::{OnDevice, mine};
     use super::records::{Backend, Output, Recorded};
     use super::support::mined::{Batch, Content, Data, Labelling, OwnRows, Set};
@@ -59,7 +57,7 @@ mod on_cuda {
     fn unchanged_on<L: Recorded + Mined>(cuda: &Cuda) {
         let name = support::records::slug(&cuda.name());
         if !support::records::file(L::STEM, &name).exists() && !support::rewrite_records() {
-            skipped::skipped(&format!("nothing recorded on {name}: {}: cuda_computes_what_it_did", L::STEM));
+            skip::skipped(&format!("nothing recorded on {name}: {}: cuda_computes_what_it_did", L::STEM));
             return;
         }
         unchanged::<L, _>(cuda, &name);

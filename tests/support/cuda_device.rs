@@ -10,7 +10,7 @@ use super::launches::{MemoryOf, TestDevice};
 use skip::there_is_a_device;
 
 #[path = "skip.rs"]
-mod skip;
+pub mod skip;
 
 pub struct Cuda {
     stream: Arc<CudaStream>,
