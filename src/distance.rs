@@ -20,7 +20,8 @@ pub enum Distance {
     SquaredEuclidean,
     /// `√Σ (x - y)²`. Paired losses compute it wherever it is a number, also where the squares are none.
     Euclidean,
-    /// One minus the cosine of the angle between the embeddings.
+    /// One minus the cosine of the angle between the embeddings. A row whose norm is below 1e-12 is divided by that, as torch's
+    /// `normalize` does, and so is its gradient: a row of zeros, as of an encoder whose units are all off, gets one of 1e12.
     Cosine,
     /// `(Σ |x - y + eps|^p)^(1/p)`, of paired losses: `m (Σ (|x - y + eps| / m)^p)^(1/p)` with m the largest `|x - y + eps|`, so
     /// that no power leaves the numbers where the distance does not. Its gradient is torch's, `sign(e) (|e| / d)^(p - 1)`, 0 where
