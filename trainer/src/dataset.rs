@@ -4,6 +4,7 @@ use crate::bad_input::bad_input;
 use crate::folders::{Identities, names};
 use crate::images::{Images, Reader};
 use crate::random::{Purpose, stream};
+use crate::say::note;
 use anyhow::Result;
 use rand::seq::SliceRandom;
 use std::collections::BTreeSet;
@@ -115,7 +116,7 @@ impl Dataset {
         }
         if pairs < identities {
             let single = identities - pairs;
-            eprintln!("{role}: {single} of {identities} identities have one image: negatives only");
+            note!("{role}: {single} of {identities} identities have one image: negatives only");
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The device that `--device` names, or the best that the machine has.
 
 use crate::bad_input::bad_input;
+use crate::say::note;
 use anyhow::Result;
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -18,7 +19,7 @@ pub fn device(name: &str, job: Job) -> Result<Device> {
     let there = Cuda::device_count().max(0) as usize;
     let (device, why) = choose(name, there, |number| does(number, job), unseen)?;
     if let Some(why) = why {
-        eprintln!("{why}");
+        note!("{why}");
     }
     Ok(device)
 }

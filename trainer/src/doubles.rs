@@ -4,6 +4,7 @@
 use crate::dataset::Dataset;
 use crate::folders::names;
 use crate::named::{Named, plural};
+use crate::say::note;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -59,7 +60,7 @@ impl<'a> Doubles<'a> {
         let count = self.found.count();
         if count > 0 {
             let pictures = plural(count, "image is", "images are");
-            eprintln!(
+            note!(
                 "warning: {count} {pictures} equal, at {size} x {size} pixels, to one of another identity or set: {}",
                 self.found.examples()
             );

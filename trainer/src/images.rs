@@ -5,6 +5,7 @@ use crate::bad_input::bad_input;
 use crate::decode::{self, Decoded};
 use crate::folders::names;
 use crate::named::Named;
+use crate::say::note;
 use anyhow::{Result, ensure};
 use image::GrayImage;
 use rayon::prelude::*;
@@ -100,7 +101,7 @@ impl Reader {
                     Err(error) if self.on_bad == OnBadImage::Skip => {
                         self.skipped += 1;
                         if self.skipped <= MESSAGES {
-                            eprintln!("skipped: {error:#}");
+                            note!("skipped: {error:#}");
                         }
                     }
                     Err(error) => return Err(bad_input(format!("{error:#}"))),
@@ -108,7 +109,7 @@ impl Reader {
             }
             if said.elapsed() >= LINE_EVERY {
                 said = Instant::now();
-                eprintln!("reading images: {} of {}", (chunk + 1) * CHUNK, files.len());
+                note!("reading images: {} of {}", (chunk + 1) * CHUNK, files.len());
             }
         }
         Ok((Images { size: self.size, pictures }, kept))
@@ -132,7 +133,7 @@ impl Reader {
     /// Says what there is to say of all files that were read. Returns how many were skipped.
     pub fn end(self) -> usize {
         if self.skipped > MESSAGES {
-            eprintln!("skipped: {} more images that cannot be read", self.skipped - MESSAGES);
+            note!("skipped: {} more images that cannot be read", self.skipped - MESSAGES);
         }
         self.several.say("", "images have several pages or frames, of which the first is taken");
         self.alpha_ignored.say("", "images are transparent everywhere, and taken without their alpha");

@@ -1,5 +1,7 @@
 //! How many of something there were, and which for instance.
 
+use crate::say::note;
+
 /// Examples that are kept.
 const EXAMPLES: usize = 3;
 
@@ -32,7 +34,7 @@ impl Named {
     /// Says `before`, the count, `after` and the examples, on a line of its own; nothing where there is none.
     pub fn say(&self, before: &str, after: &str) {
         if self.count > 0 {
-            eprintln!("{before}{} {after}: {}", self.count, self.examples());
+            note!("{before}{} {after}: {}", self.count, self.examples());
         }
     }
 }

@@ -25,5 +25,17 @@ fn say_bytes(line: &[u8]) -> Result<()> {
 /// A line on standard error. `eprintln!` panics where nobody reads it any more, and a run of days must not end because
 /// its terminal or its `| tee` has.
 pub fn note(text: &str) {
-    let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+    if cfg!(test) {
+        eprintln!("{text}"); // the test runner keeps it, and shows it where the test fails
+    } else {
+        let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+    }
 }
+
+/// [`note()`], with `eprintln!`'s arguments.
+macro_rules! note {
+    ($($arguments:tt)*) => {
+        $crate::say::note(&format!($($arguments)*))
+    };
+}
+pub(crate) use note;

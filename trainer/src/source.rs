@@ -8,6 +8,7 @@ use crate::doubles::Doubles;
 use crate::folders::{self, Found, Identities, names};
 use crate::images::{Budget, Images, Reader};
 use crate::named::Named;
+use crate::say::note;
 use crate::signatures::Signer;
 use anyhow::Result;
 use image::GrayImage;
@@ -77,13 +78,11 @@ pub fn open(args: &TrainArgs, size: usize) -> Result<Source> {
         train.read_forgeries(of_data, &mut reader)?;
         train.has_forgeries(data)?;
         let forged = train.forgeries.as_ref().map_or(0, |forgeries| forgeries.images.len());
-        eprintln!("{forged} forgeries of training identities are negatives of those they imitate");
+        note!("{forged} forgeries of training identities are negatives of those they imitate");
     } else {
         let unused: usize = train.names.iter().filter_map(|name| of_data.get(name)).map(Vec::len).sum();
         if unused > 0 {
-            eprintln!(
-                "{unused} forgeries of training identities are left out; --train-forgeries takes them as negatives"
-            );
+            note!("{unused} forgeries of training identities are left out; --train-forgeries takes them as negatives");
         }
     }
     let skipped = reader.end();

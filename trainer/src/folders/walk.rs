@@ -5,6 +5,7 @@ use super::names;
 use crate::bad_input::bad_input;
 use crate::decode::{EXTENSIONS, FORMATS};
 use crate::named::{Named, plural};
+use crate::say::note;
 use anyhow::Result;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -108,7 +109,7 @@ impl Listing {
             let kinds = kinds.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
             let (count, examples) = (others.count(), others.examples());
             let files = plural(count, "file of another kind", "files of other kinds");
-            eprintln!("{}: left out {count} {files} than {FORMATS} ({kinds}): {examples}", root.display());
+            note!("{}: left out {count} {files} than {FORMATS} ({kinds}): {examples}", root.display());
         }
         let root = format!("{}: ", root.display());
         self.hidden.say(&format!("{root}left out "), "hidden pictures and folders");
