@@ -62,27 +62,30 @@ pub fn run_against(
     let (rows, d) = (anchors.rows(), &anchors.d);
 
     let mut stats = Stats::default();
-    // Per anchor, so that no long sum loses more than the backends: the losses, their size, both distances.
+    // Per anchor, and before that per pair, so that no long sum loses more than the backends, also where all terms are one of
+    // a few numbers and each addition rounds alike: the losses, their size, both distances.
     let mut sums = vec![[0.0; 4]; rows];
     // How often each pair is a term of an active triplet: + as anchor and positive, - as anchor and negative.
     let mut weights = vec![vec![0.0; anchors.references()]; rows];
     for a in 0..rows {
         let negatives: Vec<usize> = anchors.negatives(a).collect();
         for p in anchors.positives(a) {
+            let mut of_pair = [0.0; 4];
             for &n in &negatives {
                 let argument = d[a][p] - d[a][n] + loss.margin;
                 stats.valid += 1;
-                sums[a][2] += d[a][p];
-                sums[a][3] += d[a][n];
+                of_pair[2] += d[a][p];
+                of_pair[3] += d[a][n];
                 if argument > 0.0 || argument.is_nan() || !d[a][n].is_finite() {
                     stats.active += 1;
                     // An infinite negative distance must not pass for a far one.
-                    sums[a][0] += if d[a][n].is_finite() { argument } else { f64::NAN };
-                    sums[a][1] += d[a][p] + loss.margin;
+                    of_pair[0] += if d[a][n].is_finite() { argument } else { f64::NAN };
+                    of_pair[1] += d[a][p] + loss.margin;
                     weights[a][p] += 1.0;
                     weights[a][n] -= 1.0;
                 }
             }
+            sums[a].iter_mut().zip(of_pair).for_each(|(sum, of_pair)| *sum += of_pair);
         }
     }
     let total = |k: usize| sums.iter().map(|sums| sums[k]).sum::<f64>();
