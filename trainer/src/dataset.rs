@@ -116,7 +116,7 @@ impl Dataset {
         }
         if pairs < identities {
             let single = identities - pairs;
-            note!("{role}: {single} of {identities} identities have one image: negatives only");
+            note(&format!("{role}: {single} of {identities} identities have one image: negatives only"));
         }
         Ok(())
     }

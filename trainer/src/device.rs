@@ -19,7 +19,7 @@ pub fn device(name: &str, job: Job) -> Result<Device> {
     let there = Cuda::device_count().max(0) as usize;
     let (device, why) = choose(name, there, |number| does(number, job), unseen)?;
     if let Some(why) = why {
-        note!("{why}");
+        note(&why);
     }
     Ok(device)
 }

@@ -60,10 +60,10 @@ impl<'a> Doubles<'a> {
         let count = self.found.count();
         if count > 0 {
             let pictures = plural(count, "image is", "images are");
-            note!(
+            note(&format!(
                 "warning: {count} {pictures} equal, at {size} x {size} pixels, to one of another identity or set: {}",
                 self.found.examples()
-            );
+            ));
         }
     }
 }

@@ -101,7 +101,7 @@ impl Reader {
                     Err(error) if self.on_bad == OnBadImage::Skip => {
                         self.skipped += 1;
                         if self.skipped <= MESSAGES {
-                            note!("skipped: {error:#}");
+                            note(&format!("skipped: {error:#}"));
                         }
                     }
                     Err(error) => return Err(bad_input(format!("{error:#}"))),
@@ -109,7 +109,7 @@ impl Reader {
             }
             if said.elapsed() >= LINE_EVERY {
                 said = Instant::now();
-                note!("reading images: {} of {}", (chunk + 1) * CHUNK, files.len());
+                note(&format!("reading images: {} of {}", (chunk + 1) * CHUNK, files.len()));
             }
         }
         Ok((Images { size: self.size, pictures }, kept))
@@ -133,7 +133,7 @@ impl Reader {
     /// Says what there is to say of all files that were read. Returns how many were skipped.
     pub fn end(self) -> usize {
         if self.skipped > MESSAGES {
-            note!("skipped: {} more images that cannot be read", self.skipped - MESSAGES);
+            note(&format!("skipped: {} more images that cannot be read", self.skipped - MESSAGES));
         }
         self.several.say("", "images have several pages or frames, of which the first is taken");
         self.alpha_ignored.say("", "images are transparent everywhere, and taken without their alpha");

@@ -34,7 +34,7 @@ impl Named {
     /// Says `before`, the count, `after` and the examples, on a line of its own; nothing where there is none.
     pub fn say(&self, before: &str, after: &str) {
         if self.count > 0 {
-            note!("{before}{} {after}: {}", self.count, self.examples());
+            note(&format!("{before}{} {after}: {}", self.count, self.examples()));
         }
     }
 }

@@ -31,11 +31,3 @@ pub fn note(text: &str) {
         let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
     }
 }
-
-/// [`note()`], with `eprintln!`'s arguments.
-macro_rules! note {
-    ($($arguments:tt)*) => {
-        $crate::say::note(&format!($($arguments)*))
-    };
-}
-pub(crate) use note;

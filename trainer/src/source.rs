@@ -78,11 +78,13 @@ pub fn open(args: &TrainArgs, size: usize) -> Result<Source> {
         train.read_forgeries(of_data, &mut reader)?;
         train.has_forgeries(data)?;
         let forged = train.forgeries.as_ref().map_or(0, |forgeries| forgeries.images.len());
-        note!("{forged} forgeries of training identities are negatives of those they imitate");
+        note(&format!("{forged} forgeries of training identities are negatives of those they imitate"));
     } else {
         let unused: usize = train.names.iter().filter_map(|name| of_data.get(name)).map(Vec::len).sum();
         if unused > 0 {
-            note!("{unused} forgeries of training identities are left out; --train-forgeries takes them as negatives");
+            note(&format!(
+                "{unused} forgeries of training identities are left out; --train-forgeries takes them as negatives"
+            ));
         }
     }
     let skipped = reader.end();

@@ -65,7 +65,7 @@ pub fn find(root: &Path, patterns: &Patterns) -> Result<Found> {
     loose.say(&format!("{shown}: left out "), "images that lie directly there, in no identity's folder");
     nobody.say(&format!("{shown}: left out "), &format!("images that {given} does not match"));
     if patterns.has_forged() && found.forged.is_empty() {
-        note!("{shown}: --forged matches no image");
+        note(&format!("{shown}: --forged matches no image"));
     }
     keep_forgeries_of_known(&mut found, &format!("{shown}: "));
     warn(&found.genuine, &paths, root, patterns);
@@ -110,16 +110,16 @@ fn warn(identities: &Identities, paths: &[String], root: &Path, patterns: &Patte
         return;
     }
     if let Some((name, options)) = hint(paths) {
-        note!(
+        note(&format!(
             "{shown}: this looks like {name}, where forgeries are told by their names. Now each folder is one identity, \
              forgeries with it; for writers, and their forgeries apart: {options}"
-        );
+        ));
     } else if let Some(repeated) = repeated(identities) {
-        note!(
+        note(&format!(
             "{shown}: the same names are in several top-level folders ({}), and count as different identities; where they are \
              the same: --identity '([^/]+)/[^/]+$'",
             repeated.examples()
-        );
+        ));
     }
 }
 

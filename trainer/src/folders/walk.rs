@@ -109,7 +109,7 @@ impl Listing {
             let kinds = kinds.iter().take(8).cloned().collect::<Vec<_>>().join(", ");
             let (count, examples) = (others.count(), others.examples());
             let files = plural(count, "file of another kind", "files of other kinds");
-            note!("{}: left out {count} {files} than {FORMATS} ({kinds}): {examples}", root.display());
+            note(&format!("{}: left out {count} {files} than {FORMATS} ({kinds}): {examples}", root.display()));
         }
         let root = format!("{}: ", root.display());
         self.hidden.say(&format!("{root}left out "), "hidden pictures and folders");
