@@ -218,6 +218,18 @@ fn a_second_interrupt_stops_at_once() {
     assert!(!out.join("checkpoint.safetensors").exists(), "it did not wait to save");
 }
 
+/// The program ends by a hang-up unless it does something about it, also where the tests themselves run under `nohup`.
+fn heeding_hup(command: &mut Command) -> &mut Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: `signal` may be called between fork and exec; it allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            Ok(())
+        })
+    }
+}
+
 #[test]
 fn a_signal_is_heard_wherever_the_run_is() {
     let dir = tempfile::tempdir().unwrap();
@@ -225,7 +237,7 @@ fn a_signal_is_heard_wherever_the_run_is() {
     // Evaluations of many batches of large images, which take seconds.
     let start = |run: &Path, options: &[&str]| {
         let fixed = ["--steps", "1", "--out", run.to_str().unwrap()];
-        train_at("160", &data, &[&fixed[..], options].concat()).spawn().unwrap()
+        heeding_hup(&mut train_at("160", &data, &[&fixed[..], options].concat())).spawn().unwrap()
     };
     // In the evaluation before training there is nothing to save, and the folder can be used again.
     let run = dir.path().join("run");
