@@ -4,9 +4,8 @@
 use pulp::Simd;
 
 use crate::Scalar;
-use crate::cpu::paired::{
-    Elementwise, Inverse, PairedLoss, Row, RowLoss, filled, fused, half, inlined, unit, write_gradient,
-};
+use crate::cpu::distance::{Elementwise, half};
+use crate::cpu::paired::{Inverse, PairedLoss, Row, RowLoss, filled, fused, inlined, unit, write_gradient};
 use crate::cpu::simd::V;
 use crate::paired;
 

@@ -4,6 +4,7 @@
 pub(crate) mod against;
 pub(crate) mod batch;
 pub(crate) mod blocks;
+pub(crate) mod distance;
 pub(crate) mod gemm;
 pub(crate) mod nearest;
 pub(crate) mod paired;

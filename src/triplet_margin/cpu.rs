@@ -5,9 +5,8 @@ use pulp::Simd;
 
 use super::Problem;
 use crate::Scalar;
-use crate::cpu::paired::{
-    Elementwise, Inverse, PairedLoss, Row, RowLoss, filled, fused, inlined, unit, write_gradient,
-};
+use crate::cpu::distance::Elementwise;
+use crate::cpu::paired::{Inverse, PairedLoss, Row, RowLoss, filled, fused, inlined, unit, write_gradient};
 use crate::cpu::simd::V;
 use crate::paired;
 
