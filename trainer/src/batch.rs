@@ -23,7 +23,7 @@ pub struct BatchShape {
 }
 
 /// One step's images, and the rows of the batch that form its triplets.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct TripletBatch {
     /// Indices into the dataset's images.
     pub images: Vec<usize>,

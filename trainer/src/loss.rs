@@ -336,11 +336,11 @@ mod tests {
         let xs = Tensor::from_slice(&[0.0f32, 1.0, 0.5, 9.0]).reshape([4, 1]).to_device(Device::Cpu);
         let batch = TripletBatch {
             images: vec![0, 1, 2, 3],
-            forged: vec![],
             labels: vec![0, 0, 1, 1],
             anchor: vec![0, 0, 1, 2],
             positive: vec![1, 1, 0, 3],
             negative: vec![2, 3, 2, 0],
+            ..Default::default()
         };
         let words = "--distance squared-euclidean --margin 0.2 --normalize false";
         let of = |name| loss(name, words).of(&xs, &batch, 0, None).unwrap();
@@ -365,11 +365,11 @@ mod tests {
         let xs = Tensor::from_slice(&[0.0f32, 1.0, 0.5, 9.0]).reshape([4, 1]);
         let batch = TripletBatch {
             images: vec![0, 1, 2, 3],
-            forged: vec![],
             labels: vec![0, 0, 1, 1],
             anchor: vec![0, 2],
             positive: vec![1, 3],
             negative: vec![2, 0],
+            ..Default::default()
         };
         let lost = loss(LossName::Contrastive, "--margin 2 --normalize false").of(&xs, &batch, 0, None).unwrap();
         // Together at 1 and 8.5, apart at 0.5 and 0.5: 0.5 d² and 0.5 (2 - d)².
@@ -383,11 +383,11 @@ mod tests {
         let xs = Tensor::full([6, 4], 0.5, (Kind::Float, Device::Cpu));
         let batch = TripletBatch {
             images: (0..6).collect(),
-            forged: vec![],
             labels: vec![0, 0, 1, 1, 2, 2],
             anchor: vec![0, 2, 4],
             positive: vec![1, 3, 5],
             negative: vec![2, 5, 1],
+            ..Default::default()
         };
         for name in LossName::value_variants() {
             let mut tried = 0;
@@ -426,14 +426,7 @@ mod tests {
     #[test]
     fn a_soft_margin_that_passes_the_level_of_a_collapse_is_none() {
         let xs = Tensor::from_slice(&[0.0f32, 1.0, 3.0, 6.0]).reshape([4, 1]);
-        let batch = TripletBatch {
-            images: vec![0, 1, 2, 3],
-            forged: vec![],
-            labels: vec![0, 0, 1, 1],
-            anchor: vec![],
-            positive: vec![],
-            negative: vec![],
-        };
+        let batch = TripletBatch { images: vec![0, 1, 2, 3], labels: vec![0, 0, 1, 1], ..Default::default() };
         let loss = loss(LossName::BatchHard, "--normalize false");
         let of = |memory: Option<&mut CrossBatchMemory>| loss.of(&xs, &batch, 0, memory).unwrap();
         // d_ap and d_an: 1 and 3, 1 and 2, 3 and 2, 3 and 5.
@@ -449,11 +442,11 @@ mod tests {
         let xs = Tensor::from_slice(&[0.0f32, 3.0, 1.0, 5.0]).reshape([4, 1]);
         let batch = TripletBatch {
             images: vec![0, 1, 2, 3],
-            forged: vec![],
             labels: vec![0, 0, 1, 1],
             anchor: vec![0, 2],
             positive: vec![1, 3],
             negative: vec![2, 1],
+            ..Default::default()
         };
         let softplus = |x: f64| x.exp().ln_1p();
         // (d_ap, d_an) of each anchor's farthest positive and nearest negative: 0, 3, 1, 5.
@@ -546,11 +539,8 @@ mod tests {
     fn a_memory_is_mined_once_it_is_full() {
         let batch = |labels: &[i64]| TripletBatch {
             images: (0..labels.len()).collect(),
-            forged: vec![],
             labels: labels.to_vec(),
-            anchor: vec![],
-            positive: vec![],
-            negative: vec![],
+            ..Default::default()
         };
         let rows = |xs: &[f32]| Tensor::from_slice(xs).reshape([-1, 1]);
         // A batch without a positive and one without a negative: only the other one has them.

@@ -591,9 +591,7 @@ mod tests {
         let (plan, vs) = (plan(), nn::VarStore::new(Device::Cpu));
         let encoder = Encoder::new(&vs.root(), Architecture::Resnet18, 4).train_in(plan.precision);
         let mut training = Training::new(&plan, &encoder, 4, &vs).unwrap();
-        let labels = vec![0, 0, 1, 1];
-        let [anchor, positive, negative] = [(); 3].map(|()| Vec::new());
-        let batch = TripletBatch { images: (0..4).collect(), forged: vec![], labels, anchor, positive, negative };
+        let batch = TripletBatch { images: (0..4).collect(), labels: vec![0, 0, 1, 1], ..Default::default() };
         let xs = Tensor::randn([4, 3, 8, 8], (Kind::Float, Device::Cpu));
         let step = |training: &mut Training, xs: &Tensor| {
             let stepped = training.step(&batch, xs, 1e-3);
