@@ -235,7 +235,7 @@ impl Loss {
                 let loss_of = mined(loss, embeddings, &labels, memory.as_deref_mut())?.loss;
                 // Every term of a soft margin is above 0: what is counted instead is a hinge's.
                 let hinge = BatchHardTripletLoss { soft_margin: false, margin: STILL_ACTIVE, ..*loss };
-                let (rows, embeddings) = (batch.images.len(), embeddings.detach());
+                let (rows, embeddings) = (batch.labels.len(), embeddings.detach());
                 let counted = match memory.filter(|memory| memory.is_warm()) {
                     Some(memory) => {
                         let own = memory.f_newest(rows)?;

@@ -25,6 +25,7 @@ use tch::{Device, nn};
 
 /// Seconds for a run on a CPU that has no other limit.
 const CPU_SECONDS: f64 = 240.0;
+
 /// `tercet train`. `given` names the options that stand on the command line.
 ///
 /// # Errors

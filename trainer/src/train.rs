@@ -337,7 +337,7 @@ impl<'a> Training<'a> {
     /// One update. An overflow in 16 bits leaves it out, until it repeats whatever the scale.
     fn step(&mut self, batch: &TripletBatch, xs: &Tensor, rate: f64) -> Result<Stepped> {
         let overwritten = match &self.memory {
-            Some(memory) if self.plan.precision == Precision::F16 => Some(Overwritten::by(batch.images.len(), memory)?),
+            Some(memory) if self.plan.precision == Precision::F16 => Some(Overwritten::by(batch.labels.len(), memory)?),
             _ => None,
         };
         let Lost { loss, active } = self.loss(batch, xs)?;
