@@ -11,6 +11,8 @@ mod made_up;
 mod nvrtc;
 #[path = "../build/releases.rs"]
 mod releases;
+#[path = "support/skipped.rs"]
+mod skipped;
 mod support;
 
 use std::ffi::OsString;
@@ -41,12 +43,19 @@ fn made_up_nvrtc(folder: &Path, name: &str, major: u32) {
 }
 
 /// NVRTC as a build of this package finds it. In a bundle there is none, and none is needed.
-fn found() -> Option<nvrtc::Nvrtc> {
-    if env::var_os("TERCET_BUNDLE").is_some() {
-        println!("skipped: nothing is compiled here");
+fn found(test: &str) -> Option<nvrtc::Nvrtc> {
+    if nothing_is_compiled_here(test) {
         return None;
     }
     Some(nvrtc::find(&nvrtc::folders(variable), &[90]).unwrap_or_else(|refused| panic!("{refused:?}")))
+}
+
+fn nothing_is_compiled_here(test: &str) -> bool {
+    let bundle = env::var_os("TERCET_BUNDLE").is_some();
+    if bundle {
+        skipped::skipped(&format!("nothing is compiled here: {test}"));
+    }
+    bundle
 }
 
 /// As in a build, where `.cargo/config.toml` names the link.
@@ -56,18 +65,19 @@ fn variable(name: &str) -> Option<OsString> {
 
 #[test]
 fn nvrtc_is_called_in_the_library_that_was_opened() {
+    let test = "nvrtc_is_called_in_the_library_that_was_opened";
     let folder = tempfile::tempdir().unwrap();
-    if env::var_os("TERCET_BUNDLE").is_some() {
+    if nothing_is_compiled_here(test) {
         return;
     }
     made_up_nvrtc(folder.path(), "libnvrtc.so", 1);
-    if with_libraries_of(folder.path(), "nvrtc_is_called_in_the_library_that_was_opened").is_some() {
+    if with_libraries_of(folder.path(), test).is_some() {
         return;
     }
     // By its bare name it is the made-up one that is found.
     let by_name = nvrtc::Nvrtc::open(Path::new("libnvrtc.so")).unwrap();
     assert_eq!(by_name.version, (1, 0));
-    let nvrtc = found().unwrap();
+    let nvrtc = found(test).unwrap();
     assert!(nvrtc.version >= (12, 8), "{nvrtc}");
     let source = c"extern \"C\" __global__ void zero(float *x) { x[threadIdx.x] = 0; }";
     let compile = |target: &str, cubin| {
@@ -85,7 +95,7 @@ fn nvrtc_is_called_in_the_library_that_was_opened() {
 
 #[test]
 fn an_nvrtc_that_is_too_old_is_passed_over_and_named() {
-    let Some(fit) = found() else { return };
+    let Some(fit) = found("an_nvrtc_that_is_too_old_is_passed_over_and_named") else { return };
     let old = tempfile::tempdir().unwrap();
     made_up_nvrtc(old.path(), "libnvrtc.so.9", 9);
     made_up_nvrtc(old.path(), "libnvrtc.so.12", 12);
@@ -101,7 +111,7 @@ fn an_nvrtc_that_is_too_old_is_passed_over_and_named() {
 
 #[test]
 fn a_file_that_is_no_nvrtc_is_refused_by_name() {
-    let Some(fit) = found() else { return };
+    let Some(fit) = found("a_file_that_is_no_nvrtc_is_refused_by_name") else { return };
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("libnvrtc.so.13"), "version https://git-lfs").unwrap();
     let folders = [folder.path().into(), fit.file.parent().unwrap().to_path_buf()];

@@ -3,6 +3,8 @@
 
 #[path = "support/made_up.rs"]
 mod made_up;
+#[path = "support/skipped.rs"]
+mod skipped;
 
 use std::env;
 
@@ -12,7 +14,7 @@ use tercet::cuda::{check_device, device_count};
 /// On a machine whose driver is this library, what `look` prints there.
 fn seen(source: &str, test: &str, look: impl Fn()) -> Option<String> {
     if env::var_os("TERCET_BUNDLE").is_some() {
-        println!("skipped: no compiler here: {test}");
+        skipped::skipped(&format!("no compiler here: {test}"));
         return None;
     }
     let folder = tempfile::tempdir().unwrap();

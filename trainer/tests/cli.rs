@@ -2,14 +2,9 @@
 
 mod program;
 
-use program::program;
+use program::{ended, program, stderr, tercet};
 use std::path::Path;
 use std::process::{Command, Output};
-
-fn tercet(arguments: &[&str]) -> Output {
-    // One thread each: tests run side by side already.
-    Command::new(program()).env("OMP_NUM_THREADS", "1").args(arguments).output().expect("tercet starts")
-}
 
 /// Runs `train` on a small encoder with `arguments` added.
 fn train(out: &Path, arguments: &[&str]) -> Output {
@@ -21,17 +16,9 @@ fn train(out: &Path, arguments: &[&str]) -> Output {
     tercet(&all)
 }
 
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
 #[track_caller]
 fn refused(output: &Output, words: &[&str]) {
-    let text = stderr(output);
-    assert_eq!(output.status.code(), Some(2), "{text}");
-    for word in words {
-        assert!(text.contains(word), "{word:?} is not in: {text}");
-    }
+    ended(output, 2, words);
 }
 
 /// `identities` folders of `images` little pictures.

@@ -3,30 +3,12 @@
 
 mod program;
 
-use program::program;
+use program::{ended, stderr, tercet};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::sync::OnceLock;
-
-fn tercet(arguments: &[&str]) -> Output {
-    // One thread each: tests run side by side already.
-    Command::new(program()).env("OMP_NUM_THREADS", "1").args(arguments).output().expect("tercet starts")
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-#[track_caller]
-fn ended(output: &Output, code: i32, words: &[&str]) {
-    let text = stderr(output);
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    for word in words {
-        assert!(text.contains(word), "{word:?} is not in: {text}");
-    }
-}
 
 /// Writers whose names are in their files' names, as CEDAR has them.
 const CEDAR: [&str; 4] = ["--identity", r"original_(\d+)_\d+", "--forged", r"forgeries_(\d+)_\d+"];

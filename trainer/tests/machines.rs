@@ -3,8 +3,10 @@
 #[path = "../../tests/support/made_up.rs"]
 mod made_up;
 mod program;
+#[path = "../../tests/support/skipped.rs"]
+mod skipped;
 
-use program::program;
+use program::{program, stderr};
 use std::process::{Command, Output};
 
 /// `tercet train` on images that are not there, where the driver is this library.
@@ -17,14 +19,10 @@ fn train(driver: &str, device: &str) -> Output {
     command.output().expect("tercet starts")
 }
 
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
 #[test]
 fn auto_takes_the_cpu_and_says_once_that_a_gpu_is_of_no_use() {
     if std::env::var_os("TERCET_BUNDLE").is_some() {
-        println!("skipped: no compiler here");
+        skipped::skipped("no compiler here: auto_takes_the_cpu_and_says_once_that_a_gpu_is_of_no_use");
         return;
     }
     // The driver is good enough to be asked and no more, so libtorch does not run on it.
@@ -43,7 +41,7 @@ fn auto_takes_the_cpu_and_says_once_that_a_gpu_is_of_no_use() {
 #[test]
 fn a_gpu_that_cannot_be_used_is_refused_before_images_are_read() {
     if std::env::var_os("TERCET_BUNDLE").is_some() {
-        println!("skipped: no compiler here");
+        skipped::skipped("no compiler here: a_gpu_that_cannot_be_used_is_refused_before_images_are_read");
         return;
     }
     let output = train(&made_up::driver(13000, &[(9, 0)]), "cuda");

@@ -3,7 +3,7 @@
 
 mod program;
 
-use program::program;
+use program::{ended, program, stderr};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -36,10 +36,6 @@ fn resume(run: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
 #[track_caller]
 fn succeeded(output: &Output) {
     assert!(output.status.success(), "{}", stderr(output));
@@ -49,15 +45,6 @@ fn succeeded(output: &Output) {
 #[track_caller]
 fn refuse(run: &Path, arguments: &[&str], words: &[&str]) {
     ended(&resume(run, arguments).output().unwrap(), 2, words);
-}
-
-#[track_caller]
-fn ended(output: &Output, code: i32, words: &[&str]) {
-    let text = stderr(output);
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    for word in words {
-        assert!(text.contains(word), "{word:?} is not in: {text}");
-    }
 }
 
 /// 24 images of 6 identities to train on, and as many to measure.

@@ -2,21 +2,11 @@
 
 mod program;
 
-use program::program;
+use program::{stderr, tercet};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::sync::OnceLock;
-
-fn tercet(arguments: &[&str]) -> Output {
-    // One thread each: tests run side by side already.
-    Command::new(program()).env("OMP_NUM_THREADS", "1").args(arguments).output().expect("tercet starts")
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 /// What it prints, where it succeeds.
 #[track_caller]

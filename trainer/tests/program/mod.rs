@@ -1,8 +1,30 @@
-//! The program that tests run.
+//! The program that tests run, and what they ask of how it ended.
+#![allow(dead_code, reason = "each test program uses its share")]
 
 use std::path::PathBuf;
+use std::process::{Command, Output};
 
 /// By the variable first: where a bundle runs, the path of the build does not exist.
 pub fn program() -> PathBuf {
     std::env::var_os("CARGO_BIN_EXE_tercet").map_or_else(|| env!("CARGO_BIN_EXE_tercet").into(), PathBuf::from)
+}
+
+/// Runs it to its end.
+pub fn tercet(arguments: &[&str]) -> Output {
+    // One thread each: tests run side by side already.
+    Command::new(program()).env("OMP_NUM_THREADS", "1").args(arguments).output().expect("tercet starts")
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// It ended with this code, and all of the words are on its standard error.
+#[track_caller]
+pub fn ended(output: &Output, code: i32, words: &[&str]) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in: {text}");
+    }
 }
