@@ -78,18 +78,25 @@ DEVICE Inverse<A, K> inverse_norms_if(bool normalize, const Rows& rows) {
     return inverse;
 }
 
-// The distances of the first `count` of P pairs of rows, whose elements `pairs(x, u, v)` takes from those of the K rows.
+// f(i, u, v) of each element of each of P pairs of rows, which `pairs(x, u, v)` takes from those of the K rows.
+template <int P, int K, class Rows, class Pairs, class F> DEVICE void sweep_pairs(const Rows& rows, Pairs pairs, F f) {
+    using A = typename Rows::A;
+    rows.sweep([&](const A(&x)[K]) {
+        A u[P], v[P];
+        pairs(x, u, v);
+#pragma unroll
+        for (int i = 0; i < P; ++i) f(i, u[i], v[i]);
+    });
+}
+
+// The distances of the first `count` of the pairs.
 template <int P, int K, class Rows, class A, class Pairs>
 DEVICE void distances(const Rows& rows, const Difference<A>& metric, int count, Pairs pairs, Measured<A> (&found)[P]) {
     A sum[P], scale[P];
 #pragma unroll
     for (int i = 0; i < P; ++i) sum[i] = A(0);
-    rows.sweep([&](const A(&x)[K]) {
-        A u[P], v[P];
-        pairs(x, u, v);
-#pragma unroll
-        for (int i = 0; i < P; ++i)
-            if (i < count) sum[i] += metric.term(u[i], v[i]);
+    sweep_pairs<P, K>(rows, pairs, [&](int i, A u, A v) {
+        if (i < count) sum[i] += metric.term(u, v);
     });
     bool scaled = false;
 #pragma unroll
@@ -102,12 +109,8 @@ DEVICE void distances(const Rows& rows, const Difference<A>& metric, int count, 
     if (scaled) {
 #pragma unroll
         for (int i = 0; i < P; ++i) sum[i] = A(0);
-        rows.sweep([&](const A(&x)[K]) {
-            A u[P], v[P];
-            pairs(x, u, v);
-#pragma unroll
-            for (int i = 0; i < P; ++i)
-                if (i < count) sum[i] += metric.lifted_term(u[i], v[i], scale[i]);
+        sweep_pairs<P, K>(rows, pairs, [&](int i, A u, A v) {
+            if (i < count) sum[i] += metric.lifted_term(u, v, scale[i]);
         });
 #pragma unroll
         for (int i = 0; i < P; ++i) sum[i] = group_sum<Rows::lanes>(sum[i]);
@@ -121,14 +124,9 @@ DEVICE void distances(const Rows& rows, const Power<A>& metric, int count, Pairs
 #pragma unroll
     for (int i = 0; i < P; ++i) scale[i] = A(0);
     if (metric.is_scaled())
-        rows.sweep([&](const A(&x)[K]) {
-            A u[P], v[P];
-            pairs(x, u, v);
-#pragma unroll
-            for (int i = 0; i < P; ++i) {
-                const A size = metric.size(u[i], v[i]);
-                scale[i] = size > scale[i] || size != size ? size : scale[i];  // NaN wins
-            }
+        sweep_pairs<P, K>(rows, pairs, [&](int i, A u, A v) {
+            const A size = metric.size(u, v);
+            scale[i] = size > scale[i] || size != size ? size : scale[i];  // NaN wins
         });
 #pragma unroll
     for (int i = 0; i < P; ++i) {
@@ -141,12 +139,8 @@ DEVICE void distances(const Rows& rows, const Power<A>& metric, int count, Pairs
         sum[i] = A(0);
         if (scale[i] == A(0)) scale[i] = A(1);  // of equal rows: not 0 / 0
     }
-    rows.sweep([&](const A(&x)[K]) {
-        A u[P], v[P];
-        pairs(x, u, v);
-#pragma unroll
-        for (int i = 0; i < P; ++i)
-            if (i < count) sum[i] += metric.term(u[i], v[i], scale[i]);
+    sweep_pairs<P, K>(rows, pairs, [&](int i, A u, A v) {
+        if (i < count) sum[i] += metric.term(u, v, scale[i]);
     });
 #pragma unroll
     for (int i = 0; i < P; ++i) found[i] = metric.length(group_sum<Rows::lanes>(sum[i]), scale[i]);
@@ -161,11 +155,8 @@ DEVICE void count_reaching(const Rows& rows, const Metric& metric, Pairs pairs, 
         if (metric.is_maximum()) {
 #pragma unroll
             for (int i = 0; i < P; ++i) reaching[i] = A(0);
-            rows.sweep([&](const A(&x)[K]) {
-                A u[P], v[P];
-                pairs(x, u, v);
-#pragma unroll
-                for (int i = 0; i < P; ++i) reaching[i] += metric.size(u[i], v[i]) == found[i].d ? A(1) : A(0);
+            sweep_pairs<P, K>(rows, pairs, [&](int i, A u, A v) {
+                reaching[i] += metric.size(u, v) == found[i].d ? A(1) : A(0);
             });
 #pragma unroll
             for (int i = 0; i < P; ++i) reaching[i] = group_sum<Rows::lanes>(reaching[i]);
