@@ -117,6 +117,11 @@ fn a_change_is_found_in_every_case() {
     paired::finds_what_is_wrong(Cpu, "cpu");
 }
 
+#[test]
+fn every_bit_of_a_result_counts() {
+    paired::every_bit_counts(&Cpu);
+}
+
 #[cfg(feature = "cuda")]
 #[test]
 fn cuda_agrees_with_the_oracle() {

@@ -6,11 +6,14 @@ mod cuda_device;
 #[cfg(feature = "cuda")]
 #[path = "support/launches.rs"]
 mod launches;
+#[cfg(feature = "cuda")]
+#[path = "support/mined_records_device.rs"]
+mod on_device;
 #[path = "support/mined_records.rs"]
 mod records;
 mod support;
 
-use records::{Cpu, finds_what_is_wrong, unchanged};
+use records::{Cpu, every_bit_counts, finds_what_is_wrong, unchanged};
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss, BatchSemiHardTripletLoss,
 };
@@ -33,6 +36,12 @@ fn a_change_is_found_in_every_case() {
     finds_what_is_wrong::<BatchContrastiveLoss>("cpu");
 }
 
+#[test]
+fn every_bit_of_a_result_counts() {
+    every_bit_counts::<BatchHardTripletLoss>();
+    every_bit_counts::<BatchContrastiveLoss>();
+}
+
 #[cfg(feature = "cuda")]
 mod on_cuda {
     use tercet::cuda::{CudaMatrix, mined::OnDevice as Mined};
@@ -40,6 +49,7 @@ mod on_cuda {
 
     use super::cuda_device::{Cuda, skip};
     use super::launches::{OnDevice, mine};
+    use super::on_device;
     use super::records::{Backend, Output, Recorded};
     use super::support::mined::{Batch, Content, Data, Labelling, OwnRows, Set};
     use super::*;
@@ -48,15 +58,14 @@ mod on_cuda {
         const NAME: &'static str = "cuda";
         const TAKES_F64: bool = false;
         fn run<T: Element>(&self, loss: &L, batch: &Batch, data: &Data<T>) -> Output<T> {
-            let mut mined = mine::<T, _, _>(self, loss, &OnDevice::new(self, batch, data), 0, &[&data.upstream]);
-            Output { loss: f64::from(mined.loss), stats: mined.stats, grads: mined.grads.remove(0) }
+            on_device::run_case(self, loss, batch, data)
         }
     }
 
-    /// As recorded on it, if that was recorded or is to be now.
+    /// As recorded on it, if that was recorded or anything is to be written now.
     fn unchanged_on<L: Recorded + Mined>(cuda: &Cuda) {
         let name = support::records::slug(&cuda.name());
-        if !support::records::file(L::STEM, &name).exists() && !support::rewrite_records() {
+        if !support::records::wanted(L::STEM, &name) {
             skip::skipped(&format!("nothing recorded on {name}: {}: cuda_computes_what_it_did", L::STEM));
             return;
         }

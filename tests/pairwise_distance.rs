@@ -15,7 +15,7 @@ mod on_device;
 mod property;
 mod support;
 
-use property::{Backend, Case, Output, property};
+use property::{Backend, Case, Output, property, same_bits};
 use support::Numbers;
 use support::mined::{self, Data};
 use tercet::pairwise_distance::reference;
@@ -53,6 +53,23 @@ fn cpu_agrees_with_the_oracle() {
     property(&Cpu, 300);
 }
 
+/// The CPU's code on one thread.
+struct OneThread(rayon::ThreadPool);
+
+impl Backend for OneThread {
+    const NAME: &'static str = "one thread of the cpu";
+    const TAKES_F64: bool = true;
+    fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
+        self.0.install(|| Cpu.run(case, data))
+    }
+}
+
+#[test]
+fn cpu_computes_what_it_did_on_one_thread() {
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    same_bits(&Cpu, &OneThread(one), "cpu");
+}
+
 #[cfg(feature = "cuda")]
 impl Backend for cuda_device::Cuda {
     const NAME: &'static str = "cuda";
@@ -68,6 +85,14 @@ impl Backend for cuda_device::Cuda {
 fn cuda_agrees_with_the_oracle() {
     if let Some(cuda) = cuda_device::Cuda::first("cuda_agrees_with_the_oracle") {
         property(&cuda, 300);
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn cuda_computes_what_it_did_a_moment_ago() {
+    if let Some(cuda) = cuda_device::Cuda::first("cuda_computes_what_it_did_a_moment_ago") {
+        same_bits(&cuda, &cuda, &support::records::slug(&cuda.name()));
     }
 }
 

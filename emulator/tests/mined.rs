@@ -13,6 +13,8 @@ use tercet_emulator::{Emulator, Options};
 mod emulated;
 #[path = "../../tests/support/launches.rs"]
 mod launches;
+#[path = "../../tests/support/mined_records_device.rs"]
+mod on_device;
 #[path = "../../tests/support/mined_records.rs"]
 mod records;
 #[path = "../../tests/support/refusing.rs"]
@@ -28,8 +30,7 @@ impl<L: Recorded + Mined> Backend<L> for Emulator {
     const NAME: &'static str = "the emulator";
     const TAKES_F64: bool = false;
     fn run<T: Element>(&self, loss: &L, batch: &Batch, data: &Data<T>) -> Output<T> {
-        let mut mined = mine::<T, _, _>(self, loss, &OnDevice::new(self, batch, data), 0, &[&data.upstream]);
-        Output { loss: f64::from(mined.loss), stats: mined.stats, grads: mined.grads.remove(0) }
+        on_device::run_case(self, loss, batch, data)
     }
 }
 

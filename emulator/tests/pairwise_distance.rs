@@ -20,7 +20,7 @@ mod property;
 mod support;
 
 use on_device::run_case;
-use property::{Backend, Case, Output, property};
+use property::{Backend, Case, Output, property, same_bits};
 use support::mined::{Batch, Content, Data, Labelling};
 
 /// With the detector or without.
@@ -58,6 +58,23 @@ fn the_emulator_agrees_with_the_oracle() {
 #[test]
 fn the_detector_agrees_with_the_oracle() {
     shared_property::<true>(20);
+}
+
+/// Blocks and threads in an order of their own: 0 forwards, 1 backwards.
+struct Ordered(u64);
+
+impl Backend for Ordered {
+    const NAME: &'static str = "an order on the emulator";
+    const TAKES_F64: bool = false;
+    const PRECISIONS: &'static [Precision] = support::mined::WITH_PLAIN;
+    fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
+        run_case(&Emulator::new(Options { detect: false, seed: self.0, os_threads: 1 }), case, data)
+    }
+}
+
+#[test]
+fn the_emulator_computes_what_it_did_in_another_order() {
+    same_bits(&Ordered(0), &Ordered(1), "emulator");
 }
 
 /// Distances are off by no more than the fewer bits explain, whatever the schedule.

@@ -6,7 +6,7 @@ use cudarc::driver::{CudaContext, CudaStream};
 
 use super::paired::{self, Backend, Paired};
 use super::powers;
-use super::support::{self, records};
+use super::support::records;
 use skip::there_is_a_device;
 
 #[path = "skip.rs"]
@@ -29,13 +29,13 @@ pub fn powers_stay_in_range<L: Paired<K>, B: Backend<L, K>, const K: usize>(on: 
     }
 }
 
-/// As recorded on it, if that was recorded or is to be now.
+/// As recorded on it, if that was recorded or anything is to be written now.
 pub fn computes_what_it_did<L: Paired<K>, B: Backend<L, K>, const K: usize>(on: impl FnOnce(Arc<CudaStream>) -> B) {
     let test = format!("{}: cuda_computes_what_it_did", L::NAME);
     let Some(stream) = stream(&test) else { return };
     let name = stream.context().name().unwrap();
     let device = records::slug(&name);
-    if !records::file(L::NAME, &device).exists() && !support::rewrite_records() {
+    if !records::wanted(L::NAME, &device) {
         skip::skipped(&format!("nothing recorded on {name}: {test}"));
         return;
     }

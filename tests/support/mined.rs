@@ -214,6 +214,12 @@ impl<T: Element> Data<T> {
         }
     }
 
+    /// How many pairs of an anchor and a row of its class there are, the anchor itself among them.
+    pub fn pairs_of_a_class(&self) -> usize {
+        let others = self.other_labels();
+        self.labels.iter().map(|label| others.iter().filter(|other| *other == label).count()).sum()
+    }
+
     pub fn is_positive(&self, a: usize, j: usize) -> bool {
         self.labels[a] == self.other_labels()[j] && self.own(a) != Some(j)
     }

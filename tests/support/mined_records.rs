@@ -5,6 +5,7 @@
 use std::fmt::Debug;
 
 use half::{bf16, f16};
+use tercet::batch_semi_hard::Triplets;
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
     BatchSemiHardTripletLoss, Distance, Element, Matrix, MeanOver, Negative, Negatives, Pairs, Reduction, Reference,
@@ -12,15 +13,51 @@ use tercet::{
 };
 
 use super::support::mined::{self, Batch, Content, Data, Labelling, OwnRows, Set};
-use super::support::records::{self, Figure, Figures, of_gradient};
+use super::support::records::{self, Bits, Figure, Record, of_gradient};
 use super::support::{self, Numbers};
 
 /// What a backend returned for the case's upstream.
 pub struct Output<T> {
     /// The reduced loss.
     pub loss: f64,
+    /// The anchors' losses, of a loss that has them.
+    pub losses: Vec<f64>,
     pub stats: Stats,
     pub grads: [Vec<T>; 2],
+    /// The selected rows, as the backend lists them.
+    pub selection: Vec<u32>,
+    /// How far they are, of a backend that says so.
+    pub distances: Vec<f64>,
+}
+
+impl<T: Element> Output<T> {
+    /// The hash of all of it.
+    pub fn bits(&self) -> u64 {
+        let Stats { valid, active, mean_positive_distance, mean_negative_distance } = self.stats;
+        let [grad, grad_of_set] = &self.grads;
+        Bits::default()
+            .and(&[self.loss, mean_positive_distance, mean_negative_distance])
+            .and(&[valid, active])
+            .and(&self.losses)
+            .and(grad)
+            .and(grad_of_set)
+            .and(&self.selection)
+            .and(&self.distances)
+            .hash()
+    }
+}
+
+/// What the CPU selects: a list for each role that the loss gives rows.
+#[derive(Default)]
+struct Selected {
+    anchor: Vec<u32>,
+    positive: Vec<u32>,
+    negative: Vec<u32>,
+    distances: Vec<f64>,
+}
+
+fn wide<A: Element>(numbers: &[A]) -> Vec<f64> {
+    numbers.iter().map(|x| x.to_f64()).collect()
 }
 
 /// A loss as these tests see it.
@@ -29,6 +66,8 @@ pub trait Recorded: Copy + Debug {
     /// One for each of its own options, for distances of about `scale`.
     fn all(scale: f64, distance: Distance, normalize: bool, reduction: Reduction) -> Vec<Self>;
     fn on_cpu<T: Element>(&self, batch: &Batch, data: &Data<T>) -> Output<T>;
+    /// How many numbers a device writes of what it has chosen.
+    fn chosen<T: Element>(data: &Data<T>) -> usize;
     /// The oracle for other numbers, with what the CPU selects for `data`.
     fn oracle<T: Element>(&self, batch: &Batch, data: &Data<T>, numbers: [&[f64]; 2]) -> Output<f64>;
 }
@@ -50,11 +89,12 @@ impl<L: Recorded> Backend<L> for Cpu {
     }
 }
 
-/// What a loss has of its own: its variants, what is selected on the CPU, and the oracle with that selection.
+/// What a loss has of its own: its variants, how much a device says of what it has chosen, the anchors' losses and what is
+/// selected on the CPU, and the oracle with that selection.
 macro_rules! recorded {
     (
-        $loss:ident, $name:literal, |$plain:ident, $scale:ident| $all:expr,
-        |$self:ident, $x:ident, $labels:ident, $set:ident| $selection:expr,
+        $loss:ident, $name:literal, |$plain:ident, $scale:ident| $all:expr, |$data:ident| $chosen:expr,
+        |$self:ident, $x:ident, $labels:ident, $set:ident| ($losses:expr, $selection:expr),
         |$upstream:ident, $selected:ident| $oracle:expr
     ) => {
         impl Recorded for $loss {
@@ -65,22 +105,29 @@ macro_rules! recorded {
                 $all.into()
             }
 
-            fn on_cpu<T: Element>(&self, batch: &Batch, data: &Data<T>) -> Output<T> {
-                let (x, labels, upstream) = (data.matrix(batch), &data.labels, Data::<T>::scalars(&data.upstream));
+            fn chosen<T: Element>($data: &Data<T>) -> usize {
+                $chosen
+            }
+
+            fn on_cpu<T: Element>(&$self, batch: &Batch, data: &Data<T>) -> Output<T> {
+                let ($x, $labels, upstream) = (data.matrix(batch), &data.labels[..], Data::<T>::scalars(&data.upstream));
                 let sizes = [data.exact.len(), data.reference.as_ref().map_or(0, |other| other.exact.len())];
                 let mut grads = sizes.map(mined::poison);
                 let [grad, grad_of_set] = &mut grads;
-                let (loss, stats) = match &data.set() {
+                let $set = data.set();
+                let (loss, stats) = match &$set {
                     None => {
-                        self.grad(x, labels, &upstream, grad).unwrap();
-                        self.loss_with_stats(x, labels).unwrap()
+                        $self.grad($x, $labels, &upstream, grad).unwrap();
+                        $self.loss_with_stats($x, $labels).unwrap()
                     }
                     Some(set) => {
-                        self.grad_against(x, labels, set, &upstream, [Some(grad), Some(grad_of_set)]).unwrap();
-                        self.loss_with_stats_against(x, labels, set).unwrap()
+                        $self.grad_against($x, $labels, set, &upstream, [Some(grad), Some(grad_of_set)]).unwrap();
+                        $self.loss_with_stats_against($x, $labels, set).unwrap()
                     }
                 };
-                Output { loss: loss.to_f64(), stats, grads }
+                let Selected { anchor, positive, negative, distances } = $selection;
+                let selection = [anchor, positive, negative].concat();
+                Output { loss: loss.to_f64(), losses: $losses, stats, grads, selection, distances }
             }
 
             fn oracle<T: Element>(&$self, batch: &Batch, data: &Data<T>, numbers: [&[f64]; 2]) -> Output<f64> {
@@ -93,35 +140,64 @@ macro_rules! recorded {
                 let set = set.map(|set| Reference { embeddings: matrix(1), labels: set.labels, own: set.own });
                 let ($x, $labels, $set, $upstream) = (matrix(0), &data.labels[..], set.as_ref(), &data.upstream[..]);
                 let result = $oracle.unwrap();
-                Output { loss: result.loss, stats: result.stats, grads: [result.grad, result.reference_grad] }
+                let grads = [result.grad, result.reference_grad];
+                let (losses, selection, distances) = Default::default();
+                Output { loss: result.loss, losses, stats: result.stats, grads, selection, distances }
             }
         }
     };
 }
 
-/// The negatives that the CPU takes.
+/// The rows that the CPU selects.
 macro_rules! select {
     ($loss:ident, $x:ident, $labels:ident, $set:ident) => {
-        match $set {
+        match &$set {
             None => $loss.select($x, $labels),
-            Some(set) => $loss.select_against($x, $labels, &set),
+            Some(set) => $loss.select_against($x, $labels, set),
         }
         .unwrap()
     };
+}
+
+/// The losses of the anchors on the CPU.
+macro_rules! losses {
+    ($loss:ident, $x:ident, $labels:ident, $set:ident) => {{
+        let mut losses = mined::poison($labels.len());
+        match &$set {
+            None => $loss.losses($x, $labels, &mut losses),
+            Some(set) => $loss.losses_against($x, $labels, set, &mut losses),
+        }
+        .unwrap();
+        wide(&losses)
+    }};
+}
+
+impl Selected {
+    fn triplets<A: Element>(triplets: Triplets<A>) -> Self {
+        let Triplets { anchor, positive, negative, positive_distances, negative_distances } = triplets;
+        let distances = [wide(&positive_distances), wide(&negative_distances)].concat();
+        Self { anchor, positive, negative, distances }
+    }
 }
 
 recorded!(
     BatchAllTripletLoss,
     "batch_all",
     |plain, scale| [plain, Self { mean_over: MeanOver::Valid, margin: scale, ..plain }],
-    |self, _x, _labels, _set| (),
+    |_data| 0,
+    |self, _x, _labels, _set| (Vec::new(), Selected::default()),
     |upstream, _selected| batch_all::reference::run_against(self, _x, _labels, _set, upstream[0])
 );
 recorded!(
     BatchHardTripletLoss,
     "batch_hard",
     |plain, scale| [Self { margin: 0.3 * scale, ..plain }, Self { soft_margin: true, ..plain }],
-    |self, x, labels, set| select!(self, x, labels, set),
+    |data| data.labels.len(),
+    |self, x, labels, set| (losses!(self, x, labels, set), {
+        let selection = select!(self, x, labels, set);
+        let distances = [wide(&selection.positive_distances), wide(&selection.negative_distances)].concat();
+        Selected { positive: selection.positive, negative: selection.negative, distances, ..Selected::default() }
+    }),
     |upstream, selected| {
         let selected = Some((&selected.positive[..], &selected.negative[..]));
         batch_hard::reference::run_against(self, x, labels, set, upstream, selected)
@@ -131,8 +207,11 @@ recorded!(
     BatchSemiHardTripletLoss,
     "batch_semi_hard",
     |plain, _scale| [plain],
-    |self, x, labels, set| select!(self, x, labels, set).negative,
-    |upstream, selected| batch_semi_hard::reference::run_against(self, x, labels, set, upstream, Some(&selected))
+    |data| data.pairs_of_a_class(),
+    |self, x, labels, set| (losses!(self, x, labels, set), Selected::triplets(select!(self, x, labels, set))),
+    |upstream, selected| {
+        batch_semi_hard::reference::run_against(self, x, labels, set, upstream, Some(&selected.negative))
+    }
 );
 recorded!(
     BatchNegativeTripletLoss,
@@ -142,7 +221,8 @@ recorded!(
         Self { negative: Negative::Random, seed: 7, ..plain },
         Self { negative: Negative::SemiHard, pairs: Pairs::Once, ..plain },
     ],
-    |self, x, labels, set| select!(self, x, labels, set),
+    |data| data.pairs_of_a_class(),
+    |self, x, labels, set| (losses!(self, x, labels, set), Selected::triplets(select!(self, x, labels, set))),
     |upstream, selected| {
         let run = |negatives: Option<&[u32]>| {
             batch_negative::reference::run_against::<f32>(self, x, labels, set, 0, upstream, negatives)
@@ -163,11 +243,16 @@ recorded!(
     BatchContrastiveLoss,
     "batch_contrastive",
     |plain, scale| [Self { margin: scale, ..plain }, Self { margin: scale, negatives: Negatives::Hardest, ..plain },],
-    |self, x, labels, set| {
+    |_data| 0,
+    |self, x, labels, set| (losses!(self, x, labels, set), {
         let selection = select!(self, x, labels, set);
-        selection.anchor.into_iter().zip(selection.negative).map(|(a, j)| [a, j]).collect::<Vec<_>>()
-    },
-    |upstream, selected| batch_contrastive::reference::run_against(self, x, labels, set, upstream, Some(&selected))
+        let distances = wide(&selection.distances);
+        Selected { anchor: selection.anchor, negative: selection.negative, distances, ..Selected::default() }
+    }),
+    |upstream, selected| {
+        let pairs: Vec<_> = selected.anchor.iter().zip(&selected.negative).map(|(a, j)| [*a, *j]).collect();
+        batch_contrastive::reference::run_against(self, x, labels, set, upstream, Some(&pairs))
+    }
 );
 
 /// One call to record.
@@ -282,11 +367,11 @@ fn figures<L: Recorded, T: Element>(case: &Case<L, T>, output: &Output<T>) -> Ve
         .collect()
 }
 
-fn all_figures<L: Recorded, B: Backend<L>>(backend: &B) -> Figures {
-    fn of<T: Element, L: Recorded, B: Backend<L>>(backend: &B) -> impl Iterator<Item = (String, Vec<Figure>)> {
+fn all_records<L: Recorded, B: Backend<L>>(backend: &B) -> Vec<Record> {
+    fn of<T: Element, L: Recorded, B: Backend<L>>(backend: &B) -> impl Iterator<Item = Record> {
         cases::<L, T>().into_iter().map(move |case| {
-            let figures = figures(&case, &backend.run(&case.loss, &case.batch, &case.data));
-            (case.name, figures)
+            let output = backend.run(&case.loss, &case.batch, &case.data);
+            Record { figures: figures(&case, &output), bits: output.bits(), name: case.name }
         })
     }
     let mut all: Vec<_> = of::<f32, L, B>(backend).collect();
@@ -300,7 +385,7 @@ fn all_figures<L: Recorded, B: Backend<L>>(backend: &B) -> Figures {
 
 /// Fails where anything has moved since the record `of` a backend was written.
 pub fn unchanged<L: Recorded, B: Backend<L>>(backend: &B, of: &str) {
-    records::unchanged(L::STEM, of, &all_figures(backend));
+    records::unchanged(L::STEM, of, &all_records(backend));
 }
 
 /// A backend whose gradients are a twentieth too large.
@@ -321,6 +406,36 @@ pub fn finds_what_is_wrong<L: Recorded>(of: &str) {
     if support::rewrite_records() {
         return; // it would be recorded
     }
-    let all = all_figures::<L, _>(&Wrong(Cpu));
+    let all = all_records::<L, _>(&Wrong(Cpu));
     records::all_gradients_moved(&records::changes(L::STEM, of, &all), &all);
+}
+
+/// Fails if a case's hash stays as it was when one bit of anything that the CPU returned is another.
+pub fn every_bit_counts<L: Recorded>() {
+    let case = cases::<L, f32>().into_iter().find(|case| case.data.reference.is_some()).expect("one against a set");
+    let mut output = case.loss.on_cpu(&case.batch, &case.data);
+    let bits = output.bits();
+    let mut flipped = |what: &str, flip: &dyn Fn(&mut Output<f32>)| {
+        flip(&mut output);
+        assert_ne!(output.bits(), bits, "{what}");
+        flip(&mut output); // back
+        assert_eq!(output.bits(), bits, "{what}");
+    };
+    fn f64_bit(x: &mut f64) {
+        *x = f64::from_bits(x.to_bits() ^ 1);
+    }
+    fn last_bit(grad: &mut [f32]) {
+        let last = grad.last_mut().expect("a gradient");
+        *last = f32::from_bits(last.to_bits() ^ 1);
+    }
+    flipped("loss", &|output| f64_bit(&mut output.loss));
+    flipped("losses", &|output| f64_bit(&mut output.losses[3]));
+    flipped("valid", &|output| output.stats.valid ^= 1);
+    flipped("active", &|output| output.stats.active ^= 1);
+    flipped("mean positive distance", &|output| f64_bit(&mut output.stats.mean_positive_distance));
+    flipped("mean negative distance", &|output| f64_bit(&mut output.stats.mean_negative_distance));
+    flipped("gradient", &|output| last_bit(&mut output.grads[0]));
+    flipped("gradient of the set", &|output| last_bit(&mut output.grads[1]));
+    flipped("selection", &|output| output.selection[2] ^= 1);
+    flipped("distances", &|output| f64_bit(&mut output.distances[2]));
 }

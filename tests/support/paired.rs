@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use tercet::{Distance, Element, Matrix, Reduction};
 
 use super::BackendElement;
-use super::support::records::{self, Figure, Figures, elements, of_gradient};
+use super::support::records::{self, Bits, Figure, Record, elements, of_gradient};
 use super::support::{self, Numbers};
 
 /// What the K matrices look like.
@@ -202,6 +202,15 @@ pub struct Output<T: Element, const K: usize> {
     pub grads: Option<[Vec<T>; K]>,
     /// For the case's upstream.
     pub scaled_grads: [Vec<T>; K],
+}
+
+impl<T: Element, const K: usize> Output<T, K> {
+    /// The hash of all of it.
+    pub fn bits(&self) -> u64 {
+        let bits = Bits::default().and(&self.losses).and(self.loss.as_slice());
+        let grads = self.grads.iter().flatten().chain(&self.scaled_grads);
+        grads.fold(bits, |bits, grad| bits.and(grad)).hash()
+    }
 }
 
 pub trait Backend<L, const K: usize> {
@@ -498,17 +507,18 @@ fn figures<T: Element, L: Paired<K>, const K: usize>(
     figures
 }
 
-/// All figures of a backend, case by case.
-fn all_figures<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B) -> Figures {
+/// What a backend computes, case by case.
+fn all_records<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B) -> Vec<Record> {
     fn of<T: Element + BackendElement, L: Paired<K>, B: Backend<L, K>, const K: usize>(
         backend: &B,
-    ) -> impl Iterator<Item = (String, Vec<Figure>)>
+    ) -> impl Iterator<Item = Record>
     where
         T::Scalar: BackendElement,
     {
         recorded::<T, L, K>().into_iter().map(move |(name, case)| {
             let data = Data::<T, K>::new(&case);
-            (name, figures(&case, &data, &backend.run(&case, &data)))
+            let output = backend.run(&case, &data);
+            Record { name, bits: output.bits(), figures: figures(&case, &data, &output) }
         })
     }
     let f32s = of::<f32, L, B, K>(backend);
@@ -519,7 +529,7 @@ fn all_figures<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B) -> F
 
 /// Fails where anything has moved since the record `of` a backend was written.
 pub fn unchanged<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B, of: &str) {
-    records::unchanged(L::NAME, of, &all_figures(backend));
+    records::unchanged(L::NAME, of, &all_records(backend));
 }
 
 /// A backend whose gradients are a twentieth too large.
@@ -542,7 +552,35 @@ pub fn finds_what_is_wrong<L: Paired<K>, B: Backend<L, K>, const K: usize>(backe
     if support::rewrite_records() {
         return; // it would be recorded
     }
-    let all = all_figures(&Wrong(backend));
+    let all = all_records(&Wrong(backend));
     assert_eq!(all.len(), 4 * 14, "14 a dtype");
     records::all_gradients_moved(&records::changes(L::NAME, of, &all), &all);
+}
+
+/// Fails if a case's hash stays as it was when one bit of anything that a backend returned is another.
+pub fn every_bit_counts<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B)
+where
+    f32: BackendElement,
+{
+    let all = recorded::<f32, L, K>();
+    let (_, case) = all.iter().find(|(_, case)| case.loss.reduction() != Reduction::None).expect("a reduced one");
+    let mut output = backend.run(case, &Data::<f32, K>::new(case));
+    let bits = output.bits();
+    let places = 2 + 2 * K;
+    for place in 0..places {
+        let mut flip = || {
+            let x: &mut f32 = match place {
+                0 => output.losses.last_mut().expect("a row"),
+                1 => output.loss.as_mut().expect("reduced"),
+                _ => {
+                    let all = output.grads.as_mut().expect("reduced").iter_mut().chain(&mut output.scaled_grads);
+                    all.into_iter().nth(place - 2).expect("2 K").last_mut().expect("a row")
+                }
+            };
+            *x = f32::from_bits(x.to_bits() ^ 1);
+            output.bits()
+        };
+        assert_ne!(flip(), bits, "place {place} of {places}");
+        assert_eq!(flip(), bits, "place {place} of {places}, back");
+    }
 }

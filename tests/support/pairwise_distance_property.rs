@@ -10,7 +10,8 @@ use tercet::{Distance, Element, Matrix, PairwiseDistance, Precision, Reduction};
 
 use super::support::Numbers;
 use super::support::cases as random;
-use super::support::mined::{self, Batch, Bounds, Content, Data, Worst};
+use super::support::mined::{self, Batch, Bounds, Content, Data, Labelling, Worst};
+use super::support::records::{self, Bits};
 
 /// The first `split` rows of the batch with the others, or all with themselves.
 #[derive(Clone, Debug)]
@@ -145,4 +146,52 @@ pub fn property<B: Backend>(backend: &B, count: u32) {
     }
     one::<B, f16>(backend, count);
     one::<B, bf16>(backend, count);
+}
+
+/// Every distance, normalised and not, at every precision, of a batch with itself and of two.
+fn recorded<B: Backend>() -> Vec<Case> {
+    let mut precisions = B::PRECISIONS.to_vec();
+    precisions.dedup();
+    let mut cases = Vec::new();
+    for (i, distance) in [Distance::SquaredEuclidean, Distance::Euclidean, Distance::Cosine].into_iter().enumerate() {
+        for (j, normalize) in [false, true].into_iter().enumerate() {
+            for precision in &precisions {
+                for split in [None, Some(23)] {
+                    let (dim, gap, offset) = ([33, 64, 17][i], 2 * j, i);
+                    let (content, labelling) = (Content::Uniform { scale: 1.0 }, Labelling::Singletons);
+                    let batch = Batch { rows: 66, dim, gap, offset, content, labelling, seed: 5, reference: None };
+                    let op = PairwiseDistance { distance, normalize, precision: *precision };
+                    cases.push(Case { op, batch, split, sparse: j > 0 });
+                }
+            }
+        }
+    }
+    cases
+}
+
+/// Fails if a backend computes other bits than another way of running the same code; otherwise they are recorded.
+pub fn same_bits<B: Backend, C: Backend>(backend: &B, other_way: &C, of: &str) {
+    fn bits<T: Element>(backend: &impl Backend, case: &Case) -> u64 {
+        let output = backend.run(case, &Data::<T>::new(&case.batch, Reduction::Mean));
+        let [of_x, of_y] = &output.grads;
+        Bits::default().and(&output.distances).and(of_x).and(of_y).hash()
+    }
+    fn all<T: Element, B: Backend, C: Backend>(backend: &B, other_way: &C) -> Vec<(u64, String)> {
+        let one = |case: Case| {
+            let [rows, columns] = case.sides().map(|side| side.len());
+            let by_itself = if case.split.is_none() { ", by itself" } else { "" };
+            let name = format!("{}, {:?}, [{rows}, {columns}, {}]{by_itself}", T::NAME, case.op, case.batch.dim);
+            let [bits, others] = [bits::<T>(backend, &case), bits::<T>(other_way, &case)];
+            assert_eq!(bits, others, "{} and {}: {name}", B::NAME, C::NAME);
+            (bits, name)
+        };
+        recorded::<B>().into_iter().map(one).collect()
+    }
+    let mut cases = all::<f32, B, C>(backend, other_way);
+    if B::TAKES_F64 {
+        cases.extend(all::<f64, B, C>(backend, other_way));
+    }
+    cases.extend(all::<f16, B, C>(backend, other_way));
+    cases.extend(all::<bf16, B, C>(backend, other_way));
+    records::write_bits("pairwise_distance", of, cases.iter().map(|(bits, name)| (*bits, &**name)));
 }

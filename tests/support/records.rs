@@ -1,9 +1,10 @@
 //! Numbers that a backend computed, kept in a file: what has moved beyond its bound is named.
-//! `TERCET_REWRITE_RECORDS=1` writes them again.
+//! `TERCET_REWRITE_RECORDS=1` writes them again. And hashes of all their bits, for `cargo xtask records`.
 #![allow(dead_code, reason = "each test uses its share")]
 
 use std::path::PathBuf;
 
+use bytemuck::Pod;
 use serde_json::{Map, Value, json};
 
 /// One number, and how far it may move.
@@ -13,8 +14,58 @@ pub struct Figure {
     pub bound: f64,
 }
 
-/// Of each case, by its name.
-pub type Figures = Vec<(String, Vec<Figure>)>;
+/// What a backend computed for one case.
+pub struct Record {
+    pub name: String,
+    /// [`Bits`] of everything that it computed.
+    pub bits: u64,
+    pub figures: Vec<Figure>,
+}
+
+/// A hash of numbers to the last bit: FNV-1a of 64 bits, the same with every release of Rust.
+pub struct Bits(u64);
+
+impl Default for Bits {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Bits {
+    /// With these numbers after those before. Their count counts too: none passes unseen from the end of one list to the
+    /// start of the next.
+    pub fn and<T: Pod>(self, numbers: &[T]) -> Self {
+        self.bytes(&(numbers.len() as u64).to_le_bytes()).bytes(bytemuck::cast_slice(numbers))
+    }
+
+    fn bytes(self, bytes: &[u8]) -> Self {
+        Self(bytes.iter().fold(self.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)))
+    }
+
+    pub fn hash(&self) -> u64 {
+        self.0
+    }
+}
+
+/// The folder that `TERCET_RECORD_BITS` names, where `cargo xtask records` wants the hash of each case.
+fn bits_folder() -> Option<PathBuf> {
+    std::env::var_os("TERCET_RECORD_BITS").filter(|folder| !folder.is_empty()).map(PathBuf::from)
+}
+
+/// Writes `<stem>-<backend>.txt` to the folder that `TERCET_RECORD_BITS` names: a line for each case, its hash and its
+/// name. `false`, and nothing written, without that variable.
+pub fn write_bits<'a>(stem: &str, backend: &str, cases: impl IntoIterator<Item = (u64, &'a str)>) -> bool {
+    let Some(folder) = bits_folder() else { return false };
+    let file = folder.join(format!("{stem}-{backend}.txt"));
+    let lines: String = cases.into_iter().map(|(bits, name)| format!("{bits:016x} {name}\n")).collect();
+    std::fs::write(&file, lines).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    true
+}
+
+/// Whether there is something to compare with, or something to be written.
+pub fn wanted(stem: &str, backend: &str) -> bool {
+    file(stem, backend).exists() || super::rewrite_records() || bits_folder().is_some()
+}
 
 /// The file of what a backend computed.
 pub fn file(stem: &str, backend: &str) -> PathBuf {
@@ -44,10 +95,10 @@ pub fn of_gradient(which: usize, grad: &[f64]) -> [(String, f64); 5] {
 }
 
 /// What has moved since the record of a backend was written. `TERCET_REWRITE_RECORDS=1` writes it first.
-pub fn changes(stem: &str, backend: &str, all: &Figures) -> Vec<String> {
+pub fn changes(stem: &str, backend: &str, all: &[Record]) -> Vec<String> {
     let file = &file(stem, backend);
     if super::rewrite_records() {
-        let lines = all.iter().map(|(id, figures)| {
+        let lines = all.iter().map(|Record { name: id, figures, .. }| {
             let figures: Map<String, Value> = figures.iter().map(|f| (f.name.clone(), json!(f.value))).collect();
             format!("{}: {}", json!(id), Value::from(figures))
         });
@@ -60,7 +111,7 @@ pub fn changes(stem: &str, backend: &str, all: &Figures) -> Vec<String> {
     if record.len() != all.len() {
         changes.push(format!("{} has {} cases, not {}", file.display(), record.len(), all.len()));
     }
-    for (id, figures) in all {
+    for Record { name: id, figures, .. } in all {
         for Figure { name, value, bound } in figures {
             let Some(recorded) = record.get(id).and_then(|case| case[name].as_f64()) else {
                 changes.push(format!("{id}: {name} is not in {}", file.display()));
@@ -77,16 +128,20 @@ pub fn changes(stem: &str, backend: &str, all: &Figures) -> Vec<String> {
     changes
 }
 
-/// Fails where anything has moved.
-pub fn unchanged(stem: &str, backend: &str, all: &Figures) {
+/// Fails if anything has moved. With `TERCET_RECORD_BITS` the bits are written in place of that: what differs in them is to
+/// be named for all losses, also if the first has moved beyond its bounds.
+pub fn unchanged(stem: &str, backend: &str, all: &[Record]) {
+    if write_bits(stem, backend, all.iter().map(|record| (record.bits, &*record.name))) {
+        return;
+    }
     let changes = changes(stem, backend, all);
     let most = &changes[..changes.len().min(20)];
     assert!(changes.is_empty(), "{stem} on {backend}, {} changes:\n{}", changes.len(), most.join("\n"));
 }
 
 /// Fails where a case does not show what is wrong with its gradients.
-pub fn all_gradients_moved(changes: &[String], all: &Figures) {
+pub fn all_gradients_moved(changes: &[String], all: &[Record]) {
     let mut found: Vec<&str> = changes.iter().filter_map(|change| Some(change.split_once(": grads")?.0)).collect();
     found.dedup();
-    assert!(!all.is_empty() && all.iter().all(|(id, _)| found.contains(&id.as_str())), "{}", changes.join("\n"));
+    assert!(!all.is_empty() && all.iter().all(|record| found.contains(&&*record.name)), "{}", changes.join("\n"));
 }

@@ -3,7 +3,7 @@
 use tercet::{Element, Reduction};
 
 use super::launches::{OnDevice, TestDevice, mine};
-use super::property::{Case, Loss, Output, count_of_pairs, in_order_of_pairs};
+use super::property::{Case, Loss, Output, in_order_of_pairs};
 use super::support::mined::Data;
 
 pub fn run_case<T: Element, D: TestDevice>(device: &D, case: &Case, data: &Data<T>, pairs: &[[u32; 2]]) -> Output<T> {
@@ -11,7 +11,7 @@ pub fn run_case<T: Element, D: TestDevice>(device: &D, case: &Case, data: &Data<
     let one = [1.0];
     let per_row = case.loss.reduction() == Reduction::None;
     let upstreams = if per_row { vec![&data.upstream[..]] } else { vec![&data.upstream[..], &one] };
-    let chosen = count_of_pairs(data);
+    let chosen = data.pairs_of_a_class();
     let mut mined = match &case.loss {
         Loss::SemiHard(loss) => mine::<T, _, _>(device, loss, &batch, chosen, &upstreams),
         Loss::Negative(loss) => mine::<T, _, _>(device, loss, &batch, chosen, &upstreams),

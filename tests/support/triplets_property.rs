@@ -421,9 +421,3 @@ pub fn in_order_of_pairs<T: Element>(data: &Data<T>, pairs: &[[u32; 2]], chosen:
     };
     pairs.iter().map(|&[a, p]| chosen[start[a as usize] + place(a as usize, p as usize)]).collect()
 }
-
-/// How many numbers that is.
-pub fn count_of_pairs<T: Element>(data: &Data<T>) -> usize {
-    let others = data.other_labels();
-    data.labels.iter().map(|label| others.iter().filter(|other| *other == label).count()).sum()
-}
