@@ -1,4 +1,4 @@
-//! Backward passes written in Rust: the public node, and the losses through it.
+//! Backward passes written in Rust: the public node `CustomFunction`, and the losses that run through it.
 #![cfg(feature = "torch")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,12 +13,12 @@ use tch::{Device, IndexOp, Kind, Tensor};
 use tercet::torch::{Backward, BackwardError, CustomFunction, needs_grad, release_cpu_memory};
 use tercet::{Distance, Reduction, TripletMarginLoss};
 
-/// Leaves that require gradients.
+/// Three leaf tensors that require gradients.
 fn leaves(shape: &[i64], seed: u64, kind: Kind, device: Device) -> [Tensor; 3] {
     [0, 1, 2].map(|i| numbers(shape, 3 * seed + i, kind, device).set_requires_grad(true))
 }
 
-/// The default loss of `loss_fn.reduction` in tensor operations.
+/// The loss of `loss_fn` composed of tensor operations; only its margin and reduction may differ from the default.
 fn composed(loss_fn: &TripletMarginLoss, a: &Tensor, p: &Tensor, n: &Tensor) -> Tensor {
     assert_eq!((loss_fn.distance, loss_fn.normalize, loss_fn.swap), (Distance::SquaredEuclidean, false, false));
     let d = |x: &Tensor, y: &Tensor| (x - y).square().sum_dim_intlist([1i64].as_slice(), false, None);
@@ -36,12 +36,12 @@ fn with(reduction: Reduction) -> TripletMarginLoss {
 
 type Gradients = Result<Vec<Option<Tensor>>, BackwardError>;
 
-/// `x` with a backward pass of its own.
+/// `x` itself, with the given backward pass.
 fn custom(x: &Tensor, backward: impl FnMut(&Backward<'_>) -> Gradients + Send + 'static) -> Tensor {
     CustomFunction::new("Custom").inputs(&[x]).saved(&[x]).attach(x, backward).unwrap()
 }
 
-/// `x²` in the same way.
+/// `x²`, with a backward pass written in Rust.
 fn square(x: &Tensor) -> Tensor {
     let value = tch::no_grad(|| x * x);
     let backward = |ctx: &Backward<'_>| Ok(vec![Some(2.0 * ctx.saved(0) * ctx.upstream())]);
@@ -61,7 +61,7 @@ fn upstreams_are_scaled_and_accumulated() {
             let [a, p, n] = leaves(&[6, 5], 1, Kind::Double, device);
             let [a2, p2, n2] = leaves(&[6, 5], 1, Kind::Double, device);
             let loss_fn = with(reduction);
-            // Twice in one expression, with other upstreams, and once more afterwards: `grad` is a sum.
+            // The loss twice in one expression with different upstreams, then twice more: `grad` accumulates.
             let total = |loss: &dyn Fn() -> Tensor| {
                 (loss() * 3.0 - loss().square() * 0.25).sum(None).backward();
                 loss().sum(None).backward();
@@ -171,7 +171,7 @@ fn only_the_inputs_that_ask_get_gradients() {
                         }
                     }
                 }
-                // Of those, backward may ask for fewer.
+                // Backward may ask for fewer inputs than require a gradient.
                 let Some(first) = x.iter().position(Tensor::requires_grad) else { unreachable!("asked > 0") };
                 for keep_graph in [true, false] {
                     let loss = (loss_fn.forward(&x[0], &x[1], &x[2]) * 2.0).sum(None);
@@ -193,7 +193,7 @@ fn a_function_is_told_which_gradients_are_asked_for() {
         .inputs(&inputs)
         .attach(&z, move |ctx| {
             tell.store((0..3).map(|i| usize::from(ctx.needs(i)) << i).sum(), Ordering::SeqCst);
-            // More than asked for, which is dropped.
+            // Gradients that nobody asked for are dropped.
             Ok([1.0, 2.0, 3.0].map(|g| Some(ctx.upstream() * g)).into())
         })
         .unwrap();
@@ -245,14 +245,14 @@ fn a_retained_graph_runs_again_with_another_upstream() {
                     assert_same_bits(&last_scaled[i], &scaled[i]);
                     assert_close(&scaled[i], &(&first[i] * 2.5), 4.0);
                 }
-                // The last run has let go of everything.
+                // The last run did not keep the graph: what was saved is freed.
                 assert_fails(run_backward(&loss.sum(None), &x, false, false), TWICE);
             }
         }
     }
 }
 
-/// The memory that a run hands out is the caller's: writing there changes no later run.
+/// Gradients that a run returns belong to the caller: writing to them changes no later run.
 #[test]
 fn results_may_be_overwritten() {
     for device in devices() {
@@ -303,12 +303,12 @@ fn a_change_in_place_is_noticed() {
                         x.set_requires_grad(i != changed || requires_grad)
                     });
                     let loss = with(reduction).forward(&x[0], &x[1], &x[2]).sum(None);
-                    // Through a view, as an optimizer might: it is the same memory.
+                    // A change through a view, as an optimizer might make it, changes the same memory.
                     tch::no_grad(|| {
                         let _ = x[changed].i((1.., ..)).g_add_scalar_(1.0);
                     });
                     assert_fails(loss.f_backward(), CHANGED);
-                    // Before the forward pass, or after the backward one, it is nobody's business.
+                    // A change before the forward pass or after the backward pass is allowed.
                     let loss = with(reduction).forward(&x[0], &x[1], &x[2]).sum(None);
                     loss.backward();
                     tch::no_grad(|| {
@@ -349,7 +349,7 @@ fn create_graph_alone_is_legal() {
                 for (grad, expected) in grads.iter().zip(&expected) {
                     assert_same_bits(grad, expected);
                     assert!(grad.requires_grad(), "that it is attached is what lets the refusal happen");
-                    // As a number it is of use.
+                    // Detached, the gradient can be used as a value.
                     assert!(grad.detach().square().sum(None).double_value(&[]) > 0.0);
                 }
             }
@@ -368,11 +368,11 @@ fn differentiating_through_the_gradient_is_refused() {
             let grad = |of: &Tensor| run_backward(of, &[&a], true, true).unwrap().pop().unwrap();
 
             assert_fails(grad(&loss()).square().sum(None).f_backward(), ONCE);
-            // A gradient penalty: the loss itself would be differentiable.
+            // A gradient penalty: its loss term alone could be differentiated.
             let first = loss();
             let penalty = &first + grad(&first).square().sum(None);
             assert_fails(penalty.f_backward(), ONCE);
-            // By one tensor alone: an input, another input, and what upstream depends on.
+            // With respect to one tensor alone: one input, another input, and a tensor that the upstream depends on.
             for by in [&a, &p, &weight] {
                 let grad = grad(&loss());
                 assert_fails(run_backward(&grad.square().sum(None), &[by], true, false), ONCE);
@@ -430,7 +430,7 @@ fn a_gradient_that_does_not_fit_is_an_err() {
     let undefined = custom(&x, |_| Ok(vec![Some(Tensor::new())]));
     undefined.sum(None).backward();
     assert!(!x.grad().defined(), "an undefined gradient is none");
-    // Another dtype is converted, as for torch's own functions.
+    // A gradient of another dtype is converted, as torch does for its own functions.
     custom(&x, |_| Ok(vec![Some(Tensor::ones([2], (Kind::Float, CPU)))])).sum(None).backward();
     assert_eq!(x.grad().kind(), Kind::Double);
 }
@@ -468,7 +468,7 @@ fn a_failed_pass_may_be_tried_again() {
 #[derive(Clone, Default)]
 struct Drops(Arc<AtomicUsize>);
 
-/// Counts when it is dropped.
+/// Counts one drop when it is dropped.
 struct Counted(Drops);
 
 impl Drops {
@@ -508,7 +508,7 @@ fn the_state_is_dropped_once_in_every_life() {
     drop(shared);
     assert_eq!(drops.count(), 1);
 
-    let (y, drops) = counted(&x); // run: let go at once, not only with the result
+    let (y, drops) = counted(&x); // run: dropped at once, not only with the result
     y.backward();
     assert_eq!(drops.count(), 1);
     assert!(y.f_backward().is_err());
@@ -530,7 +530,7 @@ fn the_state_is_dropped_once_in_every_life() {
     drop(y);
     assert_eq!(drops.count(), 1);
 
-    let (y, drops) = counted(&x); // the gradient's graph holds on to nothing of it
+    let (y, drops) = counted(&x); // the gradient's graph keeps nothing of it alive
     let grad = run_backward(&y, &[&x], false, true).unwrap();
     drop(y);
     assert_eq!(drops.count(), 1);
@@ -566,7 +566,7 @@ fn the_state_is_dropped_once_in_every_life() {
     }
 }
 
-/// A destructor's panic ends in Rust.
+/// A panic in a destructor does not unwind into C++.
 #[test]
 fn a_state_whose_destructor_panics_does_no_harm() {
     struct Rude;
@@ -589,7 +589,7 @@ fn a_state_whose_destructor_panics_does_no_harm() {
     assert_eq!(x.grad().double_value(&[0]), 1.0);
 }
 
-/// Destructors of a long chain must not call each other.
+/// A long chain of functions is dropped without recursion.
 #[test]
 fn a_long_chain_fits_the_stack() {
     const LENGTH: usize = 50_000;
@@ -626,7 +626,7 @@ fn a_backward_pass_may_run_another_graph() {
     assert_eq!(x.grad().double_value(&[0]), 6.0);
 }
 
-/// Its closure would be used by two at a time, and its lock waited for by who has it.
+/// Otherwise the closure would be entered while it runs, and its thread would wait for a lock that it holds itself.
 #[test]
 fn a_backward_pass_that_runs_backward_through_itself_is_an_err() {
     let (x, itself) = (leaf(&[3.0]), Arc::new(Mutex::new(None::<Tensor>)));
@@ -643,7 +643,7 @@ fn a_backward_pass_that_runs_backward_through_itself_is_an_err() {
         Ok(vec![Some(ctx.upstream() * 2.0)])
     });
     *itself.lock().unwrap() = Some(y.shallow_clone());
-    // The outer pass goes on as if nothing had been.
+    // The outer pass is unaffected by the error.
     let grad = run_backward(&y, &[&x], true, false).unwrap();
     assert_eq!(grad[0].double_value(&[0]), 2.0);
     let texts = seen.lock().unwrap();
@@ -721,7 +721,7 @@ fn a_backward_pass_is_never_run_twice_at_a_time() {
     });
 }
 
-/// Of two threads that use a graph up, one may be told that it was used up; no result is wrong and nothing is freed
+/// When two threads run a graph that neither retains, one may get an error; no result is wrong and nothing is freed
 /// twice.
 #[test]
 fn threads_use_one_graph_up() {
@@ -763,13 +763,14 @@ fn a_graph_may_be_run_and_dropped_on_another_thread() {
 
 // ---- dtypes and upstreams ----
 
-/// The pass multiplies upstream / B in f32 and rounds once.
+/// The backward pass multiplies by upstream / B in f32 and rounds to 16 bits once.
 #[test]
 fn sixteen_bit_gradients_survive_the_mean() {
     for device in devices() {
         for kind in [Kind::Half, Kind::BFloat16] {
             let (rows, scale) = (4096, 65536.0);
-            // Differences of 1/64 to 4: over B, most of their gradients are below f16's normal numbers.
+            // Multiples of 1/64, at most 4 apart: over B, small differences give gradients below f16's smallest normal
+            // number.
             let [a, p, n] = leaves(&[rows, 8], 16, kind, device);
             let loss_fn = TripletMarginLoss { margin: 100.0, ..Default::default() };
             let loss = loss_fn.forward(&a, &p, &n);
@@ -796,7 +797,7 @@ fn a_vector_of_upstreams_may_have_any_strides() {
                 &|losses| (losses * weights.i((.., 1)).to_kind(losses.kind())).sum(None),
                 &|losses| (Tensor::stack(&[losses, losses], 1) * weights.i((.., ..2)).to_kind(losses.kind())).sum(None),
                 &|losses| (losses.flip([0]) * weights.i((.., 0)).to_kind(losses.kind())).sum(None),
-                &|losses| losses.i(3) * 2.0, // 0 for all others
+                &|losses| losses.i(3) * 2.0, // 0 for all other rows
                 &|losses| (losses.unsqueeze(1).expand([7, 3], false) * weights.to_kind(losses.kind())).sum(None),
             ];
             for of in uses {
@@ -810,7 +811,7 @@ fn a_vector_of_upstreams_may_have_any_strides() {
             }
         }
     }
-    // An upstream that is a view in itself: one column of a matrix.
+    // An upstream that is a strided view: one column of a matrix.
     let x = leaf(&[1.0, 2.0]);
     let strides = Arc::new(AtomicUsize::new(0));
     let seen = strides.clone();
@@ -855,7 +856,7 @@ fn inputs_may_be_views() {
                     (expected * 2.0).sum(None).backward();
                     for (x, x2) in [(&a, &a2), (&p, &p2), (&n, &n2)] {
                         assert_eq!(x.grad().size(), shape, "{name}");
-                        // In 16 bits torch adds up what several rows give to one number.
+                        // Torch itself sums the gradients of rows that share memory in 16 bits.
                         let roundings = if kind == Kind::BFloat16 { 30.0 } else { 60.0 };
                         assert_close(&x.grad(), &x2.grad().to_kind(kind), roundings);
                     }
@@ -876,7 +877,7 @@ fn a_single_row_or_column_may_have_any_stride() {
         };
         for shape in [[1, 5], [5, 1], [1, 1]] {
             let plain = [0, 1, 2].map(|i| numbers(&shape, i, Kind::Float, device));
-            // The same numbers in the corner of something larger, with strides that are not the usual ones.
+            // The same numbers as a corner of a larger tensor, with other strides.
             let odd = plain.each_ref().map(|x| {
                 let mut larger = Tensor::full([7, 11], f64::NAN, (Kind::Float, device)).tr();
                 let corner = larger.narrow(0, 2, shape[0]).narrow(1, 1, shape[1]);
@@ -894,7 +895,7 @@ fn a_single_row_or_column_may_have_any_stride() {
     }
 }
 
-/// A tensor may carry the order to negate its memory when it is read (the imaginary part of a conjugate does).
+/// A tensor may have torch's negative bit: its memory is negated when read (the imaginary part of a conjugate has it).
 #[test]
 fn a_negated_view_is_read_negated() {
     for device in devices() {
@@ -911,7 +912,7 @@ fn a_negated_view_is_read_negated() {
         loss.backward();
         assert_same_bits(&a.grad(), &grad);
 
-        // And as an upstream.
+        // A negated view as upstream gradient.
         for reduction in [Reduction::Mean, Reduction::None] {
             let losses = TripletMarginLoss { reduction, ..loss_fn }.forward(&a, &p, &n);
             let expected = run_backward(&-losses.sum(None), &[&a], true, false).unwrap();
@@ -928,10 +929,10 @@ fn a_negated_view_is_read_negated() {
 
 // ---- memory ----
 
-/// Large gradients come from memory that is used again: never while anybody can see it.
+/// The memory of large gradients is reused, but never while a tensor still refers to it.
 #[test]
 fn large_gradients_stay_while_they_are_held() {
-    // Each gradient has more than 1 MiB, the least that comes from the pool, and a size of its own in each step of 3.
+    // Each gradient is larger than 1 MiB, the least that comes from the pool; the steps cycle through three sizes.
     for (kind, dim) in [(Kind::Float, 1024), (Kind::Double, 512), (Kind::Half, 2048)] {
         let loss_fn = TripletMarginLoss { margin: 1e4, ..Default::default() };
         let mut held: Vec<(Tensor, Tensor)> = Vec::new();
@@ -939,7 +940,7 @@ fn large_gradients_stay_while_they_are_held() {
             let rows = 260 + 90 * (step % 3);
             let [a, p, n] = leaves(&[rows, dim], step as u64, kind, CPU);
             let scale = if step % 2 == 0 { 1.0 } else { 4096.0 };
-            // Two losses alive at once, one of which is never run.
+            // Two losses alive at once, one of which never runs backward.
             let idle = loss_fn.forward(&n, &a, &p);
             let loss = loss_fn.forward(&a, &p, &n);
             if step == 4 {
@@ -954,7 +955,7 @@ fn large_gradients_stay_while_they_are_held() {
                 held.push((x.grad(), x.grad().copy()));
             }
             drop(idle);
-            // Some go, so that their memory is used again.
+            // Drop some, so that their memory is reused.
             if step % 3 == 2 {
                 held.drain(1..5);
             }

@@ -78,7 +78,7 @@ fn cuda_agrees_with_the_oracle() {
     }
 }
 
-/// A batch of f32, uniform, with `each` rows a class.
+/// A batch of uniform f32 numbers with `each` rows per class.
 fn uniform(rows: usize, dim: usize, each: usize) -> (Vec<f32>, Vec<i64>) {
     let mut numbers = Numbers(1);
     let x = (0..rows * dim).map(|_| numbers.unit() as f32).collect();
@@ -131,7 +131,7 @@ fn the_same_bits_a_hundred_times() {
     }
 }
 
-/// Whether two results are as near as f32 sums in another order.
+/// Whether two results differ by no more than f32 sums taken in another order.
 fn close((loss, grad): &(f32, Vec<f32>), (other, other_grad): &(f32, Vec<f32>)) -> bool {
     let size = grad.iter().fold(0f32, |m, g| m.max(g.abs()));
     (loss - other).abs() <= 1e-4 * loss && grad.iter().zip(other_grad).all(|(g, o)| (g - o).abs() <= 1e-4 * size)
@@ -146,7 +146,7 @@ fn the_order_of_the_batch_and_the_names_of_its_classes_do_not_matter() {
         let renamed: Vec<i64> = labels.iter().map(|l| i64::MAX - l * 1_000_000_007).collect();
         assert!(close(&given, &both(&loss, &x, dim, &renamed)), "{loss:?}");
 
-        // 7 and 300 have no common divisor.
+        // A permutation: 7 and 300 are coprime.
         let from = |i: usize| i * 7 % rows;
         let moved: Vec<f32> = (0..rows).flat_map(|i| x[from(i) * dim..][..dim].to_vec()).collect();
         let moved_labels: Vec<i64> = (0..rows).map(|i| labels[from(i)]).collect();
@@ -229,7 +229,7 @@ fn nan_and_infinity_are_seen() {
 fn a_distance_that_overflows_gives_nan() {
     for distance in [Distance::SquaredEuclidean, Distance::Euclidean] {
         let loss = BatchAllTripletLoss { distance, ..Default::default() };
-        // The positives, the negatives, both too far for f32.
+        // The distance of the positives, of the negatives, or of both overflows f32.
         for x in [[-1e20f32, 1e20, 0.0, 0.0], [-1e20, -1e20, 1e20, 1e20], [-1e38, 1e38, -3e38, 3e38]] {
             let (value, grad) = both(&loss, &x, 1, &[0, 0, 1, 1]);
             assert!(!value.is_finite() && grad.iter().any(|g| g.is_nan()), "{distance:?} {x:?}: {value} {grad:?}");
@@ -239,7 +239,7 @@ fn a_distance_that_overflows_gives_nan() {
         let (value, grad) = both(&loss, &x, 1, &[0, 0, 1, 1]);
         assert!(value.is_finite() && grad.iter().all(|g| g.is_finite()), "{value} {grad:?}");
     }
-    // Distances that are numbers, and with the margin are none.
+    // Distances are finite, but not once the margin is added.
     let loss = BatchAllTripletLoss { margin: f32::MAX.into(), ..Default::default() };
     assert!(both(&loss, &[0f32, 1e18, 2e18, 3e18], 1, &[0, 0, 1, 1]).0.is_nan());
 }
@@ -315,7 +315,7 @@ fn wrong_arguments_are_named() {
     refused(default, matrix, &[0], "labels", "1");
     refused(default, matrix, &[0, 1, 2], "labels", "3");
     refused(default, Matrix::new(&[], 2).unwrap(), &[], "embeddings", "[0, 2]");
-    // A row again and again: more of them than indices.
+    // One row repeated more often than an index can count.
     let many = Matrix::strided(&x, u32::MAX as usize, 1, 0).unwrap();
     refused(default, many, &[0, 1], "embeddings", "4294967295");
     for error in [default.grad(matrix, &[0, 1], &[1.0], &mut [0.0; 3]), {
@@ -327,7 +327,7 @@ fn wrong_arguments_are_named() {
 
 #[test]
 fn gradients_of_16_bit_embeddings_survive_a_mean_over_many() {
-    // 1 / M is far below f16's smallest number; an upstream of 2^16 brings some of it back.
+    // 1 / M is far below f16's smallest normal number; an upstream of 2^16 brings some of it back.
     let mut numbers = Numbers(5);
     let (rows, dim) = (512, 2);
     let x: Vec<f16> = (0..rows * dim).map(|_| f16::from_f64(numbers.unit())).collect();
@@ -344,7 +344,7 @@ fn gradients_of_16_bit_embeddings_survive_a_mean_over_many() {
     }
 }
 
-/// Shards of the anchors, each against the whole batch, are the whole, with the gradients.
+/// Losses and gradients of shards of the anchors, each against the whole batch, add up to those of the whole batch.
 #[test]
 fn shards_add_up() {
     let (rows, dim) = (120, 12);

@@ -21,7 +21,7 @@ fn in_operations(loss: &BatchAllTripletLoss, x: &Tensor, labels: &Tensor) -> Ten
     let squared = || (x.unsqueeze(0) - x.unsqueeze(1)).square().sum_dim_intlist(2, false, Kind::Double);
     let d = match loss.distance {
         Distance::Cosine => 1.0 - x.matmul(&x.tr()),
-        // The root has no gradient at 0, and the diagonal is in no triplet.
+        // The root has no gradient at 0: 1 is added on the diagonal, which is in no triplet.
         Distance::Euclidean => (squared() + Tensor::eye(rows, (Kind::Double, Device::Cpu))).sqrt(),
         _ => squared(),
     };
@@ -111,7 +111,7 @@ fn a_gradient_of_the_gradient_is_refused() {
     assert!(Tensor::f_run_backward(&[grad.sum(Kind::Float)], &[&x], false, false).is_err());
 }
 
-/// The gradient is that of the forward pass, which has made it.
+/// The forward pass has already computed the gradient: backward does not read the embeddings again.
 #[test]
 fn a_change_in_place_after_the_forward_pass_changes_nothing() {
     let (x, labels) = batch(16, 6, Kind::Float);

@@ -1,5 +1,5 @@
-//! Property tests of `batch_contrastive`: every backend x dtype x distance x option against the f64 oracle, with bounds that
-//! follow from the arithmetic, and the laws that hold for any implementation. The emulator takes the same cases in
+//! Property tests of `batch_contrastive`: every backend x dtype x distance x option against the f64 oracle, with bounds
+//! that follow from the arithmetic, and the laws that hold for any implementation. The emulator takes the same cases in
 //! emulator/tests/batch_contrastive.rs.
 
 #[cfg(feature = "cuda")]
@@ -91,14 +91,14 @@ fn cuda_agrees_with_the_oracle() {
     }
 }
 
-/// A batch of f32, uniform, with `each` rows a class.
+/// A batch of uniform f32 numbers with `each` rows per class.
 fn uniform(rows: usize, dim: usize, each: usize) -> (Vec<f32>, Vec<i64>) {
     let mut numbers = Numbers(1);
     let x = (0..rows * dim).map(|_| numbers.unit() as f32).collect();
     (x, (0..rows).map(|i| ((i * 7) % rows / each) as i64).collect())
 }
 
-/// The margin is about what distances are.
+/// Every distance, with and without normalisation, and both kinds of negatives.
 fn options(margin: f64) -> Vec<BatchContrastiveLoss> {
     let mut all = Vec::new();
     for distance in [Distance::Euclidean, Distance::SquaredEuclidean, Distance::Cosine] {
@@ -148,7 +148,7 @@ fn the_same_bits_a_hundred_times() {
     }
 }
 
-/// Whether two results are as near as f32 sums in another order.
+/// Whether two results differ by no more than f32 sums taken in another order.
 fn close((loss, grad): &(f32, Vec<f32>), (other, other_grad): &(f32, Vec<f32>)) -> bool {
     let size = grad.iter().fold(0f32, |m, g| m.max(g.abs()));
     (loss - other).abs() <= 1e-4 * loss && grad.iter().zip(other_grad).all(|(g, o)| (g - o).abs() <= 1e-4 * size)
@@ -163,7 +163,7 @@ fn the_order_of_the_batch_and_the_names_of_its_classes_do_not_matter() {
         let renamed: Vec<i64> = labels.iter().map(|l| i64::MAX - l * 1_000_000_007).collect();
         assert!(close(&given, &both(&loss, &x, dim, &renamed)), "{loss:?}");
 
-        // 7 and 300 have no common divisor.
+        // A permutation: 7 and 300 are coprime.
         let from = |i: usize| i * 7 % rows;
         let moved: Vec<f32> = (0..rows).flat_map(|i| x[from(i) * dim..][..dim].to_vec()).collect();
         let moved_labels: Vec<i64> = (0..rows).map(|i| labels[from(i)]).collect();
@@ -199,7 +199,7 @@ fn scaled_by_a_power_of_two_the_loss_is_too() {
     }
 }
 
-/// Anchors of a batch, in three parts, each against all of it: integers, so that every sum is exact.
+/// Three parts of the anchors, each against the whole batch, add up to it. Integers make every sum exact.
 #[test]
 fn shards_of_the_anchors_add_up_exactly() {
     let mut numbers = Numbers(9);
@@ -261,8 +261,8 @@ fn the_oracle_agrees_with_finite_differences() {
 
 #[test]
 fn ties_take_the_lowest_anchor_and_then_the_lowest_row() {
-    // All rows coincide. There are 7 pairs of one class, so of those of different ones, in the order of (anchor, row), 7:
-    // 0-1, 0-3, 0-4, 0-5, 0-6, 1-2, 1-4.
+    // All rows coincide. 7 pairs are positive, so the first 7 negative pairs in the order of (anchor, row) are
+    // selected: 0-1, 0-3, 0-4, 0-5, 0-6, 1-2, 1-4.
     let labels = [0, 1, 0, 1, 2, 1, 1];
     let x = [0.5f32; 7];
     for (distance, normalize) in [(Distance::Euclidean, false), (Distance::SquaredEuclidean, true)] {
@@ -300,7 +300,7 @@ fn nan_and_infinity_are_seen() {
             }
         }
     }
-    // With a single class a row without a pair that touches the bad one keeps its loss.
+    // All classes differ, so no pair is selected: only the row that is NaN itself has a NaN loss.
     let loss = BatchContrastiveLoss { negatives: Negatives::Hardest, reduction: Reduction::None, ..Default::default() };
     let mut losses = [f32::NAN; 3];
     loss.losses(Matrix::new(&[f32::NAN, 1.0, 2.0], 1).unwrap(), &[0, 1, 2], &mut losses).unwrap();
@@ -312,7 +312,7 @@ fn a_distance_that_overflows_gives_nan() {
     for distance in [Distance::SquaredEuclidean, Distance::Euclidean] {
         for negatives in [Negatives::All, Negatives::Hardest] {
             let loss = BatchContrastiveLoss { distance, negatives, ..Default::default() };
-            // The positives, the negatives, both too far for f32.
+            // The distance of the positives, of the negatives, or of both overflows f32.
             for x in [[-1e20f32, 1e20, 0.0, 0.0], [-1e20, -1e20, 1e20, 1e20], [-1e38, 1e38, -3e38, 3e38]] {
                 let (value, grad) = both(&loss, &x, 1, &[0, 0, 1, 1]);
                 let what = format!("{loss:?} {x:?}: {value} {grad:?}");
@@ -324,7 +324,7 @@ fn a_distance_that_overflows_gives_nan() {
             assert!(value.is_finite() && grad.iter().all(|g| g.is_finite()), "{loss:?}: {value} {grad:?}");
         }
     }
-    // A pair that is not selected may be as far as it likes.
+    // The distance of a pair that is not selected may overflow.
     let loss = BatchContrastiveLoss { negatives: Negatives::Hardest, ..Default::default() };
     let (value, grad) = both(&loss, &[0f32, 0.0, 1.0, 1e30], 1, &[0, 0, 1, 2]);
     assert!(value.is_finite() && grad.iter().all(|g| g.is_finite()), "{value} {grad:?}");
@@ -409,7 +409,7 @@ fn wrong_arguments_are_named() {
     refused(default, matrix, &[0], "labels", "1");
     refused(default, matrix, &[0, 1, 2], "labels", "3");
     refused(default, Matrix::new(&[], 2).unwrap(), &[], "embeddings", "[0, 2]");
-    // A row again and again: more of them than indices.
+    // One row repeated more often than an index can count.
     let many = Matrix::strided(&x, u32::MAX as usize, 1, 0).unwrap();
     refused(default, many, &[0, 1], "embeddings", "4294967295");
 
@@ -431,7 +431,7 @@ fn wrong_arguments_are_named() {
 
 #[test]
 fn gradients_of_16_bit_embeddings_survive_a_mean_over_many() {
-    // 1 / N² is far below f16's smallest number; an upstream of 2^16 brings some of it back.
+    // 1 / N² is far below f16's smallest normal number; an upstream of 2^16 brings some of it back.
     let mut numbers = Numbers(5);
     let (rows, dim) = (1024, 2);
     let x: Vec<f16> = (0..rows * dim).map(|_| f16::from_f64(1e-2 * numbers.unit())).collect();

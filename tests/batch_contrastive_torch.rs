@@ -21,7 +21,7 @@ fn in_operations(loss: &BatchContrastiveLoss, x: &Tensor, labels: &Tensor) -> Te
     let squared = || (x.unsqueeze(0) - x.unsqueeze(1)).square().sum_dim_intlist(2, false, Kind::Double);
     let d = match loss.distance {
         Distance::Cosine => 1.0 - x.matmul(&x.tr()),
-        // The root has no gradient at 0, and the diagonal is never selected.
+        // The root has no gradient at 0: 1 is added on the diagonal, which is never selected.
         Distance::Euclidean => (squared() + Tensor::eye(rows, (Kind::Double, Device::Cpu))).sqrt(),
         _ => squared(),
     };
@@ -31,7 +31,7 @@ fn in_operations(loss: &BatchContrastiveLoss, x: &Tensor, labels: &Tensor) -> Te
     let negative = match loss.negatives {
         Negatives::All => same.logical_not(),
         Negatives::Hardest => {
-            // Above the diagonal each pair is there once.
+            // The triangle above the diagonal has each pair once.
             let count = positive.sum(Kind::Int64).int64_value(&[]) / 2;
             let once = same.logical_not().triu(1);
             let candidates = d.detach().masked_fill(&once.logical_not(), f64::INFINITY).flatten(0, 1);
@@ -85,7 +85,7 @@ fn agrees_with_the_formula_in_tensor_operations() {
                     let expected = in_operations(&loss_fn, &x, &labels);
                     assert_eq!(ours.kind(), if kind == Kind::Double { Kind::Double } else { Kind::Float });
                     close(&ours, &expected, f64::min(tolerance, 1e-5), &what);
-                    // An upstream gradient other than 1, one a row where there are rows.
+                    // Upstream gradients other than 1: one per row for `Reduction::None`.
                     let weights =
                         Tensor::arange(ours.numel() as i64, (Kind::Double, Device::Cpu)).reshape(ours.size()) + 0.5;
                     let ours = Tensor::run_backward(
@@ -129,7 +129,7 @@ fn a_retained_graph_runs_backward_again() {
     assert!(Tensor::f_run_backward(&[&loss], &[&x], false, false).is_err(), "the graph is gone");
 }
 
-/// On the CPU the forward pass keeps what the gradient is made of, and not the embeddings.
+/// On the CPU the forward pass saves what the gradient needs, and not the embeddings.
 #[test]
 fn a_change_in_place_after_the_forward_pass_changes_nothing() {
     let (x, labels) = batch(16, 6, Kind::Float);
@@ -168,7 +168,7 @@ fn statistics_are_those_of_the_slices() {
     assert_eq!(out.stats.mean_negative_distance.double_value(&[]), stats.mean_negative_distance);
 }
 
-/// A bank without gradient, and one with: the anchors against themselves are the batch.
+/// The batch as its own reference, without and with a gradient: both gradients together are those of the batch.
 #[test]
 fn a_reference_that_requires_a_gradient_gets_it() {
     for negatives in [Negatives::All, Negatives::Hardest] {

@@ -98,7 +98,7 @@ fn cuda_agrees_with_the_oracle() {
     }
 }
 
-/// A batch of f32, uniform, with `each` rows a class.
+/// A batch of uniform f32 numbers with `each` rows per class.
 fn uniform(rows: usize, dim: usize, each: usize) -> (Vec<f32>, Vec<i64>) {
     let mut numbers = Numbers(1);
     let x = (0..rows * dim).map(|_| numbers.unit() as f32).collect();
@@ -161,7 +161,7 @@ fn the_order_of_the_batch_and_the_names_of_its_classes_do_not_matter() {
             (&other.positive, &other.negative, &other.losses)
         );
 
-        // 7 and 300 have no common divisor.
+        // A permutation: 7 and 300 are coprime.
         let from = |i: usize| i * 7 % rows;
         let moved: Vec<f32> = (0..rows).flat_map(|i| x[from(i) * dim..][..dim].to_vec()).collect();
         let moved_labels: Vec<i64> = (0..rows).map(|i| labels[from(i)]).collect();
@@ -235,7 +235,7 @@ fn a_selected_distance_that_overflows_gives_nan() {
     for distance in [Distance::SquaredEuclidean, Distance::Euclidean] {
         for soft_margin in [false, true] {
             let loss = BatchHardTripletLoss { distance, soft_margin, ..Default::default() };
-            // The positives, the negatives, both too far for f32.
+            // The distance of the positives, of the negatives, or of both overflows f32.
             for x in [[-1e20f32, 1e20, 0.0, 0.0], [-1e20, -1e20, 1e20, 1e20], [-1e38, 1e38, -3e38, 3e38]] {
                 let (value, grad) = both(&loss, &x, 1, &[0, 0, 1, 1]);
                 assert!(!value.is_finite() && grad.iter().any(|g| g.is_nan()), "{distance:?} {x:?}: {value} {grad:?}");
@@ -279,7 +279,7 @@ fn soft_margin_does_not_overflow() {
 
 #[test]
 fn ties_take_the_lowest_index() {
-    // Everything coincides, and the classes are not in order.
+    // All rows coincide, and the classes are interleaved.
     let labels: Vec<i64> = (0..200).map(|i| [3, 1, 2, 1][i % 4] as i64).collect();
     for distance in [Distance::SquaredEuclidean, Distance::Euclidean, Distance::Cosine] {
         let loss = BatchHardTripletLoss { distance, ..Default::default() };
@@ -312,7 +312,7 @@ fn wrong_arguments_are_named() {
         }
     };
     let default = BatchHardTripletLoss::default();
-    // 1e39 is a number of f64 and none of f32.
+    // 1e39 is finite in f64 and infinite in f32.
     for margin in [-0.5, f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e39] {
         let text = if margin == 1e39 { "1e39".into() } else { margin.to_string() };
         refused(BatchHardTripletLoss { margin, ..default }, matrix, &[0, 1], "margin", &text);
@@ -324,7 +324,7 @@ fn wrong_arguments_are_named() {
     refused(default, matrix, &[0], "labels", "1");
     refused(default, matrix, &[0, 1, 2], "labels", "3");
     refused(default, Matrix::new(&[], 2).unwrap(), &[], "embeddings", "[0, 2]");
-    // A row again and again: more of them than indices.
+    // One row repeated more often than an index can count.
     let many = Matrix::strided(&x, u32::MAX as usize, 1, 0).unwrap();
     refused(default, many, &[0, 1], "embeddings", "4294967295");
     let wide = vec![0f32; (1 << 24) + 1];
@@ -346,7 +346,7 @@ fn wrong_arguments_are_named() {
 
 #[test]
 fn gradients_of_16_bit_embeddings_survive_a_mean_over_many() {
-    // 1 / N is below f16's smallest number times a gradient of 1e-3; an upstream of 2^16 brings it back.
+    // A gradient of 1e-3 over N is far below f16's smallest normal number; an upstream of 2^16 brings it back.
     let mut numbers = Numbers(5);
     let (rows, dim) = (4096, 2);
     let x: Vec<f16> = (0..rows * dim).map(|_| f16::from_f64(1e-3 * numbers.unit())).collect();
@@ -363,7 +363,7 @@ fn gradients_of_16_bit_embeddings_survive_a_mean_over_many() {
     }
 }
 
-/// Shards of the anchors, each against the whole batch, are the whole, with the gradients.
+/// Losses and gradients of shards of the anchors, each against the whole batch, add up to those of the whole batch.
 #[test]
 fn shards_add_up() {
     let (rows, dim) = (120, 12);

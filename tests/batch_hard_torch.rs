@@ -20,7 +20,7 @@ fn in_operations(loss: &BatchHardTripletLoss, x: &Tensor, labels: &Tensor) -> Te
     let squared = || (x.unsqueeze(0) - x.unsqueeze(1)).square().sum_dim_intlist(2, false, Kind::Double);
     let d = match loss.distance {
         Distance::Cosine => 1.0 - x.matmul(&x.tr()),
-        // The root has no gradient at 0, and the diagonal is never selected.
+        // The root has no gradient at 0: 1 is added on the diagonal, which is never selected.
         Distance::Euclidean => (squared() + Tensor::eye(x.size()[0], (Kind::Double, Device::Cpu))).sqrt(),
         _ => squared(),
     };
@@ -30,7 +30,7 @@ fn in_operations(loss: &BatchHardTripletLoss, x: &Tensor, labels: &Tensor) -> Te
         d.masked_fill(&same.logical_and(&own.logical_not()).logical_not(), f64::NEG_INFINITY).amax([1], false);
     let nearest = d.masked_fill(&same, f64::INFINITY).amin([1], false);
     let losses = match loss.soft_margin {
-        // `softplus` leaves out what is below 2e-9.
+        // Torch's `softplus` would leave out terms below 2e-9.
         true => (&farthest - nearest).logaddexp(&farthest.zeros_like()),
         false => (farthest - nearest + loss.margin).relu(),
     };
@@ -71,7 +71,7 @@ fn agrees_with_the_formula_in_tensor_operations() {
                     let expected = in_operations(&loss_fn, &x, &labels);
                     assert_eq!(ours.kind(), if kind == Kind::Double { Kind::Double } else { Kind::Float });
                     close(&ours, &expected, f64::min(tolerance, 1e-5), &what);
-                    // An upstream gradient other than 1, one a row where there are rows.
+                    // Upstream gradients other than 1: one per row for `Reduction::None`.
                     let weights =
                         Tensor::arange(ours.numel() as i64, (Kind::Double, Device::Cpu)).reshape(ours.size()) + 0.5;
                     let ours = Tensor::run_backward(
@@ -115,7 +115,7 @@ fn a_retained_graph_runs_backward_again() {
     assert!(Tensor::f_run_backward(&[&loss], &[&x], false, false).is_err(), "the graph is gone");
 }
 
-/// On the CPU the forward pass keeps what the gradient is made of, and not the embeddings.
+/// On the CPU the forward pass saves what the gradient needs, and not the embeddings.
 #[test]
 fn a_change_in_place_after_the_forward_pass_changes_nothing() {
     let (x, labels) = batch(16, 6, Kind::Float);

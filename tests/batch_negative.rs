@@ -1,5 +1,5 @@
-//! Property tests of `batch_negative`: every backend x dtype x distance x option against the f64 oracle, with bounds that
-//! follow from the arithmetic, and the laws that hold for any implementation. The emulator takes the same cases in
+//! Property tests of `batch_negative`: every backend x dtype x distance x option against the f64 oracle, with bounds
+//! that follow from the arithmetic, and the laws that hold for any implementation. The emulator takes the same cases in
 //! emulator/tests/batch_negative.rs.
 
 #[cfg(feature = "cuda")]
@@ -66,7 +66,7 @@ laws!(
 
 #[test]
 fn the_order_of_the_batch_does_not_matter() {
-    // Each pair once is another set of pairs when the order is.
+    // `Pairs::Once` takes other pairs if the rows are in another order.
     let ordered: Vec<_> = laws::options::<BatchNegativeTripletLoss>()
         .into_iter()
         .filter(|loss| loss.pairs == Pairs::Ordered)
@@ -95,7 +95,7 @@ fn each_pair_once_has_its_first_row_as_anchor() {
     assert!(error.starts_with("pairs"), "{error}");
 }
 
-/// Each of a pair's candidates is drawn as often as the others, whatever the seed.
+/// Each candidate of a pair is drawn equally often over many seeds.
 #[test]
 fn draws_are_uniform() {
     // One pair of coincident rows, and 10 candidates at different distances.
@@ -106,12 +106,12 @@ fn draws_are_uniform() {
     for seed in 0..draws {
         let loss = BatchNegativeTripletLoss { negative: Negative::Random, seed, margin: 1.0, ..Default::default() };
         let found = loss.select(Matrix::new(&x, 1).unwrap(), &labels).unwrap();
-        // Both rows are equal, and draw alike.
+        // The two rows have equal bits, so both draw the same negative.
         assert_eq!(found.negative[0], found.negative[1]);
         counts[found.negative[0] as usize] += 1;
     }
     let expected = draws as f64 / 10.0;
     let chi: f64 = counts[2..].iter().map(|&count| (count as f64 - expected).powi(2) / expected).sum();
-    // 9 degrees of freedom: above 33 in one of 10,000.
+    // 9 degrees of freedom: chi² exceeds 33 about once in 10,000.
     assert!(counts[..2] == [0, 0] && chi < 33.0, "{counts:?}: {chi}");
 }

@@ -13,14 +13,15 @@ fn batch(rows: i64, dim: i64, kind: Kind) -> (Tensor, Tensor) {
     (x, Tensor::arange(rows, (Kind::Int64, Device::Cpu)).remainder((rows / 4).max(1)))
 }
 
-/// `[N, N, N]`: d_ap and d_an of every triplet in f64, and which triplets there are.
+/// For N anchors and M rows, in f64: d_ap `[N, M, 1]`, d_an `[N, 1, M]`, and the mask of the valid triplets `[N, M,
+/// M]`.
 fn triplets(distance: Distance, x: &Tensor, y: &Tensor, labels: &Tensor, others: &Tensor, own: &Tensor) -> [Tensor; 3] {
     let [x, y] = [x, y].map(|x| x.to_kind(Kind::Double));
     let squared = || (x.unsqueeze(1) - y.unsqueeze(0)).square().sum_dim_intlist(2, false, Kind::Double);
     let unit = |x: &Tensor| x / x.norm_scalaropt_dim(2, [1], true).clamp_min(1e-12);
     let d = match distance {
         Distance::Cosine => 1.0 - unit(&x).matmul(&unit(&y).tr()),
-        // The root has no gradient at 0, and a row with itself is in no triplet.
+        // The root has no gradient at 0: 1 is added for a row with itself, which is in no triplet.
         Distance::Euclidean => (squared() + own.to_kind(Kind::Double)).sqrt(),
         _ => squared(),
     };
@@ -29,7 +30,7 @@ fn triplets(distance: Distance, x: &Tensor, y: &Tensor, labels: &Tensor, others:
     [d.unsqueeze(2), d.unsqueeze(1), positive.logical_and(&same.logical_not().unsqueeze(1))]
 }
 
-/// The hinge of the chosen triplets, `[N, N]` with one negative each, over their number.
+/// The hinge of the `chosen` triplets: summed per anchor, over all of them, or averaged over their number.
 fn hinge([d_ap, d_an, _]: &[Tensor; 3], chosen: &Tensor, margin: f64, reduction: Reduction) -> Tensor {
     let terms = ((d_ap - d_an + margin).relu() * chosen.to_kind(Kind::Double)).sum_dim_intlist(
         [1, 2].as_slice(),
@@ -43,7 +44,7 @@ fn hinge([d_ap, d_an, _]: &[Tensor; 3], chosen: &Tensor, margin: f64, reduction:
     }
 }
 
-/// The one place of each row of the last axis where `d` is least, among `valid`; rows with none have none.
+/// One-hot along the last axis: the place among `valid` where `d` is least; all false if nothing is valid.
 fn least(d: &Tensor, valid: &Tensor) -> Tensor {
     let d = d.detach().expand_as(valid).masked_fill(&valid.logical_not(), f64::INFINITY);
     let place = d.argmin(2, true);
@@ -74,7 +75,7 @@ fn close(actual: &Tensor, expected: &Tensor, tolerance: f64, what: &str) {
     assert!(error <= tolerance * (1.0 + size), "{what}: error {error}, size {size}");
 }
 
-/// A loss, and its gradients with respect to all, for an upstream that is not 1.
+/// The gradients of the loss with respect to each of `of`, for an upstream of 3.
 fn gradients(loss: &Tensor, of: &[&Tensor]) -> Vec<Tensor> {
     let of: Vec<Tensor> = of.iter().map(|x| x.shallow_clone()).collect();
     Tensor::run_backward(&[(loss * 3.0).sum(Kind::Double)], &of, true, false)

@@ -1,5 +1,5 @@
-//! Property tests of `batch_semi_hard`: every backend x dtype x distance x option against the f64 oracle, with bounds that
-//! follow from the arithmetic, and the laws that hold for any implementation. The emulator takes the same cases in
+//! Property tests of `batch_semi_hard`: every backend x dtype x distance x option against the f64 oracle, with bounds
+//! that follow from the arithmetic, and the laws that hold for any implementation. The emulator takes the same cases in
 //! emulator/tests/batch_semi_hard.rs.
 
 #[cfg(feature = "cuda")]
@@ -76,10 +76,10 @@ fn the_nearest_beyond_the_positive_else_the_farthest() {
     let labels = [0, 0, 0, 1, 2, 3, 4];
     let found = BatchSemiHardTripletLoss::default().select(Matrix::new(&x, 1).unwrap(), &labels).unwrap();
     assert_eq!((&found.anchor[..2], &found.positive[..2]), (&[0, 0][..], &[1, 2][..]));
-    // Of two at 2 the first; none is beyond 5, and the farthest is at 4.
+    // Two negatives are at 2: the first is taken. None is beyond 5: the farthest is taken, at 4.
     assert_eq!(found.negative[..2], [4, 3]);
     assert_eq!(found.negative_distances[..2], [4.0, 16.0]);
-    // Everything coincides: nothing is beyond, and the farthest is the first.
+    // All rows coincide: no negative is beyond the positive, and the first counts as the farthest.
     let found = BatchSemiHardTripletLoss::default()
         .select(Matrix::new(&[0.7f32; 40], 4).unwrap(), &[1, 0, 1, 0, 2, 2, 1, 0, 3, 3]);
     assert!(

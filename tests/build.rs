@@ -1,4 +1,4 @@
-//! What the build script finds on a machine: NVRTC, libtorch's headers, and files that others have open.
+//! What the build script finds on a machine: NVRTC, libtorch's headers, and files that other processes have open.
 #![cfg(feature = "cuda")]
 
 #[path = "../build/cache.rs"]
@@ -22,7 +22,7 @@ use std::{env, fs};
 
 use made_up::{shared_object, with_libraries_of};
 
-/// An NVRTC of the release `major`.0 that knows 50, 80 and 90 and compiles nothing.
+/// A fake NVRTC `major`.0 that knows the architectures 50, 80 and 90 and compiles nothing.
 fn made_up_nvrtc(folder: &Path, name: &str, major: u32) {
     let source = "
         int nvrtcVersion(int *major, int *minor) { *major = MAJOR; *minor = 0; return 0; }
@@ -42,7 +42,7 @@ fn made_up_nvrtc(folder: &Path, name: &str, major: u32) {
     shared_object(folder, &format!("libnvrtc-builtins.so.{major}.0"), "int made_up;");
 }
 
-/// NVRTC as a build of this package finds it. In a bundle there is none, and none is needed.
+/// The NVRTC that a build of this package finds; `None` in a test bundle, which compiles nothing.
 fn found(test: &str) -> Option<nvrtc::Nvrtc> {
     if nothing_is_compiled_here(test) {
         return None;
@@ -58,7 +58,7 @@ fn nothing_is_compiled_here(test: &str) -> bool {
     bundle
 }
 
-/// As in a build, where `.cargo/config.toml` names the link.
+/// The build's environment variables: `.cargo/config.toml` sets LIBTORCH to the link `.libtorch`.
 fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).or_else(|| (name == "LIBTORCH").then(|| support::package().join(".libtorch").into()))
 }
@@ -74,7 +74,7 @@ fn nvrtc_is_called_in_the_library_that_was_opened() {
     if with_libraries_of(folder.path(), test).is_some() {
         return;
     }
-    // By its bare name it is the made-up one that is found.
+    // The bare name finds the fake library.
     let by_name = nvrtc::Nvrtc::open(Path::new("libnvrtc.so")).unwrap();
     assert_eq!(by_name.version, (1, 0));
     let nvrtc = found(test).unwrap();
@@ -101,7 +101,7 @@ fn an_nvrtc_that_is_too_old_is_passed_over_and_named() {
     made_up_nvrtc(old.path(), "libnvrtc.so.12", 12);
     let folders = [old.path().into(), fit.file.parent().unwrap().to_path_buf()];
     assert_eq!(nvrtc::find(&folders, &[80, 120]).unwrap().file, fit.file);
-    // 12 is more than 9, whatever the alphabet says.
+    // Versions compare as numbers: 12 is newer than 9.
     let first = nvrtc::find(&folders, &[80, 90]).unwrap();
     assert_eq!((first.version, first.file.parent()), ((12, 0), Some(old.path())));
     let refused = nvrtc::find(&folders[..1], &[80, 999]).err().unwrap();
@@ -118,13 +118,13 @@ fn a_file_that_is_no_nvrtc_is_refused_by_name() {
     assert_eq!(nvrtc::find(&folders, &[90]).unwrap().file, fit.file);
     let refused = nvrtc::find(&folders[..1], &[999]).err().unwrap();
     assert!(refused[0].contains("libnvrtc.so.13 cannot be opened") && refused[0].contains("too short"), "{refused:?}");
-    // Without its builtins it would fail at the first file of kernels.
+    // Without its builtins library, NVRTC would fail at the first file of kernels.
     let alone = tempfile::tempdir().unwrap();
     made_up_nvrtc(alone.path(), "libnvrtc.so.14", 14);
     fs::remove_file(alone.path().join("libnvrtc-builtins.so.14.0")).unwrap();
     let refused = nvrtc::Nvrtc::open(&alone.path().join("libnvrtc.so.14")).err().unwrap();
     assert!(refused.contains("no libnvrtc-builtins.so.14.0 beside it"), "{refused}");
-    // libtorch's archives put a hash into the name.
+    // libtorch's archives put a hash into the library's name.
     let archive = tempfile::tempdir().unwrap();
     made_up_nvrtc(archive.path(), "libnvrtc-672ee683.so.12", 12);
     let found = nvrtc::find(&[archive.path().into()], &[90]).unwrap();
@@ -148,11 +148,11 @@ fn nvrtc_is_looked_for_by_each_variable() {
             .into();
     let last = [PathBuf::from("/usr/local/cuda/lib64")];
     assert_eq!(folders(&[]), last);
-    // torch-sys says where the libraries are, also where LIBTORCH_LIB names a folder with a link to them.
+    // torch-sys reports the folder of the libraries, which may be a link.
     for named in [("LIBTORCH", root.join("site/torch")), ("DEP_TCH_LIBTORCH_LIB", root.join("lib"))] {
         assert_eq!(folders(&[named]), [&beside[..], &last].concat());
     }
-    // A named toolkit comes first, of either kind of machine; an empty variable names none.
+    // A toolkit named by CUDA_HOME or CUDA_PATH comes first, for x86 or Arm; an empty variable names none.
     let toolkit =
         folders(&[("CUDA_HOME", "/cuda".into()), ("CUDA_PATH", "".into()), ("LIBTORCH", root.join("site/torch"))]);
     assert_eq!(toolkit[0], Path::new("/cuda/lib64"));
@@ -200,7 +200,7 @@ fn headers_of_a_release_that_does_not_fit_name_those_that_do() {
         assert!(said.contains(&format!("libtorch 2.{unfit}, which")), "{said}");
         assert!(said.contains("libtorch 2.11 with tch 0.24") && said.contains("2.13 with tch 0.26"), "{said}");
     }
-    // The old place of the numbers.
+    // The header where older libtorch releases keep their version.
     fs::remove_dir_all(include.join("torch/headeronly")).unwrap();
     let old = "#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 4\n";
     header("torch/csrc/api/include/torch/version.h", old);
@@ -209,7 +209,7 @@ fn headers_of_a_release_that_does_not_fit_name_those_that_do() {
 
 #[test]
 fn what_is_open_keeps_its_bytes_when_it_is_written_anew() {
-    // A library that a running test has mapped: written in place, it would kill the test.
+    // Overwriting in place a library that a running test has mapped would crash the test.
     use std::io::Read;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("batch.detect.so");

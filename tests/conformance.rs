@@ -1,5 +1,6 @@
-//! What each instruction behind kernels/platform.cuh does: compiled for every architecture in each build, and asked of a
-//! device where there is one. What a device answered, written down, is what the emulator is held to.
+//! Whether each instruction behind kernels/platform.cuh does what it should: its probes are compiled for every
+//! architecture in each build, and run if there is a device. The emulator must answer as the device whose answers are
+//! recorded.
 #![cfg(feature = "cuda")]
 
 #[path = "support/conformance.rs"]
@@ -46,7 +47,7 @@ fn device(test: &str) -> Option<Arc<CudaContext>> {
     skip::there_is_a_device(test).then(|| CudaContext::new(0).unwrap())
 }
 
-/// More than 48 KiB needs the driver's leave; more than a block has is an error, and harms nothing.
+/// More than 48 KiB of shared memory must be requested from the driver; more than a block can have is a harmless error.
 #[test]
 fn a_launch_may_ask_for_much_shared_memory() {
     let Some(context) = device("a_launch_may_ask_for_much_shared_memory") else { return };
@@ -56,7 +57,7 @@ fn a_launch_may_ask_for_much_shared_memory() {
         let grid = Grid { blocks: 1, threads: 256, shared_bytes };
         // No rows and no outputs: the kernel does nothing.
         let arguments = [0u8; 192];
-        // SAFETY: zeros are an argument of this kernel, and hold no address that it would follow.
+        // SAFETY: zeros are a valid argument of this kernel: it has no rows, and follows no null address.
         unsafe { launcher.launch("triplet_margin", "triplet_margin_difference_f32_l32", grid, &arguments) }
     };
     for bytes in [0, 1 << 10, 64 << 10, 48 << 10, 96 << 10] {
@@ -68,7 +69,7 @@ fn a_launch_may_ask_for_much_shared_memory() {
     stream.synchronize().unwrap();
 }
 
-/// `TERCET_REWRITE_RECORDS=1` writes down what this device answers.
+/// `TERCET_REWRITE_RECORDS=1` records what this device answers.
 #[test]
 fn a_device_answers_as_defined() {
     let Some(context) = device("a_device_answers_as_defined") else { return };
@@ -96,7 +97,7 @@ fn a_device_answers_as_defined() {
         let (input_address, _input) = cudarc::driver::DevicePtr::device_ptr(&input, &stream);
         let (out_address, out_guard) = cudarc::driver::DevicePtrMut::device_ptr_mut(&mut out, &stream);
         let arguments = Arguments([input_address, out_address]);
-        // SAFETY: the kernel's argument; buffers of the sizes that its probe lays down.
+        // SAFETY: the argument is the kernel's `Args`, with buffers of the sizes that the probe defines.
         unsafe { stream.launch_builder(&kernel).arg(&arguments).launch(config) }.unwrap();
         drop(out_guard);
         answers.push((probe, stream.clone_dtoh(&out).unwrap()));
@@ -119,7 +120,7 @@ fn a_device_answers_as_defined() {
     println!("{device}: {} probes", answers.len());
 }
 
-/// `Args` of the kernels.
+/// The `Args` struct of the probe kernels.
 #[repr(C)]
 struct Arguments([u64; 2]);
 // SAFETY: two device addresses, laid out as the kernels' struct of two pointers.

@@ -220,9 +220,9 @@ fn integers_are_exact() {
         let (x1, x2) = (numbers(x1), numbers(x2));
         let loss = ContrastiveLoss { margin: 10.0, reduction: Reduction::Sum, ..Default::default() };
         let (value, [to_x1, to_x2]) = both(&loss, [&x1, &x2], 2, &same);
-        // The sixth pair is as near as can be, and does not belong together.
+        // The sixth pair is negative and coincides: its loss is margin² / 2.
         assert_eq!(value.to_f64(), 12.5 + 12.5 + 84.5 + 50.0);
-        // e, or -(m - d) e / d.
+        // With respect to x1: e = x1 - x2 for positive pairs, -(m - d) e / d for negative pairs.
         let expected = [-3, -4, 3, 4, -5, -12, 0, 0, 0, 0, 0, 0, 0, 0].map(f64::from);
         let wide = |x: &[T]| x.iter().map(|x| x.to_f64()).collect::<Vec<_>>();
         let off = |x: f64, y: f64| (x - y).abs() <= if T::NAME == "bf16" { 0.02 } else { 4e-3 };
@@ -238,7 +238,7 @@ fn integers_are_exact() {
     of::<bf16>();
 }
 
-/// A pair that belongs together is pulled by the difference itself, even where its square is less than any number.
+/// A positive pair is pulled by the difference itself, even if its square underflows.
 #[test]
 fn tiny_differences_still_pull() {
     let (x1, x2) = ([3e-30f32, -1e-30, 0.0], [1e-30f32, 0.0, 0.0]);
@@ -255,7 +255,7 @@ fn coincident_points_have_no_gradient() {
         for same in [[true; 2], [false; 2]] {
             let (value, grads) = both(&loss, [&x, &x], 3, &same);
             if !matches!(loss.distance, Distance::Cosine) {
-                // With eps there is a small difference.
+                // `eps` makes coincident rows differ a little.
                 let none = !matches!(loss.distance, Distance::Lp { eps, .. } if eps > 0.0);
                 assert!(
                     grads.iter().flatten().all(|g| if none { *g == 0.0 } else { g.is_finite() }),
@@ -271,7 +271,7 @@ fn coincident_points_have_no_gradient() {
 fn nan_and_infinity_are_seen() {
     for loss in options() {
         for (which, bad) in [0, 1].into_iter().flat_map(|k| [f32::NAN, f32::NEG_INFINITY].map(|bad| (k, bad))) {
-            // An element in whole registers, and one behind them; all others are equal, or not.
+            // The bad element is in a whole vector register or in the remainder; all other elements are equal, or not.
             for (at, spread, same) in [(3, 0.0, true), (36, 0.0, false), (3, 1.0, false), (36, 1.0, true)] {
                 let mut x =
                     [1.0f32, 2.0].map(|k| (0..2 * 37).map(|i| k * spread * (i as f32).sin()).collect::<Vec<_>>());
@@ -337,7 +337,7 @@ fn a_gradient_that_is_not_wanted_is_skipped() {
 
 #[test]
 fn gradients_of_16_bit_embeddings_survive_a_mean_over_many() {
-    // 1 / B of a difference of 1e-3 is less than f16's smallest number; an upstream of 2^16 brings it back.
+    // A difference of 1e-3 over B is below f16's smallest number; an upstream of 2^16 brings it back.
     let mut numbers = Numbers(5);
     let (rows, dim) = (1 << 15, 2);
     let same = same(3, rows);
@@ -367,14 +367,14 @@ fn the_order_of_pairs_and_of_their_sides_does_not_matter() {
     };
     for loss in options() {
         let given = losses(&loss, [&x[0], &x[1]], &same);
-        // 7 and 100 have no common divisor.
+        // A permutation: 7 and 100 are coprime.
         let from = |i: usize| i * 7 % rows;
         let moved =
             x.each_ref().map(|x| (0..rows).flat_map(|i| x[from(i) * dim..][..dim].to_vec()).collect::<Vec<_>>());
         let moved_same: Vec<bool> = (0..rows).map(|i| same[from(i)]).collect();
         let moved = losses(&loss, [&moved[0], &moved[1]], &moved_same);
         assert!((0..rows).all(|i| moved[i] == given[from(i)]), "{loss:?}");
-        // eps is added to x1 - x2.
+        // The inputs may be swapped, unless `eps` is added to x1 - x2.
         if !matches!(loss.distance, Distance::Lp { eps, .. } if eps > 0.0) {
             assert_eq!(losses(&loss, [&x[1], &x[0]], &same), given, "{loss:?}");
         }

@@ -1,4 +1,4 @@
-//! `ContrastiveLoss` on tch tensors: what autograd expects, and what it takes for `same`.
+//! `ContrastiveLoss` on tch tensors: what autograd expects, and which tensors it accepts as `same`.
 #![cfg(feature = "torch")]
 
 #[path = "support/graph.rs"]
@@ -21,12 +21,12 @@ fn same(rows: i64, device: Device) -> Tensor {
     Tensor::arange(rows, (Kind::Int64, device)).remainder(3).eq(0)
 }
 
-/// With a margin that most rows are within.
+/// The loss with a margin that most distances are below.
 fn with(reduction: Reduction) -> ContrastiveLoss {
     ContrastiveLoss { margin: 8.0, reduction, ..Default::default() }
 }
 
-/// `with(reduction)` in tensor operations.
+/// The loss of `with(reduction)` composed of tensor operations.
 fn composed(reduction: Reduction, x1: &Tensor, x2: &Tensor, same: &Tensor) -> Tensor {
     let d = (x1 - x2).norm_scalaropt_dim(2.0, [1i64].as_slice(), false);
     let same = same.to_kind(d.kind());
@@ -39,7 +39,7 @@ fn composed(reduction: Reduction, x1: &Tensor, x2: &Tensor, same: &Tensor) -> Te
     }
 }
 
-/// The same numbers as leaves of their own, in f64.
+/// Copies of both tensors as f64 leaves that require gradients.
 fn wide(x: &[Tensor; 2]) -> [Tensor; 2] {
     x.each_ref().map(|x| x.detach().to_kind(Kind::Double).set_requires_grad(true))
 }
@@ -50,7 +50,7 @@ fn upstreams_are_scaled_and_accumulated() {
         for reduction in REDUCTIONS {
             let (x, same) = (leaves(&[6, 5], 1, Kind::Double, device), same(6, device));
             let y = wide(&x);
-            // Twice in one expression, with other upstreams, and once more afterwards: `grad` is a sum.
+            // The loss twice in one expression with different upstreams, then twice more: `grad` accumulates.
             let total = |loss: &dyn Fn() -> Tensor| {
                 (loss() * 3.0 - loss().square() * 0.25).sum(None).backward();
                 loss().sum(None).backward();
@@ -74,7 +74,7 @@ fn a_vector_of_upstreams_may_have_any_strides() {
                 &|losses| losses.sum(None), // expanded: stride 0
                 &|losses| (losses * weights.i((.., 1)).to_kind(losses.kind())).sum(None),
                 &|losses| (losses.flip([0]) * weights.i((.., 0)).to_kind(losses.kind())).sum(None),
-                &|losses| losses.i(3) * 2.0, // 0 for all others
+                &|losses| losses.i(3) * 2.0, // 0 for all other rows
             ];
             for of in uses {
                 let (x, same) = (leaves(&[7, 5], 18, kind, device), same(7, device));
@@ -95,7 +95,7 @@ fn one_tensor_may_be_both_inputs() {
         for kind in [Kind::Double, Kind::Half] {
             let [x, _] = leaves(&[6, 5], 2, kind, device);
             let loss = with(Reduction::Sum).forward(&x, &x, &same(6, device));
-            // Four pairs do not belong together, and are at distance 0.
+            // Four pairs are negative and at distance 0.
             assert_eq!(loss.double_value(&[]), 4.0 * 32.0);
             loss.backward();
             assert_same_bits(&x.grad(), &x.detach().zeros_like());
@@ -142,7 +142,7 @@ fn only_the_inputs_that_ask_get_gradients() {
                     assert_close(&x[asked].grad(), &(all[asked].grad() * upstream), 2.0);
                     let _ = x[asked].grad().zero_();
                 }
-                // Of both, backward may ask for one.
+                // Backward may ask for one of the two inputs.
                 for keep_graph in [true, false] {
                     let loss = (with(reduction).forward(&all[0], &all[1], &same) * 2.0).sum(None);
                     let grads = run_backward(&loss, &[&all[asked]], keep_graph, false).unwrap();
@@ -166,7 +166,7 @@ fn a_retained_graph_runs_again_with_another_upstream() {
                 let first = run(1.0, true);
                 let kept: Vec<Tensor> = first.iter().map(Tensor::copy).collect();
                 let scaled = run(2.5, true);
-                // What a run handed out is the caller's.
+                // Gradients that a run returned belong to the caller, who may overwrite them.
                 first.into_iter().for_each(|mut grad| drop(grad.fill_(f64::NAN)));
                 let again = run(1.0, true);
                 let last = run(2.5, false);
@@ -189,7 +189,7 @@ fn a_change_in_place_is_noticed() {
                 let [x1, x2] = leaves(&[6, 5], 6, Kind::Float, device);
                 let same = same(6, device).to_kind(Kind::Float);
                 let loss = with(reduction).forward(&x1, &x2, &same).sum(None);
-                // Through a view: it is the same memory.
+                // A change through a view changes the same memory.
                 tch::no_grad(|| {
                     let _ = [&x1, &x2, &same][changed].i(..2).g_mul_scalar_(0.0);
                 });
@@ -214,13 +214,13 @@ fn the_gradient_is_differentiable_no_further() {
     }
 }
 
-/// The pass multiplies upstream / B in f32 and rounds once.
+/// The backward pass multiplies by upstream / B in f32 and rounds to 16 bits once.
 #[test]
 fn sixteen_bit_gradients_survive_the_mean() {
     for device in devices() {
         for kind in [Kind::Half, Kind::BFloat16] {
             let (rows, scale) = (4096, 65536.0);
-            // Differences of 1/64 to 4: over B, most of them are below f16's normal numbers.
+            // Multiples of 1/64, at most 4 apart: over B, small differences are below f16's smallest normal number.
             let x = leaves(&[rows, 8], 8, kind, device);
             let together = Tensor::ones([rows], (Kind::Bool, device));
             let loss = with(Reduction::Mean).forward(&x[0], &x[1], &together);
@@ -255,7 +255,7 @@ fn same_may_be_of_any_type_and_any_view() {
                 assert_same_bits(&run(&same), &expected);
             }
         }
-        // A 0 with a sign, and an order to negate what is there.
+        // A flag of -0.0, and flags with torch's negative bit.
         let floats = flags.to_kind(Kind::Float);
         assert_same_bits(&run(&(&floats - &floats.ones_like() + 1.0).maximum(&(&floats * -0.0))), &expected);
         assert_same_bits(&run(&(&floats * -1.0).internal_neg_view()), &expected);
@@ -286,7 +286,7 @@ fn inputs_may_be_views() {
                     (expected * 2.0).sum(None).backward();
                     for (x, y) in x.iter().zip(&y) {
                         assert_eq!(x.grad().size(), shape, "{name}");
-                        // In 16 bits torch adds up what several rows give to one number.
+                        // Torch itself sums the gradients of rows that share memory in 16 bits.
                         let roundings = if kind == Kind::BFloat16 { 30.0 } else { 60.0 };
                         assert_close(&x.grad(), &y.grad().to_kind(kind), roundings);
                     }
@@ -296,7 +296,7 @@ fn inputs_may_be_views() {
     }
 }
 
-/// On a device nothing looks at `same` but the kernel.
+/// On a device only the kernel reads `same`: a value that is neither 0 nor 1 is a NaN, not an error.
 #[test]
 fn on_a_device_what_is_neither_0_nor_1_is_nan() {
     let Some(device) = devices().into_iter().find(|device| device.is_cuda()) else {

@@ -1,4 +1,4 @@
-//! What the contrastive loss refuses: every text names the argument, what was expected and what came.
+//! What the contrastive loss refuses: every message names the argument, what was expected and what came.
 
 #[path = "support/refused.rs"]
 mod refused;
@@ -11,7 +11,7 @@ use tercet::{ContrastiveLoss, Error, Matrix, Reduction};
 
 const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
 
-/// Every way to call the loss on slices, three with `Reduction::None`, otherwise five.
+/// Every way to call the loss on slices and the oracle: three with `Reduction::None`, otherwise five.
 fn doors(loss_fn: &ContrastiveLoss, rows: [Matrix<'_, f64>; 2], same: &[bool]) -> Vec<Result<(), Error>> {
     let (count, dim) = (rows[0].rows(), rows[0].dim());
     let mut grads = [vec![0.0; count * dim], vec![0.0; count * dim]];
@@ -28,7 +28,7 @@ fn doors(loss_fn: &ContrastiveLoss, rows: [Matrix<'_, f64>; 2], same: &[bool]) -
     all
 }
 
-/// All doors refuse, under every reduction.
+/// Every call on slices refuses these arguments, under every reduction.
 #[track_caller]
 fn all_refuse(
     loss_fn: ContrastiveLoss,
@@ -54,7 +54,7 @@ fn slices_refuse_options_out_of_range() {
         let loss_fn = ContrastiveLoss { margin, distance, ..Default::default() };
         all_refuse(loss_fn, rows, &[true, false], argument, expected, actual);
     }
-    // The extremes of what is in range.
+    // Extreme margins that are valid.
     for margin in [0.0, -0.0, f64::MAX, f64::MIN_POSITIVE] {
         let loss_fn = ContrastiveLoss { margin, ..Default::default() };
         doors(&loss_fn, rows, &[true, false]).into_iter().for_each(|result| result.unwrap());
@@ -139,7 +139,7 @@ mod tensors {
     use refused::tensors::{dense, panics, wrong_matrices};
     use tch::{Device, Kind, Tensor};
 
-    /// `f_forward` refuses as told, and `forward` panics with the same text.
+    /// `f_forward` returns the expected error, and `forward` panics with its text.
     #[track_caller]
     fn both_refuse(loss_fn: &ContrastiveLoss, x: [&Tensor; 3], argument: &str, expected: &str, actual: &str) {
         let text = refused(loss_fn.f_forward(x[0], x[1], x[2]), argument, expected, actual);
@@ -169,7 +169,7 @@ mod tensors {
                 both_refuse(&loss_fn, [&wrong, &right, &same()], "x1", expected, &actual);
                 both_refuse(&loss_fn, [&right, &wrong, &same()], "x2", expected, &actual);
             }
-            // And nothing is left behind.
+            // A refused call leaves nothing behind: the next one is right.
             assert_eq!(
                 loss_fn.forward(&right, &right, &same()).sum(None).double_value(&[]),
                 match reduction {
@@ -183,7 +183,7 @@ mod tensors {
     #[test]
     fn refuse_matrices_that_differ_or_are_empty() {
         let (right, loss_fn) = (dense(&[2, 3]), ContrastiveLoss::default());
-        // Rows or columns of 1 are not stretched.
+        // A single row or column is not broadcast.
         for shape in [[3, 3], [2, 4], [1, 3], [2, 1], [3, 2], [0, 3]] {
             let wrong = dense(&shape);
             both_refuse(&loss_fn, [&right, &wrong, &same()], "x2", "the shape of x1, [2, 3]", &format!("{shape:?}"));

@@ -24,7 +24,7 @@ impl Recorded<2> for ContrastiveLoss {
         self.reduction
     }
 
-    /// With `off` roundings of the distance: the loss is force² / 2, its slope by the distance the force.
+    /// The loss is force² / 2 and its derivative by the distance is the force; `off` bounds the error of the distance.
     fn bounds(Case { set, loss_fn, upstream, .. }: &Case) -> Bounds<2> {
         let (roundings, largest) = recorded::roundings(loss_fn.distance, loss_fn.normalize, set.dim);
         let mean = recorded::mean(loss_fn.reduction, set.rows);
@@ -42,7 +42,7 @@ impl Recorded<2> for ContrastiveLoss {
 
             let weight = mean * upstream[if upstream.len() == 1 { 0 } else { b }].abs();
             let unit = |i: usize, k: usize| (set.row(i, b)[k] / norms[i]).abs();
-            // The direction of unit rows is good to so much; coincident ones have none.
+            // The relative error of the direction between unit rows; coincident rows have none.
             let direction = if loss_fn.normalize && d > 0.0 { off / d } else { 0.0 };
             for (i, k) in [0, 1].into_iter().flat_map(|i| (0..set.dim).map(move |k| (i, k))) {
                 let slope = match (loss_fn.distance, loss_fn.normalize) {
@@ -104,7 +104,7 @@ fn the_record_holds_for_slices() {
     recorded::holds_for_slices::<ContrastiveLoss, 2>();
 }
 
-/// Other libraries' losses are what the documentation says, in terms of ours.
+/// Other libraries' losses differ from ours exactly as the documentation says.
 #[test]
 fn the_documented_differences_are_those() {
     let (version, _, differences) = read_record::<ContrastiveLoss, 2>();
@@ -113,7 +113,7 @@ fn the_documented_differences_are_those() {
     for (kind, case) in &differences {
         let ours = ContrastiveLoss::by_reference(case);
         let explained = match kind.as_str() {
-            // No halves.
+            // Without the factor 1/2.
             "tensorflow_addons" => {
                 let doubled = |x: &[f64]| x.iter().map(|x| 2.0 * x).collect::<Vec<_>>();
                 (doubled(&ours.0), ours.1.each_ref().map(|g| doubled(g)))
@@ -139,7 +139,7 @@ fn the_documented_differences_are_those() {
     worst.print();
 }
 
-/// Of siamese-triplet's formula.
+/// The loss and gradients by siamese-triplet's formula.
 fn siamese_triplet(case: &Case) -> Outcome<2> {
     let Case { set, loss_fn, upstream, .. } = case;
     let mean = recorded::mean(loss_fn.reduction, set.rows);
@@ -193,7 +193,7 @@ mod through_tch {
         ];
         for (i, (rows, dim)) in SHAPES.into_iter().enumerate() {
             for (j, (distance, normalize)) in distances.into_iter().enumerate() {
-                // Of one number, only the sign has a direction.
+                // Normalised, a row of one number keeps only its sign.
                 if dim == 1 && (normalize || distance == Distance::Cosine) {
                     continue;
                 }
@@ -213,7 +213,7 @@ mod through_tch {
         });
     }
 
-    /// Documented: an infinite distance is no pair that is far enough apart.
+    /// Documented: an infinite distance gives NaN, though tensor operations would find no loss.
     #[test]
     fn operations_hide_an_infinity_and_we_do_not() {
         for device in devices() {

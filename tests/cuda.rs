@@ -28,7 +28,7 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the ops read and write on the device.
+/// The device memory that the ops read and write.
 struct Arena {
     dim: usize,
     x: [CudaSlice<f32>; 3],
@@ -43,7 +43,7 @@ struct Arena {
 fn poison<T: DeviceRepr>(stream: &Arc<CudaStream>, to: &mut CudaSlice<T>) {
     let bytes = to.num_bytes();
     let (address, _guard) = to.device_ptr_mut(stream);
-    // SAFETY: the slice's bytes.
+    // SAFETY: exactly the bytes of a live slice that is borrowed mutably.
     unsafe { result::memset_d8_async(address, 0xff, bytes, stream.cu_stream()) }.unwrap();
 }
 
@@ -72,7 +72,7 @@ impl Arena {
             let values: Vec<f32> = (0..x.len()).map(|_| numbers.unit() as f32).collect();
             stream.memcpy_htod(&values, x).unwrap();
         }
-        // The copies read memory that ends here.
+        // Wait for the copies.
         stream.synchronize().unwrap();
     }
 
@@ -84,7 +84,7 @@ impl Arena {
         self.outputs().for_each(|to| poison(stream, to));
     }
 
-    /// The bits of all outputs; those that an op does not have stay poisoned.
+    /// The bits of all outputs; those that an op does not write stay poisoned.
     fn read(&mut self, stream: &Arc<CudaStream>) -> Vec<Vec<u32>> {
         self.outputs().map(|x| stream.clone_dtoh(x).unwrap().into_iter().map(f32::to_bits).collect()).collect()
     }
@@ -157,10 +157,10 @@ fn ops() -> Vec<Op> {
     ]
 }
 
-/// A stream that is not the default one, in a context that records no events: they have no place in a graph.
+/// A non-default stream, in a context that records no events: they cannot be captured in a graph.
 fn stream_for_graphs() -> Arc<CudaStream> {
     let context = CudaContext::new(0).unwrap();
-    // SAFETY: a test uses the context on this one stream.
+    // SAFETY: a test uses the context on this one stream, so no events are needed to order streams.
     unsafe { context.disable_event_tracking() };
     context.new_stream().unwrap()
 }
@@ -181,7 +181,7 @@ fn cuda_gives_the_same_bits_in_a_thousand_runs() {
     }
 }
 
-/// Nothing of a step waits for the device, reads memory of the host, or needs events: a graph can be made of it.
+/// A step neither waits for the device nor reads host memory nor needs events: it can be captured in a graph.
 #[test]
 fn cuda_graphs_replay_forward_and_backward() {
     let _alone = alone();
@@ -191,11 +191,11 @@ fn cuda_graphs_replay_forward_and_backward() {
     let stream = &stream_for_graphs();
     let mut arena = Arena::new(stream, 200, 33);
     for op in ops() {
-        // Loads the kernels.
+        // Loads the kernels before the capture.
         arena.run(&op, stream);
         stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
         let captured = (op.run)(stream, &mut arena);
-        // SAFETY: no flag is a flag.
+        // SAFETY: the flags are a transparent struct of one u32, and 0 sets none of them.
         let none = unsafe { std::mem::transmute::<u32, sys::CUgraphInstantiate_flags>(0) };
         let graph = stream.end_capture(none);
         captured.unwrap_or_else(|e| panic!("{}: {e}", op.name));
@@ -225,7 +225,7 @@ fn cuda_survives_a_refused_allocation() {
     println!("{refused} refused allocations");
 }
 
-/// The driver's pool gives back what it keeps of freed memory, which would otherwise serve the next allocations.
+/// Makes the driver's pool return the freed memory it keeps, which would otherwise serve the next allocations.
 fn forget_freed_memory(stream: &Arc<CudaStream>) {
     let mut pool = std::ptr::null_mut();
     // SAFETY: an out-pointer to a live variable; the pool is the device's own.
@@ -235,7 +235,7 @@ fn forget_freed_memory(stream: &Arc<CudaStream>) {
     }
 }
 
-/// The device's own refusal, at whichever allocation it comes.
+/// The device itself is out of memory, at whichever allocation that happens.
 #[test]
 fn cuda_survives_a_full_memory() {
     const ROWS: usize = 1 << 16;
@@ -258,7 +258,7 @@ fn cuda_survives_a_full_memory() {
         forget_freed_memory(stream);
         let mut taken = Vec::new();
         let mut part = free().saturating_sub(spare);
-        // In ever smaller parts, until only what is spared is left.
+        // Allocates ever smaller parts, until only `spare` bytes are left.
         while part >= 1 << 16 {
             // SAFETY: plain memory, freed below.
             match unsafe { result::malloc_sync(part) } {
@@ -287,7 +287,7 @@ fn cuda_survives_a_full_memory() {
         attempt!(BatchNegativeTripletLoss::default());
         attempt!(BatchContrastiveLoss::default());
         stream.synchronize().unwrap();
-        // SAFETY: from `malloc_sync` above, and nobody was told of it.
+        // SAFETY: each address is from `malloc_sync` above and was given to nobody else.
         taken.into_iter().for_each(|address| unsafe { result::free_sync(address) }.unwrap());
         for (op, expected) in ops().iter().zip(&expected) {
             assert!(arena.run(op, stream) == *expected, "{} after {spare} bytes were left", op.name);
@@ -297,7 +297,7 @@ fn cuda_survives_a_full_memory() {
     println!("{refusals} refusals");
 }
 
-/// Fills `to` with copies of what its first `len` numbers are.
+/// Fills `to` with copies of its first `len` numbers.
 fn repeat<T: DeviceRepr>(stream: &Arc<CudaStream>, to: &mut CudaSlice<T>, len: usize) {
     let total = to.len();
     let (address, _guard) = to.device_ptr_mut(stream);
@@ -305,13 +305,13 @@ fn repeat<T: DeviceRepr>(stream: &Arc<CudaStream>, to: &mut CudaSlice<T>, len: u
     while done < total {
         let part = done.min(total - done);
         let [from, to] = [0, done].map(|at| address + (at * size_of::<T>()) as u64);
-        // SAFETY: both within the slice, without a number in common.
+        // SAFETY: both ranges are within the slice and do not overlap.
         unsafe { result::memcpy_dtod_async(to, from, part * size_of::<T>(), stream.cu_stream()) }.unwrap();
         done += part;
     }
 }
 
-/// `B * D` beyond 2^31: every copy of a block of rows has the block's gradients, the last as the first.
+/// `B * D` beyond 2^31: every copy of a block of rows, from the first to the last, has the block's gradients.
 #[test]
 fn cuda_takes_paired_batches_beyond_32_bits() {
     const BLOCK: usize = 1 << 16;
@@ -360,7 +360,7 @@ fn cuda_takes_paired_batches_beyond_32_bits() {
     }
 }
 
-/// `N * N` beyond 2^32, against the CPU: integers, so that every distance is exact and both choose alike.
+/// `N * N` beyond 2^32, against the CPU: integers make every distance exact, so both choose the same rows.
 #[test]
 fn cuda_mines_batches_beyond_32_bits() {
     const ROWS: usize = 70_001;
@@ -401,7 +401,7 @@ fn cuda_mines_batches_beyond_32_bits() {
     check!(BatchContrastiveLoss { margin: 8.0, ..Default::default() });
 }
 
-/// `N * M` beyond 2^31 numbers: the last rows are what they are alone.
+/// `N * M` beyond 2^31 numbers: the last rows equal those computed alone.
 #[test]
 fn cuda_computes_distances_beyond_32_bits() {
     const ROWS: usize = 50_000;

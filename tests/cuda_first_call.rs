@@ -1,5 +1,5 @@
-//! The first call of a process, inside the capture of a graph: kernels are loaded there, and nothing of it is refused. A program
-//! of its own, because whatever ran before would have loaded them.
+//! The first call of a process may be inside the capture of a graph: the kernels are loaded there, without an error. A
+//! program of its own, because an earlier test would have loaded them.
 #![cfg(feature = "cuda")]
 
 #[path = "support/skip.rs"]
@@ -17,7 +17,7 @@ use tercet::{
 const ROWS: usize = 24;
 const DIM: usize = 20;
 
-/// One loss and gradient from rows and labels.
+/// Computes the loss and gradient of one batch of rows and labels.
 type Run = fn(
     &Arc<CudaStream>,
     &CudaSlice<f32>,
@@ -54,7 +54,7 @@ fn cuda_captures_the_first_call() {
         return;
     }
     let context = CudaContext::new(0).unwrap();
-    // SAFETY: the test uses the context on one stream. Events have no place in a graph.
+    // SAFETY: the test uses the context on one stream. Events cannot be captured in a graph.
     unsafe { context.disable_event_tracking() };
     let stream = context.new_stream().unwrap();
     let numbers: Vec<f32> = (0..ROWS * DIM).map(|i| (i as f32 * 0.37).sin()).collect();
@@ -66,7 +66,7 @@ fn cuda_captures_the_first_call() {
         stream.synchronize().unwrap();
         stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
         let captured = run(&stream, &x, &labels, &mut loss, &mut grad);
-        // SAFETY: no flag is a flag.
+        // SAFETY: the flags are a transparent struct of one u32, and 0 sets none of them.
         let none = unsafe { std::mem::transmute::<u32, sys::CUgraphInstantiate_flags>(0) };
         let graph = stream.end_capture(none);
         captured.unwrap_or_else(|e| panic!("{name}: {e}"));

@@ -1,4 +1,4 @@
-//! What only a device can show of losses on tensors: they run on PyTorch's current stream, and nothing waits for it.
+//! Losses on tensors, as only a device can show: they run on PyTorch's current stream, and nothing waits for it.
 #![cfg(all(feature = "cuda", feature = "torch"))]
 
 #[path = "support/skip.rs"]
@@ -16,13 +16,14 @@ use tercet::{
 
 const DEVICE: Device = Device::Cuda(0);
 
-/// Taken by one test at a time: one needs all of the device's memory. `None`, said by name, where there is no device.
+/// A lock for one test at a time, as one needs all of the device's memory. `None`, after naming the test as skipped, if
+/// there is no device.
 fn device(test: &str) -> Option<MutexGuard<'static, ()>> {
     static ALONE: Mutex<()> = Mutex::new(());
     skip::there_is_a_device(test).then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// A scalar from three matrices and labels.
+/// A scalar loss of three matrices and labels.
 struct Loss {
     name: &'static str,
     of: fn(&[Tensor; 3], &Tensor) -> Tensor,
@@ -65,7 +66,7 @@ fn losses() -> Vec<Loss> {
     ]
 }
 
-/// Loss and gradients; those that there are none of are left out.
+/// The loss, then the gradients of those matrices that it reads.
 fn step(loss: &Loss, x: &[Tensor; 3], labels: &Tensor) -> Vec<Tensor> {
     let x = x.each_ref().map(|x| x.detach().set_requires_grad(true));
     let value = (loss.of)(&x, labels);
@@ -92,8 +93,8 @@ fn work(big: &Tensor) {
     }
 }
 
-/// On a stream that is not the default one, behind long work that the inputs come out of. The calls return before that work
-/// has ended; and the results are those of the default stream, so nothing ran ahead of it.
+/// Steps run on a non-default stream, behind long work that produces their inputs. The calls return before that work
+/// has ended, and the results equal those on the default stream, so nothing ran ahead of it.
 #[test]
 fn cuda_steps_follow_the_current_stream_and_wait_for_nothing() {
     let Some(_alone) = device("cuda_steps_follow_the_current_stream_and_wait_for_nothing") else { return };
@@ -105,7 +106,7 @@ fn cuda_steps_follow_the_current_stream_and_wait_for_nothing() {
         let got = on_pool_stream(0, |stream| {
             let stream: sys::CUstream = stream.cast();
             assert!(!stream.is_null(), "a stream of the pool is not the default one");
-            // Fills the allocator's pool of this stream, and loads cuBLAS there: those wait.
+            // Fills the allocator's pool for this stream and loads cuBLAS: both wait for the device.
             work(&big);
             drop(step(&loss, &x, &labels));
             Cuda::synchronize(0);
@@ -123,11 +124,11 @@ fn cuda_steps_follow_the_current_stream_and_wait_for_nothing() {
             // SAFETY: a live event and stream of the device's primary context, which PyTorch has made current.
             unsafe { event::record(before, stream) }.unwrap();
             let got = step(&loss, &late, &late_labels);
-            // SAFETY: as above.
+            // SAFETY: the live event recorded above.
             let waited = unsafe { event::query(before) }.is_ok();
             assert!(!waited, "{}: something waited for the device", loss.name);
             Cuda::synchronize(0);
-            // SAFETY: nothing uses it any more.
+            // SAFETY: a live event that nothing uses any more.
             unsafe { event::destroy(before) }.unwrap();
             bits(&got)
         });
@@ -135,7 +136,7 @@ fn cuda_steps_follow_the_current_stream_and_wait_for_nothing() {
     }
 }
 
-/// PyTorch's own refusal, and then everything as before.
+/// PyTorch's out-of-memory error is returned, and a later call works as before.
 #[test]
 fn cuda_tensors_survive_a_full_memory() {
     let Some(_alone) = device("cuda_tensors_survive_a_full_memory") else { return };
@@ -148,7 +149,7 @@ fn cuda_tensors_survive_a_full_memory() {
     let loss_fn = BatchHardTripletLoss::default();
     let expected = loss_fn.forward(&x, &labels).double_value(&[]);
     let (large, its_labels) = fits(rows);
-    // All that is left, in ever smaller parts.
+    // Takes all memory that is left, in ever smaller parts.
     let (mut taken, mut part) = (Vec::new(), 64i64 << 30);
     while part >= 1 << 20 {
         match Tensor::f_empty([part], (Kind::Uint8, DEVICE)) {

@@ -24,7 +24,7 @@ fn main() {
 }
 "#;
 
-/// Asks tch about CUDA and calls nothing of Tercet; says which libraries of libtorch it has.
+/// A program that asks tch about CUDA, calls nothing of Tercet, and prints which libtorch libraries are loaded.
 const ASKS: &str = r#"
 fn main() {
     let _ = tch::Cuda::is_available();
@@ -33,7 +33,7 @@ fn main() {
 }
 "#;
 
-/// The README's block of this language that contains `part`.
+/// The README's code block in `language` that contains `part`.
 fn readme_block(root: &Path, language: &str, part: &str) -> String {
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
     let fence = format!("```{language}\n");

@@ -1,5 +1,5 @@
-//! The images in this build: the kernels that the host asks for are in every one of them, and the assembler kept all of
-//! their variables in registers.
+//! The images in this build: each has the kernels that the host asks for, and the assembler kept all of their variables
+//! in registers.
 #![cfg(feature = "cuda")]
 
 #[path = "support/skipped.rs"]
@@ -56,7 +56,7 @@ fn no_kernel_spills_or_uses_local_memory() {
     assert!(kernels > 0, "the assembler reported on no kernel");
 }
 
-/// NVIDIA's disassembler: of a CUDA toolkit, or the one that Triton brings beside libtorch.
+/// NVIDIA's disassembler: from a CUDA toolkit, or the one that Triton installs beside libtorch.
 fn disassembler() -> Option<PathBuf> {
     let libtorch = std::env::var_os("LIBTORCH").map_or_else(|| support::package().join(".libtorch"), PathBuf::from);
     let beside = std::fs::canonicalize(libtorch).ok().and_then(|torch| Some(torch.parent()?.to_path_buf()));
@@ -67,17 +67,17 @@ fn disassembler() -> Option<PathBuf> {
 }
 
 /// What the assembler made of the kernels: rows are read and gradients written 16 bytes at a time, and a kernel that
-/// holds its rows reads each of them once.
+/// holds its rows in registers reads each of them once.
 #[test]
 fn rows_move_in_vectors_of_16_bytes() {
     let Some(disassembler) = disassembler() else {
         skipped::skipped("no nvdisasm: rows_move_in_vectors_of_16_bytes");
         return;
     };
-    // By the bytes that a lane of the shape holds of each row: 16 for a vector, and the vectors of a lane.
+    // Suffixes of the kernels that hold their rows in registers, and how many 16-byte vectors of a row each lane holds.
     let held = [("_l16", 1), ("_l32", 1), ("_l32x4", 4)];
     let mut kernels = 0;
-    // How many rows a loss looks at.
+    // How many matrices a loss reads.
     let matrices = |stem| match stem {
         "triplet_margin" => 3,
         "contrastive" => 2,
@@ -94,7 +94,7 @@ fn rows_move_in_vectors_of_16_bytes() {
         let text = String::from_utf8(output.stdout).unwrap();
         for section in text.split(".section\t.text.").skip(1) {
             let name = section.split([',', '\n']).next().unwrap_or_default().trim_matches('"');
-            // f64 and powers are of the shapes that read again.
+            // The other kernels do not hold their rows.
             let Some((_, vectors)) = held.iter().find(|(shape, _)| name.ends_with(shape)) else { continue };
             let count = |what: &[&str]| section.lines().filter(|l| what.iter().all(|w| l.contains(w))).count();
             let (loads, stores) = (count(&["LDG.E", ".128"]), count(&["STG.E", ".128"]));
@@ -118,7 +118,7 @@ fn images_stay_within_their_budget() {
     }
 }
 
-/// One room per loss: whoever adds a kernel adds its reference, CPU and CUDA versions, its test and its bench.
+/// Every kernel file comes with its oracle, its CPU, CUDA and torch versions, its test and its bench.
 #[test]
 fn every_loss_has_its_room_complete() {
     let root = support::package();
@@ -149,7 +149,7 @@ fn every_loss_has_its_room_complete() {
     assert!(stems > 0);
 }
 
-/// Plans depend on the problem and the device alone; what they choose, written down.
+/// Plans depend on the problem and the device alone; the expected choices are written out here.
 #[test]
 fn plans_follow_size_type_and_alignment() {
     use tercet::triplet_margin::cuda::{Pass, Shape};

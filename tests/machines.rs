@@ -1,4 +1,4 @@
-//! Machines that this one is not: made-up drivers, with the devices that a user may have.
+//! Made-up drivers stand for machines other than this one, with the devices that a user may have.
 #![cfg(feature = "cuda")]
 
 #[path = "support/made_up.rs"]
@@ -11,7 +11,8 @@ use std::env;
 use made_up::{as_driver, driver, refusing, with_libraries_of};
 use tercet::cuda::{check_device, device_count};
 
-/// On a machine whose driver is this library, what `look` prints there.
+/// Runs `test` again in a process whose CUDA driver is built from `source`, where it calls `look`; returns what that
+/// process printed.
 fn seen(source: &str, test: &str, look: impl Fn()) -> Option<String> {
     if env::var_os("TERCET_BUNDLE").is_some() {
         skipped::skipped(&format!("no compiler here: {test}"));

@@ -1,5 +1,5 @@
-//! Memory that C++ asks for and does not get while a function is attached to a graph: an error, and whatever Rust gave away is
-//! dropped once. A program of its own, because its `operator new` is that of the whole process.
+//! An allocation that C++ is refused while a function is attached to a graph is an error, and what Rust handed over is
+//! dropped once. A program of its own, because it replaces `operator new` of the whole process.
 #![cfg(all(feature = "torch", target_os = "linux"))]
 
 use std::cell::Cell;
@@ -11,7 +11,7 @@ use tch::Tensor;
 use tercet::torch::CustomFunction;
 
 thread_local! {
-    /// How many requests of this thread are granted before one is refused; `None`: all are.
+    /// How many requests of this thread are granted before one is refused; `None` grants all.
     static GRANTED: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
@@ -24,7 +24,7 @@ unsafe extern "C-unwind" {
 /// `operator new(size_t)`, in place of libstdc++'s, whose `operator delete` is `free` as well.
 ///
 /// # Safety
-/// As C++ has it.
+/// None: as in C++, any size may be asked for.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn _Znwm(bytes: usize) -> *mut c_void {
     let refused = GRANTED.get().is_some_and(|left| {
@@ -82,7 +82,7 @@ fn a_refused_allocation_is_an_error_and_the_closure_is_dropped_once() {
             }
         }
     }
-    // The name, the node, its count, its edges, what is saved, and the result.
+    // Requests for the name, the node, its reference count, its edges, what is saved, and the result.
     assert!(refused >= 5, "{refused} requests");
     println!("{refused} requests were refused one by one");
 }

@@ -28,7 +28,7 @@ fn gradient(loss: &Tensor, x: &Tensor) -> Tensor {
     Tensor::run_backward(&[loss], &[x], true, false).remove(0)
 }
 
-/// `x` as a leaf that a gradient is wanted of.
+/// A copy of `x` as a leaf that requires a gradient.
 fn leaf(x: &Tensor) -> Tensor {
     x.detach().copy().set_requires_grad(true)
 }
@@ -45,7 +45,7 @@ fn the_ring_goes_round() {
         for capacity in [1usize, 2, 5, 8] {
             let mut memory = CrossBatchMemory::new(capacity, DIM as usize, Kind::Float, device);
             assert!(memory.is_empty() && !memory.is_full());
-            // Place by place what should be there, and how many rows have been written in all.
+            // The row expected at each place, and how many rows have been written in all.
             let mut model: Vec<Option<(Tensor, i64)>> = (0..capacity).map(|_| None).collect();
             let mut written = 0;
             for _ in 0..12 {
@@ -82,9 +82,9 @@ fn the_ring_goes_round() {
 
 type Both = Box<dyn Fn(&mut CrossBatchMemory, &Tensor, &Tensor) -> [Tensor; 2]>;
 
-/// Every mined loss, at a margin that most triplets are within.
+/// Every mined loss, with a margin at which most triplets are active.
 fn losses(reduction: Reduction) -> Vec<Both> {
-    /// The loss through the memory, and that against the reference that it should have been.
+    /// The loss through the memory, and the loss against the same rows given as a reference.
     fn both<L: MinedLoss + 'static>(loss: L) -> Both {
         Box::new(move |memory, x, labels| {
             let first = memory.position();
@@ -135,7 +135,7 @@ fn the_loss_is_that_against_the_memory_with_the_batch_in_it() {
 
 #[test]
 fn an_anchor_is_not_its_own_positive() {
-    // One row of each class: without the others' copies of it nothing is a positive.
+    // Each class has one row: only an older copy of it could be a positive.
     let loss = BatchHardTripletLoss { margin: 100.0, ..Default::default() };
     let (x, _) = batch(&mut Numbers(3), 4);
     let labels = Tensor::from_slice(&[0i64, 1, 2, 3]);
@@ -143,9 +143,9 @@ fn an_anchor_is_not_its_own_positive() {
     let valid =
         |memory: &mut CrossBatchMemory| memory.forward_with_stats(&loss, &x, &labels).stats.valid.int64_value(&[]);
     assert_eq!(valid(&mut memory), 0);
-    // Of the first batch the last two rows are left.
+    // The last two rows of the first batch are still in the memory.
     assert_eq!(valid(&mut memory), 2);
-    // Anchors that do not fit into it have no row of their own there.
+    // Anchors that do not fit into the memory have no row of their own in it.
     let mut memory = CrossBatchMemory::new(3, DIM as usize, Kind::Float, Device::Cpu);
     let labels = Tensor::from_slice(&[3i64, 1, 2, 3]);
     let stats = memory.forward_with_stats(&loss, &x, &labels).stats;
@@ -164,13 +164,14 @@ fn a_memory_of_the_batch_is_half_of_the_batch() {
         let own = loss.f_forward_with_stats(&x, &labels).unwrap().loss;
         close(&ours, &own, "loss");
         close(&(gradient(&ours, &x) * 2.0), &gradient(&own, &x), "gradient");
-        // As the detached batch as its own reference.
+        // The detached batch given as its own reference yields the same.
         let detached = x.detach();
         let reference = Reference { embeddings: &detached, labels: &labels, own: Own::Offset(0) };
         let against = loss.f_forward_against_with_stats(&x, &labels, &reference).unwrap().loss;
         assert_eq!((&ours, gradient(&ours, &x)), (&against, gradient(&against, &x)));
     }
-    // (a, b) weighs as much as (b, a): in classes of one size where all triplets are active, and always in pairs.
+    // The pair (a, b) weighs as much as (b, a): always in losses over pairs, and in losses over triplets if all classes
+    // have one size and all triplets are active.
     half(&BatchAllTripletLoss { margin: 100.0, mean_over: MeanOver::Valid, ..Default::default() });
     half(&BatchContrastiveLoss { margin: 2.0, distance: Distance::SquaredEuclidean, ..Default::default() });
     half(&BatchContrastiveLoss { margin: 2.0, ..Default::default() });
@@ -216,7 +217,7 @@ fn a_warm_up_takes_the_batch_itself() {
     assert!(!step(&mut memory) && memory.is_warm(), "12 rows are enough");
     memory.clear();
     assert!(!memory.is_warm() && step(&mut memory));
-    // One that no memory can hold: when it is full.
+    // A warm-up longer than the memory ends when the memory is full.
     let mut memory = CrossBatchMemory::new(6, DIM as usize, Kind::Float, Device::Cpu).warm_up(usize::MAX);
     memory
         .enqueue(&Tensor::zeros([6, DIM], (Kind::Float, Device::Cpu)), &Tensor::zeros([6], (Kind::Int64, Device::Cpu)));
@@ -245,7 +246,7 @@ fn a_memory_restored_goes_on_to_the_same_bits() {
     }
 }
 
-/// Of data/parity.json: the queue as it was, but for the rows that the batch is written to, which do not matter.
+/// Against tests/data/parity.json: the queue is as recorded, except for zeros in the rows that the batch overwrites.
 #[test]
 fn the_numbers_are_those_of_pytorch_metric_learning() {
     let text = std::fs::read_to_string(support::package().join("tests/data/parity.json")).unwrap();
@@ -348,7 +349,7 @@ fn wrong_arguments_are_named() {
     assert_eq!((memory.len(), memory.position()), (4, 0), "as it was");
     assert_eq!(memory.reference().embeddings, &x);
 
-    // What the loss itself refuses, and a memory with nothing in it.
+    // Errors of the loss itself, and of an empty memory.
     let negative = BatchHardTripletLoss { margin: -1.0, ..loss };
     let refused = text(memory.f_forward(&negative, &x, &labels).map(drop));
     assert_eq!(refused, "margin: expected a finite number, 0 or more, got -1");

@@ -1,4 +1,5 @@
-//! What is tested alike of every mined loss: what it computed is recorded, and cudarc slices give what slices in memory do.
+//! Tests that are the same for every mined loss: its results equal the records, and calls on cudarc slices give what
+//! the launches beneath them give.
 
 #[cfg(feature = "cuda")]
 #[path = "support/cuda_device.rs"]
@@ -87,7 +88,7 @@ mod on_cuda {
         Batch { rows: 70, dim: 33, gap: 3, offset: 5, content, labelling, seed: 1, reference }
     }
 
-    /// The calls on cudarc slices give the bits of the launches that they make.
+    /// Calls on cudarc slices give the same bits as the launches beneath them.
     macro_rules! check {
         ($cuda:expr, $loss:expr, $($t:ty),*) => {$({
             let (cuda, loss) = ($cuda, $loss);
@@ -149,7 +150,7 @@ mod on_cuda {
         check!(cuda, BatchContrastiveLoss { margin: 5.0, ..Default::default() }, f32, f16, bf16);
     }
 
-    /// Checked before anything is copied, or launched.
+    /// Lengths and dtypes are checked before anything is copied or launched.
     #[test]
     fn wrong_lengths_and_dtypes_are_refused() {
         let Some(cuda) = &Cuda::first("wrong_lengths_and_dtypes_are_refused") else { return };

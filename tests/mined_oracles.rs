@@ -1,5 +1,5 @@
-//! The oracles of the mined losses: against finite differences, against numbers computed by hand, and the laws that hold for
-//! any batch and any reference. What other libraries compute is in tests/mined_peers.rs.
+//! The oracles of the mined losses: against finite differences, against numbers computed by hand, and the laws that
+//! hold for any batch and any reference. What other libraries compute is in tests/mined_peers.rs.
 
 mod support;
 
@@ -36,11 +36,11 @@ struct Set {
 
 struct Outcome {
     loss: f64,
-    /// None of batch_all.
+    /// Empty for batch_all, which has no loss per row.
     losses: Vec<f64>,
     grads: [Vec<f64>; 2],
     stats: Stats,
-    /// What batch_negative chose.
+    /// The chosen negatives; empty for batch_all and batch_contrastive.
     negative: Vec<u32>,
 }
 
@@ -62,7 +62,7 @@ impl Batch {
         self.labels.len()
     }
 
-    /// The rows `at`, in that order.
+    /// A batch of the rows `at`, in that order.
     fn some(&self, at: &[usize]) -> Self {
         let x = at.iter().flat_map(|&i| self.matrix().row(i)).copied().collect();
         Self { dim: self.dim, x, labels: at.iter().map(|&i| self.labels[i]).collect() }
@@ -70,8 +70,8 @@ impl Batch {
 }
 
 impl Loss {
-    /// Against the set, or the batch against itself; `frozen`: the negatives of batch_negative, whose draws depend on the
-    /// rows' bits.
+    /// Runs the oracle against the set, or the batch against itself. `frozen` fixes the negatives of batch_negative,
+    /// whose draws depend on the rows' bits.
     fn run(
         &self,
         batch: &Batch,
@@ -165,7 +165,8 @@ fn losses() -> Vec<Loss> {
     all
 }
 
-/// A batch of nine rows in three classes, and sets: itself (`None`), with its own rows somewhere in it, and without.
+/// A batch of nine rows in three classes, and the sets to compare it with: itself (`None`), one without its rows, and
+/// two that contain some or all of them.
 fn batch_and_sets() -> (Batch, Vec<Option<Set>>) {
     let mut numbers = Numbers(17);
     let batch = Batch::random(&mut numbers, 9, 3, 3);
@@ -274,7 +275,7 @@ fn the_batch_as_its_own_reference_is_the_batch() {
 fn shards_of_the_anchors_add_up() {
     let (batch, _) = batch_and_sets();
     for loss in losses() {
-        // The hardest pairs of a call are not those of its shards.
+        // The hardest pairs of the whole batch are not those of its shards.
         if matches!(loss, Loss::Contrastive(loss) if loss.negatives == Negatives::Hardest) {
             continue;
         }
@@ -306,7 +307,7 @@ fn the_order_of_the_batch_does_not_matter() {
     let from: Vec<usize> = (0..20).map(|i| i * 7 % 20).collect();
     let moved = batch.some(&from);
     for loss in losses() {
-        // Which of two rows is the anchor depends on their order there.
+        // With `Pairs::Once`, the order of two rows decides which is the anchor.
         if matches!(loss, Loss::Negative(loss) if loss.pairs == Pairs::Once) {
             continue;
         }
@@ -336,7 +337,7 @@ fn batch_hard_against_a_reference_by_hand() {
     assert_eq!(found.grads, [vec![-4.0 + 1.0], vec![0.0, -1.0, 4.0, 0.0, 0.0, 0.0, 0.0]]);
     let expected = Stats { valid: 1, active: 1, mean_positive_distance: 4.0, mean_negative_distance: 0.25 };
     assert_eq!(found.stats, expected);
-    // The row at 2 being the anchor itself, the positive is the one at 1.
+    // If the row at 2 is the anchor's own, the positive is the one at 1.
     let set = Set { own: Own::Offset(2), ..set };
     assert_eq!(Loss::Hard(loss).run(&anchor, Some(&set), &[1.0], None).unwrap().loss, 1.0 - 0.25 + 0.5);
 }
@@ -346,7 +347,8 @@ fn batch_all_against_a_reference_by_hand() {
     let (anchor, set) = line();
     let loss = BatchAllTripletLoss { margin: 0.5, ..Default::default() };
     let found = Loss::All(loss).run(&anchor, Some(&set), &[1.0], None).unwrap();
-    // Negatives at 0.25, 1, 2.25, 4, 9 from it. The positive at 1: 1.25, 0.5. The one at 4: 4.25, 3.5, 2.25, 0.5.
+    // Distances of the negatives: 0.25, 1, 2.25, 4, 9. Terms of the positive at distance 1: 1.25, 0.5; at distance 4:
+    // 4.25, 3.5, 2.25, 0.5.
     assert_eq!((found.stats.valid, found.stats.active), (10, 6));
     close(&[found.loss], &[(1.25 + 0.5 + 4.25 + 3.5 + 2.25 + 0.5) / 6.0], 1e-15, || "loss".into());
     assert_eq!(found.stats.mean_positive_distance, 2.5);
@@ -358,23 +360,23 @@ fn batch_semi_hard_by_hand() {
     let (anchor, set) = line();
     let loss = BatchSemiHardTripletLoss { margin: 2.0, ..Default::default() };
     let found = Loss::SemiHard(loss).run(&anchor, Some(&set), &[1.0], None).unwrap();
-    // Beyond 1, strictly: 2.25, not the other at 1. Beyond 4, strictly: 9.
+    // The nearest negative strictly beyond 1 is at 2.25, not the other at 1; strictly beyond 4 it is at 9.
     assert_eq!(found.negative, [4, 6]);
     assert_eq!(found.loss, (1.0 - 2.25 + 2.0) / 2.0);
     assert_eq!(found.grads, [vec![-1.0 + 1.5], vec![1.0, 0.0, 0.0, 0.0, -1.5, 0.0, 0.0]]);
     let expected = Stats { valid: 2, active: 1, mean_positive_distance: 2.5, mean_negative_distance: 5.625 };
     assert_eq!(found.stats, expected);
 
-    // Nothing is farther than the positive: then the farthest, and of equals the first.
+    // No negative is farther than the positive: the farthest is taken, the first of equals.
     let rows = Batch::new(1, &[9.0, 1.0, -4.0, 4.0, -4.0], &[7, 0, 1, 2, 0]);
     let found = Loss::SemiHard(loss).run(&anchor, Some(&Set { rows, own: Own::None }), &[1.0], None).unwrap();
     assert_eq!((found.negative, found.loss), (vec![2], 81.0 - 16.0 + 2.0));
-    // Of equally near ones the first.
+    // Of equally near negatives the first is taken.
     let rows = Batch::new(1, &[9.0, -3.0, 3.0, 1.0, -2.0, 2.0], &[0, 1, 2, 7, 1, 0]);
     let found = Loss::SemiHard(loss).run(&anchor, Some(&Set { rows, own: Own::None }), &[1.0], None).unwrap();
     assert_eq!((found.negative, found.loss), (vec![4], 0.0));
 
-    // Exactly on the hinge: no loss, no gradient, and it counts.
+    // A triplet exactly on the hinge has no loss and no gradient, but is valid.
     let rows = Batch::new(1, &[1.0, 3.0], &[7, 0]);
     let loss = Loss::SemiHard(BatchSemiHardTripletLoss { margin: 8.0, ..Default::default() });
     let found = loss.run(&anchor, Some(&Set { rows, own: Own::None }), &[1.0], None).unwrap();
@@ -394,20 +396,21 @@ fn batch_negative_by_hand() {
     let hardest = run(Negative::Hardest, 2.0, 0);
     assert_eq!((hardest.negative, hardest.loss), (vec![1, 1], (2.75 + 5.75) / 2.0));
     assert_eq!((hardest.grad, hardest.reference_grad), (vec![-2.0], vec![1.0, -1.0, 2.0, 0.0, 0.0, 0.0, 0.0]));
-    // Nearer than 1 + 2 and than 4 + 2; and beyond 1 and beyond 4, strictly.
+    // Candidates at random are nearer than d_ap + margin, which is 1 + 2 and 4 + 2; semi-hard ones are also strictly
+    // beyond d_ap.
     assert_eq!(run(Negative::Random, 2.0, 0).candidates, [vec![1, 3, 4], vec![1, 3, 4, 5]]);
     let semi_hard = run(Negative::SemiHard, 2.0, 0);
     assert_eq!(semi_hard.candidates, [vec![4], vec![]]);
     assert_eq!(semi_hard.negative, [4, u32::MAX]);
-    // The skipped pair does not count.
+    // The pair without a candidate is not valid.
     assert_eq!((semi_hard.loss, semi_hard.stats.valid), (1.0 - 2.25 + 2.0, 1));
     assert_eq!(semi_hard.stats.mean_positive_distance, 1.0);
     assert_eq!(semi_hard.stats.mean_negative_distance, 2.25);
-    // At a loss of exactly 0 it is not a candidate.
+    // A negative at which the loss is exactly 0 is not a candidate.
     assert!(run(Negative::SemiHard, 1.25, 0).candidates[0].is_empty());
     assert_eq!(run(Negative::Hardest, 0.0, 0).negative, [1, 1]);
 
-    // Each step draws anew, each candidate about as often.
+    // Each step draws anew, each candidate about equally often.
     let mut counts = [[0usize; 7]; 2];
     for step in 0..4000 {
         let found = run(Negative::Random, 2.0, step);
@@ -440,7 +443,7 @@ fn batch_negative_takes_each_pair_once_by_the_rows_places() {
     assert_eq!(pairs(&options, None).unwrap(), ordered);
     assert_eq!(pairs(&once, None).unwrap(), [[0, 2], [0, 3], [1, 4], [2, 3]]);
 
-    // Anchor 0 is the last row, anchor 2 the second, and the others are none.
+    // In the reference, anchor 0 is the last row and anchor 2 the second; the other anchors are not in it.
     let rows = [4, -1, 1, 5, -9];
     let mut set = Reference { embeddings: x, labels: y, own: Own::Rows(&rows[..]) };
     assert_eq!(pairs(&once, Some(&set)).unwrap(), [[2, 2], [2, 3]]);
@@ -468,25 +471,25 @@ fn batch_contrastive_by_hand() {
     let run = |batch: &Batch, set: Option<&Reference<Matrix<'_, f64>, &[i64]>>| {
         batch_contrastive::reference::run_against(&loss, batch.matrix(), &batch.labels, set, &[1.0], None).unwrap()
     };
-    // Two pairs of one class, so the two nearest of the others, in both orders.
+    // Two positive pairs, so the two nearest negative pairs, in both orders.
     let hardest = run(&batch, None);
     assert_eq!(hardest.negatives, [[0, 2], [1, 2], [2, 0], [2, 1]]);
     assert_eq!(hardest.loss, (2.0 + 8.0 + 0.5 + 4.5) / 4.0);
     assert_eq!((hardest.stats.valid, hardest.stats.mean_negative_distance), (8, 2.0));
 
-    // Equally near ones: by anchor, then by row. One pair of one class, and four of others at a distance of 1.
+    // Equally near pairs go by anchor, then by row. One positive pair, and four negative pairs at a distance of 1.
     let tied = Batch::new(1, &[1.0, 0.0, 0.0, -1.0], &[3, 0, 0, 4]);
     assert_eq!(run(&tied, None).negatives, [[0, 1], [1, 0]]);
-    // Against a reference each order is a pair of its own: two of one class.
+    // Against a reference each order is a pair of its own: two positive pairs.
     let set = Reference { embeddings: tied.matrix(), labels: &tied.labels[..], own: Own::Offset(0) };
     assert_eq!(run(&tied, Some(&set)).negatives, [[0, 1], [0, 2]]);
-    // More pairs of one class than of others: all of these. No pair of one class: none.
+    // Fewer negative pairs than positive ones: all are selected. No positive pair: none is.
     let one = Batch::new(1, &[0.0, 1.0, 2.0, 9.0], &[0, 0, 0, 1]);
     assert_eq!(run(&one, None).stats.valid, 6 + 6);
     let apart = run(&Batch::new(1, &[0.0, 1.0, 2.0], &[0, 1, 2]), None);
     assert_eq!((apart.loss, apart.stats, apart.grad), (0.0, Stats::default(), vec![0.0; 3]));
 
-    // Coincident rows have no direction; the loss is there.
+    // Coincident rows have no direction, and so no gradient, but a loss.
     let same = Batch::new(2, &[1.0, 2.0, 1.0, 2.0], &[0, 1]);
     let found = all.run(&same, None, &[1.0], None).unwrap();
     assert_eq!((found.loss, &found.grads[0]), (8.0, &vec![0.0; 4]));
@@ -495,7 +498,7 @@ fn batch_contrastive_by_hand() {
 #[test]
 fn nan_and_infinity_are_seen() {
     let (batch, sets) = batch_and_sets();
-    // Anchors without a positive, without a negative, and nothing valid at all.
+    // The labels of the batch, a single class (no negatives), and labels that all differ (no positives).
     let labellings = [batch.labels.clone(), vec![5; 9], (100..109).collect()];
     for loss in losses() {
         for set in sets.iter().filter(|set| set.as_ref().is_none_or(|set| loss.takes(set))) {
@@ -534,7 +537,7 @@ fn a_selected_distance_that_overflows_gives_nan() {
             Loss::Contrastive(loss) => cosine(loss.distance) || loss.normalize,
         };
         if !skip {
-            // A positive too far for f64, whatever the negatives are.
+            // The distance of a positive overflows f64.
             assert!(sums(loss, &[-1.7e308, 1.7e308, 0.0, 1.0]).is_nan(), "{loss:?}");
         }
     }
@@ -545,7 +548,7 @@ fn without_a_pair_everything_is_zero() {
     let (batch, sets) = batch_and_sets();
     for loss in losses() {
         for set in sets.iter().filter(|set| set.as_ref().is_none_or(|set| loss.takes(set))) {
-            // One class has no negatives; labels that nothing shares have no positives.
+            // Labels that nothing shares have no positives; a single class, below, has no negatives.
             let given = Batch { labels: (100..109).collect(), ..batch.clone() };
             let found = loss.run(&given, set.as_ref(), &[1.0], None).unwrap();
             let contrasts = matches!(loss, Loss::Contrastive(loss) if loss.negatives == Negatives::All);

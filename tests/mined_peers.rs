@@ -1,5 +1,5 @@
-//! The mined losses against what pytorch-metric-learning and sentence-transformers compute (tests/data/record_mined.py):
-//! the oracles, and the CPU versions in f64 and f32.
+//! The oracles of the mined losses and their CPU versions in f64 and f32 against what pytorch-metric-learning and
+//! sentence-transformers compute (tests/data/record_mined.py).
 
 mod support;
 
@@ -24,7 +24,7 @@ fn close(actual: &[f64], expected: &[f64], tolerance: f64, what: &str) {
     }
 }
 
-/// What a case's loss and gradient are: of the oracle, in f64, in f32.
+/// The loss and gradient of a case: by the oracle, in f64, in f32.
 fn ours(case: &Value, set: &Set) -> [(&'static str, f64, Vec<f64>); 3] {
     let distance = match case["distance"].as_str().expect("a name") {
         "squared" => Distance::SquaredEuclidean,

@@ -40,7 +40,7 @@ impl Backend for Cpu {
         let upstream = Data::<T>::scalars(&case.upstream::<T>());
         let mut grads = sides.map(|side| mined::poison(side.len() * case.batch.dim));
         case.op.grad(x, y, &upstream, grads.each_mut().map(|g| Some(&mut g[..]))).unwrap();
-        // One alone is the same.
+        // A gradient computed alone has the same bits.
         let mut alone = mined::poison(grads[1].len());
         case.op.grad(x, y, &upstream, [None, Some(&mut alone)]).unwrap();
         assert!(alone == grads[1] || alone.iter().any(|g: &T| g.to_f64().is_nan()));
@@ -160,13 +160,13 @@ fn the_transposed_matrix_is_that_of_the_sides_exchanged() {
     }
 }
 
-/// Where `cdist` by products has lost everything: near rows far from the origin, and a hair apart.
+/// Rows so close to each other or so far from the origin that `cdist` by products loses every digit.
 #[test]
 fn near_rows_keep_their_distance() {
     let (rows, dim) = (40, 64);
     for (offset, spread) in [(1e3, 1.0), (1.0, 1e-3), (0.0, 1e-12)] {
         let x: Vec<f32> = uniform(rows, dim, 3).iter().map(|x| offset + spread * x).collect();
-        // A copy of each, an element moved by a hair.
+        // A copy of each row, with one element changed by 1e-6 of its size.
         let y: Vec<f32> = x.iter().enumerate().map(|(i, x)| if i % dim == 5 { x * (1.0 + 1e-6) } else { *x }).collect();
         for distance in [Distance::SquaredEuclidean, Distance::Euclidean] {
             let op = PairwiseDistance { distance, ..Default::default() };
@@ -245,7 +245,7 @@ fn nan_and_infinity_stay_in_their_row() {
     }
 }
 
-/// What cannot be compared must not hide that another pair of its tile is near, or that products overflow.
+/// A NaN or infinite distance must not hide that another pair of its tile is near, or that products overflow.
 #[test]
 fn nan_and_infinity_change_no_other_distance() {
     let (rows, dim) = (64, 37);

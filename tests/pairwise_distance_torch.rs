@@ -38,7 +38,7 @@ fn close(actual: &Tensor, expected: &Tensor, tolerance: f64, what: &str) {
     assert!(error <= tolerance * (1.0 + size), "{what}: error {error}, size {size}");
 }
 
-/// Some upstream gradient, the same for whoever asks.
+/// The sum of `d` weighted by sines, so that the upstream gradient differs from element to element.
 fn weighted(d: &Tensor) -> Tensor {
     let weights = Tensor::arange(d.numel() as i64, (Kind::Double, d.device())).sin().reshape(d.size());
     (d * weights.to_kind(d.kind())).sum(d.kind())
@@ -104,7 +104,7 @@ fn rows_may_be_any_view() {
     assert_eq!(op.forward(&transposed, &y), expected);
     let every_second = Tensor::stack(&[&y, &y], 1).flatten(0, 1).slice(0, 0, 34, 2);
     assert_eq!(op.forward(&x, &every_second), expected);
-    // An expanded upstream gradient, all of whose elements are one number.
+    // An expanded upstream gradient: all of its elements are one number.
     let ones = Tensor::run_backward(&[op.forward(&x, &y).sum(Kind::Float)], &[&x], false, false).swap_remove(0);
     let expected = in_operations(&op, &x, &y).sum(Kind::Double);
     close(&ones, &Tensor::run_backward(&[expected], &[&x], false, false)[0], 1e-5, "expanded");
@@ -154,7 +154,7 @@ fn wrong_arguments_are_named() {
 }
 
 thread_local! {
-    /// Blocks on huge pages that this thread has asked for: large gradients lie in them.
+    /// How many blocks on huge pages, which hold large gradients, this thread has allocated.
     static BLOCKS: Cell<usize> = const { Cell::new(0) };
 }
 
@@ -178,7 +178,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Both matrices require one, and one is asked for.
+/// Both matrices require a gradient, and backward asks for one, the other, or both.
 #[test]
 fn gradients_that_nobody_asked_for_are_not_made() {
     let matrix = |rows: i64| Tensor::ones([rows, 4096], (Kind::Float, Device::Cpu)).set_requires_grad(true);

@@ -1,8 +1,8 @@
-//! What other libraries compute (tests/data/record_parity.py) against ours: semi-hard, chosen negatives, contrastive over a
-//! batch, reference sets, and the rest of torch.nn. docs/parity.md names these tests.
+//! What other libraries compute (tests/data/record_parity.py) against ours: semi-hard, chosen negatives, contrastive
+//! over a batch, reference sets, and the rest of torch.nn. docs/parity.md names these tests.
 //!
-//! Each loss has one function that gives the answers of all its doors to one case: the oracle, and with `on_slices!` the
-//! CPU versions in f64 and f32 beside it.
+//! Each loss has one function that answers a case by every entry point: the oracle, and with `on_slices!` the CPU
+//! versions in f64 and f32 beside it.
 
 #[path = "support/skipped.rs"]
 mod skipped;
@@ -16,7 +16,7 @@ use tercet::{
 };
 use tercet::{batch_all, batch_contrastive, batch_hard, batch_negative, batch_semi_hard, contrastive, triplet_margin};
 
-/// What one door answers: its name, the loss, the gradients, and how exact it is.
+/// What one entry point answers: its name, the loss, the gradients, and how exact they are.
 struct Answer {
     door: &'static str,
     value: Vec<f64>,
@@ -25,7 +25,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// Of an oracle.
+    /// The answer of an oracle.
     fn oracle(value: f64, grads: [Vec<f64>; 2]) -> Self {
         let grads = grads.into_iter().filter(|grad| !grad.is_empty()).collect();
         Self { door: "oracle", value: vec![value], grads, tolerance: 1e-9 }
@@ -60,7 +60,7 @@ macro_rules! on_slices {
     };
 }
 
-/// A batch, and the reference that it may have.
+/// A batch, and the reference set that it may have.
 struct Set {
     dim: usize,
     rows: Vec<f64>,
@@ -131,7 +131,7 @@ fn distance(case: &Value) -> Distance {
     }
 }
 
-/// The mean where the case says nothing.
+/// The case's reduction, `Mean` if it names none.
 fn reduction(case: &Value) -> Reduction {
     match case["reduction"].as_str().unwrap_or("mean") {
         "none" => Reduction::None,
@@ -172,7 +172,7 @@ fn batch_semi_hard(case: &Value, set: &Set) -> Vec<Answer> {
     answers
 }
 
-/// The candidates of each pair are asserted here. For the random ones the loss is compared for what the library drew.
+/// Asserts the candidates of each pair. The loss is that of the negatives which the library drew.
 fn batch_negative(case: &Value, set: &Set) -> Vec<Answer> {
     let negative = match text(case, "negative") {
         "hardest" => Negative::Hardest,
@@ -201,7 +201,7 @@ fn batch_negative(case: &Value, set: &Set) -> Vec<Answer> {
             _ => assert!(candidates.contains(drawn) || candidates.is_empty() && *drawn == u32::MAX, "{case}"),
         }
     }
-    // The backends draw what the oracle draws: the library's candidates hold for them too.
+    // The CPU version draws what the oracle draws, so its negatives are among the library's candidates too.
     let own = loss.select(set.embeddings(), &set.labels).expect("valid");
     let triplets: Vec<[u32; 3]> =
         (0..own.anchor.len()).map(|i| [own.anchor[i], own.positive[i], own.negative[i]]).collect();
@@ -228,7 +228,7 @@ fn batch_contrastive(case: &Value, set: &Set) -> Vec<Answer> {
     answers
 }
 
-/// The gradients are those of the sum of what the reduction leaves.
+/// Gradients are those of the sum of the values.
 fn triplet_margin(case: &Value, rows: [Matrix<'_, f64>; 3]) -> Vec<Answer> {
     let (margin, distance, reduction) = (margin(case), distance(case), reduction(case));
     let loss = TripletMarginLoss { margin, distance, reduction, swap: case["swap"] == true, ..Default::default() };
@@ -269,8 +269,8 @@ fn close(actual: &[f64], expected: &[f64], tolerance: f64, what: &str) {
     }
 }
 
-/// Whether the answers, times the case's factor, are `value` and `grads`. A gradient that the library does not have is
-/// not compared.
+/// Asserts that the answers, times the case's factor, are `value` and `grads`. A gradient that the library does not
+/// have is not compared.
 fn compare(case: &Value, answers: Vec<Answer>, value: &[f64], grads: &[Vec<f64>]) {
     let factor = case["factor"].as_f64().expect("a number");
     let scaled = |x: &[f64]| x.iter().map(|x| factor * x).collect::<Vec<_>>();
@@ -290,7 +290,7 @@ fn records() -> Value {
     serde_json::from_str(&std::fs::read_to_string(file).expect("the records")).expect("JSON")
 }
 
-/// Compares the cases of one loss; there must be as many of each library's as are told.
+/// Compares all cases of one loss, and asserts how many there are of each library.
 fn all(loss: &str, answers: impl Fn(&Value, &Set) -> Vec<Answer>, counts: &[(&str, usize)]) {
     let file = records();
     let cases = file["cases"].as_array().expect("a list").iter().filter(|case| case["loss"] == loss);
@@ -332,7 +332,7 @@ fn batch_hard_is_theirs() {
     all("batch_hard", batch_hard, &[("pytorch-metric-learning", 14)]);
 }
 
-/// The pre-formed rows of a set, and its cases of one loss; there must be so many.
+/// Runs `check` on each case of one loss over the paired rows `set`, and asserts how many cases there are.
 fn paired<const K: usize>(set: &str, loss: &str, count: usize, check: impl Fn(&Value, [Matrix<'_, f64>; K], &[bool])) {
     let file = records();
     let x: Vec<Vec<f64>> = file[set]["x"].as_array().expect("a list").iter().map(numbers).collect();
@@ -363,7 +363,8 @@ fn contrastive_is_theirs() {
     });
 }
 
-/// Theirs is linear, `d` and `relu(cos - margin)`, ours the half of the square: `√(2 loss)` of ours, with `1 - margin`.
+/// Torch's loss is linear, `d` and `relu(cos - margin)`; ours is half its square: compare `√(2 loss)`, with `1 -
+/// margin`.
 #[test]
 fn cosine_embedding_is_the_root_of_twice_ours() {
     paired("pairs", "cosine_embedding", 2, |case, rows, same| {
@@ -383,7 +384,7 @@ fn cosine_embedding_is_the_root_of_twice_ours() {
     });
 }
 
-/// What docs/parity.md calls a test is one.
+/// Every test that docs/parity.md names exists.
 #[test]
 fn the_page_names_tests_that_exist() {
     let root = support::package();

@@ -156,7 +156,7 @@ fn nan_and_infinity_reach_all_gradients_of_their_row() {
     {
         for (which, bad) in [0, 1, 2].into_iter().flat_map(|k| [f32::NAN, f32::INFINITY].map(|bad| (k, bad))) {
             let loss = TripletMarginLoss { distance, normalize, swap, ..Default::default() };
-            // An element in whole registers, and one behind them; all others are equal, or not.
+            // The bad element is in a whole vector register or in the remainder; all other elements are equal, or not.
             for (at, spread) in [(3, 0.0), (36, 0.0), (3, 1.0), (36, 1.0)] {
                 let mut x = [1.0f32, 2.0, 3.0].map(|k| (0..2 * 37).map(|i| k * spread * i as f32).collect::<Vec<_>>());
                 x[which][37 + at] = bad;
@@ -173,8 +173,9 @@ fn nan_and_infinity_reach_all_gradients_of_their_row() {
     }
 }
 
-/// Differences of (0.3, 0.1) and (0.2, 0.2): to the power of 100 they are below the smallest number of f32, and ten times as
-/// large above its largest. With p = 100 a distance is the largest difference, 2^(1/100) times as much where two are equal.
+/// Differences of (0.3, 0.1) and (0.2, 0.2): to the power of 100 they are below the smallest number of f32, and ten
+/// times as large above its largest. With p = 100 a distance is the largest difference, or 2^(1/100) times that if two
+/// are equal.
 #[test]
 fn a_large_power_of_ordinary_numbers() {
     for (scale, expected) in [(0.1f32, 0.598_608_9), (1.0, 1.486_088_9)] {
@@ -190,7 +191,7 @@ fn a_large_power_of_ordinary_numbers() {
             x.map(|x| x.map(f64::from)).each_ref().map(|x| tercet::Matrix::new(x, 2).unwrap()),
             &[1.0],
         );
-        // A half of 2^(1/100) each.
+        // Two equal differences share the gradient, 2^(1/100) / 2 each.
         let share = 0.503_477_8;
         let right = [[share - 1.0, share], [1.0, 0.0], [-share, -share]];
         for (grads, what) in [(grads.map(|g| g.map(f64::from)), "f32"), (flat(oracle.unwrap().grads), "the oracle")] {

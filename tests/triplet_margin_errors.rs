@@ -1,4 +1,4 @@
-//! What the triplet margin loss refuses: every text names the argument, what was expected and what came.
+//! What the triplet margin loss refuses: every message names the argument, what was expected and what came.
 
 #[path = "support/refused.rs"]
 mod refused;
@@ -7,7 +7,7 @@ use refused::{bad_options, options_beyond_f32, refused};
 use tercet::triplet_margin::reference;
 use tercet::{Distance, Element, Error, Matrix, Reduction, TripletMarginLoss};
 
-/// Every way to call the loss on slices, three with `Reduction::None`, otherwise five.
+/// Every way to call the loss on slices and the oracle: three with `Reduction::None`, otherwise five.
 fn doors(loss_fn: &TripletMarginLoss, rows: [Matrix<'_, f64>; 3]) -> Vec<Result<(), Error>> {
     let (count, dim) = (rows[0].rows(), rows[0].dim());
     let mut grads: [Vec<f64>; 3] = std::array::from_fn(|_| vec![0.0; count * dim]);
@@ -37,7 +37,7 @@ fn slices_refuse_options_out_of_range() {
             }
         }
     }
-    // The extremes of what is in range.
+    // Extreme margins that are valid.
     for margin in [0.0, -0.0, f64::MAX, f64::MIN_POSITIVE] {
         doors(&TripletMarginLoss { margin, ..Default::default() }, rows).into_iter().for_each(|r| r.unwrap());
     }
@@ -145,7 +145,7 @@ fn matrices_refuse_what_does_not_fit() {
     assert_eq!(Matrix::strided(&x, 2, 4, 6).unwrap().rows(), 2);
     assert_eq!(Matrix::strided(&x, 100, 10, 0).unwrap().row(99), x);
     assert_eq!(Matrix::strided(&x, 0, 4, usize::MAX).unwrap().rows(), 0);
-    // More than an index can hold: the elements reached, and, of rows that are one and the same, their number.
+    // More than an index can hold: the elements reached, or the number of rows if all of them are one row.
     refused(Matrix::strided(&x, usize::MAX, 4, usize::MAX), "data", "4 numbers", "10");
     refused(Matrix::strided(&x, 2, usize::MAX, 1), "data", "2 rows", "10");
     refused(Matrix::strided(&x, 1 << 62, 4, 0), "data", "4611686018427387904 rows", "10");
@@ -158,14 +158,14 @@ mod tensors {
     use refused::tensors::{dense, panics, wrong_matrices};
     use tch::{Device, Kind, Tensor};
 
-    /// `f_forward` refuses as told, and `forward` panics with the same text.
+    /// `f_forward` returns the expected error, and `forward` panics with its text.
     #[track_caller]
     fn both_refuse(loss_fn: &TripletMarginLoss, x: [&Tensor; 3], argument: &str, expected: &str, actual: &str) {
         let text = refused(loss_fn.f_forward(x[0], x[1], x[2]), argument, expected, actual);
         panics("TripletMarginLoss", &text, || loss_fn.forward(x[0], x[1], x[2]));
     }
 
-    /// `wrong` at each of the three places.
+    /// Each of the three inputs is refused if it is `wrong`.
     #[track_caller]
     fn refused_anywhere(wrong: &Tensor, expected: &str, actual: &str) {
         let right = dense(&[2, 3]);
@@ -177,7 +177,7 @@ mod tensors {
                 both_refuse(&loss_fn, x, argument, expected, actual);
             }
         }
-        // And nothing is left behind.
+        // A refused call leaves nothing behind: the next one is right.
         assert_eq!(TripletMarginLoss::default().forward(&right, &right, &right).double_value(&[]) as f32, 0.2);
     }
 
@@ -191,7 +191,7 @@ mod tensors {
         }
     }
 
-    /// An expanded leaf of 2^62 numbers: its bytes wrap to 2^63 and its gradient's to few.
+    /// An expanded leaf of more than 2^62 numbers: the bytes of its gradient do not fit in 64 bits.
     #[test]
     fn refuse_more_bytes_than_there_are_addresses() {
         let x = dense(&[1, 1]).expand([1 << 31, (1 << 31) + 1], false).detach().set_requires_grad(true);
@@ -221,7 +221,7 @@ mod tensors {
     fn refuse_shapes_that_differ() {
         let right = dense(&[2, 3]);
         let loss_fn = TripletMarginLoss::default();
-        // Rows or columns of 1 are not stretched.
+        // A single row or column is not broadcast.
         for shape in [[3, 3], [2, 4], [1, 3], [2, 1], [3, 2], [0, 3]] {
             let wrong = dense(&shape);
             both_refuse(&loss_fn, [&right, &wrong, &right], "positive", "anchor, [2, 3]", &format!("{shape:?}"));

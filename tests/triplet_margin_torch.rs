@@ -123,21 +123,21 @@ fn the_record_holds_for_slices() {
     recorded::holds_for_slices::<TripletMarginLoss, 3>();
 }
 
-/// Where the documentation says that torch does something else: what it says is what we do, and what torch did.
+/// Torch differs from ours where the documentation says so, and both give what it says they give.
 #[test]
 fn the_documented_differences_are_those() {
     let (version, _, differences) = read_record::<TripletMarginLoss, 3>();
     let mut worst = Worst::new("differences", F64);
     for (kind, case) in &differences {
         let ours = TripletMarginLoss::by_reference(case);
-        // All that differs from torch is in one row: the backends agree with the reference on it.
+        // The backends agree with the oracle on these cases too.
         for outcome in [TripletMarginLoss::by_slices::<f64>(case), TripletMarginLoss::by_slices::<f32>(case)] {
             let like_reference = Case { loss: ours.0.clone(), grads: ours.1.clone(), ..case.clone() };
             Worst::new("slices", F32).check_all(&like_reference, F32, &outcome);
         }
         let explained = match kind.as_str() {
             "kink" => {
-                // Row 1 has loss 0, and no gradient of ours.
+                // Row 1 has a loss of 0, and ours has no gradient there.
                 let row = case.set.dim..2 * case.set.dim;
                 assert!(ours.1.iter().all(|g| g[row.clone()].iter().all(|&g| g == 0.0)), "{}", case.id);
                 assert!(case.grads.iter().any(|g| g[row.clone()].iter().any(|&g| g != 0.0)), "{}", case.id);
@@ -146,8 +146,8 @@ fn the_documented_differences_are_those() {
                 (ours.0, TripletMarginLoss::by_reference(&Case { loss_fn: active, ..case.clone() }).1)
             }
             "swap_tie" => {
-                // Row 0 and, for a = p, row 1 are ties, row 2 is not. Ours is the gradient without swap;
-                // torch's is half of it and half of that with d(p, n), which is the loss of (p, a, n).
+                // Row 0 and, for a = p, row 1 are ties, row 2 is not. Ours is the gradient without swap; torch's is the
+                // mean of that and the gradient with d(p, n), which is the loss of (p, a, n).
                 let tied = 0..2 * case.set.dim;
                 let no_swap = TripletMarginLoss { swap: false, ..case.loss_fn };
                 let to_an = TripletMarginLoss::by_reference(&Case { loss_fn: no_swap, ..case.clone() }).1;
@@ -167,7 +167,7 @@ fn the_documented_differences_are_those() {
             }
             other => panic!("unknown kind {other}"),
         };
-        // On the kink or in the tie, a row has slopes that the hinge or the swap left out: the bounds of both pairs.
+        // Torch's gradient on a kink or a tie has slopes that ours leaves out: the bounds with and without swap add up.
         let losses = bounds(case).loss;
         let of_both = [false, true].map(|swap| {
             let margin = case.loss_fn.margin + 1.0;
@@ -203,7 +203,7 @@ mod through_tch {
         holds_for_tensors::<TripletMarginLoss, 3>();
     }
 
-    /// torch.nn.TripletMarginLoss's own function.
+    /// Against libtorch's `triplet_margin_loss`, the function behind torch.nn.TripletMarginLoss.
     #[test]
     fn agrees_with_triplet_margin_loss_of_libtorch() {
         let mut numbers = Numbers(1);
@@ -234,7 +234,7 @@ mod through_tch {
         });
     }
 
-    /// The losses that people write in tensor operations.
+    /// Against the losses as people write them in tensor operations.
     #[test]
     fn agrees_with_losses_in_tensor_operations() {
         let mut numbers = Numbers(2);
@@ -248,7 +248,7 @@ mod through_tch {
                 (Distance::Lp { p: 1.0, eps: 0.0 }, false),
             ];
             for (j, (distance, normalize)) in distances.into_iter().enumerate() {
-                // Of one number, only the sign has a direction: the hinge would be met exactly.
+                // Normalised, a row of one number keeps only its sign: the hinge would be met exactly.
                 if dim == 1 && (normalize || distance == Distance::Cosine) {
                     continue;
                 }
