@@ -44,31 +44,31 @@ fn oracle<T: Element>(case: &Case, data: &Data<T>) -> Reference {
 pub struct Output<T: Element> {
     pub loss: T::Scalar,
     pub stats: Stats,
-    /// For an upstream of 1, with respect to the anchors and to the reference set.
+    /// Gradients for an upstream of 1, with respect to the anchors and to the reference set.
     pub grads: [Vec<T>; 2],
-    /// For the case's upstream.
+    /// Gradients for the case's upstream.
     pub scaled_grads: [Vec<T>; 2],
 }
 
 pub trait Backend {
     const NAME: &'static str;
-    /// Devices take no f64 for mined losses.
+    /// Whether the backend takes f64: devices do not, for mined losses.
     const TAKES_F64: bool;
-    /// Devices alone have more than one.
+    /// The precisions to draw from; only devices have more than one.
     const PRECISIONS: &'static [Precision] = &[Precision::Highest];
-    /// The oracle is slow, and an emulator slower.
+    /// The largest number of rows: the oracle is slow, and the emulator slower.
     const LARGEST: usize = 300;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T>;
 }
 
-/// What may be off, before the mean's division.
+/// How far from the oracle each result may be, before the mean's division.
 #[derive(Default)]
 struct Allowed {
     sum: f64,
-    /// Triplets that rounding decides.
+    /// How many triplets rounding decides.
     undecided: u64,
     mean_distances: [f64; 2],
-    /// Per row, of an element of the gradient.
+    /// For each row, the error of an element of its gradient.
     grad: Vec<f64>,
 }
 
@@ -76,7 +76,7 @@ fn allowed<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds) -> Allowed 
     let (rows, others) = (case.batch.rows, data.other_labels().len());
     let margin = case.loss.margin;
     let mut allowed = Allowed::default();
-    // How often each pair is a term for certain, and perhaps.
+    // How many triplets each pair is a term of for certain, and how many perhaps.
     let mut terms = vec![[0.0f64; 2]; rows * others];
     let (positives, negatives) = (
         |a: usize| (0..others).filter(move |&j| data.is_positive(a, j)),
@@ -153,7 +153,7 @@ fn compare<T: Element>(
         worst.check(|| "a mean distance".into(), actual, expected, bound / valid + rounding)?;
     }
 
-    // Whether a triplet at the border is one of M decides as much as its loss does: each backend has an M of its own.
+    // Rounding decides whether a triplet at the border counts in M: divide by the backend's own M.
     let divisor = match (case.loss.reduction, case.loss.mean_over) {
         (Reduction::Mean, MeanOver::Active) => active.max(1) as f64,
         _ => truth.divisor,

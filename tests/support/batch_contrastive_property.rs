@@ -1,5 +1,5 @@
-//! The property test of `batch_contrastive` that every backend takes: dtype x distance x option against the f64 oracle, with
-//! bounds that follow from the arithmetic.
+//! The property test of `batch_contrastive` that every backend takes: dtype x distance x option against the f64 oracle,
+//! with bounds that follow from the arithmetic.
 
 use std::fmt::Debug;
 
@@ -39,41 +39,41 @@ fn oracle<T: Element>(case: &Case, data: &Data<T>, upstream: &[f64], selected: O
 
 /// What a backend returned.
 pub struct Output<T: Element> {
-    /// The pairs of different classes that it selected, of a backend that lists them.
+    /// The negative pairs that it selected, if the backend lists them.
     pub selected: Option<Vec<[u32; 2]>>,
     pub losses: Vec<T::Scalar>,
     pub stats: Stats,
     /// The reduced loss and the gradients for an upstream of 1; absent for `Reduction::None`.
     pub reduced: Option<(T::Scalar, [Vec<T>; 2])>,
-    /// For the case's upstream, with respect to the anchors and to the reference set.
+    /// Gradients for the case's upstream, with respect to the anchors and to the reference set.
     pub scaled_grads: [Vec<T>; 2],
 }
 
 pub trait Backend {
     const NAME: &'static str;
-    /// Devices take no f64 for mined losses.
+    /// Whether the backend takes f64: devices do not, for mined losses.
     const TAKES_F64: bool;
-    /// Devices alone have more than one.
+    /// The precisions to draw from; only devices have more than one.
     const PRECISIONS: &'static [Precision] = &[Precision::Highest];
-    /// The oracle is slow, and an emulator slower.
+    /// The largest number of rows: the oracle is slow, and the emulator slower.
     const LARGEST: usize = 300;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T>;
 }
 
-/// What may be off, before the mean's division.
+/// How far from the oracle each result may be, before the mean's division.
 struct Allowed {
-    /// Of each anchor.
+    /// For each anchor, the error of its loss.
     losses: Vec<f64>,
-    /// Of their sum: whatever is selected of equally hard pairs, it is as hard.
+    /// The error of the losses' sum: it is the same whichever of equally hard pairs are selected.
     sum: f64,
-    /// Pairs whose loss rounding may make 0.
+    /// How many pairs' losses rounding may make 0.
     undecided: u64,
     distances: [f64; 2],
-    /// Of each pair that may be selected its anchor, and what its rows' gradients may be off by.
+    /// For each pair that may be selected, its anchor and the errors of its rows' gradients.
     pulls: Vec<(usize, [PullBound; 2])>,
 }
 
-/// Of what a pair adds to the gradient of one of its rows.
+/// The error of what a pair adds to the gradient of one of its rows.
 #[derive(Clone, Copy)]
 struct PullBound {
     row: usize,
@@ -81,7 +81,7 @@ struct PullBound {
     error: f64,
 }
 
-/// Whether a pair of different classes is selected for certain, or perhaps.
+/// Whether a negative pair is selected for certain, or perhaps.
 #[derive(Clone, Copy, PartialEq)]
 enum Selected {
     Surely,
@@ -89,7 +89,7 @@ enum Selected {
     Not,
 }
 
-/// Distances within rounding of the last one that is selected may be taken either way.
+/// Negative pairs whose distance is within rounding of the last selected one are `Perhaps`.
 fn selected<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds, truth: &Reference) -> Vec<Selected> {
     let (rows, others) = (case.batch.rows, data.other_labels().len());
     let mut selected = vec![Selected::Not; rows * others];
@@ -118,7 +118,7 @@ fn selected<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds, truth: &Re
     let (lowest, highest) = (last(|span| span.1), last(|span| span.2));
     for (pair, low, high) in spans {
         selected[pair] = match count == truth.positives.len() {
-            // All of them are.
+            // Fewer negative pairs than positive ones: all are selected.
             false => Selected::Surely,
             true if high < lowest => Selected::Surely,
             true if low <= highest => Selected::Perhaps,
@@ -143,7 +143,7 @@ fn allowed<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds, selected: &
             let distance = if positive { bounds.of_distance(a, of_j) } else { bounds.of_product(a, of_j) };
             let rounding = 4.0 * bounds.epsilon * if positive { d.abs() } else { d.abs() + margin };
             let error = distance + rounding;
-            // At least the derivative of the loss with respect to the distance.
+            // The size of the loss's derivative with respect to the distance.
             let slope = if positive { d.abs() } else { (margin - d).max(0.0) };
             let reached = positive || d - error < margin;
             let off = if reached { (slope + error) * error + 4.0 * bounds.epsilon * slope * slope } else { 0.0 };
@@ -169,7 +169,7 @@ fn allowed<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds, selected: &
     allowed
 }
 
-/// Per row, of an element of the gradient.
+/// For each row, the error of an element of its gradient.
 fn gradient_bounds(allowed: &Allowed, bounds: &Bounds, mean: f64, upstream: &[f64]) -> Vec<f64> {
     let mut total = vec![1e-35; bounds.x.len()];
     let mut sums = vec![(0.0, 0.0f64); bounds.x.len()];
@@ -198,7 +198,7 @@ fn compare<T: Element>(
     let mut truth = oracle(case, data, &data.upstream, None);
     let mut selected = selected(case, data, &bounds, &truth);
     if let Some(pairs) = &output.selected {
-        // As it may be; from here on that is the selection.
+        // The backend's own selection must be possible; from here on it is the selection.
         let others = data.other_labels().len();
         prop_assert_eq!(pairs.len(), truth.negatives.len());
         let mut own = vec![Selected::Not; selected.len()];

@@ -44,23 +44,23 @@ pub struct Output<T: Element> {
     pub stats: Stats,
     /// The reduced loss and the gradients for an upstream of 1; absent for `Reduction::None`.
     pub reduced: Option<(T::Scalar, [Vec<T>; 2])>,
-    /// For the case's upstream, with respect to the anchors and to the reference set.
+    /// Gradients for the case's upstream, with respect to the anchors and to the reference set.
     pub scaled_grads: [Vec<T>; 2],
 }
 
 pub trait Backend {
     const NAME: &'static str;
-    /// Devices take no f64 for mined losses.
+    /// Whether the backend takes f64: devices do not, for mined losses.
     const TAKES_F64: bool;
-    /// Devices alone have more than one.
+    /// The precisions to draw from; only devices have more than one.
     const PRECISIONS: &'static [Precision] = &[Precision::Highest];
-    /// The oracle is slow, and an emulator slower.
+    /// The largest number of rows: the oracle is slow, and the emulator slower.
     const LARGEST: usize = 300;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T>;
 }
 
-/// The gradient bounds per row, of the anchors and after them of the reference set: what each selected pair may be off by,
-/// and for anchors that rounding decides all of it.
+/// For each row, first of the anchors, then of the reference set, the error of an element of its gradient: the errors
+/// of the selected pairs, and the whole gradient of anchors that rounding decides.
 fn gradient_bounds<T: Element>(
     case: &Case,
     data: &Data<T>,
@@ -76,13 +76,13 @@ fn gradient_bounds<T: Element>(
         let (p, n) = (data.other(own.positive[a] as usize), data.other(own.negative[a] as usize));
         let up = mean * upstream[if upstream.len() == 1 { 0 } else { a }].abs();
         let unsure = anchor_bound(case, bounds, a, p, n);
-        // The sigmoid's slope is at most a quarter, and at most the sigmoid itself.
         let weight = match case.loss.soft_margin {
             true => 1.0,
             false if own.arguments[a].abs() <= unsure => 1.0,
             false if own.arguments[a] <= 0.0 => continue,
             false => 1.0,
         };
+        // With a soft margin the weight is a sigmoid: at most 1, with a slope of at most a quarter.
         let undecided = match case.loss.soft_margin {
             true => (0.25 * unsure).min(1.0) + 4.0 * bounds.epsilon,
             false => f64::from(own.arguments[a].abs() <= unsure),
@@ -94,7 +94,7 @@ fn gradient_bounds<T: Element>(
             sizes[i].1 += 1;
         }
     }
-    // A sum of K terms in the order they come in.
+    // Rounding of a sum of K terms in any order.
     total
         .iter()
         .zip(sizes)
@@ -102,7 +102,7 @@ fn gradient_bounds<T: Element>(
         .collect()
 }
 
-/// Of one anchor's loss; `p` and `n` among all rows.
+/// The error of the loss of anchor `a`; `p` and `n` count all rows, the anchors first.
 fn anchor_bound(case: &Case, bounds: &Bounds, a: usize, p: usize, n: usize) -> f64 {
     bounds.of_distance(a, p) + bounds.of_distance(a, n) + 4.0 * bounds.epsilon * (case.loss.margin + 1.0)
 }
@@ -122,7 +122,7 @@ fn compare<T: Element>(
         prop_assert_eq!(&output.negative, &truth.negative);
     }
 
-    // The selection: of the right class, and within rounding of the extremes.
+    // The selected rows are of the right class, and within rounding of the extremes.
     for a in 0..rows {
         prop_assert_eq!(output.positive[a] == u32::MAX, truth.positive[a] == u32::MAX);
         prop_assert_eq!(output.negative[a] == u32::MAX, truth.negative[a] == u32::MAX);
@@ -135,7 +135,7 @@ fn compare<T: Element>(
             [(false, p, truth.positive[a] as usize), (true, n, truth.negative[a] as usize)]
         {
             let (found, true_one) = (data.other(found), data.other(true_one));
-            // At full precision as good as by difference.
+            // At full precision a distance by product is as good as one by difference.
             let by_product = negative && case.loss.precision != Precision::Highest;
             let of = |j| if by_product { bounds.of_product(a, j) } else { bounds.of_distance(a, j) };
             let bound = of(found) + of(true_one);

@@ -1,7 +1,8 @@
-//! How many random cases a property test takes, and which. Without the two variables they are the same ones in every run:
+//! How many random cases a property test takes, and which. They are the same in every run unless these variables are
+//! set:
 //!
 //! | `TERCET_CASES` | how many for each dtype, instead of the test's own number |
-//! | `TERCET_SEED`  | a number: others, which it decides; `random`: others in every run |
+//! | `TERCET_SEED`  | a number: other cases, which it decides; `random`: other cases in every run |
 
 use std::fmt::Debug;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,7 +12,7 @@ use std::time::SystemTime;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseResult, TestRng, TestRunner};
 
-/// `TERCET_CASES`, or `count`.
+/// `TERCET_CASES` if it is set, else `count`.
 pub fn count(count: u32) -> u32 {
     let Ok(text) = std::env::var("TERCET_CASES") else { return count };
     text.parse().unwrap_or_else(|_| panic!("TERCET_CASES: expected a number of cases, got {text:?}"))
@@ -30,10 +31,10 @@ pub fn seed() -> Option<u64> {
     })
 }
 
-/// Tries `test` on `count` cases, the sequence `sequence` of them if no seed is asked for. `what`: whose cases they are.
+/// Runs `test` on `count` cases of `what`: sequence number `sequence` of them, or another if `TERCET_SEED` is set.
 ///
 /// # Panics
-/// At the first case that fails, with the smallest that does, and how to have it again.
+/// At the first failure, with the smallest case that fails, and how to run the same cases again.
 pub fn check<S: Strategy>(what: &str, sequence: u8, count: u32, cases: &S, test: impl Fn(S::Value) -> TestCaseResult)
 where
     S::Value: Debug,

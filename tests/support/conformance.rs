@@ -1,5 +1,5 @@
-//! What `emulator/tests/kernels/conformance.cu` is asked, what must come out by definition, and the record of what a
-//! device answered. The same probes run on the emulator and on a device.
+//! The inputs of the probes in `emulator/tests/kernels/conformance.cu`, what must come out by definition, and the
+//! record of what a device answered. The same probes run on the emulator and on a device.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,21 +9,21 @@ use serde_json::{Map, Value, json};
 
 use super::support::{Numbers, records};
 
-/// One number of a kernel's output, by definition.
+/// One number of a kernel's output, as it is defined.
 #[derive(Clone, Copy, Debug)]
 pub enum Expected {
     Bits(u32),
-    /// These bits, or NaN for NaN.
+    /// The bits of this f32; any NaN if it is NaN.
     F32(f32),
     F16(f16),
     Bf16(bf16),
-    /// Two words, the low one first; else as `F32`.
+    /// Two words, the low one first: the bits of this f64; any NaN if it is NaN.
     F64(f64),
-    /// An f32 this near; equal zeros may differ in sign.
+    /// An f32 that differs from the first number by at most the second; zeros may differ in sign.
     Near32(f64, f64),
-    /// An f64, likewise.
+    /// An f64 that differs from the first number by at most the second; zeros may differ in sign.
     Near64(f64, f64),
-    /// Something that no definition pins down.
+    /// A word that no definition pins down.
     Any32,
     Any64,
 }
@@ -34,7 +34,7 @@ impl Expected {
         if matches!(self, F64(_) | Near64(..) | Any64) { 2 } else { 1 }
     }
 
-    /// Whether `got` is right, given as bits.
+    /// Whether the bits `got` are right.
     fn admits(self, got: u64) -> bool {
         let near = |got: f64, exact: f64, bound: f64| {
             got == exact || got.is_nan() && exact.is_nan() || (got - exact).abs() <= bound
@@ -52,7 +52,7 @@ impl Expected {
         }
     }
 
-    /// The same with what a device said in place of the definition.
+    /// The same kind of expectation, for the bits that a device answered.
     fn recorded(self, bits: u64) -> Self {
         let (f32_bits, f64_bits) = (f32::from_bits(bits as u32), f64::from_bits(bits));
         match self {
@@ -68,7 +68,7 @@ impl Expected {
     }
 }
 
-/// One launch.
+/// One launch of a probe kernel.
 pub struct Probe {
     pub name: String,
     pub kernel: &'static str,
@@ -76,12 +76,12 @@ pub struct Probe {
     pub threads: u32,
     pub shared_bytes: u32,
     pub input: Vec<u32>,
-    /// What the output holds before.
+    /// What the output holds before the launch.
     pub initial: Vec<u32>,
     pub expected: Vec<Expected>,
 }
 
-/// Of memory that a kernel need not write.
+/// The initial content of memory that a kernel need not write.
 const POISON: u32 = u32::MAX;
 
 impl Probe {
@@ -91,7 +91,7 @@ impl Probe {
         Self { name, kernel, blocks, threads, shared_bytes: 0, input, initial, expected }
     }
 
-    /// Whether `got` is as defined.
+    /// Whether `got` is what the definition says.
     pub fn check(&self, got: &[u32]) -> Result<(), String> {
         self.compare(got, None)
     }
@@ -127,7 +127,7 @@ impl Probe {
         Ok(())
     }
 
-    /// Of the input: a record belongs to it.
+    /// A hash of the input and of the initial output, to which a record belongs.
     fn digest(&self) -> String {
         let fnv = |hash: u64, x: &u32| (hash ^ u64::from(*x)).wrapping_mul(0x0000_0100_0000_01b3);
         format!("{:016x}", self.input.iter().chain(&self.initial).fold(0xcbf2_9ce4_8422_2325, fnv))
@@ -136,12 +136,12 @@ impl Probe {
 
 // ---- records ----
 
-/// Where records lie.
+/// The folder that records lie in.
 pub fn records(root: &Path) -> PathBuf {
     root.join("emulator/tests/data")
 }
 
-/// What `device` answered to the probes, as a file in `folder`.
+/// Writes what `device` answered to the probes into a file in `folder`.
 pub fn write_record(folder: &Path, device: &str, capability: &str, answers: &[(&Probe, Vec<u32>)]) -> PathBuf {
     let mut probes = Map::new();
     for (probe, out) in answers {
@@ -171,7 +171,7 @@ pub fn read_records(folder: &Path) -> Vec<(String, Value)> {
     files.iter().map(|file| (file.display().to_string(), parse(file))).collect()
 }
 
-/// What `record` says of a probe.
+/// The answer to a probe in `record`.
 pub fn answer(record: &Value, probe: &Probe) -> Result<Vec<u32>, String> {
     let entry = &record["probes"][&probe.name];
     let Some(out) = entry["out"].as_str() else { return Err(format!("{}: not in the record", probe.name)) };
@@ -184,7 +184,7 @@ pub fn answer(record: &Value, probe: &Probe) -> Result<Vec<u32>, String> {
 
 // ---- probes ----
 
-/// All of them. The last one is where a device might fault.
+/// All probes. The last one is at which a device might fault.
 pub fn probes() -> Vec<Probe> {
     let mut probes =
         vec![shuffles(), votes(), conversions(), arithmetic(), arithmetic_f64(), atomics(), named_barriers()];
@@ -265,7 +265,7 @@ fn votes() -> Probe {
     Probe::new("votes", [1, 32], x, expected)
 }
 
-/// The conversions of these words, a multiple of 256 of them.
+/// The conversions of each of these words, a multiple of 256 of them.
 pub fn conversions_of(input: Vec<u32>) -> Probe {
     let mut expected = Vec::new();
     for &word in &input {
@@ -280,7 +280,7 @@ pub fn conversions_of(input: Vec<u32>) -> Probe {
     Probe::new("conversions", [input.len() as u32 / 256, 256], input, expected)
 }
 
-/// Every exponent of both types; ties and their neighbours, to even and to odd; subnormals; overflow; NaN.
+/// Every exponent of f16, ties and their neighbours, to even and to odd; subnormals, overflow and NaN of both types.
 fn conversions() -> Probe {
     let mut input = Vec::new();
     for exponent in 0..32u16 {
@@ -295,7 +295,7 @@ fn conversions() -> Probe {
     for high in [0, 1, 0x7f, 0x80, 0x3f80, 0x3f81, 0x7f7e, 0x7f7f, 0xff7f, 0x8000, 0x8001, 0x7f80, 0x7fc0] {
         input.extend([0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| high << 16 | low));
     }
-    // The low half as a 16-bit float: these, and what came above.
+    // Words whose low half is converted as a 16-bit float: further special patterns.
     for pattern in [0, 1, 0x3ff, 0x400, 0x7bff, 0x7c00, 0x7e00, 0x7f80, 0x7fc0, 0x8001, 0xfbff, 0xfc00, 0xff80, 0xff7f]
     {
         input.push(0x3f80_0000 | pattern);
@@ -304,7 +304,7 @@ fn conversions() -> Probe {
     conversions_of(input)
 }
 
-/// Triples of the numbers where arithmetic is delicate, then of any bits; NaN is quiet.
+/// Triples, in turn of special numbers, at which arithmetic is delicate, and of any bits.
 fn triples<F: Copy>(special: &[F], count: usize, any: impl Fn(u64) -> F) -> Vec<[F; 3]> {
     let mut numbers = Numbers(4);
     let mut triple = |i: usize| {
@@ -313,7 +313,7 @@ fn triples<F: Copy>(special: &[F], count: usize, any: impl Fn(u64) -> F) -> Vec<
     (0..count).map(&mut triple).collect()
 }
 
-/// fmin and fmax drop NaN; zeros of either sign are equal.
+/// As fmin and fmax do, drops NaN; zeros of either sign are equal.
 fn drops_nan(a: f64, b: f64, pick: impl Fn(f64, f64) -> f64) -> f64 {
     if a.is_nan() {
         b
@@ -475,7 +475,7 @@ fn dynamic_shared() -> Probe {
 fn products(kernel: &'static str, wide: usize, pack: impl Fn(f64) -> u32, least: i32) -> Vec<Probe> {
     type Numbers2 = Box<dyn Fn(usize, usize) -> f64>;
     let k = 8 * wide;
-    // Of a type's precision: every one has 8 significant bits at least.
+    // Numbers of 8 significant bits, which every type has.
     let eighth = |i: usize, salt: usize| {
         let bits = (i * 2_654_435_761 + salt * 40_503) >> 7;
         let (fraction, exponent) = (128 + bits % 128, (bits >> 7) % 12);
@@ -502,7 +502,7 @@ fn products(kernel: &'static str, wide: usize, pack: impl Fn(f64) -> u32, least:
             Box::new(|_, column| 1.0 + column as f64 / 8.0),
             Box::new(|row, _| if row % 2 == 0 { 16_777_216.0 } else { -16_777_216.0 }),
         ),
-        // Large products cancel; what is left shows how many bits were kept beside them.
+        // Large products cancel; what is left shows how many bits were kept of the small ones.
         (
             "cancelling",
             Box::new(|_, column| if column < 2 { 128.0 } else { 1.0 / 64.0 }),
@@ -541,7 +541,7 @@ fn products(kernel: &'static str, wide: usize, pack: impl Fn(f64) -> u32, least:
         let mut input = Vec::new();
         for lane in 0..32 {
             let (group, place) = (lane / 4, lane % 4);
-            // The low bits of tf32 are ignored.
+            // tf32 ignores the low bits: some are set.
             let ignored = |x: u32| if wide == 1 && set == "integers" { x | 0x1abc } else { x };
             let register =
                 |number: &dyn Fn(usize) -> f64| (0..wide).map(|h| ignored(pack(number(h))) << (16 * h)).sum::<u32>();

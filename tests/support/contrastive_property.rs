@@ -9,7 +9,7 @@ use super::support::Numbers;
 
 pub type Case = paired::Case<ContrastiveLoss>;
 
-/// Which pairs belong together, half of them: it follows from the seed.
+/// Which pairs are positive, about half of them: it follows from the seed.
 pub fn same(seed: u64, rows: usize) -> Vec<bool> {
     let mut numbers = Numbers(!seed);
     (0..rows).map(|_| numbers.below(2) == 0).collect()
@@ -37,7 +37,7 @@ impl Paired<2> for ContrastiveLoss {
     }
 
     fn recorded(which: usize, distance: Distance, reduction: Reduction) -> Self {
-        // Above most distances between such rows, and near those of normalised ones.
+        // Above most distances between such rows, and near those of normalised rows.
         Self { margin: [8.0, 1.5][which], distance, normalize: which == 1, reduction }
     }
 
@@ -89,7 +89,7 @@ fn row_bounds<T: Element>(case: &Case, data: &Data<T, 2>, same: bool, d: f64, ro
     let Case { loss, .. } = case;
     let ([x, y], norms) = paired::unit_rows(case, data, row);
     let scale = distance_scale(loss.distance, &x, &y);
-    // The loss is force² / 2, its derivative by d the force, with its sign.
+    // The loss is force² / 2; its derivative by d is the force, up to the sign.
     let (force, error) = match same {
         true => (d, bounds.distance(scale)),
         false => ((loss.margin - d).max(0.0), bounds.distance(scale + loss.margin)),

@@ -18,7 +18,7 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// `None`, said by name, where there is no device.
+    /// The first device; `None`, after naming the test as skipped, if there is none.
     pub fn first(test: &str) -> Option<Self> {
         there_is_a_device(test).then(|| {
             let stream = CudaContext::new(0).unwrap().default_stream();
@@ -47,7 +47,7 @@ impl TestDevice for Cuda {
 
     fn upload<T: Pod>(&self, data: &[T]) -> MemoryOf<Self> {
         let memory = self.launcher.allocate(size_of_val(data).max(1)).unwrap();
-        // SAFETY: fresh memory of at least that size.
+        // SAFETY: fresh memory of at least the size of `data`.
         unsafe { result::memcpy_htod_async(memory.address(), data, self.stream.cu_stream()) }.unwrap();
         self.stream.synchronize().unwrap();
         memory

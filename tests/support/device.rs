@@ -1,4 +1,4 @@
-//! The CUDA device that tests of paired losses run on, where there is one.
+//! The CUDA device that tests of paired losses run on, if there is one.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use skip::there_is_a_device;
 #[path = "skip.rs"]
 mod skip;
 
-/// Its stream.
+/// The stream of the first device; `None`, after naming the test as skipped, if there is none.
 fn stream(test: &str) -> Option<Arc<CudaStream>> {
     there_is_a_device(test).then(|| CudaContext::new(0).unwrap().default_stream())
 }

@@ -1,4 +1,4 @@
-//! What tests of backward passes share: numbers, comparisons, and libtorch's words for what goes wrong.
+//! What tests of backward passes share: numbers, comparisons, and the texts of libtorch's errors.
 #![allow(dead_code, reason = "each test uses its share")]
 
 use tch::{Device, Kind, TchError, Tensor};
@@ -10,7 +10,7 @@ pub fn devices() -> Vec<Device> {
     if with_cuda { vec![CPU, Device::Cuda(0)] } else { vec![CPU] }
 }
 
-/// The same numbers in every run and on every thread: `k / 64`, exact in every dtype, of an integer hash.
+/// Multiples of 1/64 by an integer hash, exact in every dtype: the same in every run and on every thread.
 pub fn numbers(shape: &[i64], seed: u64, kind: Kind, device: Device) -> Tensor {
     let hash = |i: u64| {
         let x = (i + (seed << 32) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -22,7 +22,7 @@ pub fn numbers(shape: &[i64], seed: u64, kind: Kind, device: Device) -> Tensor {
     Tensor::from_slice(&numbers).reshape(shape).to_kind(kind).to_device(device)
 }
 
-/// Equal up to `roundings` of f32 or f64, relative to the largest number.
+/// Equal up to `roundings` of the dtype, relative to the largest number.
 #[track_caller]
 pub fn assert_close(actual: &Tensor, expected: &Tensor, roundings: f64) {
     assert_eq!(actual.size(), expected.size());

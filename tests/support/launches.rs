@@ -1,4 +1,4 @@
-//! What tests ask of whatever launches kernels: memory that they fill and read.
+//! What tests ask of every device that launches kernels: memory that they fill and read.
 #![allow(dead_code, reason = "each test uses its share")]
 
 use std::fmt::Debug;
@@ -19,16 +19,16 @@ pub trait TestDevice {
     fn upload<T: Pod>(&self, data: &[T]) -> MemoryOf<Self>;
     fn read<T: Pod>(&self, memory: &MemoryOf<Self>, len: usize) -> Vec<T>;
 
-    /// `len` numbers of T that are NaN, or the largest integers.
+    /// Memory of `len` numbers of T, all bits set: NaN for floats.
     fn poison<T: Pod>(&self, len: usize) -> MemoryOf<Self> {
         self.upload(&vec![0xffu8; len * size_of::<T>()])
     }
 }
 
-/// A batch in a device's memory, and a reference set where the case has one.
+/// A batch in a device's memory, and a reference set if the case has one.
 pub struct OnDevice<M> {
     pub inputs: Inputs,
-    /// Rows of both.
+    /// The rows of the batch and of the reference set; 0 if there is none.
     pub rows: [usize; 2],
     pub dim: usize,
     _memory: Vec<M>,
@@ -85,19 +85,19 @@ impl<M: Memory> OnDevice<M> {
     }
 }
 
-/// What a mined loss does on a device.
+/// What a mined loss returned on a device.
 pub struct Mining<T> {
     pub losses: Vec<f32>,
-    /// NaN for `Reduction::None`.
+    /// The reduced loss; NaN for `Reduction::None`.
     pub loss: f32,
     pub stats: Stats,
     pub chosen: [Vec<u32>; 2],
-    /// For each upstream, with respect to the anchors and to the reference set.
+    /// The gradients for each upstream, with respect to the anchors and to the reference set.
     pub grads: Vec<[Vec<T>; 2]>,
 }
 
-/// Runs both passes. `chosen`: how many numbers the loss writes of what it has chosen. `upstreams`: one number each, or one an
-/// anchor.
+/// Runs forward, and backward for each of `upstreams`: one number, or one per anchor. `chosen`: how many numbers the
+/// loss writes of its selection.
 pub fn mine<T: Element, D: TestDevice, L: Mined + Debug>(
     device: &D,
     loss_fn: &L,
@@ -124,16 +124,16 @@ pub fn mine<T: Element, D: TestDevice, L: Mined + Debug>(
         let upstream = device.upload(&upstream.iter().map(|&u| u as f32).collect::<Vec<_>>());
         let to = [grads[0].address(), if with_grad[1] { grads[1].address() } else { 0 }];
         let from = upstream.address();
-        // SAFETY: as above.
+        // SAFETY: buffers of the device, of the shapes that the call expects.
         let done = unsafe { loss_fn.backward_on::<T, _>(launcher, shape, &kept, &batch.inputs, from, to) };
         done.unwrap_or_else(|e| panic!("{e}\n{loss_fn:?} {shape:?}"));
         [0, 1].map(|side| device.read::<T>(&grads[side], batch.rows[side] * dim))
     };
     let grads = upstreams.iter().map(|upstream| backward(upstream)).collect();
-    // Without gradients nothing else changes.
+    // Without gradients the loss is the same.
     let alone = device.poison::<f32>(1);
     let output = Output { loss: alone.address(), ..Output::default() };
-    // SAFETY: as above.
+    // SAFETY: buffers of the device, of the shapes that the call expects.
     unsafe { loss_fn.forward_on::<T, _>(launcher, shape, &batch.inputs, &output, [false; 2]) }
         .unwrap_or_else(|e| panic!("{e}"));
     let [loss, alone] = [loss, alone].map(|x| device.read::<f32>(&x, 1)[0]);

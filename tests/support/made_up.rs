@@ -23,8 +23,8 @@ pub fn shared_object(folder: &Path, name: &str, source: &str) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// This test once more, alone in a process of its own, with libraries of `folder` before those of the system. `Some` with
-/// what it printed in the process that began, `None` in the other.
+/// Runs this test once more, alone in a process of its own that finds libraries in `folder` before those of the system.
+/// Returns what that process printed, and `None` inside it.
 pub fn with_libraries_of(folder: &Path, test: &str) -> Option<String> {
     const INSIDE: &str = "TERCET_TEST_INSIDE";
     if env::var_os(INSIDE).is_some() {
@@ -42,7 +42,7 @@ pub fn with_libraries_of(folder: &Path, test: &str) -> Option<String> {
     Some(format!("{out}{err}"))
 }
 
-/// A driver of this release of CUDA, with devices of these compute capabilities.
+/// The source of a driver for this release of CUDA, with devices of these compute capabilities.
 pub fn driver(version: u32, capabilities: &[(u32, u32)]) -> String {
     let list = |of: fn(&(u32, u32)) -> u32| {
         let numbers: Vec<String> = capabilities.iter().map(|capability| of(capability).to_string()).collect();
@@ -66,7 +66,7 @@ pub fn driver(version: u32, capabilities: &[(u32, u32)]) -> String {
     )
 }
 
-/// A library without a device behind it: each call gives this status.
+/// The source of a driver without a device: each call returns `status`.
 pub fn refusing(status: u32) -> String {
     ["cuInit", "cuDeviceGetCount", "cuDriverGetVersion", "cuGetErrorString", "cuGetErrorName", "cuDeviceGet"]
         .iter()
@@ -74,9 +74,9 @@ pub fn refusing(status: u32) -> String {
         .collect()
 }
 
-/// Makes it the driver of programs that look for libraries in `folder` first.
+/// Compiles `source` as the driver of programs that look for libraries in `folder` first.
 pub fn as_driver(folder: &Path, source: &str) {
-    // The second name is the driver's own; cudarc asks for the first one before.
+    // The second name is the driver's own; cudarc tries the first one before.
     for name in ["libcuda.so", "libcuda.so.1"] {
         shared_object(folder, name, source);
     }

@@ -14,28 +14,28 @@ pub enum Content {
     Lattice { offset: f64 },
     /// A large common offset, which must cancel.
     Offset,
-    /// All rows a hair from one unit vector.
+    /// All rows close to one unit vector.
     Collapsed,
-    /// Classes, or halves of the batch, far from each other, their rows close together.
+    /// Even and odd classes far from each other, their rows close together.
     Clusters,
     /// Some rows all zero, some equal.
     Degenerate,
-    /// Most rows at one place, far from the others, whose differences are below the far ones' last digit.
+    /// Most rows at one place, the others far from it; the differences of these are below the last digit of the first.
     Far,
 }
 
 /// How the rows are labelled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Labelling {
-    /// At random, with so many rows a class on average.
+    /// At random, `each` rows per class on average.
     Random { each: usize },
     /// One class.
     One,
-    /// Every row its own.
+    /// A class of its own for every row.
     Singletons,
-    /// Two classes, by turns.
+    /// Two classes, in turn.
     Two,
-    /// A class of all but the last few rows, which are on their own.
+    /// One class of all rows except the last few, each of which has its own.
     Large,
 }
 
@@ -50,11 +50,11 @@ pub struct Batch {
     pub content: Content,
     pub labelling: Labelling,
     pub seed: u64,
-    /// `None`: the batch itself.
+    /// `None`: the batch is its own reference.
     pub reference: Option<Set>,
 }
 
-/// What the reference set is like, beside its numbers, which are as those of the batch.
+/// What the reference set is like; its numbers are of the same kind as the batch's.
 #[derive(Clone, Copy, Debug)]
 pub struct Set {
     pub rows: usize,
@@ -64,7 +64,7 @@ pub struct Set {
 #[derive(Clone, Copy, Debug)]
 pub enum OwnRows {
     None,
-    /// Anchors are rows of the set from here on, as far as it reaches; below 0 the first anchors are not.
+    /// Anchor a is row `a + offset` of the set, if there is such a row.
     Offset(i64),
     /// Some anchors are rows of the set, some are not.
     Rows,
@@ -106,7 +106,7 @@ pub fn batches(largest: usize) -> impl Strategy<Value = Batch> {
     let dims = proptest::sample::select(vec![1, 2, 3, 5, 8, 17, 31, 33, 64, 127, 128, 513]);
     (contents, labels, rows, dims, 0usize..5, 0usize..3, any::<u64>(), sets(largest)).prop_map(
         |(content, labelling, rows, dim, gap, offset, seed, reference)| {
-            // The oracle is slow: many rows only where they are short.
+            // The oracle is slow: many rows only if they are short.
             let all = rows + reference.map_or(0, |set| set.rows);
             let few = |rows: usize| if all * all * dim > 1_000_000 { rows.min(40) } else { rows };
             let reference = reference.map(|set| Set { rows: few(set.rows), ..set });
@@ -115,13 +115,13 @@ pub fn batches(largest: usize) -> impl Strategy<Value = Batch> {
     )
 }
 
-/// Numbers that T holds exactly, as the backend sees them and as the oracle does.
+/// Numbers that T holds exactly, in the forms for the backend and for the oracle.
 pub struct Data<T> {
-    /// With offset and gaps.
+    /// As the backend reads them, with offset and gaps.
     pub laid_out: Vec<T>,
     pub exact: Vec<f64>,
     pub labels: Vec<i64>,
-    /// One number, or one a row.
+    /// One number, or one per row.
     pub upstream: Vec<f64>,
     pub reference: Option<Other<T>>,
 }
@@ -184,14 +184,14 @@ impl<T: Element> Data<T> {
         })
     }
 
-    /// As the oracle does.
+    /// The reference set as the oracle takes it.
     pub fn exact_set(&self, dim: usize) -> Option<Reference<Matrix<'_, f64>, &[i64]>> {
         let other = self.reference.as_ref()?;
         let embeddings = Matrix::new(&other.exact, dim).unwrap();
         Some(Reference { embeddings, labels: &other.labels, own: borrowed(&other.own) })
     }
 
-    /// The anchors, and after them the reference set.
+    /// The anchors, followed by the reference set.
     pub fn all_exact(&self) -> Vec<f64> {
         [&self.exact[..], self.reference.as_ref().map_or(&[], |other| &other.exact)].concat()
     }
@@ -201,12 +201,12 @@ impl<T: Element> Data<T> {
         self.reference.as_ref().map_or(&self.labels, |other| &other.labels)
     }
 
-    /// Where row j of them is in [`all_exact`](Self::all_exact).
+    /// The place in [`all_exact`](Self::all_exact) of row `j` of those that positives and negatives are drawn from.
     pub fn other(&self, j: usize) -> usize {
         if self.reference.is_some() { self.labels.len() + j } else { j }
     }
 
-    /// Which of them the anchor is itself.
+    /// Which row of those that positives and negatives are drawn from is the anchor itself.
     pub fn own(&self, a: usize) -> Option<usize> {
         match &self.reference {
             None => Some(a),
@@ -254,7 +254,7 @@ fn own_row(own: &Own<Vec<i64>>, a: usize, others: usize) -> Option<usize> {
     usize::try_from(row).ok().filter(|row| *row < others)
 }
 
-/// Whatever lies between the rows must not matter.
+/// Puts NaN before and between the rows: it must not matter.
 fn lay_out<T: Element>(batch: &Batch, exact: &[f64]) -> Vec<T> {
     let Batch { rows, dim, gap, offset, .. } = *batch;
     let mut laid_out = vec![T::from_f64(f64::NAN); offset + rows * (dim + gap)];
@@ -266,7 +266,7 @@ fn lay_out<T: Element>(batch: &Batch, exact: &[f64]) -> Vec<T> {
     laid_out
 }
 
-/// So many rows of the batch's kind, and their labels.
+/// `rows` rows of the batch's content, and their labels.
 fn content<T: Element>(batch: &Batch, rows: usize, numbers: &mut Numbers) -> (Vec<f64>, Vec<i64>) {
     let Batch { dim, content, labelling, .. } = *batch;
     let labels: Vec<i64> = (0..rows)
@@ -316,10 +316,10 @@ pub fn poison<T: Element>(len: usize) -> Vec<T> {
     vec![T::from_f64(f64::NAN); len]
 }
 
-/// As often as not the default.
+/// The precisions to draw from: half of the time the default.
 pub const PRECISIONS: &[Precision] = &[Precision::Highest, Precision::Highest, Precision::High, Precision::Medium];
 
-/// And without tensor cores.
+/// The same with the one without tensor cores.
 pub const WITH_PLAIN: &[Precision] =
     &[Precision::Highest, Precision::Highest, Precision::High, Precision::Medium, Precision::Plain];
 
@@ -332,7 +332,7 @@ pub fn epsilon<T: Element>() -> f64 {
     if T::Scalar::NAME == "f64" { f64::EPSILON } else { f64::from(f32::EPSILON) }
 }
 
-/// The embeddings as distances see them, and how far from them the backend may be.
+/// The embeddings as distances see them, and how far from the oracle a backend may be.
 ///
 /// With unit roundoff u a sum of D non-negative terms is off by at most (D + 3) u of itself; in practice by about √D u, so
 /// 8 (√D + 4) u for u = ε leaves room without hiding a mistake. Differences of given numbers are exact to u; after
@@ -344,25 +344,25 @@ pub struct Bounds {
     pub dim: usize,
     pub x: Vec<Vec<f64>>,
     pub norms: Vec<f64>,
-    /// Relative error of a sum.
+    /// The relative error of a sum.
     pub sum: f64,
-    /// Of a single operation.
+    /// The relative error of a single operation.
     pub epsilon: f64,
-    /// Of each row, what a Gram matrix may see of it: the largest of its squared norm and of its squared distances to the
-    /// rows that all may be moved by.
+    /// For each row, the largest squared norm that it may have in a Gram matrix: as it is, or after all rows are moved
+    /// by one of them.
     squares: Vec<f64>,
     all: Vec<f64>,
-    /// The unit roundoff of numbers in a product, where it is more than that of the arithmetic.
+    /// The unit roundoff of numbers in a product if it is more than that of the arithmetic, else 0.
     coarse: f64,
 }
 
 impl Bounds {
-    /// Of the anchors, and after them the reference set.
+    /// The bounds for the anchors, followed by the reference set.
     pub fn of<T: Element>(data: &Data<T>, dim: usize, distance: Distance, normalize: bool) -> Self {
         Self::new::<T>(&data.all_exact(), data.labels.len(), dim, distance, normalize)
     }
 
-    /// `anchors`: how many of the rows a backend may choose the row from that all are moved by; or all.
+    /// A backend may move all rows by the one nearest the mean of the first `anchors` rows, or of all rows.
     pub fn new<T: Element>(exact: &[f64], anchors: usize, dim: usize, distance: Distance, normalize: bool) -> Self {
         let units = normalize || distance == Distance::Cosine;
         let mut x: Vec<Vec<f64>> = exact.chunks(dim).map(<[f64]>::to_vec).collect();
@@ -407,7 +407,7 @@ impl Bounds {
         }
     }
 
-    /// Those of products of lower precision.
+    /// The bounds for products of lower precision.
     pub fn at<T: Element>(self, precision: Precision) -> Self {
         let coarse = match (precision, T::NAME) {
             (Precision::Medium, _) => 0.5f64.powi(8),
@@ -417,27 +417,27 @@ impl Bounds {
         Self { coarse, ..self }
     }
 
-    /// What lower precision adds to a distance: both norms and the product are off by a unit a factor.
+    /// What lower precision adds to the error of a distance: both norms and the product are off by a unit per factor.
     fn of_precision(&self, i: usize, j: usize) -> f64 {
         let squared = self.squares[i] + self.squares[j];
         let of_squared = 16.0 * self.coarse * squared;
         match self.distance {
             Distance::Cosine => 16.0 * self.coarse,
-            // |√(d² + e) - d| is at most the root of e, and e / d.
+            // |√(d² + e) - d| is at most √e, and at most e / d.
             Distance::Euclidean => of_squared.sqrt().min(of_squared / self.d(i, j).max(1e-300)),
             _ => of_squared,
         }
     }
 
-    /// `n_i + n_j` over `d²`: how much larger the terms of a distance by products are. Pairs with more than 64 are computed
-    /// by difference.
+    /// `(n_i + n_j) / d²`: how much larger the terms of a distance by products are. Pairs with more than 64 are
+    /// computed by difference.
     fn cancellation(&self, i: usize, j: usize) -> f64 {
         let d = self.d(i, j).max(0.0);
         let squared = if self.distance == Distance::Euclidean { d * d } else { d };
         if squared > 0.0 { ((self.squares[i] + self.squares[j]) / squared).clamp(1.0, 64.0) } else { 64.0 }
     }
 
-    /// Of a distance computed from the product of the rows, or where that cancels from their difference.
+    /// The error of a distance computed from the product of the rows or, if that cancels, from their difference.
     pub fn of_product(&self, i: usize, j: usize) -> f64 {
         let full = match self.distance {
             Distance::Cosine => self.of_distance(i, j),
@@ -446,8 +446,8 @@ impl Bounds {
         full + self.of_precision(i, j)
     }
 
-    /// As [`slope`](Self::slope), for a distance as of [`of_product`](Self::of_product), and a sum over rows in which
-    /// `x_i - x_j` is never computed.
+    /// As [`slope`](Self::slope), for a distance with the error of [`of_product`](Self::of_product), and a sum over
+    /// rows in which `x_i - x_j` is never computed.
     pub fn product_slope(&self, i: usize, j: usize) -> (f64, f64) {
         let (size, error) = self.slope(i, j);
         let ratio = self.cancellation(i, j);
@@ -465,13 +465,13 @@ impl Bounds {
         self.all[i * self.x.len() + j]
     }
 
-    /// Of a distance computed from the difference of the rows.
+    /// The error of a distance computed from the difference of the rows.
     pub fn of_distance(&self, i: usize, j: usize) -> f64 {
         self.sum * (self.d(i, j) + if self.units { 4.0 } else { 0.0 }) + 1e-35
     }
 
-    /// At least the size of an element of the distance's gradient with respect to the given row, before cancellation;
-    /// and how far from the oracle it may be.
+    /// An upper bound on an element of the distance's gradient with respect to row `i`, before cancellation; and how
+    /// far from the oracle it may be.
     pub fn slope(&self, i: usize, j: usize) -> (f64, f64) {
         let d = self.d(i, j).max(0.0);
         let norm = if self.units { self.norms[i] } else { 1.0 };
@@ -499,12 +499,12 @@ pub fn rounding<T: Element>(gradient: f64) -> f64 {
     epsilon * gradient.abs() + smallest
 }
 
-/// Whether T has no number for this, as for the gradient of a zero row, which is divided by 1e-12.
+/// Whether T has no number for this gradient. That of a zero row, which is divided by 1e-12, may be as large.
 pub fn overflows<T: Element>(gradient: f64) -> bool {
     T::NAME == "f16" && gradient.abs() >= f64::from(f32::from(half::f16::MAX))
 }
 
-/// The largest error over bound, per dtype, of how many cases.
+/// The largest ratio of an error to its bound, and the number of cases.
 #[derive(Default)]
 pub struct Worst {
     pub cases: usize,
@@ -512,7 +512,7 @@ pub struct Worst {
 }
 
 impl Worst {
-    /// NaN fails.
+    /// Fails if `actual` is NaN or differs from `expected` by more than `bound`.
     pub fn check(
         &mut self,
         what: impl Fn() -> String,
@@ -531,8 +531,8 @@ impl Worst {
     }
 }
 
-/// The gradients with respect to the anchors and to the reference set against the oracle's, one after the other; one bound
-/// a row, beside what rounding to T adds.
+/// Checks the gradients with respect to the anchors and to the reference set against the oracle's, which follow each
+/// other. `bounds` has one number per row, to which rounding to T is added.
 pub fn check_gradients<T: Element>(
     worst: &mut Worst,
     actual: &[Vec<T>; 2],

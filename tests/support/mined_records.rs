@@ -1,5 +1,5 @@
-//! What every mined loss computed on a backend, recorded: a number that has moved beyond what another order of the same sums
-//! may do fails, and is named. `TERCET_REWRITE_RECORDS=1` writes the records again.
+//! What every mined loss computed on a backend is recorded. A number that has moved further than another order of the
+//! same sums can move it fails, and is named. `TERCET_REWRITE_RECORDS=1` writes the records again.
 #![allow(dead_code, reason = "each test uses its share")]
 
 use std::fmt::Debug;
@@ -63,7 +63,7 @@ fn wide<A: Element>(numbers: &[A]) -> Vec<f64> {
 /// A loss as these tests see it.
 pub trait Recorded: Copy + Debug {
     const STEM: &'static str;
-    /// One for each of its own options, for distances of about `scale`.
+    /// One variant for each of its own options, for distances of about `scale`.
     fn all(scale: f64, distance: Distance, normalize: bool, reduction: Reduction) -> Vec<Self>;
     fn on_cpu<T: Element>(&self, batch: &Batch, data: &Data<T>) -> Output<T>;
     /// How many numbers a device writes of what it has chosen.
@@ -227,7 +227,7 @@ recorded!(
         let run = |negatives: Option<&[u32]>| {
             batch_negative::reference::run_against::<f32>(self, x, labels, set, 0, upstream, negatives)
         };
-        // The oracle wants one for each pair, also where nothing is selected.
+        // The oracle takes one negative for each pair, `u32::MAX` if none is selected.
         let of_pair = |[a, p]: &[u32; 2]| {
             let at = selected
                 .anchor
@@ -263,7 +263,7 @@ struct Case<L, T> {
     data: Data<T>,
 }
 
-/// Every distance, with a reference set and without, each with its own choice of the other options and of the shape.
+/// Every distance, with and without a reference set, each with its own choice of the other options and of the shape.
 fn cases<L: Recorded, T: Element>() -> Vec<Case<L, T>> {
     const SHAPES: [[usize; 2]; 5] = [[40, 33], [33, 64], [24, 17], [67, 9], [21, 128]];
     let distances = [
@@ -278,7 +278,7 @@ fn cases<L: Recorded, T: Element>() -> Vec<Case<L, T>> {
         for with_set in [false, true] {
             let [rows, dim] = SHAPES[(i + usize::from(with_set) * 2) % SHAPES.len()];
             let reduction = if (i + usize::from(with_set)) % 2 == 0 { Reduction::Mean } else { Reduction::Sum };
-            // What distances of numbers uniform in [-1, 1) are about.
+            // About the distance of rows uniform in [-1, 1).
             let scale = match distance {
                 Distance::Cosine => 1.0,
                 Distance::Euclidean if normalize => 2f64.sqrt(),
@@ -301,7 +301,7 @@ fn cases<L: Recorded, T: Element>() -> Vec<Case<L, T>> {
     cases
 }
 
-/// Numbers in which no loss is close to 0: the first such seed.
+/// The batch with the first seed at which small changes of the numbers leave the count of active losses as it is.
 fn seeded<L: Recorded, T: Element>(loss: &L, batch: Batch, reduction: Reduction) -> (Batch, Data<T>) {
     for seed in 0..1 << 10 {
         let batch = Batch { seed, ..batch.clone() };
@@ -315,7 +315,7 @@ fn seeded<L: Recorded, T: Element>(loss: &L, batch: Batch, reduction: Reduction)
     panic!("{loss:?}, {batch:?}: no such seed")
 }
 
-/// The oracle for numbers that are off by `size` times the error of a sum of their arithmetic.
+/// The oracle for numbers that are off by `size` times the error of a sum in T's arithmetic.
 fn perturbed<L: Recorded, T: Element>(loss: &L, batch: &Batch, data: &Data<T>, size: f64, seed: u64) -> Output<f64> {
     let mut numbers = Numbers(seed);
     let error = size * ((batch.dim as f64).sqrt() + 4.0) * mined::epsilon::<T>();
@@ -324,8 +324,8 @@ fn perturbed<L: Recorded, T: Element>(loss: &L, batch: &Batch, data: &Data<T>, s
     loss.oracle(batch, data, [&off(&data.exact), &of_set])
 }
 
-/// What is recorded of a call: the loss, the statistics; of each gradient the norm, the sum with alternating signs, and three
-/// elements.
+/// What is recorded of a call: the loss, the statistics; of each gradient the norm, the sum with alternating signs, and
+/// three elements.
 fn values<T: Element>(output: &Output<T>) -> Vec<(String, f64)> {
     let Stats { valid, active, mean_positive_distance, mean_negative_distance } = output.stats;
     let mut values = vec![
@@ -342,8 +342,8 @@ fn values<T: Element>(output: &Output<T>) -> Vec<(String, f64)> {
     values
 }
 
-/// Another order of the same sums is as if the numbers themselves were off by the error of a sum: each figure may move by four
-/// times what that makes of it at most, in eight tries, and by a rounding of its type.
+/// Another order of the same sums acts as if the numbers were off by the error of a sum. Each figure may move by four
+/// times the most that this does in eight tries, and by a rounding of its type.
 fn figures<L: Recorded, T: Element>(case: &Case<L, T>, output: &Output<T>) -> Vec<Figure> {
     let Case { loss, batch, data, .. } = case;
     let base = values(&perturbed(loss, batch, data, 0.0, 0));
@@ -355,7 +355,7 @@ fn figures<L: Recorded, T: Element>(case: &Case<L, T>, output: &Output<T>) -> Ve
             let moved = tries.iter().map(|of_try| (of_try[i].1 - exact).abs()).fold(0.0, f64::max);
             let of_type = match name.as_str() {
                 "valid" | "active" => 0.0,
-                // Roundings of the elements add up like independent ones.
+                // A norm or a sum of many elements: their roundings add up like independent errors.
                 _ if name.starts_with("grads[0] ") => mined::rounding::<T>(norms[0]),
                 _ if name.starts_with("grads[1] ") => mined::rounding::<T>(norms[1]),
                 _ if name.starts_with("grads") => mined::rounding::<T>(value),
@@ -383,7 +383,7 @@ fn all_records<L: Recorded, B: Backend<L>>(backend: &B) -> Vec<Record> {
     all
 }
 
-/// Fails where anything has moved since the record `of` a backend was written.
+/// Fails if anything has moved since the record `of` a backend was written.
 pub fn unchanged<L: Recorded, B: Backend<L>>(backend: &B, of: &str) {
     records::unchanged(L::STEM, of, &all_records(backend));
 }
@@ -401,10 +401,10 @@ impl<L, B: Backend<L>> Backend<L> for Wrong<B> {
     }
 }
 
-/// Fails where a case does not show gradients a twentieth too large.
+/// Fails unless every case shows gradients that are a twentieth too large.
 pub fn finds_what_is_wrong<L: Recorded>(of: &str) {
     if support::rewrite_records() {
-        return; // it would be recorded
+        return; // wrong gradients would be recorded
     }
     let all = all_records::<L, _>(&Wrong(Cpu));
     records::all_gradients_moved(&records::changes(L::STEM, of, &all), &all);

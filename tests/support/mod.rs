@@ -7,7 +7,7 @@ pub mod records;
 
 use std::path::PathBuf;
 
-/// The package's folder: where the tests run, which need not be where they were built.
+/// The folder of the package where the tests run, which need not be where they were built.
 pub fn package() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }

@@ -1,6 +1,6 @@
-//! The property test and the records that every backend of every paired loss takes: dtype x distance x option against the
-//! f64 oracle, with bounds that follow from the arithmetic. A loss says what it is in support/<stem>_property.rs; each test
-//! program has its backends and says what `BackendElement` is.
+//! The property test and the records that every backend of every paired loss takes: dtype x distance x option against
+//! the f64 oracle, with bounds that follow from the arithmetic. A loss describes itself in support/<stem>_property.rs;
+//! each test program defines its backends and `BackendElement`.
 #![allow(dead_code, reason = "each test uses its share")]
 
 use std::fmt::Debug;
@@ -20,7 +20,7 @@ pub enum Content {
     Uniform { scale: f64 },
     /// Integers from -2 to 2: equal distances, exact zeros of the hinge, coincident points.
     Lattice,
-    /// All others a hair from the first: distances near 0.
+    /// All other rows close to the first: distances near 0.
     Collapsed,
     /// A large common offset, which must cancel exactly.
     Offset,
@@ -36,7 +36,7 @@ pub struct Case<L> {
     pub dim: usize,
     /// Numbers between the end of a row and the start of the next.
     pub gap: usize,
-    /// Numbers before the first row: most are then not aligned.
+    /// Numbers before the first row: with most offsets it is not aligned.
     pub offset: usize,
     pub content: Content,
     pub seed: u64,
@@ -45,39 +45,39 @@ pub struct Case<L> {
 /// A loss as these tests see it.
 pub trait Paired<const K: usize>: Copy + Debug {
     const NAME: &'static str;
-    /// Random cases.
+    /// Random cases of the loss.
     fn cases() -> BoxedStrategy<Case<Self>>;
     /// One of two losses to record for a distance.
     fn recorded(which: usize, distance: Distance, reduction: Reduction) -> Self;
-    /// Of the rows as they are.
+    /// The loss of rows that are not normalised.
     fn plain(margin: f64, distance: Distance, reduction: Reduction) -> Self;
-    /// Whether distances of this size, and what is made of them, are numbers of T's arithmetic.
+    /// Whether distances of about `scale`, and the loss of them, are finite in T's arithmetic.
     fn takes_scale<T: Element>(scale: f64) -> bool;
-    /// At least the loss of a row whose distances and margin add up to `reach`.
+    /// An upper bound on the loss of a row whose distances and margin add up to `reach`.
     fn loss_size(reach: f64) -> f64;
-    /// Its options, in words.
+    /// The loss's options in words.
     fn options(&self) -> String;
     fn distance(&self) -> Distance;
     fn normalize(&self) -> bool;
     fn reduction(&self) -> Reduction;
     fn oracle<T: Element>(case: &Case<Self>, data: &Data<T, K>, upstream: &[f64]) -> Oracle<K>;
-    /// Whether all rows are away from jumps of the slopes, where no bound holds.
+    /// Whether all rows are away from jumps of the slopes, at which no bound holds.
     fn has_bound<T: Element>(case: &Case<Self>, data: &Data<T, K>) -> bool;
 }
 
-/// What the loss is.
+/// What the oracle computes for a case.
 pub struct Oracle<const K: usize> {
     pub losses: Vec<f64>,
     pub loss: f64,
     pub grads: [Vec<f64>; K],
-    /// Of each row.
+    /// For each row, how far from the oracle it may be.
     pub bounds: Vec<RowBounds>,
 }
 
 /// How far from the oracle a row may be.
 pub struct RowBounds {
     pub loss: f64,
-    /// Any element of the gradients, per unit of weight.
+    /// The error of an element of the gradients, per unit of upstream.
     pub slope: f64,
     /// Whether rounding cannot decide what the gradients are.
     pub decided: bool,
@@ -117,14 +117,14 @@ pub fn reductions() -> impl Strategy<Value = Reduction> {
     prop_oneof![Just(Reduction::Mean), Just(Reduction::Sum), Just(Reduction::None)]
 }
 
-/// What of a case is not the loss: rows, dim, gap, offset, seed.
+/// The parts of a case other than the loss and the content: rows, dim, gap, offset, seed.
 pub fn shapes() -> impl Strategy<Value = (usize, usize, usize, usize, u64)> {
     (sizes(70), sizes(600), 0usize..5, 0usize..3, any::<u64>())
 }
 
-/// Numbers that T holds exactly, as the backend sees them and as the oracle does.
+/// Numbers that T holds exactly, in the forms for the backend and for the oracle.
 pub struct Data<T, const K: usize> {
-    /// With offset and gaps.
+    /// As the backend reads them, with offset and gaps.
     pub laid_out: [Vec<T>; K],
     pub exact: [Vec<f64>; K],
     pub upstream: Vec<f64>,
@@ -159,7 +159,7 @@ impl<T: Element, const K: usize> Data<T, K> {
             }
         }
         let laid_out = exact.each_ref().map(|exact| {
-            // Whatever lies between the rows must not matter.
+            // Whatever lies before and between the rows must not matter.
             let mut all = vec![T::from_f64(f64::NAN); offset + rows * (dim + gap)];
             for (row, from) in exact.chunks(dim).enumerate() {
                 for (to, from) in all[offset + row * (dim + gap)..].iter_mut().zip(from) {
@@ -179,7 +179,7 @@ impl<T: Element, const K: usize> Data<T, K> {
         self.laid_out.each_ref().map(|x| Matrix::strided(&x[offset..], rows, dim, dim + gap).unwrap())
     }
 
-    /// The same as the oracle takes them.
+    /// The matrices as the oracle takes them.
     pub fn exact_inputs(&self, dim: usize) -> [Matrix<'_, f64>; K] {
         self.exact.each_ref().map(|x| Matrix::new(x, dim).unwrap())
     }
@@ -196,11 +196,11 @@ pub fn poison<T: Element>(len: usize) -> Vec<T> {
 /// What a backend returned.
 pub struct Output<T: Element, const K: usize> {
     pub losses: Vec<T::Scalar>,
-    /// Absent for `Reduction::None`.
+    /// The reduced loss; absent for `Reduction::None`.
     pub loss: Option<T::Scalar>,
-    /// For an upstream of 1; absent for `Reduction::None`.
+    /// Gradients for an upstream of 1; absent for `Reduction::None`.
     pub grads: Option<[Vec<T>; K]>,
-    /// For the case's upstream.
+    /// Gradients for the case's upstream.
     pub scaled_grads: [Vec<T>; K],
 }
 
@@ -229,9 +229,9 @@ pub trait Backend<L, const K: usize> {
 /// use the same rule). Differences of given numbers are exact to u; after normalisation each element carries the error of
 /// its row's norm, so distances are off absolutely, by as much as unit vectors can be.
 pub struct Bounds {
-    /// Relative error of a sum.
+    /// The relative error of a sum.
     pub sum: f64,
-    /// Absolute error of a distance over `sum`, beyond the distance itself.
+    /// The absolute error of a distance beyond its relative one, in units of `sum`.
     absolute: f64,
 }
 
@@ -242,7 +242,8 @@ fn roundoff<T: Element>() -> f64 {
 impl Bounds {
     pub fn new<T: Element, L: Paired<K>, const K: usize>(case: &Case<L>) -> Self {
         let (roots, distance) = ((case.dim as f64).sqrt(), case.loss.distance());
-        // An error of a sum of powers grows by 1 / p as its root is taken, one of an element by p as its power is.
+        // Taking the root multiplies the relative error of a sum of powers by 1 / p; taking the power multiplies that
+        // of an element by p.
         let powers = match distance {
             Distance::Lp { p, .. } if p != 2.0 && p.is_finite() => 4.0 * p.max(1.0 / p).max(1.0),
             Distance::Lp { p, .. } if p != 2.0 => 4.0,
@@ -257,13 +258,13 @@ impl Bounds {
         Self { sum: 8.0 * (roots + 4.0) * powers * roundoff::<T>(), absolute }
     }
 
-    /// Of distances, and a margin, that add up to `scale`.
+    /// The error of distances and a margin that add up to `scale`.
     pub fn distance(&self, scale: f64) -> f64 {
         self.sum * (scale + self.absolute) + 1e-35
     }
 }
 
-/// Of a gradient in T: its relative rounding, and its smallest steps.
+/// The relative rounding of a gradient stored in T, and its smallest step.
 fn storage<T: Element>() -> (f64, f64) {
     match T::NAME {
         "f16" => (f64::from(f32::from(f16::EPSILON)), 6e-8),
@@ -277,7 +278,7 @@ fn units<L: Paired<K>, const K: usize>(loss: &L) -> bool {
     loss.normalize() || loss.distance() == Distance::Cosine
 }
 
-/// The K rows, normalised where the loss does, with their norms.
+/// Row `row` of each matrix, normalised if the loss normalises, and the norms.
 pub fn unit_rows<T, L: Paired<K>, const K: usize>(
     case: &Case<L>,
     data: &Data<T, K>,
@@ -292,7 +293,7 @@ pub fn unit_rows<T, L: Paired<K>, const K: usize>(
     (rows, norms)
 }
 
-/// At least the distance of two rows.
+/// An upper bound on the distance of two rows.
 pub fn distance_scale(distance: Distance, x: &[f64], y: &[f64]) -> f64 {
     let e = || x.iter().zip(y).map(|(x, y)| (x - y).abs() + 1e-6);
     match distance {
@@ -304,15 +305,15 @@ pub fn distance_scale(distance: Distance, x: &[f64], y: &[f64]) -> f64 {
     }
 }
 
-/// At least the size of any element of the distance's gradients, before cancellation; for normalised rows also what errors
-/// of the unit vectors make of it, per 1 / norm.
+/// An upper bound on any element of the distance's gradients, before cancellation; for normalised rows also on what
+/// errors of the unit vectors make of it, per 1 / norm.
 pub fn slope_scale<L: Paired<K>, const K: usize>(loss: &L, x: &[f64], y: &[f64]) -> f64 {
     let e: Vec<f64> = x.iter().zip(y).map(|(x, y)| (x - y).abs() + 1e-6).collect();
     let d = e.iter().map(|e| e * e).sum::<f64>().sqrt();
     match loss.distance() {
         Distance::Cosine => 4.0,
         Distance::SquaredEuclidean => 2.0 * d + if units(loss) { 4.0 } else { 0.0 },
-        // (|e| / d)^(p-1), at the smallest element.
+        // (|e| / d)^(p-1) is largest at the smallest element.
         distance @ Distance::Lp { p, .. } if p < 1.0 => {
             let smallest = x.iter().zip(y).map(|(x, y)| (x - y + 1e-6).abs()).fold(f64::INFINITY, f64::min);
             (distance_scale(distance, x, y) / smallest).powf(1.0 - p)
@@ -323,14 +324,14 @@ pub fn slope_scale<L: Paired<K>, const K: usize>(loss: &L, x: &[f64], y: &[f64])
     }
 }
 
-/// What slopes of these sizes are after normalisation of rows of these norms.
+/// Slopes of these sizes after normalisation of rows with these norms.
 pub fn through_norms<L: Paired<K>, const K: usize>(loss: &L, slopes: f64, norms: [f64; K]) -> f64 {
     let smallest_norm = norms.into_iter().fold(f64::INFINITY, f64::min);
     if units(loss) { 2.0 * slopes / smallest_norm } else { slopes }
 }
 
-/// Euclidean and Lp slopes jump where a distance is 0, or so small that its rounding error is as large, and where
-/// elements of Lp below p = 2 are: no bound holds there. The lattice tests and the recorded values cover those points.
+/// Whether the slopes have a bound here. Euclidean and Lp slopes jump if a distance is 0 or as small as its rounding
+/// error, and Lp slopes below p = 2 if an element is: the lattice tests and the recorded values cover those points.
 pub fn is_smooth<L: Paired<K>, const K: usize>(loss: &L, x: &[f64], y: &[f64]) -> bool {
     match loss.distance() {
         Distance::SquaredEuclidean | Distance::Cosine => true,
@@ -353,7 +354,7 @@ fn mean<L: Paired<K>, const K: usize>(case: &Case<L>) -> f64 {
     if case.loss.reduction() == Reduction::Mean { 1.0 / case.rows as f64 } else { 1.0 }
 }
 
-/// Of the upstream gradient of a row.
+/// The size of a row's upstream gradient, with the factor of the mean.
 fn weight<L: Paired<K>, const K: usize>(case: &Case<L>, upstream: &[f64], row: usize) -> f64 {
     mean(case) * upstream[if upstream.len() == 1 { 0 } else { row }].abs()
 }
@@ -433,8 +434,7 @@ pub fn property<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B, cou
 
 // ---- records ----
 
-/// The part of the property test's bounds that two runs may differ by: an eighth, as wide as two orders of the same sums
-/// may differ.
+/// The share of the property test's bounds that two runs may differ by, as two orders of the same sums may.
 const SHARE: f64 = 1.0 / 8.0;
 
 /// Cases to record, and their names: every distance, each with its own choice of the other options and of the shape.
@@ -466,7 +466,7 @@ fn recorded<T: Element, L: Paired<K>, const K: usize>() -> Vec<(String, Case<L>)
     cases
 }
 
-/// The first of the seeds from `from` on whose rows are all away from jumps.
+/// The case with the first seed from `from` on whose rows are all away from jumps.
 fn seeded<T: Element, L: Paired<K>, const K: usize>(case: Case<L>, from: u64) -> Case<L> {
     let smooth = |case: &Case<L>| {
         let data = Data::<T, K>::new(case);
@@ -475,8 +475,8 @@ fn seeded<T: Element, L: Paired<K>, const K: usize>(case: Case<L>, from: u64) ->
     (0..1 << 20).map(|seed| Case { seed: from + seed, ..case.clone() }).find(smooth).expect("some seed")
 }
 
-/// Of one case: the losses' sum and the reduced loss; of each gradient the norm, the sum with alternating signs, and
-/// three elements.
+/// What is recorded of a case: the losses' sum and the reduced loss; of each gradient the norm, the sum with
+/// alternating signs, and three elements.
 fn figures<T: Element, L: Paired<K>, const K: usize>(
     case: &Case<L>,
     data: &Data<T, K>,
@@ -527,7 +527,7 @@ fn all_records<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B) -> V
     f32s.chain(f64s).chain(f16s).chain(of::<bf16, L, B, K>(backend)).collect()
 }
 
-/// Fails where anything has moved since the record `of` a backend was written.
+/// Fails if anything has moved since the record `of` a backend was written.
 pub fn unchanged<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B, of: &str) {
     records::unchanged(L::NAME, of, &all_records(backend));
 }
@@ -547,10 +547,10 @@ impl<L, B: Backend<L, K>, const K: usize> Backend<L, K> for Wrong<B> {
     }
 }
 
-/// Fails where a case in the record `of` a backend does not show gradients a twentieth too large.
+/// Fails unless every case in the record `of` a backend shows gradients that are a twentieth too large.
 pub fn finds_what_is_wrong<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: B, of: &str) {
     if support::rewrite_records() {
-        return; // it would be recorded
+        return; // wrong gradients would be recorded
     }
     let all = all_records(&Wrong(backend));
     assert_eq!(all.len(), 4 * 14, "14 a dtype");

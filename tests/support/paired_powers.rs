@@ -1,5 +1,5 @@
-//! `Lp` for exponents whose powers leave the numbers, and Euclidean distances whose squares do, although the distances are
-//! ordinary numbers: every backend of every paired loss, row by row against the f64 oracle.
+//! `Lp` with exponents whose powers overflow or underflow, and Euclidean distances whose squares do, although the
+//! distances are ordinary numbers: every backend of every paired loss, row by row against the f64 oracle.
 
 use half::bf16;
 use tercet::{Distance, Element, Reduction};
@@ -17,11 +17,11 @@ const DIFFERENCES: [[&[f64]; 2]; 6] = [
     [&[1.0, 2e-9, -4e-9, 0.0], &[0.5, 0.5, 1e-6, 0.0]],
 ];
 
-/// Some beyond f32's largest number: there they are infinity.
+/// Some are beyond f32's largest number and become infinity there.
 const EXPONENTS: [f64; 17] =
     [0.05, 0.3, 0.5, 0.9, 0.999, 1.0, 1.0001, 1.5, 2.0, 2.5, 3.0, 17.0, 40.0, 100.0, 1e4, 1e30, 1e39];
 
-/// Distances and gradients of `L` on this backend are the oracle's whatever the exponent and the scale.
+/// Distances and gradients of `L` on this backend are the oracle's, whatever the exponent and the scale.
 pub fn stay_in_range<L: Paired<K>, B: Backend<L, K>, const K: usize>(backend: &B) {
     let f32s = [1e-30, 1e-21, 1e-10, 1e-3, 0.1, 1.0, 10.0, 1e10, 1e18, 1e30];
     of_type::<f32, L, B, K>(backend, &f32s, 3e-5);
@@ -60,7 +60,7 @@ fn one<T: Element + BackendElement, L: Paired<K>, B: Backend<L, K>, const K: usi
     T::Scalar: BackendElement,
 {
     let dim = differences[0].len();
-    // Two rows, so that a contrastive loss has pairs of both kinds; the first matrix is 0.
+    // Four rows, so that a contrastive loss has pairs of both kinds; the first matrix is 0.
     let rows = 4;
     let exact: [Vec<f64>; K] = std::array::from_fn(|k| {
         let row = |row: usize| match k {
@@ -97,7 +97,8 @@ fn one<T: Element + BackendElement, L: Paired<K>, B: Backend<L, K>, const K: usi
         let bound = close * steep * size;
         assert!((actual - expected).abs() <= bound, "{}: loss {actual:e} for {expected:e}", what(row));
         let gradient = |k: usize| &oracle.grads[k][row * dim..][..dim];
-        // Of any: the anchor's is the difference of two. Small elements beside large ones: p = 0.05 makes of 2e-9 a slope of 2e8.
+        // Compare with the largest element of any gradient: the anchor's is the difference of two, and beside large
+        // elements a small one of 2e-9 has a slope of 2e8 for p = 0.05.
         let steepest = (0..K).flat_map(gradient).fold(0.0f64, |m, g| m.max(g.abs()));
         if steepest > largest / 4.0 {
             continue;

@@ -28,7 +28,7 @@ pub fn run_case<T: Element, D: TestDevice>(device: &D, case: &Case, data: &Data<
     let upstream = device.upload(&upstream);
     let grads = rows.map(|rows| device.poison::<T>(rows * dim));
     let to = grads.each_ref().map(Memory::address);
-    // SAFETY: as above.
+    // SAFETY: buffers of the device, of the shapes that the call expects.
     unsafe { case.op.backward_on::<T, _>(launcher, rows, dim, &inputs, upstream.address(), to) }
         .unwrap_or_else(|e| panic!("{e}\n{case:?}"));
     Output {

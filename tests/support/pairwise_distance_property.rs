@@ -13,7 +13,7 @@ use super::support::cases as random;
 use super::support::mined::{self, Batch, Bounds, Content, Data, Labelling, Worst};
 use super::support::records::{self, Bits};
 
-/// The first `split` rows of the batch with the others, or all with themselves.
+/// The distances of the first `split` rows of the batch to the others, or of all rows to all rows.
 #[derive(Clone, Debug)]
 pub struct Case {
     pub op: PairwiseDistance,
@@ -23,7 +23,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// Where the rows of each side are in the batch.
+    /// The rows of each side, as ranges of the batch.
     pub fn sides(&self) -> [std::ops::Range<usize>; 2] {
         match self.split {
             Some(split) => [0..split, split..self.batch.rows],
@@ -35,7 +35,7 @@ impl Case {
         self.sides().iter().map(|side| side.len()).product()
     }
 
-    /// `[N, M]`; sparse ones have zeros, which must hide nothing else.
+    /// The upstream gradient, `[N, M]`. If `sparse`, most numbers are 0, which must hide nothing else.
     pub fn upstream<T: Element>(&self) -> Vec<f64> {
         let mut numbers = Numbers(self.batch.seed ^ 1);
         let one = |_| {
@@ -59,17 +59,17 @@ fn cases(precisions: &'static [Precision], largest: usize) -> impl Strategy<Valu
 /// What a backend returned.
 pub struct Output<T: Element> {
     pub distances: Vec<T::Scalar>,
-    /// With respect to both sides.
+    /// The gradients with respect to each side.
     pub grads: [Vec<T>; 2],
 }
 
 pub trait Backend {
     const NAME: &'static str;
-    /// Devices take no f64.
+    /// Whether the backend takes f64: devices do not.
     const TAKES_F64: bool;
-    /// Devices alone have more than one.
+    /// The precisions to draw from; only devices have more than one.
     const PRECISIONS: &'static [Precision] = &[Precision::Highest];
-    /// The oracle is slow, and an emulator slower.
+    /// The largest number of rows: the oracle is slow, and the emulator slower.
     const LARGEST: usize = 300;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T>;
 }

@@ -1,4 +1,4 @@
-//! Paired losses against PyTorch: what a script recorded, and, through tch, what libtorch computes now.
+//! Paired losses against PyTorch: what a script recorded and, through tch, what libtorch computes now.
 //!
 //! # Bounds
 //!
@@ -25,7 +25,7 @@ use tercet::{Distance, Element, Matrix, Reduction};
 
 use super::support;
 
-/// The inputs of one call, f64, and for contrastive losses which pairs belong together.
+/// The f64 inputs of one call and, for contrastive losses, which pairs are positive.
 #[derive(Clone)]
 pub struct Set<const K: usize> {
     pub rows: usize,
@@ -59,23 +59,23 @@ pub struct Case<L, const K: usize> {
     pub grads: [Vec<f64>; K],
 }
 
-/// The loss as the reduction has it, and the gradients times upstream.
+/// The losses or the reduced loss, and the gradients for the case's upstream.
 pub type Outcome<const K: usize> = (Vec<f64>, [Vec<f64>; K]);
 
 /// A loss as these tests see it.
 pub trait Recorded<const K: usize>: Copy + Debug {
     const FILE: &'static str;
-    /// The matrices' names.
+    /// The names of the matrices.
     const ROLES: [&'static str; K];
-    /// With the options of a recorded case.
+    /// The loss with the options of a recorded case.
     fn read(case: &Value, distance: Distance, normalize: bool, reduction: Reduction) -> Self;
     fn reduction(&self) -> Reduction;
     fn bounds(case: &Case<Self, K>) -> Bounds<K>;
 
     fn by_reference(case: &Case<Self, K>) -> Outcome<K>;
-    /// Through `losses` or `loss`, and `grad`.
+    /// What `losses` or `loss`, and `grad` return.
     fn by_slices<T: Element>(case: &Case<Self, K>) -> Outcome<K>;
-    /// Through `loss_and_grad`, whose upstream is 1.
+    /// What `loss_and_grad` returns, whose upstream is 1.
     fn by_slices_at_once<T: Element>(case: &Case<Self, K>) -> Outcome<K>;
     #[cfg(feature = "torch")]
     fn forward(&self, x: &[tch::Tensor; K], set: &Set<K>) -> tch::Tensor;
@@ -87,8 +87,8 @@ pub struct Precision {
     pub name: &'static str,
     /// The largest relative error of one rounding of the arithmetic.
     pub arithmetic: f64,
-    /// Of gradients, rounded to the dtype: the largest relative error, the largest absolute one below the normal
-    /// numbers, and from where on they are infinite.
+    /// Gradients are rounded to the dtype. This is the largest relative error; `tiny` is the largest absolute error
+    /// below the normal numbers, and from `overflow` on they are infinite.
     pub rounding: f64,
     pub tiny: f64,
     pub overflow: f64,
@@ -106,7 +106,7 @@ pub const F16: Precision = Precision {
 };
 pub const BF16: Precision = Precision { name: "bf16", rounding: 1.0 / 256.0, tiny: f32::MIN_POSITIVE as f64, ..F32 };
 
-/// How near the bound the results of one dtype through one door came.
+/// How near their bounds the results of one dtype through one entry point came.
 pub struct Worst {
     what: String,
     pub cases: usize,
@@ -123,7 +123,7 @@ impl Worst {
         println!("  {}: {} cases, worst error / bound {:.3} ({})", self.what, self.cases, self.ratio, self.case);
     }
 
-    /// `name`: what is compared, for the message.
+    /// Fails if `actual` is further than `bound` from `expected`; `name` says in the message what is compared.
     pub fn check<L: Debug, const K: usize>(
         &mut self,
         case: &Case<L, K>,
@@ -145,7 +145,7 @@ impl Worst {
         }
     }
 
-    /// All of a result.
+    /// Checks the loss and all gradients of a result.
     pub fn check_all<L: Recorded<K>, const K: usize>(
         &mut self,
         case: &Case<L, K>,
@@ -179,15 +179,16 @@ impl Worst {
     }
 }
 
-/// The bounds of this file's head, in roundings.
+/// The bounds that the head of this file derives, in roundings.
 pub struct Bounds<const K: usize> {
     pub loss: Vec<f64>,
     pub grads: [Vec<f64>; K],
-    /// The smallest of what decides over a row or a pair, in its bounds.
+    /// How far the least decided hinge or swap is from its border, in units of its bound.
     pub decisiveness: f64,
 }
 
-/// Of a distance between rows of `dim` numbers: how many roundings it is good to, of itself and of this much.
+/// How many roundings a distance between rows of `dim` numbers is good to; they count for its size plus the second
+/// number.
 pub fn roundings(distance: Distance, normalize: bool, dim: usize) -> (f64, f64) {
     let (condition, largest) = match distance {
         Distance::Lp { p, .. } if p.is_finite() => (p.max(1.0 / p), 0.0),
@@ -203,14 +204,14 @@ pub fn norm(x: &[f64]) -> f64 {
     x.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12)
 }
 
-/// The rows of one call, normalised where the loss does, with their norms.
+/// Row `b` of each matrix, normalised if the loss normalises, and the norms.
 pub fn units<const K: usize>(set: &Set<K>, normalize: bool, b: usize) -> ([Vec<f64>; K], [f64; K]) {
     let norms = std::array::from_fn(|i| norm(set.row(i, b)));
     let divisor = |i: usize| if normalize { norms[i] } else { 1.0 };
     (std::array::from_fn(|i| set.row(i, b).iter().map(|x| x / divisor(i)).collect()), norms)
 }
 
-/// The distance, and the magnitudes of its derivatives by each element; of cosine only the distance.
+/// The distance, and the magnitudes of its derivatives by each element; for cosine only the distance.
 pub fn slopes(distance: Distance, x: &[f64], y: &[f64]) -> (f64, Vec<f64>) {
     let differences = |eps: f64| x.iter().zip(y).map(|(x, y)| (x - y + eps).abs()).collect::<Vec<_>>();
     let (p, eps) = match distance {
@@ -326,10 +327,10 @@ pub fn holds_for_slices<L: Recorded<K>, const K: usize>() {
         worst.print();
 
         let mut worst = Worst::new("slices at once", precision);
-        // Twice: what is multiplied by up to 2 here was rounded before.
+        // Twice: a gradient that is multiplied by up to 2 here has been rounded before.
         let precision = Precision { tiny: 2.0 * precision.tiny, ..precision };
         for case in cases.iter().filter(|c| c.loss_fn.reduction() != Reduction::None) {
-            // An overflow to infinity happens at another place than for the recorded gradient.
+            // Multiplied afterwards, a gradient overflows at another size than the recorded one.
             let fits = |g: &f64| g.abs().max((g / case.upstream[0]).abs()) < precision.overflow.min(1e30);
             if case.grads.iter().flatten().all(fits) {
                 let (loss, mut grads) = L::by_slices_at_once::<T>(case);
@@ -406,7 +407,7 @@ pub mod through_tch {
         all_dtypes(&cases);
     }
 
-    /// Numbers that look normal, from a fixed seed: a sum of four uniform ones. Rounded to bf16's precision.
+    /// Numbers that look normal, from a fixed seed: sums of four uniform ones, rounded to bf16's precision.
     pub struct Numbers(pub u64);
 
     impl Numbers {
@@ -419,7 +420,7 @@ pub mod through_tch {
             bf16::from_f64(1.7 * sum).to_f64()
         }
 
-        /// With no row where rounding in f32 decides.
+        /// A case in which rounding in f32 decides no row.
         pub fn case<L: Recorded<K>, const K: usize>(
             &mut self,
             id: String,
@@ -445,13 +446,13 @@ pub mod through_tch {
     pub const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
     pub const SHAPES: [(usize, usize); 8] = [(1, 1), (2, 1), (3, 2), (5, 15), (4, 16), (7, 17), (33, 65), (6, 130)];
 
-    /// Rows divided by their norms, where the loss does.
+    /// Rows divided by their norms if `normalize`.
     pub fn unit(x: &Tensor, normalize: bool) -> Tensor {
         let norm = x.norm_scalaropt_dim(2.0, [1i64].as_slice(), true).clamp_min(1e-12);
         if normalize { x / norm } else { x.shallow_clone() }
     }
 
-    /// A distance in tensor operations.
+    /// The distance in tensor operations.
     pub fn distance(distance: Distance, x: &Tensor, y: &Tensor) -> Tensor {
         match distance {
             Distance::SquaredEuclidean => (x - y).square().sum_dim_intlist([1i64].as_slice(), false, None),

@@ -67,20 +67,20 @@ pub fn wanted(stem: &str, backend: &str) -> bool {
     file(stem, backend).exists() || super::rewrite_records() || bits_folder().is_some()
 }
 
-/// The file of what a backend computed.
+/// The file with what a backend computed.
 pub fn file(stem: &str, backend: &str) -> PathBuf {
     let package = super::package();
-    // The emulator's package is a folder of the losses'.
+    // The emulator's package is a folder within that of the losses.
     let losses = if package.ends_with("emulator") { package.join("..") } else { package };
     losses.join(format!("tests/data/{stem}-{backend}.json"))
 }
 
-/// A device's name as part of a file's.
+/// A device's name as part of a file name.
 pub fn slug(device: &str) -> String {
     device.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-")
 }
 
-/// The elements of a gradient of so many that are recorded.
+/// Which elements of a gradient of `len` numbers are recorded.
 pub fn elements(len: usize) -> [usize; 3] {
     [0, len / 2, len - 1]
 }
@@ -118,7 +118,7 @@ pub fn changes(stem: &str, backend: &str, all: &[Record]) -> Vec<String> {
                 continue;
             };
             let moved = (value - recorded).abs();
-            let still = moved <= *bound; // NaN is not
+            let still = moved <= *bound; // false for NaN
             if !still {
                 changes.push(format!("{id}: {name} was {recorded:e}, is {value:e}: moved {moved:e}, bound {bound:e}"));
             }

@@ -3,7 +3,8 @@
 
 use tercet::{Distance, Error};
 
-/// The call failed because of `argument`, and says what it wanted and what it got.
+/// Asserts that the call failed because of `argument`, and that the error says what was expected and what came. Returns
+/// its text.
 #[track_caller]
 pub fn refused<T>(result: Result<T, Error>, argument: &str, expected: &str, actual: &str) -> String {
     let error = result.err().unwrap_or_else(|| panic!("accepted; should complain about {argument}"));
@@ -17,7 +18,7 @@ pub fn refused<T>(result: Result<T, Error>, argument: &str, expected: &str, actu
     text
 }
 
-/// Margins and distances that no paired loss takes, with the name of the option, what it should be and what it is.
+/// Margins and distances that no paired loss takes, with the option's name, what it should be and what it is.
 pub fn bad_options() -> Vec<(f64, Distance, &'static str, &'static str, &'static str)> {
     let margin = |margin, expected, actual| (margin, Distance::SquaredEuclidean, "margin", expected, actual);
     let lp = |p, eps, argument, expected, actual| (0.5, Distance::Lp { p, eps }, argument, expected, actual);
@@ -37,7 +38,7 @@ pub fn bad_options() -> Vec<(f64, Distance, &'static str, &'static str, &'static
     ]
 }
 
-/// Margins and distances that f64 has a number for and f32 has none.
+/// Margins and distances that are finite in f64 and infinite in f32.
 pub fn options_beyond_f32() -> [(f64, Distance, &'static str, &'static str, &'static str); 3] {
     let eps = |p| Distance::Lp { p, eps: -1e39 };
     [
@@ -57,7 +58,7 @@ pub mod tensors {
         Tensor::ones(shape, (Kind::Float, Device::Cpu))
     }
 
-    /// `forward` of the type `name` panics with the text of the error.
+    /// Asserts that `forward` of the type `name` panics with the text of the error.
     #[track_caller]
     pub fn panics(name: &str, text: &str, forward: impl FnOnce() -> Tensor) {
         let panic = catch_unwind(AssertUnwindSafe(forward)).expect_err("forward accepts what f_forward refuses");
@@ -65,7 +66,7 @@ pub mod tensors {
         assert_eq!(*panic, format!("{name}: {text}"));
     }
 
-    /// What stands for 2 x 3 embeddings and is none, with what it should be and what it is.
+    /// Tensors that are no 2 x 3 embeddings, with what they should be and what they are.
     pub fn wrong_matrices() -> Vec<(Tensor, &'static str, String)> {
         let mut wrong = vec![
             (Tensor::new(), "a tensor", "undefined".into()),

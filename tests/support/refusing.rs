@@ -1,4 +1,4 @@
-//! A device that refuses one allocation, each in turn: what was asked for fails, and nothing else does.
+//! A device that refuses one allocation, each in turn: only the call that asked for it fails.
 
 use std::cell::Cell;
 use std::fmt::Debug;
@@ -12,7 +12,7 @@ use super::support::mined::{Batch, Content, Data, Labelling};
 
 struct Refusing<'a, L> {
     launcher: &'a L,
-    /// Allocations before the one that is refused.
+    /// How many allocations succeed before one is refused.
     left: Cell<usize>,
 }
 

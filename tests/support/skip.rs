@@ -1,10 +1,10 @@
-//! Tests that need a CUDA device say so where there is none.
+//! Tests that need a CUDA device say so if there is none.
 
 mod skipped;
 
 pub use skipped::skipped;
 
-/// Whether there is one. `false`, said with the test's name; where `TERCET_REQUIRE_CUDA` is set, that is a failure.
+/// Whether there is a device. If not, says that `test` is skipped, or fails if `TERCET_REQUIRE_CUDA` is set.
 pub fn there_is_a_device(test: &str) -> bool {
     if tercet::cuda::device_count() > 0 {
         return true;

@@ -1,9 +1,9 @@
-//! What a test says that does not test.
+//! How a test says that it was skipped.
 
 use std::io::Write;
 
-/// `skipped: ...` with the reason and the test's name, past the test runner, which shows nothing of tests that pass. CI counts
-/// these lines.
+/// Prints `skipped: ...` with the reason and the test's name, past the test runner, which shows nothing of tests that
+/// pass. CI counts these lines.
 pub fn skipped(what: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {what}");
 }

@@ -80,7 +80,7 @@ fn row_bounds<T: Element>(case: &Case, data: &Data<T, 3>, oracle: &Reference, ro
     let Case { loss, .. } = case;
     let ([a, p, n], norms) = paired::unit_rows(case, data, row);
     let d = |x: &[f64], y: &[f64]| distance_scale(loss.distance, x, y);
-    // The distances themselves are not kept; |argument| + 2 d_n + margin would be exact, the norms bound them.
+    // The oracle does not keep the distances: upper bounds stand in for them.
     let loss_bound = bounds.distance(d(&a, &p) + d(&a, &n) + d(&p, &n) + loss.margin);
     let slopes =
         slope_scale(loss, &a, &p) + slope_scale(loss, &a, &n) + if loss.swap { slope_scale(loss, &p, &n) } else { 0.0 };

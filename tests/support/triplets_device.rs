@@ -1,4 +1,4 @@
-//! The losses that choose one negative for each pair on whatever launches their kernels.
+//! The losses that choose one negative for each pair, on any device that launches their kernels.
 
 use tercet::{Element, Reduction};
 

@@ -1,4 +1,4 @@
-//! The laws of losses that choose one negative for each pair, whichever they choose.
+//! Laws that hold for every loss that chooses one negative for each pair.
 
 use half::f16;
 use tercet::batch_semi_hard::Triplets;
@@ -9,7 +9,7 @@ use super::support::Numbers;
 
 type Set<'a, T> = Reference<Matrix<'a, T>, &'a [i64]>;
 
-/// Both losses, as the laws see them.
+/// A loss that chooses one negative for each pair, as the laws see it.
 pub trait Choosing: Copy + Sync + std::fmt::Debug {
     fn options() -> Vec<Self>;
     fn with(self, distance: Distance, reduction: Reduction, margin: f64) -> Self;
@@ -81,14 +81,14 @@ choosing!(BatchNegativeTripletLoss, {
     all
 });
 
-/// Every distance of every choice.
+/// Every variant of the loss with every distance.
 pub fn options<L: Choosing>() -> Vec<L> {
     let distances = [Distance::SquaredEuclidean, Distance::Euclidean, Distance::Cosine];
     let all = L::options().into_iter();
     all.flat_map(|loss| distances.map(|distance| loss.with(distance, Reduction::Mean, 1.0))).collect()
 }
 
-/// A batch of f32, uniform, with `each` rows a class.
+/// A batch of uniform f32 numbers with `each` rows per class.
 pub fn uniform(rows: usize, dim: usize, each: usize) -> (Vec<f32>, Vec<i64>) {
     let mut numbers = Numbers(1);
     let x = (0..rows * dim).map(|_| numbers.unit() as f32).collect();
@@ -121,11 +121,11 @@ pub fn the_same_bits_for_any_number_of_threads_and_a_hundred_times<L: Choosing>(
     }
 }
 
-/// The triplets of a batch whose rows stand in another order, with other names for the classes.
+/// The triplets are the same if the rows are in another order and the classes have other names.
 pub fn the_order_of_the_batch_does_not_matter<L: Choosing>(losses: &[L]) {
     let (rows, dim) = (300, 20);
     let (x, labels) = uniform(rows, dim, 4);
-    // 7 and 300 have no common divisor.
+    // A permutation: 7 and 300 are coprime.
     let from = |i: usize| i * 7 % rows;
     let moved: Vec<f32> = (0..rows).flat_map(|i| x[from(i) * dim..][..dim].to_vec()).collect();
     let moved_labels: Vec<i64> = (0..rows).map(|i| i64::MAX - labels[from(i)] * 1_000_000_007).collect();
@@ -145,7 +145,7 @@ pub fn the_order_of_the_batch_does_not_matter<L: Choosing>(losses: &[L]) {
     }
 }
 
-/// Shards of the anchors, each against the whole batch, are the whole.
+/// Losses and gradients of shards of the anchors, each against the whole batch, add up to those of the whole batch.
 pub fn shards_add_up<L: Choosing>() {
     let (rows, dim) = (120, 12);
     let mut numbers = Numbers(5);
@@ -185,7 +185,7 @@ pub fn nan_and_infinity_are_seen<L: Choosing>() {
             }
         }
     }
-    // A positive too far for f32.
+    // The distance of the positives overflows f32.
     for loss in options::<L>().into_iter().map(|loss| loss.with(Distance::SquaredEuclidean, Reduction::Mean, 1.0)) {
         let (value, grad) = both(&loss, &[-1e20f32, 1e20, 0.0, 0.0], 1, &[0, 0, 1, 1]);
         assert!(!value.is_finite() && grad.iter().any(|g| g.is_nan()), "{loss:?}: {value} {grad:?}");
@@ -205,7 +205,7 @@ pub fn without_a_triplet_everything_is_zero<L: Choosing>() {
 }
 
 pub fn gradients_of_16_bit_embeddings_survive_a_mean_over_many<L: Choosing>() {
-    // 1 / pairs is below f16's smallest number times a gradient of 1e-3; an upstream of 2^16 brings it back.
+    // A gradient of 1e-2 over the pairs is far below f16's smallest normal number; an upstream of 2^16 brings it back.
     let mut numbers = Numbers(5);
     let (rows, dim) = (2048, 2);
     let x: Vec<f16> = (0..rows * dim).map(|_| f16::from_f64(1e-2 * numbers.unit())).collect();

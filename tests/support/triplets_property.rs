@@ -20,7 +20,7 @@ pub enum Loss {
     Negative(BatchNegativeTripletLoss),
 }
 
-/// What the options of both are called.
+/// The options that both losses have.
 struct Options {
     margin: f64,
     distance: Distance,
@@ -98,24 +98,24 @@ pub fn negative_cases(precisions: &'static [Precision], largest: usize) -> impl 
 
 /// What a backend returned.
 pub struct Output<T: Element> {
-    /// Of each of the oracle's pairs, `u32::MAX` where it is skipped.
+    /// The negative of each of the oracle's pairs, `u32::MAX` if the pair is skipped.
     pub negative: Vec<u32>,
     pub losses: Vec<T::Scalar>,
     pub stats: Stats,
     /// The reduced loss and the gradients for an upstream of 1; absent for `Reduction::None`.
     pub reduced: Option<(T::Scalar, [Vec<T>; 2])>,
-    /// For the case's upstream, with respect to the anchors and to the reference set.
+    /// Gradients for the case's upstream, with respect to the anchors and to the reference set.
     pub scaled_grads: [Vec<T>; 2],
 }
 
 pub trait Backend {
     const NAME: &'static str;
-    /// Devices take no f64 for mined losses.
+    /// Whether the backend takes f64: devices do not, for mined losses.
     const TAKES_F64: bool;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>, pairs: &[[u32; 2]]) -> Output<T>;
 }
 
-/// What both oracles say.
+/// What the oracle of either loss computes.
 struct Oracle {
     pairs: Vec<[u32; 2]>,
     negative: Vec<u32>,
@@ -147,7 +147,7 @@ fn oracle<T: Element>(case: &Case, data: &Data<T>, upstream: &[f64], selection: 
     }
 }
 
-/// Whether a pair's negative is what it should be, as far as rounding does not decide.
+/// Whether a pair's negative is right, as far as rounding does not decide.
 fn check_selection<T: Element>(
     case: &Case,
     data: &Data<T>,
@@ -171,17 +171,17 @@ fn check_selection<T: Element>(
             let n = negative.expect("a negative where there is one");
             let sure = |m: usize| d(m) > d(p) + unsure(m);
             if d(n) > d(p) - unsure(n) {
-                // Semi-hard: nothing that is for certain is nearer for certain.
+                // Perhaps semi-hard: no negative that is certainly beyond the positive is certainly nearer.
                 let better = negatives().find(|&m| sure(m) && d(m) < d(n) - unsure(n) - unsure(m));
                 prop_assert!(better.is_none(), "{better:?} is nearer to {a} than {n}, and beyond {p}");
             }
             if d(n) <= d(p) - unsure(n) {
-                // The fall-back for certain: the farthest.
+                // Certainly the fall-back: the farthest.
                 let farther = negatives().find(|&m| d(m) > d(n) + unsure(n) + unsure(m));
                 prop_assert!(farther.is_none(), "{farther:?} is farther from {a} than {n}, and none is beyond {p}");
             }
             if d(n) <= d(p) + unsure(n) {
-                // Perhaps the farthest: nothing is beyond the positive for certain.
+                // Perhaps the fall-back: nothing farther is certainly beyond the positive.
                 let better = negatives().find(|&m| sure(m) && d(m) > d(n) + unsure(n) + unsure(m));
                 prop_assert!(better.is_none() || d(n) > d(p) - unsure(n), "{better:?} is beyond {p}, not {n}");
             }
@@ -236,7 +236,7 @@ fn compare<T: Element>(
     let mut of_distances = [0.0; 2];
     let mut undecided = 0;
     let mean = if reduction == Reduction::Mean { 1.0 / own.stats.valid.max(1) as f64 } else { 1.0 };
-    // Per row of all, for an upstream of 1: what each pair may be off by, and the size and the number of the terms.
+    // For each row, for an upstream of 1: the errors of its pairs, and the size and the number of the terms.
     let mut terms: Vec<(f64, f64, f64)> = vec![(0.0, 0.0, 0.0); bounds.x.len()];
     let mut terms_of_upstream = terms.clone();
     let chosen = own.pairs.iter().zip(&own.negative).filter(|(_, negative)| **negative != u32::MAX);
@@ -278,9 +278,9 @@ fn compare<T: Element>(
         let rounding = (bounds.epsilon + valid * f64::EPSILON) * expected.abs();
         worst.check(|| "a mean distance".into(), actual, expected, bound / valid + rounding)?;
     }
-    // Roundings of a long sum are as often up as down, so that they grow with the root of their number; but where the terms
-    // are one and the same number each rounds alike while the sum is between two powers of two: half of them in the last one,
-    // by at most half a unit.
+    // Roundings of a long sum are as often up as down, so they grow with the root of their number. But if the terms are
+    // all the same number, each rounds alike while the sum is between two powers of two: half of them in the last such
+    // range, by at most half a unit.
     let equal = case.batch.content == Content::Far;
     let growth = |count: f64| if equal { (count / 4.0).max(4.0 * count.sqrt()) } else { 4.0 * count.sqrt() };
     let of_terms = |terms: &[(f64, f64, f64)]| -> Vec<f64> {
@@ -322,7 +322,7 @@ pub fn property<B: Backend>(backend: &B, cases: impl Strategy<Value = Case>, cou
     one::<B, bf16>(backend, &cases, count);
 }
 
-/// The CPU.
+/// The CPU backend.
 pub struct Cpu;
 
 impl Backend for Cpu {
@@ -331,7 +331,7 @@ impl Backend for Cpu {
     fn run<T: Element>(&self, case: &Case, data: &Data<T>, pairs: &[[u32; 2]]) -> Output<T> {
         let (labels, x, set) = (&data.labels, data.matrix(&case.batch), data.set());
         let upstream = Data::<T>::scalars(&data.upstream);
-        // In the batch itself there is one gradient.
+        // Without a reference set there is one gradient; the other is empty.
         let poison = || {
             let others = data.reference.as_ref().map_or(0, |other| other.exact.len());
             [mined::poison(data.exact.len()), mined::poison(others)]
@@ -399,8 +399,8 @@ impl Backend for Cpu {
     }
 }
 
-/// What a device writes of what it has chosen, one number for each row of each anchor's class in class order, as the oracle's
-/// pairs have it.
+/// The choices that a device wrote, in the order of the oracle's pairs. The device writes one for each row of each
+/// anchor's class, in class order.
 pub fn in_order_of_pairs<T: Element>(data: &Data<T>, pairs: &[[u32; 2]], chosen: &[u32]) -> Vec<u32> {
     let sorted = |labels: &[i64]| {
         let mut order: Vec<usize> = (0..labels.len()).collect();
