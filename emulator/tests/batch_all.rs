@@ -22,7 +22,7 @@ use on_device::run_case;
 use property::{Backend, Case, Output, property};
 use support::mined::Data;
 
-/// With the detector or without.
+/// The emulator as a backend, with the detector or without.
 #[derive(Default)]
 struct Emulated<const DETECT: bool> {
     launches: Cell<u64>,
@@ -64,12 +64,12 @@ fn uniform(rows: usize, dim: usize) -> Vec<f32> {
     (0..rows * dim).map(|_| 3.0 + numbers.unit() as f32).collect()
 }
 
-/// Blocks in any order and on several threads: the same bits.
+/// The same bits whatever the order of the blocks and the number of threads that run them.
 #[test]
 fn the_same_bits_under_every_schedule() {
     let (rows, dim) = (150usize, 20usize);
     let x = uniform(rows, dim);
-    // Classes that are compared and one that is searched.
+    // Small classes, whose thresholds are compared one by one, and a large one, in which they are searched.
     let labels: Vec<i64> = (0..rows as i64).map(|i| if i % 3 == 0 { -1 } else { i % 20 }).collect();
     let loss_fn = BatchAllTripletLoss { margin: 1.0, ..Default::default() };
     let results = (0..6u64).map(|seed| {
@@ -90,7 +90,7 @@ fn lower_precision_is_as_good_as_its_bits() {
     let x = uniform(rows, dim);
     let labels: Vec<i64> = (0..rows as i64).map(|i| i * 7 % 33).collect();
     let exact: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
-    // All triplets active: what is counted cannot hide how exact distances are.
+    // All triplets are active, so that the count cannot hide how exact distances are.
     let loss_fn = BatchAllTripletLoss { margin: 200.0, ..Default::default() };
     let expected =
         reference::run(&loss_fn, Matrix::new(&exact, dim).expect("whole rows"), &labels, 1.0).expect("valid");
@@ -106,7 +106,7 @@ fn lower_precision_is_as_good_as_its_bits() {
         println!("batch_all on the emulator, {precision:?}: loss {loss} off by {error:.1e}");
         assert!(error <= 16.0 * unit * expected.stats.mean_negative_distance + 1e-4, "{precision:?}: {error}");
         assert_eq!(stats.active, stats.valid);
-        // The weights are counts, and the rows are never rounded.
+        // The gradient's weights are counts, and the rows are never rounded.
         let size = expected.grad.iter().fold(0f64, |m, g| m.max(g.abs()));
         for (actual, expected) in mined.grads[0][0].iter().zip(&expected.grad) {
             assert!((f64::from(*actual) - expected).abs() <= 1e-4 * size, "{precision:?}: {actual} for {expected}");
@@ -114,7 +114,7 @@ fn lower_precision_is_as_good_as_its_bits() {
     }
 }
 
-/// What there is no room for is NaN, never a number.
+/// Classes that there is no room for give NaN, never a number.
 #[test]
 fn classes_too_large_give_nan() {
     let rows = 4000usize;

@@ -1,5 +1,5 @@
-//! `batch_contrastive`'s kernels, run by the emulator through the crate's own launches: the property test that every backend
-//! takes.
+//! `batch_contrastive`'s kernels, run by the emulator through the crate's own launches: the property test that every
+//! backend takes.
 
 use std::cell::Cell;
 
@@ -22,7 +22,7 @@ use on_device::run_case;
 use property::{Backend, Case, Output, property};
 use support::mined::Data;
 
-/// With the detector or without.
+/// The emulator as a backend, with the detector or without.
 #[derive(Default)]
 struct Emulated<const DETECT: bool> {
     launches: Cell<u64>,
@@ -64,12 +64,12 @@ fn uniform(rows: usize, dim: usize) -> Vec<f32> {
     (0..rows * dim).map(|_| 3.0 + numbers.unit() as f32).collect()
 }
 
-/// Blocks in any order and on several threads: the same bits.
+/// The same bits whatever the order of the blocks and the number of threads that run them.
 #[test]
 fn the_same_bits_under_every_schedule() {
     let (rows, dim) = (150usize, 20usize);
     let labels: Vec<i64> = (0..rows as i64).map(|i| if i % 3 == 0 { -1 } else { i % 20 }).collect();
-    // Integers too: most distances are those of other pairs.
+    // Integers too: most of their distances are shared by several pairs.
     let integers: Vec<f32> = uniform(rows, dim).iter().map(|x| x.round()).collect();
     for (x, negatives) in
         [(uniform(rows, dim), Negatives::All), (uniform(rows, dim), Negatives::Hardest), (integers, Negatives::Hardest)]
@@ -87,10 +87,10 @@ fn the_same_bits_under_every_schedule() {
     }
 }
 
-/// The last of the hardest pairs is one of many at its distance: those of the lowest anchor, and of it with the lowest rows.
+/// Many pairs tie with the last of the hardest: those of the lowest anchors are taken, then those with the lowest rows.
 #[test]
 fn ties_are_taken_in_the_given_order() {
-    // Some batches, each with another number of pairs of one class, so that the last pair is another.
+    // Batches with different numbers of positive pairs, so that the last of the hardest pairs differs.
     for rows in [70usize, 100, 131] {
         let mut numbers = support::Numbers(rows as u64);
         let x: Vec<f32> = (0..rows).map(|_| numbers.below(3) as f32).collect();
@@ -114,7 +114,7 @@ fn ties_are_taken_in_the_given_order() {
     }
 }
 
-/// NaN and infinity, and distances that overflow.
+/// With NaN, infinity or distances that overflow the loss is not finite, and the gradients of their rows are NaN.
 #[test]
 fn what_is_not_finite_is_seen() {
     let labels: Vec<i64> = (0..70).map(|i| i % 9).collect();
@@ -131,7 +131,7 @@ fn what_is_not_finite_is_seen() {
             assert!(!mined.loss.is_finite() && of_row.iter().all(|g| g.is_nan()), "{negatives:?} {bad}: {of_row:?}");
             assert_eq!(mined.stats.mean_negative_distance.is_nan(), lost);
         }
-        // No positive of it, and with `Hardest` no pair that is selected.
+        // Row 69 has no positive, and with `Hardest` none of its pairs is selected.
         let mut x = uniform(70, 3);
         x[3 * 69] = 1e30;
         let labels: Vec<i64> = (0..70).map(|i| if i == 69 { -1 } else { i % 9 }).collect();
@@ -150,7 +150,7 @@ fn lower_precision_is_as_good_as_its_bits() {
     let x = uniform(rows, dim);
     let labels: Vec<i64> = (0..rows as i64).map(|i| i * 7 % 33).collect();
     let exact: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
-    // All pairs active.
+    // All pairs are active.
     let loss_fn = BatchContrastiveLoss { margin: 20.0, ..Default::default() };
     let expected =
         reference::run(&loss_fn, Matrix::new(&exact, dim).expect("whole rows"), &labels, &[1.0], None).expect("valid");
@@ -163,7 +163,8 @@ fn lower_precision_is_as_good_as_its_bits() {
         let mined = mine::<f32, _, _>(&emulator, &loss_fn, &batch, 0, &[&[1.0]]);
         let error = (f64::from(mined.loss) - expected.loss).abs();
         println!("batch_contrastive on the emulator, {precision:?}: loss {} off by {error:.1e}", mined.loss);
-        // Of a squared distance, and half as much of its root; the derivative of a pair's loss is at most the margin.
+        // 16 units of a squared distance, and half as much of its root; the derivative of a pair's loss is at most the
+        // margin.
         assert!(error <= 16.0 * unit * expected.stats.mean_negative_distance * 20.0 + 1e-4, "{precision:?}: {error}");
         assert_eq!(mined.stats.active, mined.stats.valid);
         let size = expected.grad.iter().fold(0f64, |m, g| m.max(g.abs()));

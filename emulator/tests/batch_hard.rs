@@ -22,7 +22,7 @@ use on_device::run_case;
 use property::{Backend, Case, Output, property};
 use support::mined::Data;
 
-/// With the detector or without.
+/// The emulator as a backend, with the detector or without.
 #[derive(Default)]
 struct Emulated<const DETECT: bool> {
     launches: Cell<u64>,
@@ -70,7 +70,7 @@ fn lower_precision_is_as_good_as_its_bits() {
     let exact: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
     let squared =
         |i: usize, j: usize| -> f64 { (0..dim).map(|c| (exact[i * dim + c] - exact[j * dim + c]).powi(2)).sum() };
-    // At most how far a row is from the one that all are moved by.
+    // At least the squared distance of any row to the one that all rows are moved by.
     let radius = (0..rows).flat_map(|i| (0..rows).map(move |j| (i, j))).map(|(i, j)| squared(i, j)).fold(0.0, f64::max);
     for (precision, unit) in
         [(Precision::Highest, 0.5f64.powi(24)), (Precision::High, 0.5f64.powi(11)), (Precision::Medium, 0.5f64.powi(9))]
@@ -84,7 +84,7 @@ fn lower_precision_is_as_good_as_its_bits() {
         for (a, &n) in negative.iter().enumerate() {
             let nearest = (0..rows).filter(|&j| labels[j] != labels[a]).map(|j| squared(a, j)).fold(f64::MAX, f64::min);
             let over = squared(a, n as usize) - nearest;
-            // Both norms and the product, of two pairs, each off by a unit a factor.
+            // For each of two pairs, both norms and the product are off by a unit per factor.
             assert!(over <= 16.0 * unit * radius, "{precision:?}, anchor {a}: {over} farther than the nearest");
             missed += usize::from(over > 1e-4);
         }

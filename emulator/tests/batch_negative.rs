@@ -20,7 +20,7 @@ use on_device::run_case;
 use property::{Backend, Case, Output, negative_cases, property};
 use support::mined::Data;
 
-/// With the detector or without.
+/// The emulator as a backend, with the detector or without.
 #[derive(Default)]
 struct Emulated<const DETECT: bool> {
     launches: Cell<u64>,

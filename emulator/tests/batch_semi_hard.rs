@@ -1,5 +1,5 @@
-//! `batch_semi_hard`'s kernels, run by the emulator through the crate's own launches: the property test that every backend
-//! takes.
+//! `batch_semi_hard`'s kernels, run by the emulator through the crate's own launches: the property test that every
+//! backend takes.
 
 use std::cell::Cell;
 
@@ -20,7 +20,7 @@ use on_device::run_case;
 use property::{Backend, Case, Output, property, semi_hard_cases};
 use support::mined::Data;
 
-/// With the detector or without.
+/// The emulator as a backend, with the detector or without.
 #[derive(Default)]
 struct Emulated<const DETECT: bool> {
     launches: Cell<u64>,

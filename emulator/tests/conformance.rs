@@ -1,4 +1,5 @@
-//! Each instruction of the stand-in against its definition and against what devices answered, and what a launch refuses.
+//! Each emulated instruction against its definition and against what devices answered, and the launches that are
+//! refused.
 
 #[path = "../../tests/support/conformance.rs"]
 mod conformance;
@@ -30,11 +31,11 @@ fn launch(
 ) -> Result<(), String> {
     let input = emulator.upload(input);
     let args = Args { input: input.address(), out: out.address() };
-    // SAFETY: the kernels' argument; where they leave their buffers, on purpose, the detector is on.
+    // SAFETY: the kernel's argument; kernels that leave their buffers, on purpose, run with the detector on.
     unsafe { emulator.launch(stem, kernel, grid, bytes_of(&args)) }.map_err(|e| e.to_string())
 }
 
-/// What `probe`'s kernel writes, the same for several schedules.
+/// What `probe`'s kernel writes, which is the same under several schedules.
 fn answer(probe: &Probe) -> Vec<u32> {
     let grid = Grid { blocks: probe.blocks, threads: probe.threads, shared_bytes: probe.shared_bytes };
     let mut answers = (0..6).map(|seed| {
@@ -62,7 +63,7 @@ fn every_instruction_does_as_defined() {
 
 #[test]
 fn every_16_bit_float() {
-    // Both halves of the words take every value.
+    // Both halves of the words take every value of 16 bits.
     let probe = conformance::conversions_of((0..=0xffff).map(|i: u32| i.wrapping_mul(0x10001) ^ i << 7).collect());
     let emulator = Emulator::new(Options { os_threads: 2, ..Options::default() });
     let out = emulator.upload(&probe.initial);
@@ -107,7 +108,8 @@ fn records_are_compared() {
         let recorded = conformance::answer(record, probe).expect("written");
         assert_eq!(&recorded, out);
         probe.check_record(out, &recorded).expect("the same numbers");
-        // The lowest bit of each word in turn: found, or within the bound, or of a number that nothing pins down.
+        // Flip the lowest bit of each word in turn: that is found, or within the bound, or nothing pins the number
+        // down.
         for at in 0..recorded.len().min(300) {
             let mut other = recorded.clone();
             other[at] ^= 1;

@@ -1,5 +1,5 @@
-//! `contrastive`'s kernels, run by the emulator, against the f64 oracle: the property test that every backend takes, and
-//! launches that no other backend can vary so.
+//! `contrastive`'s kernels, run by the emulator, against the f64 oracle: the property test that every backend takes,
+//! and launches that only the emulator can vary so much.
 
 use half::{bf16, f16};
 use tercet::contrastive::cuda::{Pass, Plan, Same};
@@ -75,7 +75,7 @@ impl Launched<2> for ContrastiveLoss {
         shape: [usize; 2],
         pass: &Pass,
     ) -> Result<(), Error> {
-        // SAFETY: the caller's contract, and one number a row.
+        // SAFETY: the caller keeps the contract, and `same` has one number per row.
         unsafe { self.run_on::<T, _>(emulator, shape, pass, ready.1) }
     }
     fn expect<T: Element>(&self, x: [Matrix<'_, f64>; 2], seed: u64, upstream: &[f64]) -> Expected<2> {
@@ -130,7 +130,7 @@ fn the_detector_has_nothing_to_report() {
     nothing_to_report::<ContrastiveLoss, 2>(250);
 }
 
-/// The losses, the reduced loss and both gradients, on one schedule.
+/// The losses, the reduced loss and both gradients under one schedule.
 fn all_of(
     loss: &ContrastiveLoss,
     x: &[Vec<f32>; 2],
@@ -152,7 +152,7 @@ fn all_of(
         grads: [to_x1.address(), to_x2.address()],
         ..Pass::default()
     };
-    // SAFETY: buffers of the emulator, of the sizes that `pass` says, and one number a row.
+    // SAFETY: buffers of the emulator, of the sizes that `pass` says, and one number per row.
     unsafe { loss.run_on::<f32, _>(&emulator, [rows, dim], &pass, same) }.unwrap_or_else(|e| panic!("{e}"));
     [losses, value, to_x1, to_x2].iter().flat_map(|buffer| buffer.read::<f32>()).collect()
 }
@@ -192,7 +192,7 @@ fn what_is_neither_0_nor_1_shows_in_its_row_and_in_the_loss() {
             same[4] = wrong;
             let found = all_of(&loss, &x, dim, &same, kind, Options::default());
             for (i, (found, right)) in found.into_iter().zip(&right).enumerate() {
-                // The row's loss, the reduced one, and the row of either gradient.
+                // The row's loss, the reduced loss and the row of either gradient are NaN.
                 let row = i.checked_sub(rows + 1).map(|i| i % (rows * dim) / dim);
                 let nan = i == 4 || i == rows || row == Some(4);
                 assert!(if nan { found.is_nan() } else { found == *right }, "kind {kind}, {wrong}, {i}: {found}");
@@ -201,7 +201,7 @@ fn what_is_neither_0_nor_1_shows_in_its_row_and_in_the_loss() {
     }
 }
 
-/// A pair that belongs together is pulled by the difference itself, even where its square is less than any number.
+/// A positive pair is pulled by the difference itself, even if its square underflows.
 #[test]
 fn tiny_differences_still_pull() {
     let x = [vec![3e-30f32, -1e-30, 0.0, 2e-30], vec![1e-30, 0.0, 0.0, 2e-30]];

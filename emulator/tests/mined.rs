@@ -1,5 +1,5 @@
-//! What holds for every mined loss on the emulator: the same bits under any schedule, NaN for what is not a number, and what
-//! was recorded.
+//! What holds for every mined loss on the emulator: the same bits under any schedule, NaN for a distance that is no
+//! number, and the recorded results.
 
 use std::fmt::Debug;
 
@@ -62,7 +62,7 @@ fn uniform(rows: usize, dim: usize) -> Vec<f32> {
     (0..rows * dim).map(|_| 3.0 + numbers.unit() as f32).collect()
 }
 
-/// Blocks in any order and on several threads: the same bits, also of what is drawn.
+/// The same bits whatever the order of the blocks and the number of threads, also of what is drawn at random.
 fn same_bits<L: Mined + Debug>(loss: &L) {
     let (rows, dim) = (150usize, 20usize);
     let x = uniform(rows, dim);
@@ -107,7 +107,7 @@ fn not_a_number<L: Mined + Debug>(loss: &L) {
     }
 }
 
-/// A positive and all negatives at distances too large for f32.
+/// The distances of a positive and of all negatives overflow f32.
 fn overflow<L: Mined + Debug>(loss: &L) {
     let emulator = Emulator::new(Options::default());
     let batch = OnDevice::itself(&emulator, &[-1e20f32, 1e20, 0.0, 0.0], 1, &[0, 0, 1, 1]);

@@ -23,7 +23,7 @@ use on_device::run_case;
 use property::{Backend, Case, Output, property, same_bits};
 use support::mined::{Batch, Content, Data, Labelling};
 
-/// With the detector or without.
+/// The emulator as a backend, with the detector or without.
 #[derive(Default)]
 struct Emulated<const DETECT: bool> {
     launches: Cell<u64>,

@@ -1,4 +1,5 @@
-//! A failure that some schedules show only: the seed in its report, given to another process, brings back the same report.
+//! A failure that only some schedules show: the seed in its report, given to another process, brings back the same
+//! report.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -10,20 +11,20 @@ use tercet_emulator::{Emulator, Options};
 #[path = "../../tests/support/skipped.rs"]
 mod skipped;
 
-/// Launches the kernel with the lost update; what the emulator reports.
+/// Launches the kernel with the lost update; `Err` is what the emulator reports.
 fn lost_update(seed: u64) -> Result<(), String> {
     // The detector would find the race in every schedule.
     let emulator = Emulator::new(Options { detect: false, seed, os_threads: 1 });
     let (none, out) = (emulator.upload(&[0u32]), emulator.allocate(128 * 4).expect("memory"));
     let args: [Address; 2] = [none.address(), out.address()];
     let grid = Grid { blocks: 3, threads: 128, shared_bytes: 0 };
-    // SAFETY: the kernel's argument, two pointers; it writes one number a thread.
+    // SAFETY: the kernel's argument, two pointers; it writes one number per thread.
     unsafe { emulator.launch("misuse", "lost_update", grid, bytes_of(&args)) }.map_err(|e| e.to_string())
 }
 
 const SILENT: &str = "nothing to report";
 
-/// What another process, of which `seed` is all that it is told, reports.
+/// What another process reports that is told nothing except `seed`.
 fn replay(seed: &str) -> String {
     let child = Command::new(std::env::current_exe().expect("this program"))
         .args(["--exact", "as_the_environment_says", "--ignored", "--nocapture"])

@@ -1,5 +1,5 @@
-//! Kernels that are wrong on purpose: each must be caught, with the detector on, by a report or by its results. The
-//! right ones must give no report.
+//! Kernels that are wrong on purpose: with the detector on, each must be caught, by a report or by its results. Correct
+//! kernels must give no report.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use tercet_emulator::{Emulator, Options};
 
 const SEEDS: u64 = 5;
 
-/// The first line of a report says what it is.
+/// What a report reports, by its first line.
 fn kind(report: &str) -> &'static str {
     const KINDS: [&str; 12] = [
         "divergent barrier",
@@ -30,14 +30,14 @@ fn kind(report: &str) -> &'static str {
     KINDS.into_iter().find(|kind| report.contains(kind)).unwrap_or("another report")
 }
 
-/// What was caught of a kernel: by what, and in how many seeds with and without the detector.
+/// What caught the bug of a kernel, and in how many seeds with and without the detector.
 struct Caught {
     by: BTreeSet<&'static str>,
     with: u64,
     without: u64,
 }
 
-/// `detectors`: on, and where a launch leaves the host's memory whole also off.
+/// Runs all seeds with each of `detectors`: on and, if the bug cannot damage the host's memory, also off.
 fn try_seeds(detectors: &[bool], run: impl Fn(&Emulator) -> Result<bool, String>) -> Caught {
     let mut caught = Caught { by: BTreeSet::new(), with: 0, without: 0 };
     for &detect in detectors {
@@ -116,7 +116,7 @@ fn tile(emulator: &Emulator, kernel: &str, [m, n, k]: [usize; 3]) -> Result<(Dur
     // SAFETY: the kernel's argument; buffers of the sizes it says.
     unsafe { emulator.launch("tile", kernel, grid, bytes_of(&args)) }.map_err(|e| e.to_string())?;
     let time = start.elapsed();
-    // Multiples of 1/16 below 2^24 of them: exact in f32 in any order.
+    // Fewer than 2^24 sixteenths: exact in f32 in any order.
     let (x, y): (Vec<f32>, Vec<f32>) = (x.iter().map(|x| x.to_f32()).collect(), y.iter().map(|y| y.to_f32()).collect());
     let distance = |i: usize, j: usize| -> f32 { (0..k).map(|d| (x[i * k + d] - y[j * k + d]).powi(2)).sum() };
     let (out, least): (Vec<f32>, Vec<u32>) = (out.read(), least.read());
@@ -154,7 +154,7 @@ fn broken_tiles_are_caught() {
         "store below the last row",
         "store right of the last column",
     ];
-    // Ragged on all sides, and more than 32767 distances.
+    // No size is a multiple of the tile's, and there are more than 32767 distances.
     table("tile", &bugs, |emulator, kernel| Ok(tile(emulator, kernel, [200, 170, 72])?.1));
 }
 
@@ -183,7 +183,7 @@ fn sum(emulator: &Emulator, kernel: &str) -> Result<bool, String> {
         sum: sum.address(),
         count: COUNT as i64,
     };
-    // SAFETY: as above.
+    // SAFETY: the kernel's argument; buffers of the sizes it says.
     unsafe { emulator.launch("sums", kernel, grid, bytes_of(&args)) }.map_err(|e| e.to_string())?;
     let expected: f64 = x.iter().map(|&x| f64::from(x)).sum();
     Ok(sum.read::<f64>() == [expected] && greatest.read::<u64>() == [COUNT as u64 - 1])

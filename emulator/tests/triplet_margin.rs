@@ -1,5 +1,5 @@
-//! `triplet_margin`'s kernels, run by the emulator, against the f64 oracle: the property test that every backend takes, and
-//! launches that no other backend can vary so.
+//! `triplet_margin`'s kernels, run by the emulator, against the f64 oracle: the property test that every backend takes,
+//! and launches that only the emulator can vary so much.
 
 use half::{bf16, f16};
 use tercet::cuda::DeviceProperties;
@@ -50,7 +50,7 @@ impl Launched<3> for TripletMarginLoss {
         shape: [usize; 2],
         pass: &Pass,
     ) -> Result<(), Error> {
-        // SAFETY: the caller's contract.
+        // SAFETY: the caller keeps the contract.
         unsafe { self.run_on::<T, _>(emulator, shape, pass) }
     }
     fn expect<T: Element>(&self, x: [Matrix<'_, f64>; 3], _: u64, upstream: &[f64]) -> Expected<3> {

@@ -1,8 +1,9 @@
 //! How far a computation in f32 or f64 may be from the oracle: first-order error analysis of the kernel's formulas.
 //!
-//! u is the unit roundoff. A sum of D terms, D/32 or fewer a lane and a tree of at most 5 steps over lanes, is off by
-//! at most (D/32 + 24) u times the sum of the terms' sizes; the 24 also covers the few roundings of each term. For a
-//! normalised row each element is off by `eta = (D/64 + 16) u` relative: half of the norm's sum, and the division.
+//! u is the unit roundoff. A sum of D terms, at most D/32 per lane and then a tree of at most 5 steps over lanes, is
+//! off by at most (D/32 + 24) u times the sum of the terms' sizes; the 24 also covers the few roundings of each term.
+//! For a normalised row each element is off by `eta = (D/64 + 16) u` relative: half of the norm's sum, and the
+//! division.
 #![allow(dead_code, reason = "each test uses its share")]
 
 use tercet::{ContrastiveLoss, Distance, Element, TripletMarginLoss};
@@ -10,7 +11,7 @@ use tercet::{ContrastiveLoss, Distance, Element, TripletMarginLoss};
 pub struct Row<const K: usize> {
     pub loss: f64,
     pub grads: [Vec<f64>; K],
-    /// Rounding decides what the gradients are.
+    /// Whether rounding decides what the gradients are.
     pub ambiguous: bool,
 }
 
@@ -24,7 +25,7 @@ pub fn unit<T: Element>() -> f64 {
     }
 }
 
-/// Of storing `x` in the inputs' type: half a unit in the last place, or of the least subnormal.
+/// The error of storing `x` in 16 bits: half a unit in the last place, or half of the least subnormal.
 pub fn rounding<T: Element>(x: f64) -> f64 {
     let least = match T::NAME {
         "f16" => 0.5f64.powi(25),
@@ -42,7 +43,7 @@ fn norm(x: impl IntoIterator<Item = f64>, p: f64) -> f64 {
     }
 }
 
-/// A distance's value and error, and of each element of its gradient with respect to either side the size and the error.
+/// A distance and its error, and for either side the size and the error of each element of its gradient.
 struct Pair {
     d: f64,
     error: f64,
@@ -61,7 +62,7 @@ fn pair(distance: Distance, x: &[f64], y: &[f64], eta: f64, u: f64, sum: f64) ->
         _ => (2.0, 0.0),
     };
     let e: Vec<f64> = x.iter().zip(y).map(|(x, y)| x - y + eps).collect();
-    // Of each e: from its rows, and from two roundings and that of eps.
+    // The error of each e: from its rows, from two roundings and from that of eps.
     let off: Vec<f64> =
         x.iter().zip(y).map(|(x, y)| eta * (x.abs() + y.abs()) + 3.0 * u * ((x - y).abs() + eps.abs())).collect();
     let d = norm(e.iter().copied(), p);
@@ -70,7 +71,7 @@ fn pair(distance: Distance, x: &[f64], y: &[f64], eta: f64, u: f64, sum: f64) ->
         let slope = e.iter().zip(&off).map(|(e, off)| (2.0 * e.abs(), 2.0 * off)).collect();
         return Pair::symmetric(d * d, moved * (2.0 * d + moved) + sum * d * d, slope);
     }
-    // A power x^p is off by p u |log x| relative where it is exp(p log x), its root by a p-th of that.
+    // Computed as exp(p log x), a power x^p has a relative error of p u |log x|, and its root a p-th of that.
     let log = e.iter().filter(|e| **e != 0.0).fold(d.ln().abs().min(800.0), |m, e| m.max(e.abs().ln().abs()));
     let powers = if p == 1.0 || p == 2.0 || p.is_infinite() { 0.0 } else { (8.0 + 4.0 * log) * u };
     let error = moved + (sum + powers) * d;
@@ -80,10 +81,10 @@ fn pair(distance: Distance, x: &[f64], y: &[f64], eta: f64, u: f64, sum: f64) ->
             return (1.0, 2.0); // even the direction is rounding
         }
         if p.is_infinite() {
-            // Whether this element, or any other, reaches the maximum.
+            // Rounding may decide whether this element, or another one, reaches the maximum.
             let near = |e: f64| e < d && d - e <= 2.0 * moved + 4.0 * u * d;
             let unsure = near(e) || e == d && x.iter().zip(y).any(|(x, y)| near((x - y + eps).abs()));
-            let split = e == d && moved > 0.0; // a tie of the oracle's may be none here
+            let split = e == d && moved > 0.0; // a tie in the oracle may be none here
             return (1.0, if unsure || split { 1.0 } else { 4.0 * u });
         }
         if p == 1.0 {
@@ -100,16 +101,16 @@ fn pair(distance: Distance, x: &[f64], y: &[f64], eta: f64, u: f64, sum: f64) ->
     Pair::symmetric(d, error, slope)
 }
 
-/// The rows of one call, normalised where the loss does, and the errors of the arithmetic.
+/// Row `k` of each matrix, normalised if the loss normalises, and the errors of the arithmetic.
 struct Units<const K: usize> {
     rows: [Vec<f64>; K],
     norms: [f64; K],
     distance: Distance,
     normalize: bool,
-    /// Of an element of a normalised row, relative.
+    /// The relative error of an element of a normalised row.
     eta: f64,
     u: f64,
-    /// Of a sum, relative to its terms' sizes.
+    /// The error of a sum, relative to the sum of its terms' sizes.
     sum: f64,
 }
 
@@ -130,13 +131,13 @@ impl<const K: usize> Units<K> {
         if self.distance != Distance::Cosine {
             return pair(self.distance, x, y, eta, u, sum);
         }
-        // Its gradient with respect to the unit row is the other unit row.
+        // The gradient of the cosine with respect to one unit row is the other unit row.
         let slope = |x: &[f64]| x.iter().map(|x| (x.abs(), (eta + 2.0 * u) * x.abs())).collect();
         let cosine = x.iter().zip(y).map(|(x, y)| (x * y).abs()).sum::<f64>();
         Pair { d: 1.0 + cosine, error: (2.0 * eta + sum) * cosine + 2.0 * u, slopes: [slope(y), slope(x)] }
     }
 
-    /// How far row k's gradient may be off that is a sum of `slopes`, with their sizes and errors, times `weight`.
+    /// How far row `k`'s gradient may be off: it is `weight` times the sum of `slopes`, given as sizes and errors.
     fn gradient<T: Element>(&self, k: usize, slopes: &[Vec<(f64, f64)>], weight: f64) -> Vec<f64> {
         let Self { eta, u, sum, .. } = *self;
         let row = &self.rows[k];
@@ -147,7 +148,7 @@ impl<const K: usize> Units<K> {
                 error[d] += e + 6.0 * u * s;
             }
         }
-        // Through u = x / norm: (g - (g.u) u) / norm.
+        // The gradient goes through u = x / norm: (g - (g.u) u) / norm.
         let along: f64 = size.iter().zip(row).map(|(s, x)| s * x.abs()).sum();
         let along_error: f64 = error.iter().zip(row).map(|(e, x)| e * x.abs()).sum::<f64>() + (eta + sum) * along;
         let bounds = (0..row.len()).map(|d| {
@@ -166,8 +167,8 @@ impl<const K: usize> Units<K> {
     }
 }
 
-/// Of one triplet; `weight` is upstream times the mean's factor, `argument` that of the hinge, `gap` the difference of the
-/// two negative distances where there are two.
+/// How far from the oracle one triplet may be; `weight` is upstream times the mean's factor, `argument` that of the
+/// hinge, `gap` the difference of the two negative distances if there are two.
 pub fn triplet_margin<T: Element>(
     loss: &TripletMarginLoss,
     x: [&[f64]; 3],
@@ -184,7 +185,7 @@ pub fn triplet_margin<T: Element>(
     let close = |x: f64, bound: f64| x.is_finite() && x.abs() <= bound;
     let ambiguous = close(argument, loss_bound) || close(gap, gap_bound);
 
-    // Both negative pairs where `swap` may have taken either: only the larger bound is lost.
+    // With `swap` either negative pair may have been taken: their bounds add up, which is wider than need be.
     let [[ap_a, ap_p], [an_a, an_n], [pn_p, pn_n]] = [ap.slopes, an.slopes, pn.slopes];
     let mut slopes = [vec![ap_a, an_a], vec![ap_p], vec![an_n]];
     if loss.swap {
@@ -195,7 +196,7 @@ pub fn triplet_margin<T: Element>(
     Row { loss: loss_bound, grads, ambiguous }
 }
 
-/// Of one pair at distance `d`; `weight` as above.
+/// How far from the oracle one pair at distance `d` may be; `weight` is upstream times the mean's factor.
 pub fn contrastive<T: Element>(loss: &ContrastiveLoss, x: [&[f64]; 2], same: bool, weight: f64, d: f64) -> Row<2> {
     let units = Units::new::<T>(loss.distance, loss.normalize, x);
     let pair = units.pair(0, 1);

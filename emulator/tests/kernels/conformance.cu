@@ -135,7 +135,7 @@ KERNEL(atomics, 64, const Args args) {
     atomicOr(&out[3], 1u << threadIdx.x % 32);
     atomicAnd(&out[4], ~(1u << threadIdx.x % 32));
     for (u32 old = 0, seen; (seen = atomicCAS(&out[5], old, old + 1)) != old;) old = seen;
-    // Each value but the last one is returned once.
+    // Each value except the last one is returned once.
     const u32 ticket = atomicAdd(&out[6], 1u);
     atomicOr(&out[8 + ticket / 32], 1u << ticket % 32);
     const u32 ordered = add_release_acquire(&out[7], 1);
@@ -172,7 +172,7 @@ KERNEL(named_barriers, 128, const Args args) {
 
 // ---- tiles ----
 
-// Two groups of copies, the first one waited for alone. in: 256 words; valid where bit 31 of the first of four is not set.
+// Two groups of copies; the first is waited for alone. in: 256 words, four valid if bit 31 of the first is not set.
 KERNEL(copies, 32, const Args args) {
     using Row = Pack<u32, 4>;
     SHARED(Row, rows, 64);
@@ -192,7 +192,7 @@ KERNEL(copies, 32, const Args args) {
     for (int i = 0; i < 4; ++i) args.out[lane * 8 + 4 + i] = rows[32 + (lane ^ 1)].v[i];
 }
 
-// What is not valid may lie anywhere: only even lanes copy.
+// What is not valid may lie anywhere: only even lanes copy something.
 KERNEL(copies_from_nowhere, 32, const Args args) {
     using Row = Pack<u32, 4>;
     SHARED(Row, rows, 32);
@@ -223,7 +223,7 @@ KERNEL(matrices, 32, const Args args) {
     }
 }
 
-// in[lane]: 4 registers of A, 2 of B, 4 of C; out[lane]: D. One product a block.
+// in[lane]: 4 registers of A, 2 of B, 4 of C; out[lane]: D. One product per block.
 #define PRODUCT(name, mma)                                                                    \
     KERNEL(name, 32, const Args args) {                                                       \
         const u32 place = blockIdx.x * 32 + threadIdx.x, *in = args.in + place * 10;          \

@@ -1,4 +1,4 @@
-// What a device refuses, or nobody should do; and what fails in some schedules only.
+// Kernels that a device refuses, that nobody should write, or that fail in some schedules only.
 #include "platform.cuh"
 
 struct Args {
@@ -22,8 +22,8 @@ KERNEL(dynamic_shared, 32, const Args args) {
     args.out[threadIdx.x] = big.numbers[threadIdx.x];
 }
 
-// Each warp draws a ticket, and the first two and the last two meet at a barrier of their own. The lost update: a warp
-// may overtake another between the read and the write, both get the same ticket, and a barrier waits for ever.
+// Each warp draws a ticket; the first two warps and the last two meet at a barrier of their own. The lost update:
+// another warp may come between the read and the write, both get the same ticket, and a barrier waits for ever.
 KERNEL(lost_update, 128, const Args args) {
     SHARED(u32, tickets, 1);
     if (threadIdx.x == 0) tickets[0] = 0;

@@ -1,11 +1,11 @@
-// The sum of all numbers, in the manner of kernels/reduce.cuh (which is bug 0), and what can go wrong in it.
-// sum_<n> has bug n of tests/seeded_bugs.rs.
+// The sum of all numbers in the manner of kernels/reduce.cuh, and what can go wrong in it: sum_0 is right, sum_<n> has
+// bug n of tests/seeded_bugs.rs.
 #include "reduce.cuh"
 
 struct Args {
     const float* x;
-    u64* greatest;     // of the numbers' indices; at first 0
-    double* partials;  // one a block
+    u64* greatest;     // the largest index; at first 0
+    double* partials;  // one per block
     u32* ticket;       // at first 0
     double* sum;
     i64 count;
@@ -50,7 +50,7 @@ template <int BUG> DEVICE void sum(const Args& args) {
     if (BUG == 11 && threadIdx.x == 5) named_barrier(1, 64);
     if (BUG == 12 && threadIdx.x % 2) x = __shfl_xor_sync(0xffffffff, x, 0);
     if (BUG == 13) x += 0 * __shfl_xor_sync(group_mask<8>(), x, 8);
-    x = sum_of_block<BUG>(x);  // of all in thread 0, of a part of them in others
+    x = sum_of_block<BUG>(x);  // all of it in thread 0, and 0 in the others
     const double block = sum_of_block<BUG>(threadIdx.x ? 0 : x);
     if (threadIdx.x == 0) {
         args.partials[BUG == 14 ? 0 : blockIdx.x] = block;

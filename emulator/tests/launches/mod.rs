@@ -1,6 +1,6 @@
-//! Paired losses on the emulator, through the crate's own launch plans: as a backend of the property test, and in launches
-//! that no other backend can vary so: strides and alignments of their own, outputs that are not wanted, devices of several
-//! sizes, rows that hold NaN.
+//! Paired losses on the emulator, through the crate's own launch plans: as a backend of the property test, and in
+//! launches that only the emulator can vary so much: strides and alignments of each matrix, outputs that are not
+//! wanted, devices of several sizes, rows that hold NaN.
 
 use std::cell::Cell;
 use std::fmt::Debug;
@@ -18,16 +18,16 @@ use super::support::cases;
 
 /// A loss on the emulator.
 pub trait Launched<const K: usize>: Paired<K> {
-    /// The loss with what it takes beside the matrices, which follows from a seed, in the emulator's memory.
+    /// What the loss takes beside the matrices, in the emulator's memory; it follows from a seed.
     type Ready;
 
-    /// Options at random.
+    /// Draws options at random.
     fn draw(random: &mut Random) -> Self;
     fn each_row(self) -> Self;
     fn ready(&self, emulator: &Emulator, rows: usize, seed: u64) -> Self::Ready;
     fn plan<T: Element>(&self, device: &DeviceProperties, shape: [usize; 2], pass: &Pass<K>) -> Plan;
     /// # Safety
-    /// As `run_on` of the loss.
+    /// As for the loss's `run_on`.
     unsafe fn launch<T: Element>(
         &self,
         ready: &Self::Ready,
@@ -35,11 +35,11 @@ pub trait Launched<const K: usize>: Paired<K> {
         shape: [usize; 2],
         pass: &Pass<K>,
     ) -> Result<(), Error>;
-    /// The losses, their sum or mean, and the gradients; and of each row how far from that it may be.
+    /// What a launch must return, and for each row how far from that it may be.
     fn expect<T: Element>(&self, x: [Matrix<'_, f64>; K], seed: u64, upstream: &[f64]) -> Expected<K>;
 }
 
-/// What the oracle says.
+/// The losses, their sum or mean, the gradients, and the bounds of each row.
 pub struct Expected<const K: usize> {
     pub losses: Vec<f64>,
     pub loss: f64,
@@ -47,7 +47,7 @@ pub struct Expected<const K: usize> {
     pub bounds: Vec<bounds::Row<K>>,
 }
 
-/// What row `b` of each matrix is multiplied by: upstream and the mean.
+/// The factor of row `b`'s gradients: upstream and the mean.
 pub fn weight(reduction: Reduction, rows: usize, upstream: &[f64], b: usize) -> f64 {
     let mean = if reduction == Reduction::Mean { 1.0 / rows as f64 } else { 1.0 };
     mean * upstream[if upstream.len() == 1 { 0 } else { b }]
@@ -55,7 +55,7 @@ pub fn weight(reduction: Reduction, rows: usize, upstream: &[f64], b: usize) -> 
 
 // ---- as a backend ----
 
-/// With the detector or without.
+/// The emulator as a backend, with the detector or without.
 #[derive(Default)]
 pub struct Emulated<const DETECT: bool> {
     launches: Cell<u64>,
@@ -107,7 +107,7 @@ impl<L: Launched<K>, const DETECT: bool, const K: usize> Backend<L, K> for Emula
     }
 }
 
-/// The property test of all backends.
+/// Runs the property test that every backend takes.
 pub fn property<L: Launched<K>, const DETECT: bool, const K: usize>(count: u32) {
     let start = std::time::Instant::now();
     let backend = Emulated::<DETECT>::default();
@@ -132,7 +132,7 @@ impl Random {
     pub fn chance(&mut self, one_in: u64) -> bool {
         self.next().is_multiple_of(one_in)
     }
-    /// In -1..1.
+    /// Uniform in [-1, 1).
     fn number(&mut self) -> f64 {
         self.next() as f64 / (1u64 << 52) as f64 - 1.0
     }
@@ -154,10 +154,10 @@ const DIMS: [usize; 22] = [1, 2, 3, 4, 5, 7, 9, 15, 17, 31, 33, 36, 63, 65, 68, 
 const ALIGNED: [usize; 14] = [8, 16, 24, 32, 40, 64, 72, 128, 136, 256, 264, 512, 520, 1032];
 const ROWS: [usize; 12] = [1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 65, 97];
 
-/// One random call: options, inputs and what is asked for.
+/// One random call: options, inputs and which outputs are wanted.
 struct Call<T, L, const K: usize> {
     loss: L,
-    /// Of what the loss takes beside the matrices.
+    /// The seed of what the loss takes beside the matrices.
     seed: u64,
     shape: [usize; 2],
     data: [Vec<T>; K],
@@ -199,7 +199,7 @@ fn call<T: Element, L: Launched<K>, const K: usize>(random: &mut Random, most: u
     for b in 0..rows {
         let one = |random: &mut Random| (random.next() % K as u64) as usize;
         if random.chance(8) {
-            // Coincident points.
+            // Two of the row's points coincide.
             let from = one(random);
             let to = (from + 1 + (random.next() % (K as u64 - 1)) as usize) % K;
             let copy = data[from][row(from, b)].to_vec();
@@ -241,7 +241,7 @@ fn call<T: Element, L: Launched<K>, const K: usize>(random: &mut Random, most: u
     }
 }
 
-/// What was checked, and the worst of it.
+/// How much was checked, and the largest ratio of an error to its bound.
 #[derive(Default)]
 struct Tally {
     cases: usize,
@@ -316,7 +316,7 @@ fn run<T: Element, L: Launched<K>, const K: usize>(emulator: &Emulator, case: &C
     for &b in &case.broken {
         assert!(oracle.losses[b].is_nan(), "the oracle's row {b} holds a NaN or an infinity\n{about:?}");
     }
-    // The sum over rows is one in f64, the oracle's as well, in some order; then the mean and the conversion.
+    // The kernel and the oracle both sum over rows in f64, in some order; then come the mean and the conversion.
     let mut loss_bound = 2.0 * (bounds::unit::<T::Scalar>() + rows as f64 * bounds::unit::<f64>()) * oracle.loss.abs();
     for (b, bound) in oracle.bounds.iter().enumerate() {
         loss_bound += weight(case.loss.reduction(), rows, &[1.0], b) * bound.loss;
@@ -331,7 +331,7 @@ fn run<T: Element, L: Launched<K>, const K: usize>(emulator: &Emulator, case: &C
                     assert!(!got.is_nan(), "gradient {k} of row {b} is {got}\n{about:?}");
                 } else {
                     let bound = bound.grads[k][d] + bounds::rounding::<T>(expected);
-                    // Gradients of rows of zeros are divided by 1e-12, beyond f16: then the infinity is right.
+                    // Gradients of rows of zeros are divided by 1e-12, which may overflow f16: then infinity is right.
                     let over = T::NAME == "f16" && got.is_infinite() && (expected * got.signum()) + bound >= 65520.0;
                     let expected = if over { got } else { expected };
                     tally.check("gradient", (k, b, d, &about), got, expected, bound);
@@ -348,7 +348,7 @@ fn run<T: Element, L: Launched<K>, const K: usize>(emulator: &Emulator, case: &C
     (0..K).for_each(|k| untouched(case.wanted[k], got[k].iter().all(|x| x.to_f64().is_nan())));
 }
 
-/// Random calls, each on a device of its own; how many.
+/// Checks random calls, each on a device of its own; returns how many.
 pub fn run_many<T: Element, L: Launched<K>, const K: usize>(detect: bool, count: usize, most: usize) -> usize {
     let start = std::time::Instant::now();
     let mut tally = Tally::default();
@@ -385,7 +385,7 @@ pub fn run_many<T: Element, L: Launched<K>, const K: usize>(detect: bool, count:
     tally.cases
 }
 
-/// Random calls of every dtype with the detector; a report is an error of the launch, and fails.
+/// Random calls of every dtype with the detector on; a report is an error of the launch, and fails the test.
 pub fn nothing_to_report<L: Launched<K>, const K: usize>(count: usize) {
     let launches = run_many::<f32, L, K>(true, count, 2000)
         + run_many::<f64, L, K>(true, count, 2000)
