@@ -21,7 +21,7 @@ fn refused(output: &Output, words: &[&str]) {
     ended(output, 2, words);
 }
 
-/// `identities` folders of `images` little pictures.
+/// Writes folders of `identities`, each with `images` little pictures.
 fn folders(root: &Path, identities: usize, images: usize) {
     for identity in 0..identities {
         let own = root.join(format!("group{}/writer{identity}", identity % 2));
@@ -82,7 +82,7 @@ fn a_short_run_leaves_everything_and_repeats_exactly() {
     }
     assert_eq!(losses[0], losses[1], "the same seed, the same losses");
 
-    // The weights load again, by way of torch.save too and even under a head of another size.
+    // The weights load again, also by way of torch.save and under a head of another size.
     let own = dir.path().join("first/encoder.safetensors");
     let weights = converted(&own).unwrap_or_else(|| {
         eprintln!("not converted: there is no .venv/bin/python");
@@ -96,13 +96,14 @@ fn a_short_run_leaves_everything_and_repeats_exactly() {
     let output = train(&dir.path().join("again"), &[&arguments[..], &data[..]].concat());
     assert!(output.status.success(), "{}", stderr(&output));
 
-    // A run goes on from the weights that it began with, or not at all.
+    // A run resumes with the weights that it began with, or not at all.
     std::fs::write(&weights, std::fs::read(&own).unwrap().repeat(2)).unwrap();
     let again = dir.path().join("again");
     let resumed = tercet(&["train", "--resume", again.to_str().unwrap(), "--steps", "3"]);
     refused(&resumed, &["--resume", "--weights is another file"]);
 
-    // Weights whose embeddings are all the same, at a rate that leaves them so: said once, and in the report.
+    // Weights that map every image to one embedding, at a learning rate that leaves them so: said once, and in the
+    // report.
     let mut equal = std::fs::read(&own).unwrap();
     let (header, metadata) = safetensors::SafeTensors::read_metadata(&equal).unwrap();
     let (from, to) = metadata.tensors()["fc.weight"].data_offsets;
@@ -154,7 +155,7 @@ fn wrong_input_is_named_and_exits_with_2() {
     let good = at("good");
     refused(&train(&out, &["--data", &good, "--weights", &at("w.safetensors")]), &["w.safetensors"]);
 
-    // Pictures that are none, all of them.
+    // All pictures are unreadable.
     for identity in 0..4 {
         std::fs::create_dir_all(dir.path().join(format!("torn/{identity}"))).unwrap();
         std::fs::write(dir.path().join(format!("torn/{identity}/a.jpg")), b"GIF89a").unwrap();
@@ -181,7 +182,7 @@ fn generated_signatures_are_a_data_set_in_folders() {
     assert_eq!(std::fs::read_dir(&out).unwrap().count(), 3);
     assert!(out.join("generated-0002/0001.png").is_file());
 
-    // With forgeries: two folders of the same names, so that each can be told whom it forges.
+    // With forgeries there are two folders, with the same names in both, so that each forgery tells whom it forges.
     let out = dir.path().join("forged");
     let arguments = ["--identities", "2", "--drawings", "3", "--forgeries", "1", "--out", out.to_str().unwrap()];
     let output = tercet(&[&["generate"], &arguments[..]].concat());
@@ -216,7 +217,7 @@ fn every_loss_trains() {
         let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
         assert_eq!((&summary["loss"], &summary["steps"]), (&loss.into(), &2.into()));
         assert!(summary["collapsed_at"].is_null());
-        // What was measured is what was trained, and what will be.
+        // The model and the report name the distance that was trained with.
         let model: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("model.json")).unwrap()).unwrap();
         assert_eq!(model["distance"], distance);
         let report = std::fs::read_to_string(out.join("report.html")).unwrap();
@@ -235,7 +236,7 @@ fn numbers_at_their_ends_are_numbers() {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (dir.path().join("data"), dir.path().join("run"));
     folders(&data, 6, 4);
-    const MOST: &str = "18446744073709551615"; // of u64
+    const MOST: &str = "18446744073709551615"; // the largest u64
     let fixed = ["train", "--encoder", "resnet18", "--device", "cpu", "--image-size", "16", "--steps", "1"];
     let most = [
         "--epochs",
@@ -253,7 +254,7 @@ fn numbers_at_their_ends_are_numbers() {
     all.extend(["--val-images", "20000", "--data", data.to_str().unwrap(), "--out", out.to_str().unwrap()]);
     let output = tercet(&all);
     assert!(output.status.success(), "{}", stderr(&output));
-    // And without a limit of steps: the first one begins, and a checkpoint of it goes on.
+    // The run resumes from the first step's checkpoint, with a time limit near the largest f64.
     let output = tercet(&["train", "--resume", out.to_str().unwrap(), "--steps", "2", "--time-limit", "1.7e308"]);
     assert!(output.status.success(), "{}", stderr(&output));
 }
@@ -263,7 +264,7 @@ fn what_cannot_be_written_is_said_before_anything_is_read() {
     let dir = tempfile::tempdir().unwrap();
     let absent = dir.path().join("absent");
     let absent = absent.to_str().unwrap();
-    // A file system that takes no files, whoever asks; the images are not there either, but that comes later.
+    // A file system that nobody can write to; the images are missing too, but that is checked later.
     if cfg!(target_os = "linux") {
         let never = "/proc/tercet/run";
         refused(
@@ -295,7 +296,7 @@ fn what_cannot_be_written_is_said_before_anything_is_read() {
     assert_eq!(std::fs::read(file).unwrap(), b"mine");
 }
 
-/// The set-up's Python, where there is one.
+/// The Python that set-up made, if there is one.
 fn python() -> Option<std::path::PathBuf> {
     let venv = std::env::var_os("TERCET_VENV").filter(|venv| !venv.is_empty());
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -303,8 +304,8 @@ fn python() -> Option<std::path::PathBuf> {
     python.exists().then_some(python)
 }
 
-/// The weights as torch.save writes them, under a classifier's head and with the counts that torchvision keeps, and
-/// back by `convert_weights.py`. What is wrong is said, and nothing is overwritten.
+/// Saves the weights by torch.save, under a classifier's head and with the counts that torchvision keeps, and converts
+/// them back by `convert_weights.py`, which names what is wrong and overwrites nothing.
 const CONVERT: &str = r#"
 import json, runpy, sys, torch
 
@@ -333,7 +334,7 @@ for wrong in [(pth, converted), (converted, pth + ".safetensors"), (pth, "odd.pt
     assert convert(*wrong) == 2, wrong
 "#;
 
-/// A file of torch.save made of `own`, and that converted; `None` where there is no Python.
+/// A file of torch.save made of `own`, converted back; `None` if there is no Python.
 fn converted(own: &Path) -> Option<std::path::PathBuf> {
     let [pth, converted] = ["pth", "converted.safetensors"].map(|extension| own.with_extension(extension));
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("convert_weights.py");

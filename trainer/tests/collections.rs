@@ -1,5 +1,5 @@
-//! Collections as people have them: forgeries among genuine signatures, links, the same picture twice, files that are no
-//! pictures, pairs of one's own.
+//! Collections as people have them: forgeries among genuine signatures, links, the same picture twice, files that are
+//! no pictures, their own lists of pairs.
 
 mod program;
 
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::OnceLock;
 
-/// Writers whose names are in their files' names, as CEDAR has them.
+/// Patterns for file names that name the writer, as CEDAR's do.
 const CEDAR: [&str; 4] = ["--identity", r"original_(\d+)_\d+", "--forged", r"forgeries_(\d+)_\d+"];
 
-/// A little picture, a different one for each number.
+/// Writes a little picture, a different one for each number.
 fn put(file: &Path, number: u32) {
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
     let ink = |x: u32, y: u32| (x * (3 + number % 5) + y * (7 + number % 3) + number * 13) % 17 < 4;
@@ -22,7 +22,7 @@ fn put(file: &Path, number: u32) {
         .unwrap();
 }
 
-/// `writers` with `each` genuine signatures, and as many forged.
+/// Writes `each` genuine and as many forged signatures of each of `writers`.
 fn cedar(root: &Path, writers: u32, each: u32) -> String {
     for (writer, image) in (1..=writers).flat_map(|writer| (1..=each).map(move |image| (writer, image))) {
         put(&root.join(format!("full_org/original_{writer}_{image}.png")), 20 * writer + image);
@@ -59,7 +59,7 @@ fn forgeries_are_negatives_in_training_and_survive_a_resumption() {
     let dir = tempfile::tempdir().unwrap();
     let (root, out) = (dir.path().join("cedar"), dir.path().join("run"));
     let data = cedar(&root, 5, 2);
-    // Without patterns each folder would be one identity: the options to give are said.
+    // Without patterns each folder would be one identity: the message names the options to give.
     let hint = "--identity 'original_(\\d+)_\\d+' --forged 'forgeries_(\\d+)_\\d+'";
     ended(&train(&out, &["--data", &data]), 2, &["looks like CEDAR", hint, "2 identities"]);
     let options = [&["--data", &data], &CEDAR[..], &["--train-forgeries", "--loss", "batch-hard"]].concat();
@@ -73,7 +73,7 @@ fn forgeries_are_negatives_in_training_and_survive_a_resumption() {
         |more: &[&str]| tercet(&[&["train", "--resume", out.to_str().unwrap(), "--steps", "3"], more].concat());
     ended(&resume(&["--identity", "x(y)"]), 2, &["--identity x(y)", "would change its numbers"]);
     ended(&resume(&[]), 0, &["resumed at step 2", "6 forgeries of training identities"]);
-    // Another forgery, of whomever, is another run.
+    // Any forgery that has changed makes it another run.
     for writer in 1..=5 {
         let forgery = root.join(format!("full_forg/forgeries_{writer}_1.png"));
         let before = std::fs::read(&forgery).unwrap();
@@ -128,7 +128,7 @@ fn the_same_picture_on_both_sides_is_said_or_refused() {
         put(&dir.path().join(format!("data/{person}/{image}.png")), 10 * person + image + 1);
         put(&dir.path().join(format!("val/{person}/{image}.png")), 10 * person + image + 101);
     }
-    // The same pixels in another file: said, with both names.
+    // The same pixels in another file: a warning names both.
     std::fs::copy(dir.path().join("data/1/0.png"), dir.path().join("val/2/copy.png")).unwrap();
     let out = dir.path().join("run");
     let sides = ["--data", &at("data"), "--val-data", &at("val")];
@@ -171,7 +171,7 @@ fn a_file_that_declares_too_much_is_left_out_by_name_in_every_command() {
     ended(&tercet(&["embed", &data, "--model", run(), "--out", &out]), 0, &words);
     ended(&tercet(&["verify", &at("data/0/0.png"), &bomb, "--model", run()]), 2, &words);
     ended(&tercet(&["pairs", &data, "--out", &at("pairs.txt")]), 0, &words);
-    // Its own pairs do not name it; one that does is refused.
+    // The pairs made of this folder do not name the file; pairs that name it are refused.
     let pairs = ["--data", &data, "--model", run()];
     ended(&tercet(&[&["verify", "--pairs", &at("pairs.txt")], &pairs[..]].concat()), 0, &[]);
     std::fs::write(at("named.txt"), "1\n0\t0.png\tbomb.pgm\n0\t1\t1\t1\n").unwrap();
@@ -201,7 +201,7 @@ fn pairs_of_ones_own_are_written_once_and_scored() {
     let outcome: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&outcome["pairs"], &outcome["folds"]), (&24.into(), &3.into()));
 
-    // In two files, of which there are more of one kind.
+    // Pairs in two files, with more pairs of one kind than of the other.
     std::fs::write(at("match.csv"), "name,imagenum1,imagenum2\r\nP0,1,2\r\nP1,1,3\r\nP2,1,2\r\n").unwrap();
     std::fs::write(at("mismatch.csv"), "name,imagenum1,name,imagenum2\nP0,1,P1,2\n").unwrap();
     let both = [
@@ -218,7 +218,7 @@ fn pairs_of_ones_own_are_written_once_and_scored() {
     let output = tercet(&[&both[..], &["--json", "--threshold", "1e30"]].concat());
     ended(&output, 0, &[]);
     let outcome: Value = serde_json::from_slice(&output.stdout).unwrap();
-    // All are accepted: right for three of four.
+    // All pairs are accepted: right for three of four.
     assert_eq!((&outcome["pairs"], &outcome["accuracy_at_threshold"]), (&4.into(), &0.75.into()));
     ended(&tercet(&[&both[..3], &both[5..]].concat()), 2, &["only genuine pairs", "second --pairs"]);
 }

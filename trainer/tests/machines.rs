@@ -1,4 +1,4 @@
-//! The program on machines that this one is not, whose driver is made up.
+//! The program on machines other than this one, by made-up drivers.
 
 #[path = "../../tests/support/made_up.rs"]
 mod made_up;
@@ -9,7 +9,7 @@ mod skipped;
 use program::{program, stderr};
 use std::process::{Command, Output};
 
-/// `tercet train` on images that are not there, where the driver is this library.
+/// `tercet train` on images that do not exist, with a driver of this source.
 fn train(driver: &str, device: &str) -> Output {
     let folder = tempfile::tempdir().unwrap();
     made_up::as_driver(folder.path(), driver);
@@ -25,7 +25,7 @@ fn auto_takes_the_cpu_and_says_once_that_a_gpu_is_of_no_use() {
         skipped::skipped("no compiler here: auto_takes_the_cpu_and_says_once_that_a_gpu_is_of_no_use");
         return;
     }
-    // The driver is good enough to be asked and no more, so libtorch does not run on it.
+    // This driver answers questions and does no more, so libtorch does not run on it.
     let output = train(&made_up::driver(13000, &[(9, 0)]), "auto");
     let text = stderr(&output);
     let line =
@@ -33,7 +33,7 @@ fn auto_takes_the_cpu_and_says_once_that_a_gpu_is_of_no_use() {
     assert_eq!(text.matches(line).count(), 1, "{text}");
     assert!(text.contains("/nowhere/images"), "{text}");
     assert_eq!(output.status.code(), Some(2), "{text}");
-    // Where there is no device at all, there is nothing to say.
+    // If there is no device at all, there is nothing to say.
     let none = stderr(&train(&made_up::refusing(100), "auto"));
     assert!(!none.contains("--device auto") && none.contains("/nowhere/images"), "{none}");
 }

@@ -1,4 +1,4 @@
-//! Runs that are killed, interrupted, resumed, or meet a full disk.
+//! Runs that are killed, interrupted, resumed, or that meet a full disk.
 #![cfg(unix)]
 
 mod program;
@@ -18,7 +18,7 @@ fn train(data: &Path, arguments: &[&str]) -> Command {
     train_at("32", data, arguments)
 }
 
-/// The same, on images of this size.
+/// `tercet train` on a small encoder and images of this size, with `arguments` added.
 fn train_at(size: &str, data: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program());
     command.args(["train", "--encoder", "resnet18", "--image-size", size, "--device", "cpu", "--val-images", "24"]);
@@ -41,13 +41,13 @@ fn succeeded(output: &Output) {
     assert!(output.status.success(), "{}", stderr(output));
 }
 
-/// Resuming ends with exit code 2.
+/// Asserts that resuming ends with exit code 2 and these words.
 #[track_caller]
 fn refuse(run: &Path, arguments: &[&str], words: &[&str]) {
     ended(&resume(run, arguments).output().unwrap(), 2, words);
 }
 
-/// 24 images of 6 identities to train on, and as many to measure.
+/// Writes 24 images of 6 identities to train on, and as many to evaluate; returns their folder.
 fn folders(root: &Path) -> std::path::PathBuf {
     let data = root.join("data");
     for identity in 0..12 {
@@ -66,7 +66,7 @@ fn summary(run: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(run.join("summary.json")).unwrap()).unwrap()
 }
 
-/// Lines of `metrics.csv` without the columns that are times.
+/// The lines of `metrics.csv` without the columns that are times.
 fn metrics(run: &Path) -> Vec<Vec<String>> {
     let text = std::fs::read_to_string(run.join("metrics.csv")).unwrap_or_default();
     let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n')).skip(1);
@@ -74,7 +74,7 @@ fn metrics(run: &Path) -> Vec<Vec<String>> {
     whole.map(columns).map(|c| [0, 1, 2, 5, 6].map(|i| c[i].clone()).to_vec()).collect()
 }
 
-/// The steps of a run folder's checkpoint.
+/// The step that a run folder's checkpoint was saved after.
 fn saved(run: &Path) -> usize {
     let bytes = std::fs::read(run.join("checkpoint.safetensors")).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -83,7 +83,7 @@ fn saved(run: &Path) -> usize {
     document["state"]["step"].as_u64().unwrap() as usize
 }
 
-/// Waits for a condition; a run that ends before it is an error of the test.
+/// Waits for a condition; fails if the run ends before.
 #[track_caller]
 fn wait(child: &mut Child, what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
@@ -99,7 +99,7 @@ fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap().success());
 }
 
-/// Waits until the run says this. The pipe stays open: it is given back.
+/// Waits until the run says `words`. Returns the rest of its lines, so that the pipe stays open.
 #[track_caller]
 fn wait_for(child: &mut Child, words: &str) -> std::io::Lines<BufReader<ChildStderr>> {
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -131,8 +131,8 @@ fn a_killed_and_an_interrupted_run_go_on_to_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     let data = folders(dir.path());
     let at = |name: &str| dir.path().join(name);
-    // Everything that a checkpoint must carry: moments, the schedule's place, evaluations, the best weights, a memory that
-    // fills in the third step and goes round, and the step of the draws.
+    // Everything that a checkpoint must carry: moments, the place in the schedule, evaluations, the best weights, a
+    // memory that fills in the third step and wraps around, and the step that seeds the draws.
     let options = ["--epochs", "3", "--schedule", "cosine", "--warmup-steps", "3", "--weight-decay", "0.001"];
     let options = [&options[..], &["--evaluate-every", "1", "--patience", "9", "--loss", "batch-negative"]].concat();
     let options = [&options[..], &["--negative", "random", "--memory", "16"]].concat();
@@ -140,8 +140,8 @@ fn a_killed_and_an_interrupted_run_go_on_to_the_same_bits() {
     succeeded(&start(&at("whole")).output().unwrap());
     assert_eq!(metrics(&at("whole")).len(), 3 * EPOCH);
 
-    // Killed before the first step, as soon as there is something to go on from. A folder with a space: what is printed is to
-    // be typed.
+    // Killed before the first step, as soon as there is a checkpoint. The folder has a space, as the printed command
+    // must work when it is typed.
     let run = at("a run");
     let mut child = start(&run).spawn().unwrap();
     wait(&mut child, "the first checkpoint", || run.join("checkpoint.safetensors").exists());
@@ -160,11 +160,11 @@ fn a_killed_and_an_interrupted_run_go_on_to_the_same_bits() {
     assert_eq!(saved(&run), metrics(&run).len(), "nothing is lost");
     assert!(saved(&run) < 2 * EPOCH && !run.join("summary.json").exists());
 
-    // What an editor or git does to the curve meanwhile does not tear it.
+    // Line ends that an editor or git has changed meanwhile do not break the metrics.
     let csv = run.join("metrics.csv");
     std::fs::write(&csv, std::fs::read_to_string(&csv).unwrap().replace('\n', "\r\n")).unwrap();
 
-    // Killed in the middle of a later one: at most that one is lost.
+    // Killed in the middle of a later epoch: at most that epoch is lost.
     let mut child = resume(&run, &["--weight-decay", "0.001"]).spawn().unwrap();
     wait(&mut child, "step 9", || metrics(&run).len() > 2 * EPOCH);
     child.kill().unwrap();
@@ -186,7 +186,7 @@ fn a_second_interrupt_stops_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let data = folders(dir.path());
     let out = dir.path().join("run");
-    // An evaluation of many seconds, which nothing else interrupts.
+    // An evaluation of many seconds, which only a second interrupt ends at once.
     let options = ["--encoder", "resnet18", "--image-size", "512", "--out", out.to_str().unwrap()];
     let mut command = Command::new(program());
     command.args(["train", "--device", "cpu", "--hold-out", "group1", "--data"]).arg(&data).args(options);
@@ -205,7 +205,7 @@ fn a_second_interrupt_stops_at_once() {
     assert!(!out.join("checkpoint.safetensors").exists(), "it did not wait to save");
 }
 
-/// The program ends by a hang-up unless it does something about it, also where the tests themselves run under `nohup`.
+/// Lets a hang-up end the program unless it handles it, even if the tests themselves run under `nohup`.
 fn heeding_hup(command: &mut Command) -> &mut Command {
     use std::os::unix::process::CommandExt;
     // SAFETY: `signal` may be called between fork and exec; it allocates nothing and takes no lock.
@@ -235,7 +235,7 @@ fn a_signal_is_heard_wherever_the_run_is() {
     assert_eq!(child.wait().unwrap().code(), Some(143));
     assert_eq!(std::fs::read_dir(&run).unwrap().count(), 1, "the lock's file alone");
 
-    // In the one after it the last step is saved, also where no checkpoint was asked for.
+    // In the evaluation after the last step that step is saved, even if no checkpoint was asked for.
     let mut child = start(&run, &["--checkpoint-every", "0"]);
     let mut rest = wait_for(&mut child, "step 1  loss");
     signal(&child, "HUP");
@@ -246,7 +246,8 @@ fn a_signal_is_heard_wherever_the_run_is() {
     succeeded(&output);
     assert_eq!(summary(&run)["steps"], 1);
 
-    // What was started with a signal ignored (`nohup`) goes on ignoring it, and nobody need read what the run says.
+    // A run that was started with a signal ignored (`nohup`) goes on ignoring it, and works if nobody reads what it
+    // says.
     let quiet = dir.path().join("quiet");
     let words = ["--steps", "2", "--out", quiet.to_str().unwrap()];
     let command = train(&data, &words);
@@ -259,7 +260,7 @@ fn a_signal_is_heard_wherever_the_run_is() {
     assert_eq!(summary(&quiet)["steps"], 2);
 }
 
-/// Whatever is on the way when a run is killed: it goes on to the same bits, or begins again in the same folder.
+/// Wherever a run is killed, it goes on to the same bits, or begins again in the same folder.
 #[test]
 fn a_run_that_is_killed_again_and_again_comes_to_the_same_end() {
     let dir = tempfile::tempdir().unwrap();
@@ -270,7 +271,7 @@ fn a_run_that_is_killed_again_and_again_comes_to_the_same_end() {
     let clock = Instant::now();
     succeeded(&start(&whole).output().unwrap());
     let all = clock.elapsed();
-    // Later and later: in the first evaluation, a checkpoint, a step, an evaluation, the report.
+    // Killed later each time: in the first evaluation, a checkpoint, a step, an evaluation, the report.
     let begin = || if run.join("checkpoint.safetensors").exists() { resume(&run, &[]) } else { start(&run) };
     for part in 1..=6 {
         let mut child = begin().spawn().unwrap();
@@ -289,7 +290,7 @@ fn a_run_that_is_killed_again_and_again_comes_to_the_same_end() {
     assert_eq!(left.filter(|name| name.ends_with(".partial")).count(), 0);
 }
 
-/// A folder of Latin-1, as old archives have them, works like any other, and is stored with the run.
+/// A folder whose name is Latin-1, as in old archives, works like any other, and is stored with the run.
 #[cfg(target_os = "linux")]
 #[test]
 fn paths_that_are_not_utf_8_work() {
@@ -340,7 +341,7 @@ fn a_run_goes_on_only_as_it_began() {
     std::fs::remove_file(extra).unwrap();
     assert!(contents() == before, "nothing is overwritten");
 
-    // Killed while it measured, after the last step: it can do that again.
+    // As if killed in the last evaluation, after the last step: resuming evaluates again.
     std::fs::remove_file(run.join("summary.json")).unwrap();
     std::fs::remove_file(run.join("encoder.safetensors")).unwrap();
     succeeded(&resume(&run, &[]).output().unwrap());
@@ -348,7 +349,7 @@ fn a_run_goes_on_only_as_it_began() {
     let weights = run.join("encoder.safetensors");
     assert!(std::fs::read(&weights).unwrap() == before[&weights], "the weights differ");
 
-    // A disk that is full: the first epoch's checkpoint survives, and the run goes on from it.
+    // A limit on file sizes acts as a full disk: the first epoch's checkpoint survives, and the run goes on from it.
     let shell =
         format!("trap '' XFSZ; ulimit -f 2000; exec {} train --resume {run_text} --epochs 2", program().display());
     let output = Command::new("sh").args(["-c", &shell]).output().unwrap();
@@ -389,7 +390,7 @@ fn every_way_to_train_trains() {
         assert!(!out.exists());
     }
 
-    // Weights that do not move: the second evaluation is not better than the first one.
+    // At this rate the weights do not move: the second evaluation is no better than the first.
     let (out, output) = run("still", &["--learning-rate", "1e-30", "--patience", "1", "--epochs", "9"]);
     succeeded(&output);
     let summary = summary(&out);

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// What it prints, where it succeeds.
+/// What the program prints; fails unless it succeeds.
 #[track_caller]
 fn stdout(arguments: &[&str]) -> String {
     let output = tercet(arguments);
@@ -85,7 +85,7 @@ fn a_run_leaves_its_model_and_a_report_that_needs_nothing_else() {
     for text in ["Triplet loss", "Equal error rate over time", "by PCA", "skilled forgeries", "tercet verify A.png"] {
         assert!(report.contains(text), "{text}");
     }
-    // Nothing is loaded from anywhere: every picture is inside, and there is no script, link or style sheet.
+    // Nothing is loaded from elsewhere: every picture is inside, and there is no script, link or style sheet.
     assert!(report.matches("<img").count() >= 32);
     assert_eq!(report.matches("<img").count(), report.matches("src=\"data:image/png;base64,").count());
     for outside in ["http", "<script", "<link", "url(", "@import"] {
@@ -108,7 +108,7 @@ fn two_images_are_the_same_identity_or_not() {
     assert!(distance > 0.0);
     assert_eq!(apart["same"], distance <= apart["threshold"].as_f64().unwrap());
     assert_eq!(json(&["verify", &b, &a, "--model", &w.run])["distance"], apart["distance"]);
-    // Either decision ends with 0.
+    // Either decision exits with 0.
     let text = stdout(&["verify", &a, &b, "--model", &w.run, "--threshold", "0"]);
     assert!(text.contains("threshold  0.0000 (given)") && text.contains("decision   different"), "{text}");
 }
@@ -192,7 +192,7 @@ fn embeddings_are_written_with_labels_and_names() {
     assert_eq!(labels, (0..16).map(|i| i / 4).collect::<Vec<i64>>());
     let rows: Vec<f32> = embeddings.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
     let row = |i: usize| &rows[16 * i..][..16];
-    // Of length 1, and as far apart as `verify` says.
+    // Embeddings have length 1, and are as far apart as `verify` says.
     assert!((row(3).iter().map(|v| v * v).sum::<f32>() - 1.0).abs() < 1e-5);
     let distance: f32 = row(0).iter().zip(row(5)).map(|(a, b)| (a - b) * (a - b)).sum();
     let verified = json(&["verify", &w.image(0, 0), &w.image(1, 1), "--model", &w.run]);

@@ -20,7 +20,7 @@ echo \"with: $*\"
 echo 'test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out; finished in 0.00s'
 ";
 
-/// A bundle in a checkout; `tests` are its test programs.
+/// A sandbox with a bundle in a checkout; `tests` are its test programs.
 fn bundle(tests: &[(&str, &str)]) -> Sandbox {
     let sandbox = Sandbox::new();
     sandbox.program("python3", PYTHON);

@@ -128,7 +128,8 @@ fn the_page_in_this_repository_is_readable() {
     run(command.arg("gpu-status").current_dir(checkout)).succeeds().says(&["kernels hash"]);
 }
 
-/// A cargo that reports two executables, whose files are `size` bytes long; `xz` is a script that packs them.
+/// Packs a bundle with a cargo that reports two executables of `size` bytes, and `xz` as the script that compresses
+/// them.
 fn bundle(sandbox: &Sandbox, size: &str, xz: &str) -> Outcome {
     let root = sandbox.path("checkout").display().to_string();
     let message = |kind: &str, name: &str, test: bool, file: &str| {

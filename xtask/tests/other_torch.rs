@@ -1,4 +1,4 @@
-//! `--torch`: another torch than the pinned one, with the tch for it, and nothing of the checkout changed.
+//! `--torch`: another torch than the pinned one, with the tch that goes with it, and nothing in the checkout changed.
 
 mod common;
 
@@ -29,7 +29,7 @@ fn another_torch_has_an_environment_and_a_workspace_of_its_own() {
     for own in ["Cargo.lock", "target", ".venv"] {
         assert!(fs::read_link(sandbox.path(WORKSPACE).join(own)).is_err(), "{own}");
     }
-    // The pinned torch is as it was: here there was none.
+    // Nothing was installed for the pinned torch, as there was none before.
     assert!(!sandbox.exists("checkout/.libtorch"));
     assert_eq!(sandbox.read("checkout/.venv/letters.txt"), "dear");
     assert_eq!(sandbox.read("checkout/Cargo.lock"), "tch 0.24\n");
@@ -52,7 +52,7 @@ fn tests_run_in_its_workspace_and_see_its_libtorch_alone() {
     let seen = sandbox.read("cargo-environment");
     assert!(seen.contains(&format!("PWD={}\n", sandbox.path(WORKSPACE).display())), "{seen}");
     assert!(!seen.contains("LIBTORCH"), "{seen}");
-    // The release that Cargo.lock is for is no other one.
+    // The release that Cargo.lock is for counts as the pinned one.
     run(&mut sandbox.xtask(&["test", "--torch", "2.11"])).succeeds().says(&["making .venv with", "torch 2.11.0"]);
     assert!(!sandbox.exists("checkout/.venv-2.11"));
 }

@@ -32,7 +32,7 @@ fn makes_environment_and_link_and_shows_stages() {
         "ready (.venv, torch 2.11.0)",
     ]);
     assert_whole(&sandbox);
-    // Relative, so that a checkout can be moved.
+    // The link is relative, so that a checkout can be moved.
     assert_eq!(fs::read_link(sandbox.path("checkout/.libtorch")).unwrap().to_str(), Some(TORCH));
 }
 
@@ -79,7 +79,7 @@ fn wrong_python_is_named_and_nothing_is_made() {
 
 #[test]
 fn a_wrong_python_does_not_cost_a_broken_environment() {
-    // It is only deleted when a new one can be made.
+    // The old environment is deleted only when a new one can be made.
     let sandbox = set_up();
     fs::remove_file(sandbox.path(&format!("checkout/{TORCH}/lib/libc10.so"))).unwrap();
     run(sandbox.setup().env("FAKE_VERSION", "3.9.18")).fails(1);
@@ -195,14 +195,14 @@ fn two_checkouts_at_once_share_one_environment() {
 #[test]
 fn tercet_venv_may_be_relative_and_is_remembered() {
     let sandbox = Sandbox::new();
-    // From a folder inside the checkout, too, it counts from the root.
+    // A relative path counts from the root, even if the command starts in a folder inside the checkout.
     let inside = sandbox.path("checkout/xtask");
     run(sandbox.setup().env("TERCET_VENV", "../env/").current_dir(inside)).succeeds();
     assert!(sandbox.exists("env/tercet-setup") && sandbox.exists("env.lock"));
-    // Without the variable the next command uses what the link says and makes no second environment.
+    // Without the variable, the next command uses the environment that the link leads to, and makes no second one.
     run(&mut sandbox.setup()).succeeds();
     assert!(!sandbox.exists("checkout/.venv"));
-    // And when that environment goes, the checkout gets its own.
+    // If that environment goes, the checkout gets its own.
     fs::remove_dir_all(sandbox.path("env")).unwrap();
     run(&mut sandbox.setup()).succeeds();
     assert_whole(&sandbox);
@@ -222,7 +222,7 @@ fn somebody_elses_environment_is_used_or_refused_but_never_changed() {
         "-m pip install -r",
     ]);
     assert_eq!(fingerprint(&theirs), before);
-    // A whole one needs no mark.
+    // A complete environment without set-up's mark is used as it is.
     let made = set_up();
     fs::remove_file(made.path("checkout/.venv/tercet-setup")).unwrap();
     fs::rename(made.path("checkout/.venv"), made.path("whole")).unwrap();
@@ -306,14 +306,14 @@ fn a_broken_link_is_made_anew() {
     run(&mut sandbox.setup()).succeeds();
     assert_whole(&sandbox);
     assert_eq!(sandbox.calls("-m pip"), 1);
-    // A folder in its place is the user's.
+    // A folder in the place of the link is the user's, and stays.
     fs::remove_file(&link).unwrap();
     sandbox.write("checkout/.libtorch/lib/mine.so", "x");
     run(&mut sandbox.setup()).fails(1).says(&[".libtorch is a folder"]);
     assert!(sandbox.exists("checkout/.libtorch/lib/mine.so"));
 }
 
-/// A libtorch as the archive has it, and a CUDA toolkit.
+/// A libtorch laid out as in its archive, and a CUDA toolkit.
 fn own_parts(sandbox: &Sandbox) -> (String, String) {
     sandbox.write("libtorch/lib/libtorch_cpu.so", "x");
     sandbox.write("libtorch/build-version", "2.11.0+cpu\n");
@@ -348,7 +348,7 @@ fn libtorch_alone_still_needs_nvrtc() {
     let (libtorch, _) = own_parts(&sandbox);
     run(sandbox.setup().env("LIBTORCH", &libtorch)).succeeds().says(&["making .venv"]);
     assert_whole(&sandbox);
-    // A libtorch that lies in a Python environment brings its NVRTC along.
+    // A libtorch within a Python environment comes with that environment's NVRTC.
     let other = Sandbox::new();
     let torch = sandbox.path("checkout").join(TORCH);
     run(other.setup().env("LIBTORCH", torch)).succeeds();
@@ -359,7 +359,7 @@ fn libtorch_alone_still_needs_nvrtc() {
 fn cuda_home_alone_still_needs_libtorch() {
     let sandbox = Sandbox::new();
     let (_, cuda) = own_parts(&sandbox);
-    // Its environment need not bring NVRTC then.
+    // With a toolkit the environment need not bring NVRTC.
     run(sandbox.setup().env("CUDA_HOME", &cuda).env("FAKE_PIP", "short")).succeeds();
     assert_whole(&sandbox);
 }
@@ -381,9 +381,9 @@ fn libraries_and_headers_may_lie_in_two_folders() {
     assert!(!sandbox.exists("calls") && !sandbox.exists("checkout/.venv"));
     sandbox.write("dev/include/torch/headeronly/version.h", &version.replace("11", "13"));
     run(&mut parts(&sandbox)).fails(1).says(&["is libtorch 2.13, and 2.11 is needed", "libtorch 2.13 with tch 0.26"]);
-    // One part alone leaves the other one to set-up.
+    // If only one of the two folders is named, set-up makes an environment for the other part.
     run(sandbox.setup().env("LIBTORCH_LIB", &lib)).succeeds().says(&["making .venv"]);
-    // A link to the libraries of a Python environment leads to its NVRTC.
+    // A link to the libraries of a Python environment leads to that environment's NVRTC.
     let other = Sandbox::new();
     let torch = sandbox.path("checkout").join(TORCH);
     fs::create_dir_all(other.path("out")).unwrap();

@@ -4,12 +4,12 @@
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-/// By the variable first: where a bundle runs, the path of the build does not exist.
+/// The program's path, by the environment variable if set: in a bundle the path of the build does not exist.
 pub fn program() -> PathBuf {
     std::env::var_os("CARGO_BIN_EXE_tercet").map_or_else(|| env!("CARGO_BIN_EXE_tercet").into(), PathBuf::from)
 }
 
-/// Runs it to its end.
+/// Runs the program to its end.
 pub fn tercet(arguments: &[&str]) -> Output {
     // One thread each: tests run side by side already.
     Command::new(program()).env("OMP_NUM_THREADS", "1").args(arguments).output().expect("tercet starts")
@@ -19,7 +19,7 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// It ended with this code, and all of the words are on its standard error.
+/// Asserts that the program ended with this code, and that all of the words are on its standard error.
 #[track_caller]
 pub fn ended(output: &Output, code: i32, words: &[&str]) {
     let text = stderr(output);

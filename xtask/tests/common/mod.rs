@@ -1,4 +1,4 @@
-//! A checkout of nothing but names, with fake programs on PATH, for the tests of `xtask` as a program.
+//! A checkout that has the files' names and no more, with fake programs on PATH, for tests of `xtask` as a program.
 #![allow(dead_code)] // each test file uses its part
 
 use std::fs;
@@ -73,7 +73,7 @@ echo 'Filesystem 1024-blocks Used Available Capacity Mounted on'
 echo \"/dev/fake 100 1 ${FAKE_FREE:-99999999} 1% /\"
 ";
 
-/// A cargo that records how it was called; `FAKE_CARGO` is the script that it then runs.
+/// A cargo that records how it was called, and then runs `FAKE_CARGO` as a script.
 const CARGO: &str = r#"#!/bin/sh
 PATH=/usr/bin:/bin
 echo "$*" >>"@SANDBOX@/cargo-calls"
@@ -100,7 +100,7 @@ impl Sandbox {
         sandbox
     }
 
-    /// A further checkout of that name.
+    /// Makes a further checkout of that name.
     pub fn checkout(&self, name: &str) -> PathBuf {
         self.write(&format!("{name}/xtask/Cargo.toml"), "");
         self.write(&format!("{name}/requirements.txt"), "# pinned\ntorch==2.11.0\n");
@@ -126,14 +126,14 @@ impl Sandbox {
         self.path(name).exists()
     }
 
-    /// A program on the PATH of what the sandbox runs.
+    /// Writes a program onto the PATH of what the sandbox runs.
     pub fn program(&self, name: &str, script: &str) {
         let name = if name.contains('/') { name.to_string() } else { format!("bin/{name}") };
         self.write(&name, &script.replace("@SANDBOX@", self.dir.to_str().unwrap()));
         fs::set_permissions(self.path(&name), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// `xtask` in the checkout, with the environment that `cargo run` gives it, and a group of its own.
+    /// `xtask` in the checkout, with the environment that `cargo run` gives it, in a process group of its own.
     pub fn xtask(&self, arguments: &[&str]) -> Command {
         self.xtask_in("checkout", arguments)
     }
@@ -180,7 +180,7 @@ impl Drop for Sandbox {
     }
 }
 
-/// What a run came to.
+/// How a command ended.
 pub struct Outcome {
     pub code: Option<i32>,
     pub out: String,
@@ -200,7 +200,7 @@ impl Outcome {
         self
     }
 
-    /// Both streams together hold each of `texts`.
+    /// Asserts that the two streams together hold each of `texts`.
     #[track_caller]
     pub fn says(self, texts: &[&str]) -> Self {
         for text in texts {
@@ -224,13 +224,13 @@ pub fn start(command: &mut Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// kill -9, of one process or (negative) of a whole group.
+/// Runs kill -9 on one process or (if negative) on a whole group.
 pub fn kill(process: i64) {
     let status = Command::new("/bin/sh").arg("-c").arg(format!("kill -9 {process}")).status().unwrap();
     assert!(status.success());
 }
 
-/// Every path below `dir` with its time of change: whether anything at all was touched.
+/// Every path below `dir` with the time of its last change, which tells whether anything was touched.
 pub fn fingerprint(dir: &Path) -> Vec<(PathBuf, std::time::SystemTime)> {
     let mut found = Vec::new();
     let mut open = vec![dir.to_path_buf()];
