@@ -1,9 +1,9 @@
-//! Files that appear whole or not at all: what has the name is the old file or the new one, also after a crash, a full disk or
-//! a power cut.
+//! Files that appear whole or not at all: the name leads to the old file or to the new one, also after a crash, a full
+//! disk or a power cut.
 //!
-//! The bytes go to a file of a random name beside it, are brought to the disk, and then take the name; last, the folder is
-//! brought to the disk too, for the name is its content. Without the first, the name could lead to an empty file after a
-//! power cut.
+//! The bytes go to a file of a random name beside it, are brought to the disk, and then take the name; last, the
+//! folder, whose content the name is, is brought to the disk too. If the bytes were not there first, the name could
+//! lead to an empty file after a power cut.
 
 use crate::bad_input::bad_input;
 use anyhow::{Context, Result};
@@ -13,16 +13,17 @@ use std::io::Write;
 use std::path::Path;
 use tempfile::{Builder, NamedTempFile};
 
-/// Around the random part of a temporary file's name. It begins with a point, so that listings leave it out.
+/// What is before and after the random part of a temporary file's name. It begins with a point, so that listings leave
+/// it out.
 const PREFIX: &str = ".tercet-";
 const SUFFIX: &str = ".partial";
 
-/// Replaces the file, or makes it.
+/// Replaces the file, or makes it if there is none.
 pub fn write(file: &Path, bytes: &[u8]) -> Result<()> {
     write_by(file, |temporary| Ok(temporary.write_all(bytes)?))
 }
 
-/// The same; `put` writes to the temporary file, or to its path.
+/// Replaces the file, or makes it if there is none; `put` writes to the temporary file, or to its path.
 pub fn write_by(file: &Path, put: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> Result<()> {
     let write = || -> Result<()> {
         let temporary = beside(file, put)?;
@@ -33,11 +34,11 @@ pub fn write_by(file: &Path, put: impl FnOnce(&mut NamedTempFile) -> Result<()>)
     write().with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// Makes the file, which must not be there; `option` is how the user named it.
+/// Makes the file, which must not exist; `option` is how the user named it.
 pub fn write_new(option: &str, file: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> Result<()> {
         let temporary = beside(file, |temporary| Ok(temporary.write_all(bytes)?))?;
-        // Looked at by the system itself: somebody may have made it meanwhile.
+        // The system itself checks this: somebody may have made the file meanwhile.
         temporary.persist_noclobber(file).map_err(|error| match error.error.kind() {
             std::io::ErrorKind::AlreadyExists => bad_input(format!("{option} {}: already there", file.display())),
             _ => error.error.into(),
@@ -48,13 +49,13 @@ pub fn write_new(option: &str, file: &Path, bytes: &[u8]) -> Result<()> {
     write().with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// A whole temporary file on the disk. Dropped, as on any error, it is removed.
+/// Makes a temporary file beside `file`, complete and on the disk. It is removed when dropped, as on any error.
 fn beside(file: &Path, put: impl FnOnce(&mut NamedTempFile) -> Result<()>) -> Result<NamedTempFile> {
     let mut builder = Builder::new();
     builder.prefix(PREFIX).suffix(SUFFIX);
     #[cfg(unix)]
     {
-        // As any new file's, less the umask; a temporary one's would be its owner's alone.
+        // The permissions of any new file, less the umask; a temporary file would be readable by its owner alone.
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
@@ -69,7 +70,7 @@ pub fn sync_folder(file: &Path) {
     let _ = File::open(folder_of(file)).and_then(|folder| folder.sync_all());
 }
 
-/// Where a file is made that has this path.
+/// The folder in which a file of this path is made.
 fn folder_of(file: &Path) -> &Path {
     match file.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -96,7 +97,7 @@ pub fn remove_left_over(folder: &Path) -> Result<()> {
     remove().with_context(|| format!("cannot clear {}", folder.display()))
 }
 
-/// Refuses a file that could not be made, before any work is done for it. What is there already may be replaced.
+/// Refuses a file that could not be made, before any work is done for it. A file that is there may be replaced.
 pub fn check_writable(option: &str, file: &Path) -> Result<()> {
     let wrong = |what: &dyn std::fmt::Display| bad_input(format!("{option} {}: {what}", file.display()));
     let folder = folder_of(file);
@@ -109,7 +110,7 @@ pub fn check_writable(option: &str, file: &Path) -> Result<()> {
     check_folder(folder).map_err(|error| wrong(&format!("cannot write to {}: {error}", folder.display())))
 }
 
-/// Whether files can be made in the folder: a file without a name, which leaves no trace, says so.
+/// Checks that files can be made in the folder, by a file without a name, which leaves no trace.
 pub fn check_folder(folder: &Path) -> std::io::Result<()> {
     tempfile::tempfile_in(folder).map(drop)
 }

@@ -16,9 +16,9 @@ use rand::{Rng, seq::index};
 pub struct BatchShape {
     /// Identities per batch, at least 2.
     pub identities: usize,
-    /// Images of each (fewer where an identity has fewer).
+    /// Images of each identity; fewer if it has fewer.
     pub images: usize,
-    /// Triplets drawn among them.
+    /// Triplets drawn among these images.
     pub triplets: usize,
 }
 
@@ -29,24 +29,25 @@ pub struct TripletBatch {
     pub images: Vec<usize>,
     /// Indices into the forgeries' images; their rows follow those of `images`.
     pub forged: Vec<usize>,
-    /// Each row's identity: the same number in every batch, which a memory of several depends on. Each forgery has one of its
-    /// own, below 0: it is a negative of everybody, the one whom it imitates too, and nobody's positive.
+    /// Each row's identity: the same number in every batch, on which a memory of several batches depends. Each forgery
+    /// has a number of its own, below 0: it is nobody's positive, and a negative of everybody, the one whom it imitates
+    /// included.
     pub labels: Vec<i64>,
-    /// Row of the batch for each triplet's anchor.
+    /// For each triplet, the row of its anchor.
     pub anchor: Vec<i64>,
-    /// The same for the positive.
+    /// For each triplet, the row of its positive.
     pub positive: Vec<i64>,
-    /// The same for the negative.
+    /// For each triplet, the row of its negative.
     pub negative: Vec<i64>,
 }
 
 impl TripletBatch {
-    /// Rows of the anchors, the positives and the negatives.
+    /// The rows of the anchors, the positives and the negatives.
     pub fn roles(&self) -> [&[i64]; 3] {
         [&self.anchor, &self.positive, &self.negative]
     }
 
-    /// Images that go through the encoder.
+    /// How many images go through the encoder.
     pub fn encoded(&self, forwards: Forwards) -> usize {
         match forwards {
             Forwards::One => self.labels.len(),
@@ -55,10 +56,11 @@ impl TripletBatch {
     }
 }
 
-/// The batch of (seed, epoch, step). `members` must hold two identities, and one with two images; `forgeries` is as long, or
-/// empty: forgeries of each.
+/// Draws the batch of (seed, epoch, step). `members` must hold two identities, and one with two images; `forgeries`
+/// holds each identity's forgeries, or is empty.
 ///
-/// An identity's forgeries come with it, half as many as its images; of the triplets whose anchor has some in the batch, every
+/// An identity comes with its forgeries, half as many as images. If an anchor's identity has some in the batch, every
+/// second of its triplets, on average, has one as its negative.
 /// second one, on average, has one for its negative.
 pub fn draw(
     members: &[Vec<usize>],
@@ -69,7 +71,7 @@ pub fn draw(
     step: u64,
 ) -> TripletBatch {
     let mut rng = stream(seed, Purpose::Batch, epoch, step);
-    // Rows of the batch, by identity.
+    // For each identity, its rows in the batch.
     let mut rows: Vec<Vec<i64>> = Vec::new();
     let (mut images, mut labels) = (Vec::new(), Vec::new());
     let identities = draw_identities(&mut rng, members, shape.identities);
@@ -98,7 +100,7 @@ pub fn draw(
     let (mut anchor, mut positive, mut negative) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..shape.triplets {
         let own = paired[rng.random_range(0..paired.len())];
-        // The other of two: skip over the one already taken.
+        // Another identity: skip over the one already taken.
         let other = (own + rng.random_range(1..rows.len())) % rows.len();
         let a = rng.random_range(0..rows[own].len());
         let p = (a + rng.random_range(1..rows[own].len())) % rows[own].len();
@@ -195,7 +197,7 @@ mod tests {
                 }
             }
         }
-        // Every second one of those that can: five standard errors.
+        // Half of the triplets that can have a forgery: within five standard errors.
         let all = (skilled + random) as f64;
         assert!((skilled as f64 / all - 0.5).abs() < 2.5 / all.sqrt(), "{skilled} of {all}");
         let without = draw(&members, &[vec![], vec![], vec![], vec![]], SHAPE, 3, 0, 7);

@@ -11,25 +11,25 @@ use tch::{Kind, Tensor};
 pub struct Chart {
     /// The name of its file, without an extension.
     pub name: &'static str,
-    /// Above it.
+    /// The text above the chart.
     pub title: String,
-    /// Along the bottom.
+    /// The axis along the bottom.
     pub x: Axis,
-    /// Up the side.
+    /// The axis up the side.
     pub y: Axis,
-    /// Drawn in this order.
+    /// The series, in the order in which they are drawn.
     pub series: Vec<Series>,
-    /// What a reader should know about it.
+    /// What a reader should know about the chart.
     pub note: String,
-    /// Where the curves leave room.
+    /// The legend's place, where the curves leave room.
     pub legend: Corner,
 }
 
 /// One axis.
 pub struct Axis {
-    /// Beside it.
+    /// The text beside the axis.
     pub label: String,
-    /// From, to.
+    /// The axis' first and last value.
     pub range: (f64, f64),
 }
 
@@ -46,15 +46,15 @@ pub enum Corner {
     LowerRight,
 }
 
-/// Points that belong together.
+/// Points that are drawn alike and share a label.
 pub struct Series {
-    /// In the legend; empty where there is nothing to say.
+    /// The text in the legend; empty for none.
     pub label: String,
-    /// Its colour.
+    /// The colour.
     pub tone: Tone,
-    /// Its form.
+    /// The form.
     pub mark: Mark,
-    /// In the axes' units.
+    /// The points, in the axes' units.
     pub points: Vec<(f64, f64)>,
 }
 
@@ -68,14 +68,14 @@ pub enum Tone {
     Genuine,
     Impostor,
     Skilled,
-    /// One of [`COLOURS`] identities.
+    /// The colour of one of [`COLOURS`] identities.
     Identity(u8),
 }
 
 /// How many identities have a colour of their own on a map.
 pub const COLOURS: usize = 8;
 
-/// Forms.
+/// How a series is drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mark {
     Line,
@@ -91,18 +91,18 @@ pub enum Mark {
 /// One evaluation during a run.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Measured {
-    /// Steps done.
+    /// How many steps had been done.
     pub step: u64,
-    /// Against random impostors.
+    /// The equal error rate against random impostors.
     pub eer: f64,
-    /// Against skilled forgeries.
+    /// The equal error rate against skilled forgeries, if there are any.
     pub eer_skilled: Option<f64>,
 }
 
 /// The loss of each step, and its running mean.
 pub fn loss(losses: &[f64], title: &str, name: &str) -> Chart {
-    // The first steps may be ten times the rest: the axis ends at the running mean's maximum, or
-    // at the 98th percentile where that is higher, and single spikes leave through the top.
+    // The first losses may be ten times the rest: the axis ends at the running mean's maximum or, if that is higher, at
+    // the 98th percentile, and single spikes leave through the top.
     let mean = running_mean(losses, (losses.len() / 20).max(1));
     let mut sorted: Vec<f64> = losses.iter().copied().filter(|loss| loss.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
@@ -119,7 +119,7 @@ pub fn loss(losses: &[f64], title: &str, name: &str) -> Chart {
     }
 }
 
-/// The share of a step's triplets or pairs that still had a loss. `None` where it was not measured.
+/// The share of a step's triplets or pairs that still had a loss. `None` if it was not measured.
 pub fn active_fraction(fractions: &[f64], title: &str) -> Option<Chart> {
     if fractions.is_empty() {
         return None;
@@ -141,7 +141,7 @@ pub fn active_fraction(fractions: &[f64], title: &str) -> Option<Chart> {
 
 fn each_and_mean(values: &[f64], mean: &[f64], top: f64) -> Vec<Series> {
     let points = |values: &[f64]| {
-        // A step that was left out has no loss.
+        // A step that was left out has no finite loss.
         let there = values.iter().enumerate().filter(|(_, y)| y.is_finite());
         let all = there.map(|(i, &y)| ((i + 1) as f64, y.min(top)));
         extremes(all.collect(), 1200)
@@ -179,7 +179,7 @@ pub fn eer(measured: &[Measured], title: &str) -> Option<Chart> {
     })
 }
 
-/// ROC curves, with the diagonal where the errors are equal. `before` may be absent.
+/// ROC curves, with the diagonal on which both errors are equal. `before` may be absent.
 pub fn roc(before: Option<&Verification>, after: &Verification, title: &str) -> Chart {
     let line = |name: &str, tone, c: &Comparison| Series {
         label: format!("{name}: EER {:.1} %, AUC {:.3}", 100.0 * c.eer, c.auc),
@@ -254,8 +254,8 @@ pub fn distances(scores: &Verification, measure: Distance, name: &'static str, t
     }
 }
 
-/// The embeddings in the plane: their first two principal components. The identities with most images
-/// have colours; `names` are theirs. `None` for less than three images.
+/// The embeddings in the plane of their first two principal components. The identities with most images have colours
+/// and are named; `identity` is each row's index into `names`. `None` for fewer than three images.
 pub fn map(vectors: &Vectors, identity: &[usize], names: &[String], title: &str) -> Result<Option<Chart>> {
     const POINTS: usize = 800;
     let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
@@ -308,11 +308,11 @@ pub fn map(vectors: &Vectors, identity: &[usize], names: &[String], title: &str)
     }))
 }
 
-/// Points, and the shares of the variance that its two directions explain.
+/// Points in the plane of two principal components, and the shares of the variance that these explain.
 type Plane = (Vec<(f64, f64)>, [f64; 2]);
 
-/// Rows of `dim` numbers to their first two principal components, and the shares of the variance that
-/// these explain. Each component's sign makes its largest coordinate positive.
+/// Projects rows of `dim` numbers onto their first two principal components; also returns the shares of the variance
+/// that these explain. Each component's sign makes its largest coordinate positive.
 fn principal_components(rows: &[f32], dim: usize) -> Result<Plane> {
     let xs = Tensor::from_slice(rows).view([-1, dim as i64]).to_kind(Kind::Double);
     let centred = &xs - xs.f_mean_dim([0i64].as_slice(), true, Kind::Double)?;
@@ -331,8 +331,8 @@ fn principal_components(rows: &[f32], dim: usize) -> Result<Plane> {
     Ok((first.into_iter().zip(second).collect(), [share(0), share(1)]))
 }
 
-/// Points far enough apart to be seen: a line through thousands of steps smaller than a pixel comes out
-/// ragged.
+/// Leaves out points too near to each other to be seen: a line through thousands of steps smaller than a pixel comes
+/// out ragged.
 fn thinned(roc: &[RocPoint]) -> Vec<(f64, f64)> {
     let mut kept: Vec<(f64, f64)> = Vec::new();
     for (i, p) in roc.iter().enumerate() {
@@ -344,7 +344,7 @@ fn thinned(roc: &[RocPoint]) -> Vec<(f64, f64)> {
     kept
 }
 
-/// Of a long line the lowest and the highest point of each stretch: more cannot be seen.
+/// The lowest and the highest point of each stretch of a long line: more cannot be seen.
 fn extremes(points: Vec<(f64, f64)>, at_most: usize) -> Vec<(f64, f64)> {
     if points.len() <= at_most {
         return points;
@@ -359,7 +359,7 @@ fn extremes(points: Vec<(f64, f64)>, at_most: usize) -> Vec<(f64, f64)> {
     stretches.flat_map(both).collect()
 }
 
-/// The mean over the last `width` values, or all so far; those that are not finite are no values.
+/// The mean over the last `width` values, or all so far. Values that are not finite are left out.
 fn running_mean(values: &[f64], width: usize) -> Vec<f64> {
     let (mut sum, mut count) = (0.0, 0usize);
     let mut means = Vec::with_capacity(values.len());
@@ -416,7 +416,7 @@ mod tests {
             assert!((x - expected).abs() < 1e-9 && y.abs() < 1e-9, "{x} {y}");
         }
         assert!((shares[0] - 1.0).abs() < 1e-12 && shares[1] < 1e-12);
-        // One number a row, and all rows equal: nothing to see, and nothing fails.
+        // With one number per row, and all rows equal, nothing fails.
         assert_eq!(principal_components(&[2.0, 2.0, 2.0], 1).unwrap(), (vec![(0.0, 0.0); 3], [0.0, 0.0]));
     }
 

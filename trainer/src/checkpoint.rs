@@ -1,11 +1,11 @@
-//! `checkpoint.safetensors`: everything that a run needs to go on to the same numbers, in one file, so that
-//! no two parts of it can be of different steps.
+//! `checkpoint.safetensors`: everything that a run needs to go on to the same numbers, in one file, so that no two
+//! parts of it can be of different steps.
 //!
-//! Tensors `encoder/NAME` (batch norm's statistics among them), after the first update Adam's `mean/NAME` and `square/NAME`,
-//! `best/NAME` where the best weights are kept, `memory/embeddings` and `memory/labels` where there is a memory with
-//! something in it, `before/images` and `before/forgeries`, the embeddings before training, and `history/loss` and
-//! `history/active`; all else is JSON in the file's metadata.
-//! Every random draw derives from (seed, epoch, step), so there is no generator to store.
+//! The tensors are `encoder/NAME` (batch norm's statistics among them); after the first update Adam's `mean/NAME` and
+//! `square/NAME`; `best/NAME` if the best weights are kept; `memory/embeddings` and `memory/labels` if there is a
+//! memory that is not empty; `before/images` and `before/forgeries`, the embeddings before training; `history/loss` and
+//! `history/active`. All else is JSON in the file's metadata. Every random draw derives from (seed, epoch, step), so
+//! there is no generator to store.
 
 use crate::atomic;
 use crate::bad_input::bad_input;
@@ -26,13 +26,13 @@ use tch::{Device, Tensor};
 const NAME: &str = "checkpoint.safetensors";
 /// The key of the JSON in the file's metadata.
 const KEY: &str = "tercet";
-/// The version that this program writes and reads.
+/// The version of the format that this program writes and reads.
 const FORMAT: u32 = 4;
 
-/// What a run is made of: resuming needs the same.
+/// What a run is made of: resuming needs the same options and files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
-    /// All of its options by name.
+    /// All of the run's options by name.
     pub options: serde_json::Value,
     /// [`fingerprint`] of the images.
     pub data: u64,
@@ -45,19 +45,19 @@ pub struct Origin {
 pub struct State {
     /// Steps done.
     pub step: u64,
-    /// Updates done: fewer where a gradient scaler left some out.
+    /// Updates done: fewer than steps if a gradient scaler left some out.
     pub updates: u64,
     /// Training images encoded.
     pub images: u64,
-    /// Spent on training.
+    /// Seconds spent on training.
     pub seconds: f64,
-    /// Of these, spent waiting for images.
+    /// Seconds of training spent waiting for images.
     pub waited: f64,
-    /// Spent on all of it.
+    /// Seconds spent on the whole run.
     pub run_seconds: f64,
-    /// Spent on the evaluation before training.
+    /// Seconds spent on the evaluation before training.
     pub evaluating: f64,
-    /// Of f16.
+    /// The gradient scaler of f16.
     pub scaler: Scaler,
     /// The place in the memory that the next embedding goes to.
     pub memory: usize,
@@ -79,7 +79,7 @@ impl State {
         self.measured.iter().map(|measured| measured.eer).min_by(f64::total_cmp)
     }
 
-    /// Whether the evaluation that belongs to this step has been done.
+    /// Whether the evaluation after the present step has been done.
     pub fn is_measured(&self) -> bool {
         self.measured.last().is_some_and(|last| last.step == self.step)
     }
@@ -89,8 +89,9 @@ impl State {
         self.step - self.updates
     }
 
-    /// The evaluations of the whole run. `last` is that after training, of the last step's weights, or of the best ones:
-    /// they have their point already.
+    /// The evaluations of the whole run, from `first`, before training. `last` is the one after training; it is left
+    /// out if it is of the `best` weights, or if the last step has been evaluated already, as both then have their
+    /// point.
     pub fn curve(&self, first: Measured, last: Measured, best: bool) -> Vec<Measured> {
         let mut curve = vec![first];
         curve.extend(&self.measured);
@@ -154,7 +155,7 @@ pub fn write<'a>(
 }
 
 impl Checkpoint {
-    /// Of a run folder.
+    /// Reads the checkpoint of a run folder.
     pub fn read(folder: &Path) -> Result<Self> {
         let file = path(folder);
         let wrong = |what: String| bad_input(format!("--resume {}: {NAME}: {what}", folder.display()));
@@ -168,7 +169,7 @@ impl Checkpoint {
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(torn)?;
         let json = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
         let json = json.ok_or_else(|| wrong("not a checkpoint of this program".into()))?;
-        // The format first: another version's fields may have other names.
+        // Check the format first: another version's fields may have other names.
         let value: serde_json::Value = serde_json::from_str(json).map_err(|e| wrong(e.to_string()))?;
         if value["format"] != FORMAT {
             return Err(wrong(format!("format {}; this program reads format {FORMAT}", value["format"])));
@@ -188,18 +189,18 @@ impl Checkpoint {
         Ok(Self { file, origin, state, tensors })
     }
 
-    /// Takes a tensor out.
+    /// Takes a tensor out of the checkpoint.
     pub fn take(&mut self, name: &str) -> Result<Tensor> {
         self.tensors.remove(name).ok_or_else(|| bad_input(format!("{}: {name}: missing", self.file.display())))
     }
 
-    /// Whether the tensor is there.
+    /// Whether the checkpoint has the tensor.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 }
 
-/// A number that other images, or the same ones among other identities, do not have.
+/// A hash of the images and of how they are divided among identities.
 pub fn fingerprint(sets: &[&Dataset]) -> u64 {
     let mut hash = Fnv::default();
     for set in sets.iter().flat_map(|set| std::iter::once(*set).chain(set.forgeries.as_deref())) {
@@ -293,7 +294,7 @@ mod tests {
         let steps =
             |state: &State, best| state.curve(at(0, 0.5), at(9, 0.25), best).iter().map(|m| m.step).collect::<Vec<_>>();
         let mut state = State { step: 9, measured: vec![at(4, 0.25)], ..Default::default() };
-        // The error rate of step 4 again, at step 9: a point of its own.
+        // The same error rate as at step 4 is another point at step 9.
         assert_eq!(steps(&state, false), [0, 4, 9]);
         assert_eq!(steps(&state, true), [0, 4], "the best weights are those of step 4");
         state.measured.push(at(9, 0.25));

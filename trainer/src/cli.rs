@@ -47,7 +47,7 @@ pub enum Command {
     Compare(CompareArgs),
 }
 
-/// A run's checkpoint keeps them by the names of the fields, which are those of the options.
+/// The options of `train`. A run's checkpoint keeps them by the names of the fields, which are those of the options.
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
 #[command(allow_negative_numbers = true)] // so that a negative margin is refused as such
 pub struct TrainArgs {
@@ -57,7 +57,7 @@ pub struct TrainArgs {
     #[serde(with = "crate::paths")]
     pub data: Option<PathBuf>,
 
-    /// How many signers are generated, where there is no --data
+    /// How many signers are generated, if there is no --data
     #[arg(long, value_name = "N", default_value_t = 240, conflicts_with = "data",
           value_parser = clap::value_parser!(u64).range(4..=100_000), help_heading = "Data")]
     pub signers: u64,
@@ -154,7 +154,7 @@ pub struct TrainArgs {
     pub loss: LossOptions,
 
     /// Embeddings of earlier batches in which the losses that mine a batch look for positives and negatives too, once
-    /// there are so many; 0 is none
+    /// there are that many; 0 is none
     #[arg(long, value_name = "N", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(..=100_000_000), help_heading = "Training")]
     pub memory: u64,
@@ -237,7 +237,7 @@ pub struct TrainArgs {
     pub resume: Option<PathBuf>,
 }
 
-/// The options of the command that stand on the command line, by the names of their fields.
+/// The names of the command's fields whose options are on the command line.
 pub fn given(matches: &ArgMatches) -> Vec<String> {
     let Some((_, command)) = matches.subcommand() else { return Vec::new() };
     let typed = |id: &&str| command.value_source(id) == Some(ValueSource::CommandLine);
@@ -286,14 +286,14 @@ pub struct VerifyArgs {
     #[arg(value_name = "IMAGE", num_args = 2, required_unless_present = "pairs", conflicts_with = "pairs")]
     pub images: Vec<PathBuf>,
 
-    /// A file of pairs as LFW's pairs.txt, or CSV (name,imagenum1,imagenum2): accuracy with its standard error over
-    /// the folds, AUC, EER, and the true accepts at 1 and 0.1 per cent of false ones. Twice where matched and
-    /// mismatched pairs are in two files
+    /// A file of pairs as LFW's pairs.txt, or CSV (name,imagenum1,imagenum2): accuracy with its standard error over the
+    /// folds, AUC, EER, and the true accepts at 1 and 0.1 per cent of false ones. Twice if matched and mismatched pairs
+    /// are in two files
     #[arg(long, value_name = "FILE", requires = "data")]
     pub pairs: Vec<PathBuf>,
 
-    /// Where the images of --pairs are: image 7 of NAME is DIR/NAME/NAME_0007.jpg, or else the one in DIR/NAME
-    /// whose name's last number is 7; where they have no numbers, or count from 0, the 7th by name
+    /// Where the images of --pairs are: image 7 of NAME is DIR/NAME/NAME_0007.jpg, or else the one in DIR/NAME whose
+    /// name's last number is 7; if they have no numbers, or count from 0, the 7th by name
     #[arg(long, value_name = "DIR", requires = "pairs")]
     pub data: Option<PathBuf>,
 
@@ -432,7 +432,7 @@ fn fraction(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A step of Adam is about as long as the rate.
+/// Adam changes a weight by about the learning rate in a step.
 fn rate(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value <= 1e9 => Ok(value),

@@ -1,4 +1,5 @@
-//! Who is on a picture, where its folder does not say it: patterns for paths, and the collections of signatures that people have.
+//! Who is on a picture if its folder does not say it: patterns for paths, and the collections of signatures that people
+//! have.
 
 use crate::bad_input::bad_input;
 use anyhow::Result;
@@ -7,11 +8,11 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
-/// The options, the same for every command that reads folders of identities.
+/// The options that say who is on a picture, the same for every command that reads folders of identities.
 #[derive(Clone, Debug, Default, PartialEq, Args, Serialize, Deserialize)]
 pub struct PatternArgs {
-    /// Whose a picture is: a regular expression for its path below the folder, such as original_(\d+)_, whose first group is
-    /// the identity. Files that it does not match are left out [default: its folder's path]
+    /// Who is on a picture: a regular expression for its path below the folder, such as original_(\d+)_, whose first
+    /// group is the identity. Files that it does not match are left out [default: its folder's path]
     #[arg(long, value_name = "PATTERN", value_parser = identity, help_heading = "Data")]
     #[serde(default)]
     pub identity: Option<String>,
@@ -34,18 +35,18 @@ fn identity(text: &str) -> std::result::Result<String, String> {
     }
 }
 
-/// The patterns, ready to be matched.
+/// The compiled patterns of [`PatternArgs`].
 #[derive(Clone, Debug, Default)]
 pub struct Patterns {
     identity: Option<Regex>,
     forged: Option<Regex>,
 }
 
-/// What a path says.
+/// What a path says of its picture.
 #[derive(Debug, PartialEq)]
 pub enum Owner {
     Genuine(String),
-    /// Of the one that is imitated.
+    /// A forgery, with the identity that is imitated.
     Forged(String),
     /// Neither pattern matches.
     Nobody,
@@ -74,7 +75,7 @@ impl Patterns {
             Some(pattern) => group(pattern, path),
             None => Some(folder.to_owned()),
         };
-        // A forgery may look like a genuine picture but for one letter.
+        // A forgery's path may also match the pattern of genuine pictures.
         if let Some(pattern) = self.forged.as_ref().filter(|pattern| pattern.is_match(path)) {
             let own = if pattern.captures_len() > 1 { group(pattern, path) } else { by_path() };
             return own.map_or(Owner::Nobody, Owner::Forged);
@@ -83,14 +84,14 @@ impl Patterns {
     }
 }
 
-/// The first group that takes part in the match: of `a(\d)|b(\d)` it is one or the other.
+/// The text of the first group that takes part in the match: of `a(\d)|b(\d)` it is one or the other.
 fn group(pattern: &Regex, path: &str) -> Option<String> {
     let captures = pattern.captures(path)?;
     let text = captures.iter().skip(1).flatten().next()?.as_str();
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// A collection as it unpacks: genuine pictures and forgeries are told apart by names alone.
+/// A collection as it unpacks: only the names tell genuine pictures and forgeries apart.
 struct Collection {
     name: &'static str,
     identity: &'static str,
@@ -109,8 +110,8 @@ const COLLECTIONS: [Collection; 5] = [
     },
 ];
 
-/// Options for what the paths look like, where nobody gave any: a name for people, and the options as they are typed. Only where
-/// genuine pictures and forgeries of the same writer are there.
+/// The options to suggest for these paths if the user gave none: the collection's name for people, and the options as
+/// they are typed. `None` unless there are genuine pictures and forgeries of one writer.
 pub fn hint(paths: &[String]) -> Option<(String, String)> {
     let typed = |identity: &str, forged: &str| format!("--identity '{identity}' --forged '{forged}'");
     for collection in &COLLECTIONS {
@@ -157,12 +158,12 @@ mod tests {
         assert_eq!(cedar.owner("full_org/original_12_3.png", "full_org"), genuine("12"));
         assert_eq!(cedar.owner("full_forg/forgeries_12_3.png", "full_forg"), forged("12"));
         assert_eq!(cedar.owner("full_org/Readme.png", "full_org"), Owner::Nobody);
-        // Without a group the folder says whose it is, or --identity.
+        // Without a group in --forged, the folder or --identity says whose forgery it is.
         assert_eq!(patterns(None, Some("/cf-")).owner("001/cf-001-01.png", "001"), forged("001"));
         assert_eq!(patterns(None, Some("/cf-")).owner("001/c-001-01.png", "001"), genuine("001"));
         let both = patterns(Some(r"(\d+)-\d+\."), Some("/cf-"));
         assert_eq!(both.owner("x/cf-001-01.png", "x"), forged("001"));
-        // The leaf alone, and one of two groups.
+        // The last folder alone, and a pattern of two groups.
         let leaf = patterns(Some("([^/]+)/[^/]+$"), None);
         assert_eq!(leaf.owner("train/ada/1.png", "train/ada"), genuine("ada"));
         assert_eq!(patterns(Some(r"a(\d)|b(\d)"), None).owner("b7", ""), genuine("7"));

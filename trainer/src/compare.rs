@@ -11,7 +11,7 @@ use serde::Deserialize;
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// Of `summary.json`, what is compared, and what has to be alike.
+/// The fields of `summary.json` that are compared, and those that have to be alike.
 #[derive(Clone, Debug, Deserialize)]
 struct Run {
     loss: String,
@@ -28,7 +28,7 @@ struct Run {
     validation_identities: usize,
     validation_images: usize,
     seed: u64,
-    /// Of the folder; not in the file.
+    /// The folder's name; not in the file.
     #[serde(skip)]
     name: String,
 }
@@ -44,7 +44,7 @@ impl Run {
         Ok(Self { name: folder.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned()), ..run })
     }
 
-    /// Each thing without whose equality figures say little.
+    /// What must be equal in all runs for their figures to be compared.
     fn conditions(&self) -> [(&'static str, String); 6] {
         [
             ("data", self.data.clone()),
@@ -57,7 +57,7 @@ impl Run {
     }
 }
 
-/// Prints the table, and draws the picture where one is asked for.
+/// Prints the table, and draws the picture if one is asked for.
 pub fn compare(args: &CompareArgs) -> Result<()> {
     if let Some(out) = &args.out {
         if out.extension().is_none_or(|extension| extension != "png") {
@@ -100,7 +100,7 @@ fn table(runs: &[Run]) -> String {
     text
 }
 
-/// The losses, and where one comes twice the folders too.
+/// The losses' names; if several runs have the same loss, with their folders' names.
 fn labels(runs: &[Run]) -> Vec<String> {
     let same = |run: &Run| runs.iter().filter(|other| other.loss == run.loss).count();
     runs.iter()
@@ -108,7 +108,7 @@ fn labels(runs: &[Run]) -> Vec<String> {
         .collect()
 }
 
-/// What is not alike.
+/// The conditions that are not alike.
 fn differences(runs: &[Run]) -> Vec<String> {
     let Some(first) = runs.first() else { return Vec::new() };
     let mut differences = Vec::new();

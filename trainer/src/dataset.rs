@@ -10,7 +10,7 @@ use rand::seq::SliceRandom;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Images and who they belong to.
+/// Images, and the identities that they belong to.
 pub struct Dataset {
     /// The pictures.
     pub images: Images,
@@ -18,12 +18,12 @@ pub struct Dataset {
     pub members: Vec<Vec<usize>>,
     /// For each identity, its name.
     pub names: Vec<String>,
-    /// Skilled forgeries: `forgeries.members[i]` imitate the identity `i`. Of some there may be none.
+    /// Skilled forgeries: `forgeries.members[i]` imitate identity `i`, and may be empty.
     pub forgeries: Option<Box<Dataset>>,
 }
 
 impl Dataset {
-    /// Reads the files of all identities. One that is left without any image disappears.
+    /// Reads the files of all identities. An identity without a readable image is left out.
     pub fn read(identities: &Identities, reader: &mut Reader) -> Result<Self> {
         let (images, mut members) = Self::read_members(identities.values(), reader)?;
         let mut names: Vec<String> = identities.keys().cloned().collect();
@@ -33,7 +33,7 @@ impl Dataset {
         Ok(Self { images, members, names, forgeries: None })
     }
 
-    /// Reads forgeries of its identities, where there are any.
+    /// Reads forgeries of the set's identities, if there are any.
     pub fn read_forgeries(&mut self, forged: &Identities, reader: &mut Reader) -> Result<()> {
         let none = Vec::new();
         let files = self.names.iter().map(|name| forged.get(name).unwrap_or(&none));
@@ -44,7 +44,7 @@ impl Dataset {
         Ok(())
     }
 
-    /// `--train-forgeries` without one is a mistake.
+    /// An error if there are no forgeries, which `--train-forgeries` needs.
     pub fn has_forgeries(&self, data: &Path) -> Result<()> {
         match &self.forgeries {
             Some(_) => Ok(()),
@@ -55,7 +55,7 @@ impl Dataset {
         }
     }
 
-    /// The images of lists of files, and which of them come from each list.
+    /// Reads lists of files: the images, and which of them come from each list.
     fn read_members<'a>(
         lists: impl Iterator<Item = &'a Vec<PathBuf>>,
         reader: &mut Reader,
@@ -67,7 +67,7 @@ impl Dataset {
             members.push(Vec::new());
         }
         let (images, kept) = reader.read(&files).map_err(|error| {
-            // Only where there is such an option.
+            // Images are refused only if that option says so.
             bad_input(format!("{error:#} (--on-bad-image skip leaves such images out)"))
         })?;
         for (image, file) in kept.into_iter().enumerate() {
@@ -100,8 +100,8 @@ impl Dataset {
         self.members.iter().filter(|images| images.len() > 1).count()
     }
 
-    /// Two identities and one pair: without them there is neither a triplet nor a ROC curve.
-    /// `role` names the set in the message.
+    /// Refuses a set without two identities and one pair: it has neither a triplet nor a ROC curve. `role` names the
+    /// set in the message.
     pub fn check(&self, role: &str) -> Result<()> {
         let (identities, pairs) = (self.members.len(), self.with_pairs());
         if identities < 2 {
@@ -121,9 +121,8 @@ impl Dataset {
         Ok(())
     }
 
-    /// At most `limit` images with their identities, `(image, identity)`: first two images of each
-    /// identity that has two, then one after the other in turn, so that all stay represented and a
-    /// small sample still has genuine pairs.
+    /// At most `limit` images with their identities, `(image, identity)`: first two images of each identity that has
+    /// two, then one after the other in turn, so that all stay represented and a small sample still has genuine pairs.
     pub fn sample(&self, limit: usize, seed: u64) -> Vec<(usize, usize)> {
         let mut rng = stream(seed, Purpose::Split, 1, 0);
         let mut shuffled: Vec<(usize, Vec<usize>)> = self.members.iter().cloned().enumerate().collect();
@@ -149,7 +148,7 @@ impl Dataset {
 pub fn split_fraction(all: Identities, fraction: f64, seed: u64) -> (Identities, Identities) {
     let mut names: Vec<String> = all.keys().cloned().collect();
     names.shuffle(&mut stream(seed, Purpose::Split, 0, 0));
-    // Two at least on each side, where there are that many: one identity has no impostors.
+    // At least two on each side, if there are that many: one identity has no impostors.
     let wanted = (fraction * names.len() as f64).round() as usize;
     let held = wanted.clamp(2.min(names.len()), names.len().saturating_sub(2).max(1));
     let held: BTreeSet<String> = names.into_iter().take(held).collect();
@@ -158,7 +157,7 @@ pub fn split_fraction(all: Identities, fraction: f64, seed: u64) -> (Identities,
 
 /// Holds out whole top-level folders by name: `(training, validation)`. `option` is named in errors.
 pub fn split_folders(all: Identities, held: &[String], option: &str) -> Result<(Identities, Identities)> {
-    // As one looks and is typed, however its accents are stored.
+    // Compare names as one sees and types them, however their accents are stored.
     let top = |name: &str| names::composed(name.split('/').next().unwrap_or(name));
     let folders: BTreeSet<String> = all.keys().map(|name| top(name)).collect();
     let held: Vec<String> = held.iter().map(|name| names::composed(name)).collect();

@@ -8,13 +8,13 @@ use tch::{Cuda, Device, Kind, Tensor};
 /// What a device is wanted for.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Job {
-    /// The encoder and the losses' kernels.
+    /// The encoder, and the losses' kernels.
     Train,
-    /// The encoder alone, which is libtorch's.
+    /// The encoder alone, which runs on libtorch's kernels.
     Embed,
 }
 
-/// The device that `--device` names; with `auto` the first GPU that does the whole job, else the CPU, and why is said.
+/// The device that `--device` names; for `auto` the first GPU that does the whole job, else the CPU. A note says why.
 pub fn device(name: &str, job: Job) -> Result<Device> {
     let there = Cuda::device_count().max(0) as usize;
     let (device, why) = choose(name, there, |number| does(number, job), unseen)?;
@@ -24,7 +24,7 @@ pub fn device(name: &str, job: Job) -> Result<Device> {
     Ok(device)
 }
 
-/// As `--device` takes it.
+/// The device's name as `--device` takes it.
 pub fn name(device: Device) -> String {
     match device {
         Device::Cuda(number) => format!("cuda:{number}"),
@@ -32,8 +32,8 @@ pub fn name(device: Device) -> String {
     }
 }
 
-/// The choice among `there` GPUs, and what the user should know of it. `does` says why a GPU is unfit, `unseen` why libtorch
-/// may see none.
+/// The choice among `there` GPUs, and what the user should know of it. `does` says why a GPU is unfit, `unseen` why
+/// libtorch may see none.
 fn choose(
     name: &str,
     there: usize,
@@ -57,7 +57,7 @@ fn choose(
     Ok((Device::Cuda(number), None))
 }
 
-/// Of `auto`.
+/// The choice for `--device auto`, and what the user should know of it.
 fn best(
     there: usize,
     does: impl Fn(usize) -> Result<(), String>,
@@ -84,7 +84,7 @@ fn does(number: usize, job: Job) -> Result<(), String> {
     if job == Job::Train {
         tercet::cuda::check_device(number).map_err(|why| why.to_string())?;
     }
-    // libtorch too has kernels for some architectures only, and a GPU may be another process's alone.
+    // libtorch too has kernels for some architectures only, and another process may hold a GPU exclusively.
     let sum = || Tensor::f_ones([2], (Kind::Float, Device::Cuda(number)))?.f_sum(Kind::Float)?.f_to_device(Device::Cpu);
     sum().map(drop).map_err(|error| {
         let text = error.to_string();
@@ -92,7 +92,7 @@ fn does(number: usize, job: Job) -> Result<(), String> {
     })
 }
 
-/// Why libtorch sees no GPU where the driver does.
+/// Why libtorch sees no GPU although the driver does.
 fn unseen() -> Option<String> {
     let (driver, libtorch) = (tercet::cuda::device_count(), Cuda::device_count().max(0));
     (driver > 0 && libtorch == 0)
@@ -103,7 +103,7 @@ fn unseen() -> Option<String> {
 mod tests {
     use super::*;
 
-    /// The choice on a machine whose GPUs are as listed, and what is said.
+    /// The choice on a machine with the listed GPUs, and the note.
     fn chosen(name: &str, gpus: &[Result<(), &str>], driver_alone: bool) -> Result<(Device, Option<String>), String> {
         let unseen = || driver_alone.then(|| "the driver sees 1".to_string());
         choose(name, gpus.len(), |number| gpus[number].map_err(String::from), unseen).map_err(|error| {

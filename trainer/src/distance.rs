@@ -1,4 +1,5 @@
-//! The distance between two embeddings, as the command line names it, and as everything that compares computes it.
+//! The distance between two embeddings, named as on the command line; everything that compares embeddings computes it
+//! here.
 
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
@@ -19,7 +20,7 @@ pub enum Distance {
 }
 
 impl Distance {
-    /// As `--distance` takes it.
+    /// The name that `--distance` takes.
     pub fn name(self) -> String {
         match self {
             Self::SquaredEuclidean => "squared-euclidean".into(),
@@ -29,7 +30,7 @@ impl Distance {
         }
     }
 
-    /// For people, and in `model.json`: "squared Euclidean".
+    /// The name for people and in `model.json`, such as "squared Euclidean".
     pub fn title(self) -> String {
         match self {
             Self::SquaredEuclidean => "squared Euclidean".into(),
@@ -45,18 +46,18 @@ impl Distance {
         named.chain(title.strip_prefix('L').and_then(Self::power)).find(|distance| distance.title() == title)
     }
 
-    /// Whether rows are brought to length 1 for it: the cosine looks at directions alone.
+    /// Whether rows must be brought to length 1 for this distance: the cosine compares directions alone.
     pub fn of_directions(self) -> bool {
         self == Self::Cosine
     }
 
-    /// Between two embeddings, by direct difference: exactly 0 for equal rows, and the same number for `(a, b)` and
-    /// `(b, a)`. For the cosine they have length 1, or are 0.
+    /// The distance between two embeddings, by direct difference: exactly 0 for equal rows, and the same for `(a, b)`
+    /// and `(b, a)`. For the cosine, rows must have length 1, or be 0.
     pub fn between(self, a: &[f32], b: &[f32]) -> f32 {
         match self {
             Self::SquaredEuclidean => squared_distance(a, b),
             Self::Euclidean => squared_distance(a, b).sqrt(),
-            // ‖a - b‖² = 2 - 2 a·b: unlike 1 - a·b without cancellation. A row of zeros has no direction: a·b = 0.
+            // ‖a - b‖² = 2 - 2 a·b, without the cancellation of 1 - a·b. A row of zeros has no direction: a·b = 0.
             Self::Cosine if is_zero(a) || is_zero(b) => 1.0,
             Self::Cosine => 0.5 * squared_distance(a, b),
             Self::Lp(p) => power_distance(a, b, p),
@@ -114,7 +115,7 @@ fn is_zero(row: &[f32]) -> bool {
 
 /// `Σ (x - y)²`.
 pub fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
-    // Eight sums, which the compiler keeps in vector registers: one sum in order could not be.
+    // Eight sums, which the compiler keeps in vector registers: it may not reorder a single sum.
     let mut sums = [0f32; 8];
     let (xs, ys) = (a.chunks_exact(8), b.chunks_exact(8));
     let rest = xs.remainder().iter().zip(ys.remainder());

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Where a picture belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place<'a> {
-    /// The set, `training` or `validation`; empty where there is one alone.
+    /// The set, `training` or `validation`; empty if there is only one.
     pub set: &'a str,
     pub identity: &'a str,
     pub forged: bool,
@@ -25,17 +25,17 @@ impl std::fmt::Display for Place<'_> {
     }
 }
 
-/// Finds them.
+/// Finds equal pictures that belong to different places.
 #[derive(Default)]
 pub struct Doubles<'a> {
-    /// By the hash of its pixels: the first picture of each, and where it belongs.
+    /// For each hash of pixels, the first picture with it, and where that belongs.
     first: HashMap<u64, (Place<'a>, Option<PathBuf>)>,
-    /// Equal to one that belongs elsewhere.
+    /// Pictures that are equal to one that belongs elsewhere.
     found: Named,
 }
 
 impl<'a> Doubles<'a> {
-    /// The picture with this hash.
+    /// Takes note of a picture with this hash.
     pub fn add(&mut self, hash: u64, place: Place<'a>, file: Option<&Path>) {
         let first = self.first.entry(hash).or_insert_with(|| (place, file.map(Path::to_owned)));
         if first.0 != place {
@@ -45,7 +45,7 @@ impl<'a> Doubles<'a> {
         }
     }
 
-    /// All of a set, with its forgeries.
+    /// Takes note of all pictures of a set, its forgeries included.
     pub fn add_set(&mut self, set: &'static str, data: &'a Dataset) {
         for (data, forged) in std::iter::once((data, false)).chain(data.forgeries.as_deref().map(|f| (f, true))) {
             for (identity, images) in data.names.iter().zip(&data.members) {
@@ -55,7 +55,7 @@ impl<'a> Doubles<'a> {
         }
     }
 
-    /// Says so, of pictures that were compared at this size.
+    /// Warns of the equal pictures that were found; they were compared at this size.
     pub fn say(&self, size: usize) {
         let count = self.found.count();
         if count > 0 {

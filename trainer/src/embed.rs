@@ -1,15 +1,15 @@
-//! `tercet embed`: a folder of images to a file of embeddings.
+//! `tercet embed`: writes the embeddings of a folder's images to a file.
 //!
 //! A `.safetensors` file holds
 //!
 //! ```text
-//! embeddings  f32 [N, D]   of length 1 where the model compares such
+//! embeddings  f32 [N, D]   of length 1 if the model compares unit rows
 //! labels      i64 [N]      the identity's index into `identities`
 //! forged      u8 [N]       with `--forged`: 1 for a forgery of that identity, else 0
 //! ```
 //!
-//! and, as its format has texts only there, in the header's metadata `names` (N image files, relative to
-//! the folder; bytes that are no UTF-8 as `\xE9`, and `\` as `\\`), `identities` and `distance`; the first two are JSON lists.
+//! and in the header's metadata, which can hold texts only, `names` (N image files, relative to the folder; bytes that
+//! are no UTF-8 as `\xE9`, and `\` as `\\`), `identities` and `distance`; the first two are JSON lists.
 
 use crate::atomic;
 use crate::bad_input::bad_input;
@@ -78,7 +78,7 @@ pub fn embed(args: &EmbedArgs) -> Result<()> {
 /// A file that is embedded.
 struct Row<'a> {
     file: PathBuf,
-    /// The identity's number.
+    /// The identity's index.
     owner: usize,
     identity: &'a str,
     forged: bool,

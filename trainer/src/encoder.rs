@@ -39,7 +39,7 @@ impl Architecture {
     }
 }
 
-/// What convolutions are computed in while training. Batch norm's statistics, the last layer, the weights and
+/// The type in which convolutions are computed while training. Batch norm's statistics, the last layer, the weights and
 /// their gradients are f32 in each case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")] // as on the command line
@@ -53,7 +53,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Of the tensors.
+    /// The dtype of the tensors.
     pub fn kind(self) -> Kind {
         match self {
             Self::F32 => Kind::Float,
@@ -68,8 +68,8 @@ impl Precision {
 pub enum Pass {
     /// Normalise by the batch; running statistics follow with momentum 0.1.
     Train,
-    /// Normalise by the batch; running statistics become the plain mean over this and the `before`
-    /// batches before it (momentum `1 / (before + 1)`: the first one overwrites what was there).
+    /// Normalise by the batch; running statistics become the plain mean over this batch and the `before` batches before
+    /// it (momentum `1 / (before + 1)`: the first one overwrites what was there).
     Estimate {
         /// How many batches have been seen.
         before: usize,
@@ -97,7 +97,8 @@ impl BatchNorm {
 
     fn forward(&self, xs: &Tensor, pass: Pass) -> Tensor {
         if let Pass::Estimate { before: 0 } = pass {
-            // Times 0 is not nothing where an overflow in 16 bits has left infinity.
+            // Momentum 1 multiplies the old statistics by 0, which makes NaN of an infinity that an overflow in 16 bits
+            // has left.
             let _guard = tch::no_grad_guard();
             let _ = (self.mean.shallow_clone().zero_(), self.var.shallow_clone().zero_());
         }
@@ -121,7 +122,7 @@ struct ConvNorm {
 }
 
 impl ConvNorm {
-    /// `names`: of the convolution and of the batch norm below `p`.
+    /// `names` are those of the convolution and of the batch norm below `p`.
     fn new(p: &nn::Path, names: [&str; 2], io: [i64; 2], side: i64, stride: i64, gain: f64) -> Self {
         // N(0, 2 / (c_out k k)): `kaiming_normal_(mode="fan_out", nonlinearity="relu")`.
         let stdev = (2.0 / (io[1] * side * side) as f64).sqrt();
@@ -134,7 +135,7 @@ impl ConvNorm {
         }
     }
 
-    /// In the dtype of `xs`: tch's autocast knows f16 on CUDA and nothing else.
+    /// Computes in the dtype of `xs`: tch's autocast knows f16 on CUDA and nothing else.
     fn forward(&self, xs: &Tensor, pass: Pass) -> Tensor {
         let weight = self.weight.to_kind(xs.kind());
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
@@ -185,9 +186,9 @@ impl Block {
     }
 }
 
-/// Batch norm's initial weight at the end of each residual branch. At 0 every block starts as its
-/// shortcut, so an untrained ResNet-152 is a shallow network that grows deep as it learns
-/// (torchvision's `zero_init_residual`). Weights that are loaded overwrite it.
+/// Batch norm's initial weight at the end of each residual branch. At 0 every block starts as its shortcut, so an
+/// untrained ResNet-152 is a shallow network that grows deep as it learns (torchvision's `zero_init_residual`). Loaded
+/// weights overwrite it.
 const LAST_GAIN: f64 = 0.0;
 
 /// Images `[N, 3, H, W]` to embeddings `[N, D]`.
@@ -199,7 +200,7 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Draws its initial weights from libtorch's generator: call `tch::manual_seed` before.
+    /// A new encoder, whose initial weights come from libtorch's generator: call `tch::manual_seed` before.
     pub fn new(root: &nn::Path, architecture: Architecture, embedding_dim: i64) -> Self {
         let stem = ConvNorm::new(root, ["conv1", "bn1"], [3, 64], 7, 2, 1.0);
         let mut blocks = Vec::new();
@@ -218,7 +219,7 @@ impl Encoder {
         Self { stem, blocks, fc, precision: Precision::F32 }
     }
 
-    /// The precision of [`Pass::Train`]. The other passes measure, in f32.
+    /// Sets the precision of [`Pass::Train`]. The other passes measure, in f32.
     pub fn train_in(mut self, precision: Precision) -> Self {
         self.precision = precision;
         self
@@ -251,7 +252,7 @@ mod tests {
 
     #[test]
     fn names_and_shapes_are_torchvisions() {
-        // The same as tch's own models, whose names torchvision's weights load by.
+        // The names and shapes of tch's own models, by which torchvision's weights load.
         let vs = nn::VarStore::new(Device::Cpu);
         let _model = tch::vision::resnet::resnet50(&vs.root(), 128);
         let mut theirs: Vec<_> = vs.variables().into_iter().map(|(n, t)| (n, t.size())).collect();
@@ -275,13 +276,13 @@ mod tests {
         let vs = nn::VarStore::new(Device::Cpu);
         let block = Block::new(&vs.root(), true, 16, 8, 2);
         let mut last = block.branch[2].norm.weight.shallow_clone();
-        let _ = last.fill_(1.0); // it starts at 0, and the branch would count for nothing
+        let _ = last.fill_(1.0); // it starts at 0, and the branch would not count
         let xs = Tensor::randn([4, 16, 8, 8], (Kind::Float, Device::Cpu));
         let exact = block.forward(&xs, Pass::Train);
         for kind in [Kind::BFloat16, Kind::Half] {
             let narrow = block.forward(&xs.to_kind(kind), Pass::Train);
             assert_eq!(narrow.kind(), kind);
-            // One rounding, of the input, against some twelve: weights, outputs and norms of four layers.
+            // One rounding, of the input, against some twelve: of weights, outputs and norms of four layers.
             let bound = 6.0 * far(&exact, &block.forward(&xs.to_kind(kind).to_kind(Kind::Float), Pass::Train));
             let error = far(&exact, &narrow);
             assert!(error > 0.0 && error <= bound, "{kind:?}: {error} of {bound}");

@@ -45,7 +45,7 @@ struct Outcome {
     version: &'static str,
 }
 
-/// Against skilled forgeries.
+/// The scores against skilled forgeries.
 #[derive(Serialize)]
 struct Skilled {
     forgeries: usize,
@@ -57,17 +57,17 @@ struct Skilled {
 
 /// The images of a folder, embedded.
 struct Set {
-    /// Of each row.
+    /// Each row's file.
     files: Vec<PathBuf>,
-    /// Of each row: an index into `names`.
+    /// Each row's identity: an index into `names`.
     identity: Vec<usize>,
     vectors: Vectors,
-    /// Of each row's pixels.
+    /// The hash of each row's pixels.
     hashes: Vec<u64>,
 }
 
 impl Set {
-    /// `names` gives the identities' numbers.
+    /// Reads and embeds the images; the identities' numbers are their places in `names`.
     fn read(model: &Model, found: &Identities, names: &[String], on_bad: OnBadImage) -> Result<Self> {
         let number = |name: &str| names.iter().position(|n| n == name).expect("checked by the caller");
         let all = found.iter().map(|(name, files)| (number(name), files));
@@ -83,7 +83,7 @@ impl Set {
     }
 }
 
-/// Measures, prints, and writes a report where `--out` says so.
+/// Measures, prints, and writes a report if there is an `--out`.
 pub fn eval(args: &EvalArgs) -> Result<()> {
     let device = args.model.device()?;
     if let Some(out) = &args.out {
@@ -188,7 +188,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
-/// Two identities and one pair: without them there is no ROC curve. `identity` is sorted.
+/// Refuses a set without two identities and one pair: it has no ROC curve. `identity` is sorted.
 fn check(folder: &Path, identity: &[usize]) -> Result<()> {
     let images: Vec<usize> = identity.chunk_by(|a, b| a == b).map(<[usize]>::len).collect();
     if images.len() < 2 || images.iter().all(|&n| n < 2) {
@@ -203,7 +203,7 @@ fn check(folder: &Path, identity: &[usize]) -> Result<()> {
     Ok(())
 }
 
-/// The folders of `--forgeries` must have the names of the identities that they imitate.
+/// The images in the folder of `--forgeries`; its folders must have the names of the identities that they imitate.
 fn forgeries(folder: &Path, genuine: &Identities, patterns: &Patterns) -> Result<Identities> {
     let forged = folders::find(folder, patterns)?.genuine;
     let mut found = Found { genuine: genuine.clone(), forged };
@@ -218,7 +218,7 @@ fn forgeries(folder: &Path, genuine: &Identities, patterns: &Patterns) -> Result
     }
 }
 
-/// For people.
+/// The outcome as text for people.
 fn text(outcome: &Outcome, model: &Model) -> String {
     let mut lines = Vec::new();
     let mut line = |text: String| lines.push(text);

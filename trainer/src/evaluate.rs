@@ -24,9 +24,9 @@ const STATISTICS: u64 = 4;
 /// Images that are compared: rows of [`Vectors`].
 #[derive(Clone, Debug, Default)]
 pub struct Subjects {
-    /// Which image of its set each row is.
+    /// Each row's index into the images of its set.
     pub image: Vec<usize>,
-    /// Whose image it is; of a forgery, whose signature it imitates.
+    /// Each row's identity; for a forgery, that of the signature that it imitates.
     pub identity: Vec<usize>,
 }
 
@@ -47,18 +47,18 @@ pub struct Evaluation {
     device: Device,
 }
 
-/// What came of one evaluation.
+/// The results of one evaluation.
 pub struct Evaluated {
     /// The metrics.
     pub scores: Verification,
     /// The embeddings of [`Evaluation::images`].
     pub vectors: Vectors,
-    /// Those of the forgeries.
+    /// The embeddings of the forgeries.
     pub forged: Vectors,
 }
 
 impl Evaluation {
-    /// At most `limit` images of `val`, compared as the loss compares.
+    /// An evaluation of at most `limit` images of `val`, compared as the loss compares.
     pub fn new(val: &Dataset, limit: usize, loss: &LossOptions, seed: u64, device: Device) -> Self {
         Self {
             images: Subjects::new(val.sample(limit, seed)),
@@ -70,38 +70,37 @@ impl Evaluation {
         }
     }
 
-    /// Compares with forgeries too: `forged.members[i]` imitate the identity `i` of `val`. At most half as
-    /// many as the validation images.
+    /// Compares with forgeries too, at most half as many as the validation images: `forged.members[i]` imitate the
+    /// identity `i` of `val`.
     pub fn with_forgeries(mut self, forged: Dataset) -> Self {
         let sample = Subjects::new(forged.sample((self.len() / 2).max(1), self.seed));
         self.forgeries = Some((forged, sample));
         self
     }
 
-    /// How many images, without forgeries.
+    /// How many images are compared, without forgeries.
     pub fn len(&self) -> usize {
         self.images.image.len()
     }
 
-    /// The validation images, row for row.
+    /// The validation images that are compared, row for row.
     pub fn images(&self) -> &Subjects {
         &self.images
     }
 
-    /// The forgeries, where there are any, and which of them are compared.
+    /// The set of forgeries, if there is one, and which of them are compared.
     pub fn forgeries(&self) -> Option<(&Dataset, &Subjects)> {
         self.forgeries.as_ref().map(|(set, subjects)| (set, subjects))
     }
 
     /// First sets batch norm's running statistics from training images, then measures.
     ///
-    /// With momentum 0.1 running statistics trail the weights by tens of steps. In 152 layers that
-    /// compounds: after a short run the outputs in evaluation mode can be meaningless. So
-    /// they are re-estimated, before the first evaluation and the last one alike; validation images
-    /// have no part in it.
+    /// With momentum 0.1 running statistics trail the weights by tens of steps. In 152 layers that compounds: after a
+    /// short run the outputs in evaluation mode can be meaningless. So they are re-estimated before each evaluation;
+    /// validation images have no part in it.
     ///
     /// # Errors
-    /// [`Interrupted`](crate::interrupt::Interrupted) as soon as somebody asks to stop; among others.
+    /// Among others [`Interrupted`](crate::interrupt::Interrupted), as soon as somebody asks to stop.
     pub fn run(
         &self,
         encoder: &Encoder,
@@ -132,13 +131,13 @@ impl Evaluation {
         Ok(self.scored(vectors, forged))
     }
 
-    /// What [`run`](Self::run) made, from the tensors that a checkpoint has of it.
+    /// What [`run`](Self::run) returned, restored from the tensors that a checkpoint has of it.
     pub fn restored(&self, vectors: &Tensor, forged: &Tensor) -> Result<Evaluated> {
         let restored = |rows| Vectors::restored(rows, self.distance);
         Ok(self.scored(restored(vectors)?, restored(forged)?))
     }
 
-    /// The metrics of embeddings that were made before.
+    /// Computes the metrics of these embeddings.
     fn scored(&self, vectors: Vectors, forged: Vectors) -> Evaluated {
         let identity = &self.images.identity;
         let mut scores = verify(identity, |i, j| vectors.distance(i, j));
@@ -173,8 +172,8 @@ impl Evaluation {
     }
 }
 
-/// Genuine pairs against pairs of an image and a forgery of its identity: the question a bank's clerk has,
-/// with an impostor who has practised. `None` without both kinds of pairs.
+/// Compares genuine pairs with pairs of an image and a forgery of its identity: the question of a bank's clerk, whose
+/// impostor has practised. `None` unless there are pairs of both kinds.
 pub fn skilled(vectors: &Vectors, identity: &[usize], forged: &Vectors, of: &[usize]) -> Option<Comparison> {
     let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     identity.iter().enumerate().for_each(|(i, &owner)| members.entry(owner).or_default().push(i));

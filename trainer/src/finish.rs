@@ -17,12 +17,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use tch::nn;
 
-/// Kept free at the end for the weights, the pictures and the report.
+/// Time kept free at the end for the weights, the pictures and the report.
 pub const FINISH: Duration = Duration::from_secs(8);
 
 /// A run whose training is over.
 pub struct Finished<'a> {
-    /// When this process began, and the seconds of those before it.
+    /// When this process began; `earlier` is the seconds of the processes before it.
     pub start: Instant,
     pub earlier: f64,
     pub folder: &'a Path,
@@ -35,18 +35,18 @@ pub struct Finished<'a> {
     /// The evaluation before training.
     pub before: &'a Evaluated,
     pub state: &'a State,
-    /// Whether the encoder has the weights of the lowest EER, not the last ones.
+    /// Whether the encoder has the weights of the lowest EER instead of the last ones.
     pub best: bool,
     pub ended_by: End,
-    /// Measures the encoder.
+    /// Evaluates the encoder.
     pub evaluate: &'a dyn Fn() -> Result<Evaluated>,
     pub interrupt: &'a Interrupt,
 }
 
-/// Measures, writes everything, `summary.json` last, and says what came of it.
+/// Evaluates, writes everything, `summary.json` last, and says what came of it.
 ///
 /// # Errors
-/// [`Interrupted`](crate::interrupt::Interrupted) where somebody has asked to stop: all of this can be done again.
+/// [`Interrupted`](crate::interrupt::Interrupted) if somebody has asked to stop: all of this can be done again.
 pub fn finish(run: &Finished) -> Result<()> {
     let Finished { start, earlier, folder, args, plan, source, evaluation, state, .. } = *run;
     let (val, size) = (&source.val, source.val.images.size());

@@ -1,5 +1,5 @@
-//! Decoded images: square, one byte per channel. As many as fit are held in memory, the others are decoded
-//! whenever they are wanted.
+//! Decoded images: square, one byte per channel. As many as fit are held in memory, the others are decoded whenever
+//! they are wanted.
 
 use crate::bad_input::bad_input;
 use crate::decode::{self, Decoded};
@@ -28,12 +28,12 @@ pub enum OnBadImage {
 pub struct Budget(u64);
 
 impl Budget {
-    /// So many MiB.
+    /// A budget of `mib` MiB.
     pub fn mib(mib: u64) -> Self {
         Self(mib.saturating_mul(1 << 20))
     }
 
-    /// All of them.
+    /// A budget that holds all images.
     pub fn unlimited() -> Self {
         Self(u64::MAX)
     }
@@ -52,24 +52,24 @@ pub struct Images {
 }
 
 struct Picture {
-    /// `None` of a generated one.
+    /// The file; `None` for a generated picture.
     file: Option<PathBuf>,
     pixels: Pixels,
 }
 
 enum Pixels {
     Held(Box<[u8]>),
-    /// Decoded from the file when wanted; the hash is that of the pixels when the run began.
+    /// Not held: decoded from the file when wanted. The hash is that of the pixels when the run began.
     Hash(u64),
 }
 
-/// Files that are decoded between two looks at the clock, the budget and what could not be read.
+/// How many files are decoded before the clock and the budget are looked at and errors reported.
 const CHUNK: usize = 256;
-/// Messages about single images. A folder of another kind of files would fill the screen.
+/// How many single images are named in messages: a folder of files of another kind would fill the screen.
 const MESSAGES: usize = 20;
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Reads files, and keeps count of what a user should know of them.
+/// Reads files, and remembers what a user should know of them.
 pub struct Reader {
     size: usize,
     on_bad: OnBadImage,
@@ -80,13 +80,13 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Of images of `size` pixels a side, as many of which are held as the budget has room for.
+    /// A reader of images of `size` pixels a side, of which as many are held as the budget has room for.
     pub fn new(size: usize, on_bad: OnBadImage, budget: Budget) -> Self {
         Self { size, on_bad, budget, skipped: 0, several: Named::default(), alpha_ignored: Named::default() }
     }
 
-    /// Decodes all files, in parallel, so that each is known to be readable. Returns the images and, in order,
-    /// which files they came from.
+    /// Decodes all files, in parallel, so that each is known to be readable. Returns the images and, in order, the
+    /// indices of the files they came from.
     pub fn read(&mut self, files: &[PathBuf]) -> Result<(Images, Vec<usize>)> {
         let (mut pictures, mut kept) = (Vec::new(), Vec::new());
         let mut said = Instant::now();
@@ -130,7 +130,7 @@ impl Reader {
         Picture { file: Some(file.to_owned()), pixels }
     }
 
-    /// Says what there is to say of all files that were read. Returns how many were skipped.
+    /// Reports on all files that were read. Returns how many were skipped.
     pub fn end(self) -> usize {
         if self.skipped > MESSAGES {
             note(&format!("skipped: {} more images that cannot be read", self.skipped - MESSAGES));
@@ -142,30 +142,30 @@ impl Reader {
 }
 
 impl Images {
-    /// From grey pictures, resized to `size`.
+    /// Makes images from grey pictures, resized to `size`.
     pub fn from_grey(pictures: Vec<GrayImage>, size: usize) -> Self {
         let held = |picture: GrayImage| Pixels::Held(decode::square(picture.into(), size).0);
         let picture = |picture| Picture { file: None, pixels: held(picture) };
         Self { size, pictures: pictures.into_par_iter().map(picture).collect() }
     }
 
-    /// Drops the others.
+    /// Keeps the images that are `wanted`, and drops the others.
     pub fn retain(&mut self, wanted: &[bool]) {
         let mut wanted = wanted.iter();
         self.pictures.retain(|_| wanted.next() == Some(&true));
     }
 
-    /// How many.
+    /// How many images there are.
     pub fn len(&self) -> usize {
         self.pictures.len()
     }
 
-    /// How many are in memory.
+    /// How many images are in memory.
     pub fn held(&self) -> usize {
         self.pictures.iter().filter(|picture| matches!(picture.pixels, Pixels::Held(_))).count()
     }
 
-    /// Side in pixels.
+    /// The side of the images in pixels.
     pub fn size(&self) -> usize {
         self.size
     }
@@ -173,7 +173,7 @@ impl Images {
     /// The bytes of one image, and its channels: 1 or 3.
     ///
     /// # Errors
-    /// If its file can no longer be read, or has another content than before.
+    /// If the image's file can no longer be read, or its content has changed.
     pub fn get(&self, index: usize) -> Result<(Cow<'_, [u8]>, usize)> {
         let picture = &self.pictures[index];
         let pixels: Cow<[u8]> = match &picture.pixels {
@@ -189,7 +189,7 @@ impl Images {
         Ok((pixels, channels))
     }
 
-    /// A number that another image does not have.
+    /// A hash of the image's pixels.
     pub fn hash(&self, index: usize) -> u64 {
         match &self.pictures[index].pixels {
             Pixels::Held(pixels) => hash(pixels),
@@ -197,13 +197,13 @@ impl Images {
         }
     }
 
-    /// Where an image comes from; `None` of a generated one.
+    /// The file of the image; `None` for a generated one.
     pub fn file(&self, index: usize) -> Option<&Path> {
         self.pictures[index].file.as_deref()
     }
 }
 
-/// FNV-1a, eight bytes at a time.
+/// A hash of bytes by FNV-1a, eight bytes at a time.
 pub fn hash(bytes: &[u8]) -> u64 {
     let mut hash = Fnv::default();
     hash.add(bytes.len() as u64);
@@ -213,7 +213,7 @@ pub fn hash(bytes: &[u8]) -> u64 {
     hash.0
 }
 
-/// A hash of words.
+/// The FNV-1a hash of words.
 pub struct Fnv(pub u64);
 
 impl Default for Fnv {
@@ -284,11 +284,11 @@ mod tests {
             assert_eq!(some.get(i).unwrap(), all.get(i).unwrap());
             assert_eq!(some.hash(i), all.hash(i));
         }
-        // Another content would be another run; an absent one, half of one.
+        // A file whose content has changed would make another run, and a missing one half of a run.
         halves().save(&files[2]).unwrap();
         let error = some.get(2).unwrap_err().to_string();
         assert!(error.contains("2.png has changed"), "{error}");
-        // Nor may one that declares more than there is room for end the process.
+        // A file that declares more than there is room for must not end the process.
         std::fs::write(&files[2], b"P5\n1000000 1000000\n255\n").unwrap();
         let error = format!("{:#}", some.get(2).unwrap_err());
         assert!(error.contains("2.png") && error.contains("it declares"), "{error}");

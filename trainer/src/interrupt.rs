@@ -11,18 +11,18 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 #[derive(Default)]
 pub struct Interrupt {
     asked: Arc<AtomicBool>,
-    /// The signal that asked.
+    /// The number of the signal that asked.
     signal: Arc<AtomicUsize>,
 }
 
-/// The error with which work ends that has been asked to stop: not one of the user's, and nothing has gone wrong.
+/// The error that ends work after a request to stop: it is not the user's mistake, and nothing has gone wrong.
 #[derive(Debug)]
 pub struct Interrupted {
     signal: i32,
 }
 
 impl Interrupted {
-    /// What shells give for a program that the signal has ended: 130 for Ctrl-C, 143 for SIGTERM.
+    /// The code that shells give for a program that the signal has ended: 130 for Ctrl-C, 143 for SIGTERM.
     pub fn exit_code(&self) -> u8 {
         code(self.signal) as u8
     }
@@ -37,14 +37,15 @@ impl std::fmt::Display for Interrupted {
 impl std::error::Error for Interrupted {}
 
 impl Interrupt {
-    /// From now on the signals no longer end the program by themselves.
+    /// Watches the signals: from now on the first one no longer ends the program.
     pub fn watch() -> Result<Self> {
         let new = Self::default();
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             if is_ignored(signal) {
-                continue; // by `nohup`, or by a shell for what runs in its background
+                continue; // ignored by `nohup`, or by a shell for what runs in its background
             }
-            // The order decides: the first signal must not see the flag that it sets.
+            // Actions run in the order in which they are registered: the first signal must not see the flag that it
+            // sets.
             flag::register_conditional_shutdown(signal, code(signal), new.asked.clone())
                 .and_then(|_| flag::register_usize(signal, new.signal.clone(), signal as usize))
                 .and_then(|_| flag::register(signal, new.asked.clone()))
@@ -53,17 +54,17 @@ impl Interrupt {
         Ok(new)
     }
 
-    /// Asked to stop?
+    /// Whether somebody has asked to stop.
     pub fn asked(&self) -> bool {
         self.asked.load(Ordering::SeqCst)
     }
 
-    /// Ends work that can be done again.
+    /// An error if somebody has asked to stop: for work that can be done again.
     pub fn check(&self) -> Result<()> {
         if self.asked() { Err(self.error().into()) } else { Ok(()) }
     }
 
-    /// Who asked.
+    /// The error that names the signal that asked.
     pub fn error(&self) -> Interrupted {
         Interrupted { signal: self.signal.load(Ordering::SeqCst) as i32 }
     }
@@ -76,7 +77,7 @@ fn code(signal: i32) -> i32 {
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
     let mut now = std::mem::MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: no action is given, so none is changed; the present one is written whole where 0 is returned.
+    // SAFETY: no action is given, so none is changed; if 0 is returned, the present action has been written in full.
     unsafe {
         libc::sigaction(signal, std::ptr::null(), now.as_mut_ptr()) == 0
             && now.assume_init().sa_sigaction == libc::SIG_IGN

@@ -20,8 +20,8 @@ pub const NAME: &str = "lock";
 pub struct Lock(File);
 
 impl Lock {
-    /// Takes the lock of a folder. `option` is how the user named the folder. Where the file system has no locks
-    /// there is only a warning.
+    /// Takes the lock of a folder. `option` is how the user named the folder. If the file system has no locks, there is
+    /// only a warning.
     pub fn take(folder: &Path, option: &str) -> Result<Self> {
         let file = folder.join(NAME);
         let wrong = |what: String| bad_input(format!("{option} {}: {what}", folder.display()));
@@ -46,7 +46,7 @@ impl Lock {
                 note(&format!("warning: {}: cannot lock, so take care of it yourself: {error}", file.display()));
             }
         }
-        // For whoever comes next. On a full disk nobody is named.
+        // Names this process to the next one that tries. On a full disk the name is missing.
         let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
         Ok(Self(lock))
     }

@@ -36,7 +36,7 @@ pub enum LossName {
 }
 
 impl LossName {
-    /// As on the command line.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Triplet => "triplet",
@@ -49,7 +49,7 @@ impl LossName {
         }
     }
 
-    /// Where none is asked for.
+    /// The margin if none is given.
     pub fn margin(self) -> f64 {
         match self {
             Self::BatchContrastive | Self::Contrastive => 1.0,
@@ -57,7 +57,7 @@ impl LossName {
         }
     }
 
-    /// Where none is asked for: each loss's authors' choice.
+    /// The distance if none is given: the choice of each loss's authors.
     pub fn distance(self) -> Distance {
         match self {
             Self::BatchHard | Self::BatchContrastive | Self::Contrastive => Distance::Euclidean,
@@ -65,7 +65,7 @@ impl LossName {
         }
     }
 
-    /// Of a plot.
+    /// The title of a plot of the loss.
     pub fn title(self) -> &'static str {
         match self {
             Self::Triplet => "Triplet loss",
@@ -89,7 +89,7 @@ impl From<NegativeName> for Negative {
     }
 }
 
-/// With a soft margin an anchor still counts as active where its negative is farther than its positive by less than this.
+/// With a soft margin an anchor counts as active unless its negative is farther than its positive by this or more.
 const STILL_ACTIVE: f64 = 0.01;
 
 /// A loss with its options.
@@ -105,7 +105,7 @@ pub enum Loss {
 }
 
 impl Loss {
-    /// Of [resolved](LossOptions::resolved) options; `seed` is that of random negatives.
+    /// A loss of [resolved](LossOptions::resolved) options; `seed` is that of random negatives.
     pub fn new(options: &LossOptions, seed: u64) -> Self {
         let distance = options.distance().into();
         let normalize = options.normalize();
@@ -149,7 +149,8 @@ impl Loss {
                 precision: Precision::default(),
             }),
             LossName::BatchContrastive => {
-                // Of all pairs only one in P belongs together.
+                // With P identities only one pair in P is positive: the default takes no more negative pairs than
+                // positive ones.
                 let negatives = match options.negative {
                     Some(NegativeName::All) => Negatives::All,
                     _ => Negatives::Hardest,
@@ -180,17 +181,17 @@ impl Loss {
         }
     }
 
-    /// Whether a CUDA device lists the pairs of one identity, for which there is so much room and no more.
+    /// Whether a CUDA device lists the positive pairs, for which its room is limited.
     pub fn lists_pairs(&self) -> bool {
         matches!(self, Self::BatchAll(_) | Self::BatchSemiHard(_) | Self::BatchNegative(_))
     }
 
-    /// Whether it takes anchors, positives and negatives, which may be encoded apart.
+    /// Whether the loss takes anchors, positives and negatives, which may be encoded apart.
     pub fn takes_roles(&self) -> bool {
         matches!(self, Self::Triplet(_) | Self::Contrastive(_))
     }
 
-    /// What it is where all embeddings are the same, and so all distances 0: an encoder that has collapsed stays there. 0
+    /// The loss if all embeddings are the same, and so all distances 0: an encoder that has collapsed stays there. 0
     /// for a sum, which is another number in each batch.
     pub fn of_equal_embeddings(&self) -> f64 {
         if self.reduction() == Reduction::Sum {
@@ -202,19 +203,19 @@ impl Loss {
             Self::BatchHard(loss) if loss.soft_margin => LN_2,
             Self::BatchHard(loss) => loss.margin,
             Self::BatchSemiHard(loss) => loss.margin,
-            // Of equals none is farther than another.
+            // Of equal distances none is farther than another.
             Self::BatchNegative(loss) if loss.negative == Negative::SemiHard => 0.0,
             Self::BatchNegative(loss) => loss.margin,
-            // Of all pairs most do not belong together; how many, each batch says for itself.
+            // Most pairs are negative; how many, differs from batch to batch.
             Self::BatchContrastive(loss) if loss.negatives == Negatives::All => 0.0,
-            // m²/2 for the pairs that do not belong together, which are every second one.
+            // m²/2 for each negative pair, which is every second pair.
             Self::BatchContrastive(loss) => loss.margin * loss.margin / 4.0,
             Self::Contrastive(loss) => loss.margin * loss.margin / 4.0,
         }
     }
 
-    /// The loss of the batch with these embeddings, a row for each image. A memory gets them too, and is mined with them once
-    /// it is warm; draws are those of the step.
+    /// The loss of the batch with these embeddings, one row per image. They are also put into the memory, which is
+    /// mined with them once it is warm; random draws are those of `step`.
     pub fn of(
         &self,
         embeddings: &Tensor,
@@ -233,7 +234,7 @@ impl Loss {
             Self::BatchHard(loss) if loss.soft_margin => {
                 let mut memory = memory;
                 let loss_of = mined(loss, embeddings, &labels, memory.as_deref_mut())?.loss;
-                // Every term of a soft margin is above 0: what is counted instead is a hinge's.
+                // Every term of a soft margin is above 0: count those of a hinge instead.
                 let hinge = BatchHardTripletLoss { soft_margin: false, margin: STILL_ACTIVE, ..*loss };
                 let (rows, embeddings) = (batch.labels.len(), embeddings.detach());
                 let counted = match memory.filter(|memory| memory.is_warm()) {
@@ -267,7 +268,7 @@ impl Loss {
 
     /// The loss of anchors, positives and negatives, which may have been encoded apart.
     pub fn of_roles(&self, a: &Tensor, p: &Tensor, n: &Tensor) -> Result<Lost> {
-        // A second pass over the embeddings, which is nothing beside the encoder's.
+        // Losses of each row: a second pass over the embeddings, which costs nothing beside the encoder.
         let (loss, each) = match self {
             Self::Triplet(loss) => {
                 let each = TripletMarginLoss { reduction: Reduction::None, ..*loss };
@@ -287,7 +288,7 @@ impl Loss {
     }
 }
 
-/// The loss of a batch, with the memory where there is one.
+/// The loss of a batch, with the memory if there is one.
 fn mined(
     loss: &impl MinedLoss,
     embeddings: &Tensor,
@@ -300,13 +301,13 @@ fn mined(
     })
 }
 
-/// Scalars on the device: neither has been waited for.
+/// Scalars on the device; nothing has waited for them.
 pub struct Lost {
-    /// To go backwards from.
+    /// The loss, to run backward from.
     pub loss: Tensor,
-    /// The share of the batch's triplets, or pairs, whose loss is above 0 (f64); of batch-negative, which selects no others,
-    /// 1 where it selects any; with a soft margin, whose terms are all above 0, of the anchors whose negative is not farther
-    /// than the positive. While an encoder learns that is a part of them, and after a collapse all.
+    /// The share of the batch's triplets or pairs whose loss is above 0 (f64). For batch-negative, which selects only
+    /// such triplets, 1 if it selects any; with a soft margin, whose terms are all above 0, the share of the anchors
+    /// whose negative is not farther than the positive. A part of them while an encoder learns, all after a collapse.
     pub active: Tensor,
 }
 
@@ -317,7 +318,7 @@ mod tests {
     use clap::Parser;
     use tch::Device;
 
-    /// By the command line's words, without the loss's name.
+    /// The options of a loss, as words of the command line without `--loss`.
     fn options(loss: LossName, words: &str) -> anyhow::Result<LossOptions> {
         let words = format!("tercet train --loss {} {words}", loss.name());
         match Cli::try_parse_from(words.split_whitespace())?.command {
@@ -345,17 +346,18 @@ mod tests {
         let words = "--distance squared-euclidean --margin 0.2 --normalize false";
         let of = |name| loss(name, words).of(&xs, &batch, 0, None).unwrap();
         let active = |name| f64::try_from(of(name).active).unwrap();
-        // Of the four: 1 + 0.2 > 0.25; 1 + 0.2 < 81; 1 + 0.2 > 0.25; 72.25 + 0.2 > 0.25.
+        // The four triplets: 1 + 0.2 > 0.25; 1 + 0.2 < 81; 1 + 0.2 > 0.25; 72.25 + 0.2 > 0.25.
         assert_eq!(active(LossName::Triplet), 0.75);
-        // Of all eight: for 0 and 1 the negative at 0.5; for 0.5 both; for 9 the one at 1 (64 < 72.45 < 81).
+        // All eight triplets: for 0 and 1 the negative at 0.5; for 0.5 both; for 9 the one at 1 (64 < 72.45 < 81).
         assert_eq!(active(LossName::BatchAll), 5.0 / 8.0);
-        // Of four anchors: 0 and 1 against 0.5, 0.5 against 0 or 1, and 9 against 1.
+        // All four anchors: 0 and 1 against 0.5, 0.5 against 0 or 1, and 9 against 1.
         assert_eq!(active(LossName::BatchHard), 1.0);
-        // Of four pairs: farther than 1 are 81 and 64, than 72.25 none of 0.25 and 0.25, which are therefore taken, and 81.
+        // Four pairs: farther than 1 are 81 and 64; of 0.25 and 0.25 none is farther than 72.25, so one of them is
+        // taken; 81 is.
         assert_eq!(active(LossName::BatchSemiHard), 0.25);
-        // No negative is farther by less than 0.2.
+        // No negative is farther than its positive by less than 0.2.
         assert_eq!(active(LossName::BatchNegative), 0.0);
-        // Of eight pairs the four that belong together; with a margin of 0.2 no other is too near.
+        // The four positive pairs of eight; with a margin of 0.2 no negative is too near.
         assert_eq!(active(LossName::Contrastive), 0.5);
         assert_eq!(active(LossName::BatchContrastive), 0.5);
     }
@@ -372,7 +374,7 @@ mod tests {
             ..Default::default()
         };
         let lost = loss(LossName::Contrastive, "--margin 2 --normalize false").of(&xs, &batch, 0, None).unwrap();
-        // Together at 1 and 8.5, apart at 0.5 and 0.5: 0.5 d² and 0.5 (2 - d)².
+        // Positive pairs at 1 and 8.5, negative ones at 0.5 and 0.5: 0.5 d² and 0.5 (2 - d)².
         let expected = (0.5 + 0.5 * 8.5 * 8.5 + 2.0 * 0.5 * 1.5 * 1.5) / 4.0;
         assert!((f64::try_from(lost.loss).unwrap() - expected).abs() < 1e-5);
         assert_eq!(f64::try_from(lost.active).unwrap(), 1.0);
@@ -429,7 +431,7 @@ mod tests {
         let batch = TripletBatch { images: vec![0, 1, 2, 3], labels: vec![0, 0, 1, 1], ..Default::default() };
         let loss = loss(LossName::BatchHard, "--normalize false");
         let of = |memory: Option<&mut CrossBatchMemory>| loss.of(&xs, &batch, 0, memory).unwrap();
-        // d_ap and d_an: 1 and 3, 1 and 2, 3 and 2, 3 and 5.
+        // d_ap and d_an of the anchors: 1 and 3, 1 and 2, 3 and 2, 3 and 5.
         assert_eq!(f64::try_from(of(None).active).unwrap(), 0.25);
         let mut memory = CrossBatchMemory::new(4, 1, Kind::Float, Device::Cpu).warm_up(4);
         let lost = of(Some(&mut memory));
@@ -438,7 +440,8 @@ mod tests {
 
     #[test]
     fn every_option_reaches_its_loss() {
-        // On a line, so that distances are told by hand: 0, 3 | 1, 5; anchors 0 and 1 with positives at 3 and 4.
+        // On a line, so that distances are told by hand: 0, 3 | 1, 5. The anchors 0 and 1 have positives at distances 3
+        // and 4.
         let xs = Tensor::from_slice(&[0.0f32, 3.0, 1.0, 5.0]).reshape([4, 1]);
         let batch = TripletBatch {
             images: vec![0, 1, 2, 3],
@@ -459,7 +462,7 @@ mod tests {
             (LossName::BatchHard, "--reduction sum", 4.0 * mean(&|p, n| softplus(p - n))),
             (LossName::Triplet, "--margin 1 --distance lp:1", (3.0 - 1.0 + 1.0 + 4.0 - 2.0 + 1.0) / 2.0),
             (LossName::Triplet, "--margin 1 --distance euclidean --reduction sum", 6.0),
-            // The negatives 1 and 3 are at 2 and 2 of the positives 3 and 5.
+            // The negatives 1 and 3 are both at a distance of 2 from the positives 3 and 5.
             (LossName::Triplet, "--margin 1 --distance euclidean --swap", (3.0 - 1.0 + 1.0 + 4.0 - 2.0 + 1.0) / 2.0),
             (LossName::BatchContrastive, "--margin 1 --negative all", (4.5 + 8.0) / 6.0),
             (LossName::BatchContrastive, "--margin 2 --negative hardest", (4.5 + 8.0 + 0.5) / 4.0),
@@ -469,7 +472,7 @@ mod tests {
             let got = f64::try_from(Loss::new(&options, 5).of(&xs, &batch, 0, None).unwrap().loss).unwrap();
             assert!((got - expected).abs() < 1e-5, "{name:?} {words}: {got}, not {expected}");
         }
-        // All 8 triplets are active at a margin of 9, and with one of 0 those with d_ap > d_an.
+        // All 8 triplets are active at a margin of 9, and those with d_ap > d_an at a margin of 0.
         let all = |words: &str| {
             let options = options(LossName::BatchAll, &format!("{words} --normalize false --distance euclidean"));
             f64::try_from(Loss::new(&options.unwrap(), 5).of(&xs, &batch, 0, None).unwrap().loss).unwrap()
@@ -480,7 +483,7 @@ mod tests {
         let (sum, count) = (losses.iter().sum::<f64>(), losses.iter().filter(|&&l| l > 0.0).count() as f64);
         assert!((active - sum / count).abs() < 1e-5 && (valid - sum / 8.0).abs() < 1e-5, "{active} {valid}");
         assert!((all("--margin 0 --reduction sum") - sum).abs() < 1e-5);
-        // Each pair once: half of the selected triplets.
+        // With each pair once, about half of the triplets are selected.
         let pairs = |words: &str| {
             let loss = loss(LossName::BatchNegative, &format!("--negative hardest --margin 9 --reduction sum {words}"));
             f64::try_from(loss.of(&xs, &batch, 0, None).unwrap().loss).unwrap()
@@ -543,7 +546,7 @@ mod tests {
             ..Default::default()
         };
         let rows = |xs: &[f32]| Tensor::from_slice(xs).reshape([-1, 1]);
-        // A batch without a positive and one without a negative: only the other one has them.
+        // The first batch has no positive and the second no negative: only the memory of both has triplets.
         let (first, second) = (rows(&[0.0, 2.0]), rows(&[0.5, 1.0]));
         for name in [LossName::BatchAll, LossName::BatchHard, LossName::BatchSemiHard, LossName::BatchNegative] {
             let negative = if name == LossName::BatchNegative { "--negative hardest" } else { "" };
@@ -554,7 +557,7 @@ mod tests {
                 f64::try_from(lost.loss).unwrap()
             };
             assert_eq!(of(&first, &[7, 8]), 0.0, "{name:?}: the batch alone");
-            // Anchors at 0.5 and 1, of which each is the other's positive as 0 is; 2 is the negative.
+            // The anchors 0.5 and 1 have each other and 0 as positives; 2 is the negative.
             let triplets = [[0.25, 2.25], [0.25, 2.25], [0.25, 1.0], [1.0, 1.0]];
             let losses = triplets.map(|[ap, an]| ap - an + 9.0);
             let hard = [losses[0], losses[3]];

@@ -1,4 +1,4 @@
-//! The options of the losses on the command line: which loss takes which, and what each has where nothing is said.
+//! The options of the losses on the command line: which loss takes which, and the defaults of each.
 
 use crate::bad_input::bad_input;
 use crate::distance::Distance;
@@ -7,8 +7,8 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-/// A run's checkpoint keeps them by the names of the fields, which are those of the options. `None` is the loss's own
-/// default, and after [`LossOptions::resolved`] that the loss has no such option.
+/// The options of a loss. A run's checkpoint keeps them by the names of the fields, which are those of the options.
+/// `None` is the loss's own default, and after [`LossOptions::resolved`] that the loss has no such option.
 #[derive(Clone, Debug, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Loss")]
 pub struct LossOptions {
@@ -18,12 +18,12 @@ pub struct LossOptions {
 
     /// How far apart two embeddings are, in the loss and in everything that is measured of the run and of its model:
     /// squared-euclidean, euclidean, cosine, and for --loss triplet and contrastive lp:P too, such as lp:1 [default:
-    /// squared-euclidean, of batch-hard and the contrastive losses euclidean]
+    /// squared-euclidean, for batch-hard and the contrastive losses euclidean]
     #[arg(long, value_name = "DISTANCE")]
     pub distance: Option<Distance>,
 
-    /// How much farther than the positive the negative should be, or, of the contrastive losses, how far apart different
-    /// identities should be [default: 0.2, of the contrastive losses 1; of batch-hard a soft margin]
+    /// How much farther than the positive the negative should be or, for the contrastive losses, how far apart
+    /// different identities should be [default: 0.2, for the contrastive losses 1; for batch-hard a soft margin]
     #[arg(long, value_parser = margin)]
     pub margin: Option<f64>,
 
@@ -67,7 +67,7 @@ pub struct LossOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")] // as on the command line
 pub enum NegativeName {
-    /// The nearest, where the triplet's loss is above 0
+    /// The nearest, if the triplet's loss is above 0
     Hardest,
     /// Any with which the triplet's loss is above 0
     Random,
@@ -108,8 +108,8 @@ pub enum ReductionName {
 }
 
 impl LossOptions {
-    /// With the loss's own defaults where nothing is said. What the loss cannot take is refused by name. Of what is resolved
-    /// it is the same again.
+    /// Fills in the loss's own defaults, and refuses by name an option that the loss does not take. Resolving again
+    /// changes nothing.
     pub fn resolved(&self) -> Result<Self> {
         use LossName::*;
         let Self { loss, .. } = *self;
@@ -166,7 +166,7 @@ impl LossOptions {
         })
     }
 
-    /// The distance, in the loss and elsewhere.
+    /// The distance, in the loss and wherever embeddings are compared.
     pub fn distance(&self) -> Distance {
         self.distance.unwrap_or(self.loss.distance())
     }
@@ -176,7 +176,7 @@ impl LossOptions {
         self.normalize.unwrap_or(true)
     }
 
-    /// What was resolved, for people: "batch-hard, Euclidean distance, soft margin".
+    /// The resolved options for people, such as "batch-hard, Euclidean distance, soft margin".
     pub fn text(&self) -> String {
         let mut parts = vec![self.loss.name().to_owned(), format!("{} distance", self.distance().title())];
         parts.extend(self.margin.map(|margin| format!("margin {margin}")));
@@ -192,7 +192,8 @@ impl LossOptions {
     }
 }
 
-/// An option of these losses: what was given, or its default; for another loss nothing, and an error where it was given.
+/// An option that only `losses` have: what was given, or its default. For another loss `None`, and an error if it was
+/// given.
 fn of<T: Copy>(
     loss: LossName,
     losses: &[LossName],
@@ -208,12 +209,12 @@ fn of<T: Copy>(
     }
 }
 
-/// As on the command line.
+/// The value's name on the command line.
 fn name(value: impl ValueEnum) -> String {
     value.to_possible_value().expect("no value is hidden").get_name().to_owned()
 }
 
-/// What it is squared to, and summed over a batch, is still a number in f32.
+/// The limit keeps the square of a margin, summed over a batch, finite in f32.
 fn margin(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if (0.0..=1e9).contains(&value) => Ok(value),
