@@ -61,7 +61,6 @@ impl TripletBatch {
 ///
 /// An identity comes with its forgeries, half as many as images. If an anchor's identity has some in the batch, every
 /// second of its triplets, on average, has one as its negative.
-/// second one, on average, has one for its negative.
 pub fn draw(
     members: &[Vec<usize>],
     forgeries: &[Vec<usize>],

@@ -15,7 +15,7 @@ pub struct RocPoint {
     pub far: f64,
     /// True accept rate.
     pub tar: f64,
-    /// Pairs up to this distance are accepted; minus infinity where none is.
+    /// Pairs up to this distance are accepted; minus infinity for none.
     pub threshold: f32,
 }
 
@@ -30,12 +30,12 @@ pub struct Operating {
     pub frr: f64,
 }
 
-/// A set of genuine and impostor pairs, compared.
+/// The pairs of a set, genuine and impostor, compared.
 #[derive(Clone, Debug)]
 pub struct Comparison {
-    /// Equal error rate: where `far = 1 - tar`.
+    /// The equal error rate: the rate at which `far = 1 - tar`.
     pub eer: f64,
-    /// Area under the ROC curve: how often a genuine pair is nearer than an impostor pair.
+    /// The area under the ROC curve: how often a genuine pair is nearer than an impostor pair.
     pub auc: f64,
     /// The curve from (0, 0) to (1, 1).
     pub roc: Vec<RocPoint>,
@@ -44,39 +44,39 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// There must be genuine and impostor pairs.
+    /// The comparison of these pairs, of which some must be genuine and some impostors.
     pub fn new(tally: Tally) -> Self {
         let roc = roc(&tally);
         Self { eer: eer(&roc), auc: auc(&roc), roc, tally }
     }
 
-    /// The share of genuine pairs that are accepted where at most this share of impostor pairs is.
+    /// The share of genuine pairs that are accepted if at most this share of impostor pairs is.
     pub fn tar_at_far(&self, far: f64) -> f64 {
         tar_at_far(&self.roc, far)
     }
 }
 
-/// What is reported before and after training.
+/// What is measured before and after training.
 #[derive(Clone, Debug)]
 pub struct Verification {
-    /// Equal error rate: where `far = 1 - tar`.
+    /// The equal error rate: the rate at which `far = 1 - tar`.
     pub eer: f64,
-    /// Area under the ROC curve: how often a genuine pair is nearer than an impostor pair.
+    /// The area under the ROC curve: how often a genuine pair is nearer than an impostor pair.
     pub auc: f64,
     /// Share of images whose nearest other image has the same identity.
     pub recall_at_1: f64,
-    /// Recall and precision among the nearest.
+    /// Recall and precision among the nearest images.
     pub ranking: Ranking,
     /// All pairs: those of two identities are random impostors.
     pub random: Comparison,
-    /// Genuine pairs against skilled forgeries, where there are any.
+    /// Genuine pairs against skilled forgeries, if there are any.
     pub skilled: Option<Comparison>,
     /// The threshold at the equal error rate of `random`.
     pub operating: Operating,
 }
 
 impl Verification {
-    /// As a point of a run's history.
+    /// The error rates as a point of a run's history.
     pub fn measured(&self, step: u64) -> Measured {
         Measured { step, eer: self.eer, eer_skilled: self.skilled.as_ref().map(|c| c.eer) }
     }
@@ -92,8 +92,8 @@ impl std::fmt::Display for Verification {
     }
 }
 
-/// All metrics of `rows` embeddings. `distance(i, j)` is symmetric; `identity[i]` says whose image
-/// `i` is. There must be two identities, and one of them with two images.
+/// All metrics of the rows. `distance(i, j)` is symmetric; `identity[i]` is the identity of image `i`. There must be
+/// two identities, and one of them must have two images.
 pub fn verify(identity: &[usize], distance: impl Fn(usize, usize) -> f32 + Sync) -> Verification {
     let random = Comparison::new(Tally::of_all(identity, &distance));
     let ranking = ranking::rank(identity, &distance, &[1]);
@@ -109,7 +109,7 @@ pub fn verify(identity: &[usize], distance: impl Fn(usize, usize) -> f32 + Sync)
     }
 }
 
-/// One point per *different* distance: pairs at the same distance are accepted together, so the
+/// The ROC curve, with one point per *different* distance: pairs at the same distance are accepted together, so the
 /// curve runs diagonally through a tie and does not depend on the order of the pairs.
 pub fn roc(tally: &Tally) -> Vec<RocPoint> {
     let (genuine, impostor) = tally.totals();
@@ -125,7 +125,7 @@ pub fn roc(tally: &Tally) -> Vec<RocPoint> {
     points
 }
 
-/// Where the curve crosses `far = 1 - tar`, straight between its points.
+/// The rate at which the curve, straight between its points, crosses `far = 1 - tar`.
 pub fn eer(roc: &[RocPoint]) -> f64 {
     // g = far + tar - 1 rises from -1 to 1, and never falls.
     let g = |p: RocPoint| p.far + p.tar - 1.0;
@@ -139,27 +139,27 @@ pub fn eer(roc: &[RocPoint]) -> f64 {
     unreachable!("the curve ends at (1, 1)")
 }
 
-/// The trapezoids under the curve: `P(genuine < impostor) + P(equal) / 2`.
+/// The area under the curve by trapezoids: `P(genuine < impostor) + P(equal) / 2`.
 pub fn auc(roc: &[RocPoint]) -> f64 {
     roc.windows(2).map(|w| (w[1].far - w[0].far) * (w[1].tar + w[0].tar) / 2.0).sum()
 }
 
-/// The best `tar` among the points whose `far` is at most this.
+/// The best `tar` among the points whose `far` is at most the given one.
 pub fn tar_at_far(roc: &[RocPoint], far: f64) -> f64 {
     // Both rates never fall along the curve; it starts at far 0.
     roc[..roc.partition_point(|p| p.far <= far)].last().map_or(0.0, |p| p.tar)
 }
 
-/// The threshold where the two errors differ least; of equally good ones the lowest.
+/// The threshold at which the two errors differ least; of equally good ones the lowest.
 pub fn at_equal_error(roc: &[RocPoint]) -> Operating {
     let gap = |i: usize| (roc[i].far + roc[i].tar - 1.0).abs();
-    // The first point accepts nothing, at no distance.
+    // Leave out the first point, which accepts nothing.
     let best = (1..roc.len()).min_by(|&i, &j| gap(i).total_cmp(&gap(j))).expect("the curve has two points");
     Operating { threshold: above(roc, best), far: roc[best].far, frr: 1.0 - roc[best].tar }
 }
 
-/// The threshold with the most right decisions, genuine and impostor pairs counted alike; of equally
-/// good ones the lowest. A point that accepts nothing has a threshold below every distance.
+/// The threshold with the most right decisions, genuine and impostor pairs counted alike; of equally good ones the
+/// lowest. If nothing should be accepted it is below every distance.
 pub fn most_accurate(tally: &Tally) -> f32 {
     let (_, impostor) = tally.totals();
     let mut right = impostor as i128;
@@ -180,7 +180,7 @@ pub fn accuracy(pairs: &[(f32, bool)], threshold: f32) -> f64 {
     right as f64 / pairs.len() as f64
 }
 
-/// Errors at a threshold that was chosen elsewhere.
+/// The errors at a threshold that was chosen elsewhere.
 pub fn at_threshold(tally: &Tally, threshold: f32) -> Operating {
     let (genuine, impostor) = tally.totals();
     let accepted = tally.counts().iter().filter(|c| c.distance <= threshold);
@@ -189,7 +189,7 @@ pub fn at_threshold(tally: &Tally, threshold: f32) -> Operating {
     Operating { threshold, far: share(far, impostor), frr: 1.0 - share(tar, genuine) }
 }
 
-/// A distance for people: four digits that count, whatever its size.
+/// A distance as text for people: four significant digits, whatever its size.
 pub fn text_of(distance: f32) -> String {
     let decimals = match distance {
         d if d > 0.0 && d.is_finite() => (3 - d.log10().floor() as i32).clamp(2, 12) as usize,
@@ -202,10 +202,10 @@ fn above(roc: &[RocPoint], point: usize) -> f32 {
     between(roc[point].threshold, roc.get(point + 1).map(|next| next.threshold))
 }
 
-/// Halfway to the next distance: as far as possible from pairs on either side.
+/// Halfway from a distance to the next: as far as possible from pairs on either side.
 fn between(distance: f32, next: Option<f32>) -> f32 {
     let middle = next.map_or(distance, |next| distance + (next - distance) / 2.0);
-    // Neighbouring numbers have none between them, and infinity is no threshold to choose.
+    // There is no number between neighbouring ones, and infinity is no threshold to choose.
     if middle.is_finite() && next.is_none_or(|next| middle < next) { middle } else { distance }
 }
 
@@ -238,8 +238,8 @@ mod tests {
 
     #[test]
     fn ties_count_half_whatever_the_order() {
-        // g1 i2 tie at 1; g at 0; i at 2. AUC: pairs (0,1) (0,2) (1,2) in order, (1,1) half: 3.5 / 4.
-        // The tie runs from (0, 1/2) to (1/2, 1); far = 1 - tar at its middle: 1/4.
+        // Genuine pairs at 0 and 1, impostors at 1 and 2. AUC: (0, 1), (0, 2), (1, 2) are in order, (1, 1) counts half:
+        // 3.5 / 4. The tie runs from (0, 1/2) to (1/2, 1); far = 1 - tar at its middle: 1/4.
         for pairs in [
             vec![(0.0, true), (1.0, true), (1.0, false), (2.0, false)],
             vec![(1.0, false), (2.0, false), (1.0, true), (0.0, true)],
@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn auc_is_the_mann_whitney_statistic() {
-        // Distances on a small lattice, so that ties are many.
+        // Distances on a small lattice, so that there are many ties.
         let draw = |i: usize, k: usize| ((i * 7919 + k * 104_729) % 11) as f32;
         let genuine: Vec<f32> = (0..40).map(|i| draw(i, 1)).collect();
         let impostor: Vec<f32> = (0..90).map(|i| draw(i, 2) + 1.0).collect();
@@ -293,7 +293,7 @@ mod tests {
         let chosen = at_equal_error(&roc(&tally));
         assert_eq!((chosen.threshold, chosen.far), (3.5, 0.25));
         assert_eq!(at_threshold(&tally, chosen.threshold), chosen);
-        // No number lies between neighbours; and nothing lies beyond the last distance.
+        // There is no number between neighbouring ones, and nothing beyond the last distance.
         let next = f32::from_bits(1f32.to_bits() + 1);
         assert_eq!(at_equal_error(&curve(&[1.0], &[next])).threshold, 1.0);
         assert_eq!(at_equal_error(&curve(&[1.0], &[1.0])).threshold, 1.0);
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn the_most_accurate_threshold_by_hand() {
-        // g g i g i i i: after two 6 of 7 are right, after four again 6; the lower one is taken.
+        // In order: g g i g i i i. After two, 6 of 7 are right, and after four again 6: the lower threshold is taken.
         let tally = |genuine: &[f32], impostor: &[f32]| {
             let genuine = genuine.iter().map(|&d| (d, true));
             Tally::of_pairs(genuine.chain(impostor.iter().map(|&d| (d, false))))

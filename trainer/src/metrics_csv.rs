@@ -17,37 +17,37 @@ pub struct MetricsCsv(File);
 
 /// A line of `metrics.csv`.
 pub struct Line {
-    /// From 1.
+    /// The epoch, from 1.
     pub epoch: u64,
-    /// From 1, over the whole run.
+    /// The step, from 1, over the whole run.
     pub step: u64,
-    /// The batch's.
+    /// The batch's loss.
     pub loss: f64,
-    /// Training time.
+    /// Seconds of training so far.
     pub seconds: f64,
-    /// Since training began.
+    /// Training images per second since training began.
     pub images_per_second: f64,
-    /// Share of the batch's triplets with a loss.
+    /// The share of the batch's triplets with a loss.
     pub active: f64,
-    /// The step's.
+    /// The step's learning rate.
     pub learning_rate: f64,
-    /// Of `seconds`: for images that were not ready.
+    /// Seconds of `seconds` spent waiting for images that were not ready.
     pub waited: f64,
 }
 
 impl MetricsCsv {
-    /// Starts the file with its header.
+    /// Starts a new file with its header.
     pub fn create(folder: &Path) -> Result<Self> {
         let file = folder.join(NAME);
         atomic::write(&file, format!("{HEADER}\n").as_bytes())?;
         open(&file)
     }
 
-    /// Goes on after the lines of so many steps; later ones, and one that was cut off, are dropped.
+    /// Goes on after the lines of `steps` steps; later lines, and one that was cut off, are dropped.
     ///
-    /// An editor, a spreadsheet or git may have changed ends of lines, put a byte order mark in front or taken the last end
-    /// of line away: the lines that stay are written again as ours. A file whose lines are not these steps is refused and
-    /// stays as it is.
+    /// An editor, a spreadsheet or git may have changed line ends, put a byte order mark in front or removed the last
+    /// line end: the lines that stay are written again in this program's form. A file whose lines are not these steps
+    /// is refused and stays as it is.
     pub fn resume(folder: &Path, steps: u64) -> Result<Self> {
         let file = folder.join(NAME);
         let wrong = |what: String| bad_input(format!("--resume: {}: {what}", file.display()));
@@ -82,10 +82,10 @@ impl MetricsCsv {
         open(&file)
     }
 
-    /// Adds a line.
+    /// Adds a line to the file.
     pub fn line(&mut self, line: &Line) -> Result<()> {
         let Line { epoch, step, loss, seconds, images_per_second, active, learning_rate, waited } = line;
-        // In one piece: a full disk leaves no half of a line that a resumed run would not find the end of.
+        // Written in one piece: a full disk leaves no half of a line whose end a resumed run would not find.
         let text = format!(
             "{epoch},{step},{loss:.6},{seconds:.3},{images_per_second:.2},{active:.4},{learning_rate:.3e},{waited:.3}\n"
         );
@@ -129,7 +129,7 @@ mod tests {
         let three = text();
         assert_eq!(three.lines().last(), Some("1,3,0.500000,3.000,9.00,0.2500,1.000e-3,0.125"));
 
-        // Two steps more than the checkpoint has, the second one torn.
+        // Two steps more than the checkpoint has, of which the second is torn.
         csv.line(&line(4)).unwrap();
         std::fs::write(&file, text() + "1,5,0.5").unwrap();
         let mut csv = MetricsCsv::resume(dir.path(), 3).unwrap();
@@ -138,7 +138,7 @@ mod tests {
         csv.sync().unwrap();
         assert_eq!(text().lines().count(), 5);
 
-        // Fewer than it has.
+        // Fewer steps than the checkpoint has.
         refused(dir.path(), 5, "step 5 is not in its place");
         assert_eq!(text().lines().count(), 5, "nothing is cut from a file that does not fit");
     }
@@ -171,7 +171,7 @@ mod tests {
             let last = std::fs::read_to_string(&file).unwrap();
             assert!(last.ends_with(",0.125\n1,4,0.500000,4.000,9.00,0.2500,1.000e-3,0.125\n"), "{what}: {last}");
         }
-        // What cannot be read as these steps: nothing is changed.
+        // A file that cannot be read as these steps is not changed.
         let utf16: Vec<u8> = three.encode_utf16().flat_map(u16::to_le_bytes).collect();
         let semicolons = three.replace(',', ";");
         for (bytes, words) in [

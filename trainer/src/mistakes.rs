@@ -5,15 +5,15 @@ use rayon::prelude::*;
 /// Two images and their distance.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pair {
-    /// The one.
+    /// The first image.
     pub first: usize,
-    /// The other.
+    /// The second image.
     pub second: usize,
-    /// Between them.
+    /// The distance between the two.
     pub distance: f32,
 }
 
-/// The hardest first, each image at most once: one odd image would otherwise fill the list.
+/// The hardest pairs, each image at most once: one odd image would otherwise fill the list.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Hardest {
     /// Impostor pairs, the nearest first.
@@ -22,8 +22,7 @@ pub struct Hardest {
     pub genuine: Vec<Pair>,
 }
 
-/// At most `count` pairs of each kind: for every image its nearest impostor and its farthest genuine
-/// partner, of these the hardest.
+/// At most `count` pairs of each kind: the hardest of every image's nearest impostor and farthest genuine partner.
 pub fn hardest(identity: &[usize], distance: impl Fn(usize, usize) -> f32 + Sync, count: usize) -> Hardest {
     let of_row = |i: usize| {
         let (mut nearest, mut farthest): (Option<Pair>, Option<Pair>) = (None, None);
@@ -81,7 +80,7 @@ fn once_each(sorted: &[Pair], count: usize) -> Vec<Pair> {
 mod tests {
     use super::*;
 
-    // A at 0, 1, 10; B at 1.5, 20; C at 20.1.
+    // Identity A at 0, 1 and 10; B at 1.5 and 20; C at 20.1.
     const AT: [f32; 6] = [0.0, 1.0, 10.0, 1.5, 20.0, 20.1];
     const IDENTITY: [usize; 6] = [0, 0, 0, 1, 1, 2];
 
@@ -98,7 +97,7 @@ mod tests {
         let hardest = hardest(&IDENTITY, distance, 9);
         // Nearest impostors: B-C at 0.1, A(1)-B at 0.5; A(0) has only B(1.5), which is taken.
         assert_eq!(ends(&hardest.impostor), [(4, 5), (1, 3)]);
-        // Farthest: B-B at 18.5, A(0)-A(10) at 10; A(1) is then alone.
+        // Farthest genuine pairs: B-B at 18.5, A(0)-A(10) at 10; A(1) is then alone.
         assert_eq!(ends(&hardest.genuine), [(3, 4), (0, 2)]);
         assert_eq!(super::hardest(&IDENTITY, distance, 1).impostor.len(), 1);
     }

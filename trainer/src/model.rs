@@ -25,31 +25,31 @@ const WEIGHTS: &str = "encoder.safetensors";
 const SETTINGS: &str = "model.json";
 /// The version of `model.json` that this program writes and reads.
 const FORMAT: u32 = 1;
-/// Files that are decoded while those before them are encoded.
+/// How many files are decoded while those before them are encoded.
 const CHUNK: usize = 256;
 /// Images per forward pass.
 const BATCH: usize = 64;
 
-/// `model.json`.
+/// The content of `model.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// [`FORMAT`].
+    /// The version of the file's format, [`FORMAT`].
     pub format: u32,
     /// The network, as `--encoder` names it.
     pub encoder: String,
-    /// Numbers in an embedding.
+    /// How many numbers an embedding has.
     pub embedding_dim: i64,
-    /// Side in pixels that images are resized to.
+    /// The side in pixels that images are resized to.
     pub image_size: usize,
     /// Whether embeddings are brought to length 1 before they are compared.
     pub normalize: bool,
-    /// How embeddings are compared, as they were in training: the title of a [`Distance`].
+    /// The distance that embeddings are compared by, the same as in training: the title of a [`Distance`].
     pub distance: String,
     /// The calibrated threshold.
     pub calibration: Calibration,
-    /// What it was trained on.
+    /// What the model was trained on.
     pub trained_on: String,
-    /// The version of Tercet that wrote it.
+    /// The version of Tercet that wrote the file.
     pub version: String,
 }
 
@@ -59,19 +59,19 @@ pub struct Calibration {
     /// The threshold, and its two errors on the validation pairs.
     #[serde(flatten)]
     pub operating: Operating,
-    /// The equal error rate there.
+    /// The equal error rate on the validation pairs.
     pub eer: f64,
-    /// The share of skilled forgeries that it accepts, where there were any.
+    /// The share of skilled forgeries that the threshold accepts, if there were any.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub far_skilled: Option<f64>,
-    /// Validation identities.
+    /// How many validation identities there were.
     pub identities: usize,
-    /// Validation images; all pairs of them were compared.
+    /// How many validation images there were; all pairs of them were compared.
     pub images: usize,
 }
 
 impl Calibration {
-    /// From an evaluation of so many identities and images.
+    /// The calibration from an evaluation of this many identities and images.
     pub fn new(scores: &Verification, identities: usize, images: usize) -> Self {
         let operating = scores.operating;
         let skilled = scores.skilled.as_ref().map(|c| at_threshold(&c.tally, operating.threshold).far);
@@ -80,7 +80,7 @@ impl Calibration {
 }
 
 impl Settings {
-    /// Of an encoder that was just trained.
+    /// The settings of an encoder that was just trained.
     pub fn new(
         encoder: Architecture,
         embedding_dim: i64,
@@ -103,12 +103,12 @@ impl Settings {
         }
     }
 
-    /// Checked, so that nothing later meets a number that cannot be.
+    /// Reads the settings, and refuses numbers that cannot be, so that nothing later meets them.
     fn read(folder: &Path) -> Result<(Self, Architecture, Distance)> {
         let file = folder.join(SETTINGS);
         let wrong = |what: String| bad_input(format!("--model {}: {SETTINGS}: {what}", folder.display()));
         let text = std::fs::read_to_string(&file).map_err(|e| wrong(e.to_string()))?;
-        // The format first: another version's fields may have other names.
+        // Check the format first: another version's fields may have other names.
         let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
         if value["format"] != FORMAT {
             return Err(wrong(format!("format {}; this program reads format {FORMAT}", value["format"])));
@@ -142,20 +142,20 @@ pub fn save(folder: &Path, vs: &nn::VarStore, settings: &Settings) -> Result<()>
     atomic::write(&folder.join(SETTINGS), text.as_bytes())
 }
 
-/// Images that were embedded: those that could be read.
+/// The embeddings of those image files that could be read.
 #[derive(Default)]
 pub struct Embedded {
-    /// A row for each.
+    /// One row per image.
     pub vectors: Vectors,
-    /// Which of the files each is.
+    /// The index of each image's file.
     pub kept: Vec<usize>,
-    /// Of its pixels.
+    /// The hash of each image's pixels.
     pub hashes: Vec<u64>,
 }
 
 /// An encoder, ready to compare images.
 pub struct Model {
-    /// Its settings.
+    /// What `model.json` says.
     pub settings: Settings,
     distance: Distance,
     encoder: Encoder,
@@ -163,15 +163,15 @@ pub struct Model {
 }
 
 impl ModelArgs {
-    /// The device.
+    /// The device that `--device` names.
     pub fn device(&self) -> Result<Device> {
         device::device(&self.device, Job::Embed)
     }
 }
 
 impl Model {
-    /// Reads a run folder of `tercet train`. Weights that do not fit the settings are refused, all of
-    /// them named.
+    /// Reads a run folder of `tercet train`. Weights that do not fit the settings are refused, and all of them are
+    /// named.
     pub fn load(folder: &Path, device: Device) -> Result<Self> {
         if !folder.is_dir() {
             let expected = "expected the run folder of a `tercet train`";
@@ -300,7 +300,7 @@ mod tests {
             let model = Model::load(dir.path(), Device::Cpu).unwrap();
             model.embed(&pictures, OnBadImage::Stop).unwrap().vectors.distance(0, 1)
         };
-        // Of rows of length 1.
+        // The other distances follow from that of rows of length 1.
         let euclidean = distance("Euclidean");
         assert!(euclidean > 0.0);
         for (title, expected) in
@@ -348,7 +348,7 @@ mod tests {
         refused(dir.path(), &["image_size 4"]);
         changed("embedding_dim", 0.into());
         refused(dir.path(), &["embedding_dim 0"]);
-        // The weights of another head: named, not left out.
+        // The weights of another head are named, not left out.
         changed("embedding_dim", 9.into());
         refused(dir.path(), &["fc.weight: [8, 512] in the file, [9, 512]", "fc.bias"]);
         std::fs::write(&file, good.to_string()).unwrap();

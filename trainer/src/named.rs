@@ -1,11 +1,11 @@
-//! How many of something there were, and which for instance.
+//! How many things of a kind there were, with the names of the first.
 
 use crate::say::note;
 
-/// Examples that are kept.
+/// How many names are kept as examples.
 const EXAMPLES: usize = 3;
 
-/// A count, with the names of the first.
+/// A count, with the first names.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Named {
     count: usize,
@@ -24,14 +24,14 @@ impl Named {
         self.count
     }
 
-    /// `a, b, c and 4 more`.
+    /// The examples as text: `a, b, c and 4 more`.
     pub fn examples(&self) -> String {
         let more = self.count - self.first.len();
         let first = self.first.join(", ");
         if more == 0 { first } else { format!("{first} and {more} more") }
     }
 
-    /// Says `before`, the count, `after` and the examples, on a line of its own; nothing where there is none.
+    /// Notes `before`, the count, `after` and the examples on a line of its own, unless the count is 0.
     pub fn say(&self, before: &str, after: &str) {
         if self.count > 0 {
             note(&format!("{before}{} {after}: {}", self.count, self.examples()));
@@ -47,7 +47,7 @@ impl<S: Into<String>> FromIterator<S> for Named {
     }
 }
 
-/// `one` of 1, else `many`.
+/// `one` if the count is 1, else `many`.
 pub fn plural<'a>(count: usize, one: &'a str, many: &'a str) -> &'a str {
     if count == 1 { one } else { many }
 }

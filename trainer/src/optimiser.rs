@@ -1,5 +1,5 @@
-//! Adam (Kingma & Ba, 2015) whose moments are tensors of ours: tch's optimiser cannot save its state, and a
-//! run that goes on without it goes on to other numbers.
+//! Adam (Kingma & Ba, 2015) with its moments in our own tensors: tch's optimiser cannot save its state, and a run that
+//! goes on without it goes on to other numbers.
 
 use anyhow::{Result, ensure};
 use tch::{Tensor, nn};
@@ -14,20 +14,20 @@ struct Slot {
     variable: Tensor,
     /// Running mean of the gradient.
     mean: Tensor,
-    /// Running mean of its square.
+    /// Running mean of the gradient's square.
     square: Tensor,
 }
 
 /// The optimiser of all variables that require a gradient.
 pub struct Adam {
     slots: Vec<Slot>,
-    /// Updates done, which the bias corrections depend on.
+    /// Updates done, on which the bias corrections depend.
     steps: u64,
     weight_decay: f64,
 }
 
 impl Adam {
-    /// Moments start at 0. `weight_decay` times a variable is added to its gradient.
+    /// An optimiser whose moments start at 0. `weight_decay` times a variable is added to its gradient.
     pub fn new(vs: &nn::VarStore, weight_decay: f64) -> Self {
         let mut variables: Vec<_> = vs.variables().into_iter().filter(|(_, v)| v.requires_grad()).collect();
         variables.sort_by(|a, b| a.0.cmp(&b.0)); // a map's order changes from run to run
@@ -73,7 +73,7 @@ impl Adam {
         self.steps
     }
 
-    /// The moments: names and tensors, not copies.
+    /// The moments with their names; the tensors are not copies.
     pub fn moments(&self) -> impl Iterator<Item = (String, &Tensor)> {
         self.slots.iter().flat_map(|slot| {
             let name = |what| format!("{what}/{}", slot.name);
@@ -81,7 +81,7 @@ impl Adam {
         })
     }
 
-    /// Goes on from moments that `take` gives for each name.
+    /// Goes on after `steps` updates, from the moments that `take` returns for each name.
     pub fn restore(&mut self, steps: u64, mut take: impl FnMut(&str) -> Result<Tensor>) -> Result<()> {
         self.steps = steps;
         for slot in &mut self.slots {
@@ -115,7 +115,7 @@ mod tests {
             let vs = nn::VarStore::new(Device::Cpu);
             let root = vs.root();
             let layers = [(7, 5), (5, 3)].map(|(i, o)| nn::linear(&root / i, i, o, Default::default()));
-            // Not torch's generator, which tests on other threads draw from too.
+            // Torch's generator would not do: tests on other threads draw from it too.
             let waves = |size: &[i64], speed: f64| {
                 let count = size.iter().product::<i64>();
                 (Tensor::arange(count, (Kind::Float, Device::Cpu)) * speed).sin().reshape(size)

@@ -1,4 +1,4 @@
-//! Options of a run that goes on: those it began with, which the command line may repeat but not contradict.
+//! The options of a run that goes on are those it began with; the command line may repeat but not contradict them.
 
 use crate::bad_input::bad_input;
 use crate::cli::TrainArgs;
@@ -6,9 +6,10 @@ use crate::schedule::Schedule;
 use anyhow::Result;
 use serde_json::Value;
 
-/// They decide when a run ends, what it keeps and how fast it is, not what its steps compute.
+/// Options that decide when a run ends, what it keeps and how fast it is, not what its steps compute.
 const FREE: [&str; 4] = ["time_limit", "checkpoint_every", "workers", "image_cache"];
-/// They decide that too, unless the learning rate falls towards the last step.
+/// Options that decide when a run ends, and what its steps compute only if the learning rate falls towards the last
+/// step.
 const LENGTH: [&str; 2] = ["epochs", "steps"];
 
 /// The stored options, with those of `now` that were `given` on the command line and may change. `given`
@@ -17,10 +18,10 @@ pub fn resumed(stored: &Value, now: &TrainArgs, given: &[String]) -> Result<Trai
     let mut options = stored.clone();
     let now = serde_json::to_value(now)?;
     let constant = stored["schedule"] == serde_json::to_value(Schedule::Constant)?;
-    // `--resume` itself, for one, is not stored.
+    // Options that are not stored, such as `--resume` itself, are not compared.
     for name in given.iter().filter(|name| stored.get(name.as_str()).is_some()) {
         let may_change = match name.as_str() {
-            // A run without it has not kept its best weights.
+            // A run without patience has not kept its best weights.
             "patience" => !stored["patience"].is_null(),
             name => FREE.contains(&name) || constant && LENGTH.contains(&name),
         };
@@ -67,7 +68,7 @@ mod tests {
         }
     }
 
-    /// As a checkpoint has them.
+    /// The options as a checkpoint stores them.
     fn stored(options: &[&str]) -> Value {
         let (mut args, _) = parse(options);
         args.loss = args.loss.resolved().unwrap();
@@ -136,7 +137,7 @@ mod tests {
             assert_eq!(crate::bad_input::exit_code(&error), 2);
             words.iter().for_each(|word| assert!(error.to_string().contains(word), "{word}: {error}"));
         }
-        // The same again is no contradiction.
+        // The same option again is no contradiction.
         resume(&["--margin", "0.3"], &["--margin", "0.3", "--resume", "r"]).unwrap();
     }
 

@@ -1,13 +1,13 @@
-//! What a step writes over in the memory of embeddings, so that a step that is left out leaves nothing in it.
+//! The rows of the memory of embeddings that a step overwrites, so that a step that is left out leaves nothing in it.
 
 use anyhow::Result;
 use tch::{Kind, Tensor};
 use tercet::Reference;
 use tercet::torch::CrossBatchMemory;
 
-/// Rows of the memory before a batch took their places.
+/// Rows of the memory before a batch takes their places.
 pub struct Overwritten {
-    /// Embeddings and labels.
+    /// The embeddings and the labels.
     rows: [Tensor; 2],
     places: Tensor,
     len: usize,
@@ -15,7 +15,7 @@ pub struct Overwritten {
 }
 
 impl Overwritten {
-    /// To be taken before `rows` embeddings are put in: row `i` goes to place `(position + i) mod capacity`.
+    /// Copies the rows that the next `rows` embeddings overwrite: row `i` goes to place `(position + i) mod capacity`.
     pub fn by(rows: usize, memory: &CrossBatchMemory) -> Result<Self> {
         let (len, position, capacity) = (memory.len(), memory.position(), memory.capacity());
         let places = (0..rows.min(capacity)).map(|i| (position + i) % capacity).filter(|&place| place < len);
@@ -26,7 +26,7 @@ impl Overwritten {
         Ok(Self { rows, places, len, position })
     }
 
-    /// The memory as it was then.
+    /// Makes the memory as it was when the rows were copied.
     pub fn put_back(self, memory: &mut CrossBatchMemory) -> Result<()> {
         if self.len == 0 {
             memory.clear();
@@ -57,7 +57,8 @@ mod tests {
             let Reference { embeddings, labels, .. } = memory.reference();
             (memory.position(), embeddings.copy(), labels.copy())
         };
-        // Empty, partly filled, full, gone round; and batches that go round, fill it and are larger than it.
+        // Memories that are empty, partly filled, full or have wrapped around; batches that wrap around, fill it, or
+        // are larger.
         for before in [0, 3, 5, 7, 12] {
             for rows in [1, 2, 4, 5, 9] {
                 let mut memory = CrossBatchMemory::new(5, 2, Kind::Float, Device::Cpu);

@@ -1,5 +1,5 @@
-//! Paths in JSON: as text, or, where they are not UTF-8, as `{"bytes": [...]}`. serde refuses those, but old archives and
-//! file systems have such names.
+//! Paths in JSON: as text or, if they are not UTF-8, as `{"bytes": [...]}`. serde refuses such paths, but old archives
+//! and file systems have them.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ enum Stored {
     Bytes { bytes: Vec<u8> },
 }
 
-/// For `#[serde(with = "paths")]`.
+/// Writes a path, for `#[serde(with = "paths")]`.
 pub fn serialize<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
     let stored = path.as_ref().map(|path| match path.to_str() {
         Some(text) => Stored::Text(text.into()),
@@ -20,7 +20,7 @@ pub fn serialize<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result
     stored.serialize(serializer)
 }
 
-/// The other way round.
+/// Reads a path, for `#[serde(with = "paths")]`.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
     Ok(match Option::<Stored>::deserialize(deserializer)? {
         None => None,

@@ -15,7 +15,7 @@ use plotters::style::register_font;
 use std::io::Cursor;
 use std::path::Path;
 
-/// Drawn at twice the final size: plotters has no smooth thick lines of its own.
+/// Charts are drawn at twice the final size: plotters has no smooth thick lines of its own.
 const SIZE: (u32, u32) = (1920, 1280);
 
 fn colour(tone: Tone) -> RGBColor {
@@ -50,15 +50,15 @@ pub fn chart(folder: &Path, chart: &Chart, context: &str) -> Result<()> {
 
 /// One panel of [`bars`].
 pub struct Bars {
-    /// Above it.
+    /// The title above the panel.
     pub title: String,
-    /// From 0 to 1, one a bar.
+    /// One value per bar, from 0 to 1.
     pub values: Vec<f64>,
-    /// A line across all bars: what they began with.
+    /// A line across all bars: the value that they began with.
     pub mark: Option<f64>,
 }
 
-/// Two panels of horizontal bars beside each other, with one label a row.
+/// Two panels of horizontal bars beside each other, with one label per row.
 pub fn bars(file: &Path, title: &str, labels: &[String], panels: &[Bars; 2]) -> Result<()> {
     const ROW: i32 = 72;
     const TOP: i32 = 190;
@@ -79,7 +79,7 @@ pub fn bars(file: &Path, title: &str, labels: &[String], panels: &[Bars; 2]) -> 
                 let corners = [(start, y), (at(value).max(start + 2), y + ROW - 26)];
                 root.draw(&Rectangle::new(corners, colour(Tone::After).filled()))?;
                 let text = format!("{value:.3}");
-                // Beyond the mark, where the mark would go through it.
+                // Text that the mark would go through is put beyond the mark.
                 let (place, wide) = (at(value) + 12, 90);
                 let beyond = bars.mark.map(at).filter(|mark| (place - 12..place + wide).contains(mark));
                 let place = beyond.map_or(place, |mark| mark + 12);
@@ -102,7 +102,7 @@ pub fn bars(file: &Path, title: &str, labels: &[String], panels: &[Bars; 2]) -> 
     save(file, &resize(&picture, WIDTH as u32 / 2, height as u32 / 2, FilterType::Triangle))
 }
 
-/// One row per identity, `columns` of its images each, as the encoder sees them.
+/// A sheet of one row per identity, `columns` of its images each, as the encoder sees them.
 pub fn sheet(file: &Path, images: &Images, rows: &[Vec<usize>], columns: usize) -> Result<()> {
     let (size, gap) = (images.size() as u32, 2);
     let side = |n: usize| n as u32 * (size + gap) + gap;
@@ -131,9 +131,9 @@ pub struct Compared {
     pub first: RgbImage,
     pub second: RgbImage,
     pub distance: f32,
-    /// Whether the threshold decides it wrongly.
+    /// Whether the threshold decides the pair wrongly.
     pub wrong: bool,
-    /// Whose images they are.
+    /// The names of the identities.
     pub names: String,
 }
 
@@ -177,9 +177,9 @@ pub fn contact_sheet(file: &Path, groups: &[(String, Vec<Compared>)]) -> Result<
 type Canvas<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
-/// A white picture that something is drawn on.
+/// A white picture that `draw` draws on.
 fn canvas(size: (u32, u32), file: &Path, draw: impl FnOnce(&Canvas) -> Drawn) -> Result<RgbImage> {
-    // Twice is harmless: the name is then replaced by itself.
+    // Registering the font again is harmless: it replaces itself.
     register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT)
         .map_err(|_| anyhow!("the built-in font cannot be read"))?;
     let mut bytes = vec![255; size.0 as usize * size.1 as usize * 3];
@@ -203,7 +203,7 @@ fn draw_chart(root: &Canvas, chart: &Chart, title: &str) -> Drawn {
         .x_label_area_size(104)
         .y_label_area_size(144)
         .build_cartesian_2d(x.0..x.1, y.0..y.1)?;
-    // As many as tell the labels of this axis apart.
+    // As many decimals as tell this axis' labels apart.
     let decimals = |axis: (f64, f64), few: f64| (few - (axis.1 - axis.0).log10().floor()).max(0.0) as usize;
     let (x_decimals, y_decimals) = (decimals(x, 1.0), decimals(y, 2.0));
     area.configure_mesh()
@@ -235,7 +235,7 @@ fn draw_chart(root: &Canvas, chart: &Chart, title: &str) -> Drawn {
     Ok(())
 }
 
-/// Steps of a tenth come back to zero as a tiny negative number, and that is written as -0.0.
+/// Makes 0 of a tiny number: labels in steps of a tenth come back to zero as one, which would be written as -0.0.
 fn unsigned_zero(value: f64) -> f64 {
     if value.abs() < 1e-9 { 0.0 } else { value }
 }
@@ -281,7 +281,7 @@ fn save(file: &Path, picture: &RgbImage) -> Result<()> {
     crate::atomic::write(file, &png(picture)?)
 }
 
-/// As a PNG file's bytes.
+/// The picture as the bytes of a PNG file.
 pub fn png(picture: &RgbImage) -> Result<Vec<u8>> {
     let mut png = Cursor::new(Vec::new());
     picture.write_to(&mut png, ImageFormat::Png)?;

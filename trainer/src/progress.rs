@@ -1,4 +1,4 @@
-//! A progress bar on a terminal, a line every ten seconds elsewhere (a log has no use for a bar).
+//! Progress as a bar on a terminal, and as a line every ten seconds elsewhere: a log has no use for a bar.
 
 use crate::say::note;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,32 +10,32 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// What is shown after a step.
 pub struct State {
-    /// From 1.
+    /// The epoch, from 1.
     pub epoch: u64,
-    /// From 1, over the whole run.
+    /// The step, from 1, over the whole run.
     pub step: u64,
-    /// Mean of the last steps.
+    /// The mean loss of the last steps.
     pub loss: f64,
-    /// Share of the batch's triplets with a loss, mean of the last steps.
+    /// The share of the batch's triplets with a loss, averaged over the last steps.
     pub active: f64,
-    /// Since training began.
+    /// Training images per second since training began.
     pub images_per_second: f64,
-    /// Share of the time that went into waiting for images.
+    /// The share of the time that was spent waiting for images.
     pub waited: f64,
-    /// Done, 0 to 1.
+    /// The fraction of the training that is done, 0 to 1.
     pub fraction: f64,
-    /// Until training ends.
+    /// The time until training ends.
     pub left: Duration,
 }
 
-/// The display.
+/// The display of a run's progress.
 pub struct Progress {
     bar: Option<ProgressBar>,
     printed: Instant,
 }
 
 impl Progress {
-    /// Starts at nothing done.
+    /// Starts the display with nothing done.
     pub fn start() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{bar:24} {percent:>3} %  {msg}");
@@ -44,7 +44,7 @@ impl Progress {
         Self { bar, printed: Instant::now() }
     }
 
-    /// After each step.
+    /// Shows the state after a step.
     pub fn show(&mut self, state: &State) {
         let text = format!(
             "epoch {}  step {}  loss {:.4}  active {:.1} %  {:.1} images/s  waited {:.1} %  {} left",
@@ -69,7 +69,7 @@ impl Progress {
         }
     }
 
-    /// A line of text between states.
+    /// Writes a line of text between states.
     pub fn note(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| note(text)),
@@ -77,7 +77,7 @@ impl Progress {
         }
     }
 
-    /// Leaves the last state standing.
+    /// Ends the display and leaves the last state visible.
     pub fn finish(self) {
         if let Some(bar) = self.bar {
             bar.abandon();
@@ -85,7 +85,7 @@ impl Progress {
     }
 }
 
-/// `4:05`, or `2:04:05`.
+/// A time as `4:05` or `2:04:05`.
 fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);

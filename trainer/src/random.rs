@@ -6,9 +6,9 @@
 //! key = seed | purpose | epoch | step        (u64 each, little-endian)
 //! ```
 //!
-//! so the draws of one step depend on nothing that happened before it: a run repeats exactly, and a
-//! step can be replayed alone. For draws that belong to no step, `epoch` and `step` hold other
-//! indices: the generator of signatures puts the identity and the drawing there.
+//! so the draws of one step depend on nothing that happened before it: a run repeats exactly, and a step can be
+//! replayed alone. For draws that belong to no step, `epoch` and `step` hold other indices: the generator of signatures
+//! puts the identity and the drawing there.
 
 use rand::Rng;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};

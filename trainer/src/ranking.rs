@@ -1,15 +1,15 @@
-//! Retrieval metrics: each image asks for its identity among all others.
+//! Retrieval metrics: each image is a query for its identity among all others.
 //!
-//! With `R` other images of the asking image's identity, and `rel(i)` 1 where the i-th nearest other
-//! image is one of them, else 0:
+//! With `R` other images of the query's identity, and `rel(i)` 1 if the i-th nearest other image is one of them, else
+//! 0:
 //!
 //! ```text
 //! recall@k    = 1 if rel(1..k) has a 1                    precision(i) = Σ_{j<=i} rel(j) / i
 //! R-precision = precision(R)                              MAP@R = 1/R Σ_{i<=R} precision(i) rel(i)
 //! ```
 //!
-//! each averaged over the images that have such others (Musgrave et al., 2020, "A metric learning
-//! reality check"). Of equally near images the lower index is nearer.
+//! each averaged over the queries that have such others (Musgrave et al., 2020, "A metric learning reality check"). Of
+//! equally near images the one with the lower index is nearer.
 
 use crate::random::{Purpose, stream};
 use rand::seq::index;
@@ -17,7 +17,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// Means over the images that have others of their identity.
+/// Means over the queries: the images that have others of their identity.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Ranking {
     /// `(k, recall@k)`; recall@1 is also called precision at 1.
@@ -26,18 +26,18 @@ pub struct Ranking {
     pub r_precision: f64,
     /// Mean average precision at R.
     pub map_at_r: f64,
-    /// How many images ask.
+    /// How many queries there are.
     pub queries: usize,
 }
 
-/// Ranks all others for each image. One row of distances at a time for each thread.
+/// Ranks all other images for each image, with one row of distances at a time for each thread.
 pub fn rank(identity: &[usize], distance: impl Fn(usize, usize) -> f32 + Sync, ks: &[usize]) -> Ranking {
     let rows = identity.len();
     let mut images: BTreeMap<usize, usize> = BTreeMap::new();
     identity.iter().for_each(|&owner| *images.entry(owner).or_default() += 1);
     let deepest = ks.iter().copied().max().unwrap_or(1);
 
-    /// Of one asking image: at which place the first of its identity is, and the two precisions.
+    /// The result of one query: at which place the first image of its identity is, and the two precisions.
     struct Answer {
         first: usize,
         r_precision: f64,
@@ -78,19 +78,19 @@ pub fn rank(identity: &[usize], distance: impl Fn(usize, usize) -> f32 + Sync, k
 /// How often the nearest of `ways` single examples has the right identity.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct OneShot {
-    /// Identities in each trial.
+    /// How many identities each trial has.
     pub ways: usize,
-    /// Trials drawn.
+    /// How many trials were drawn.
     pub trials: usize,
-    /// Mean over the trials.
+    /// The accuracy, averaged over the trials.
     pub accuracy: f64,
-    /// Standard error of that mean.
+    /// The standard error of `accuracy`.
     pub standard_error: f64,
 }
 
-/// N-way one-shot classification: a trial draws `ways` identities among those with two images (all of
-/// them, where there are fewer), and of each an example and another image, which is given the
-/// identity of the nearest example. `None` where less than two identities have two images.
+/// N-way one-shot classification: a trial draws `ways` identities among those with two images (all of them, if there
+/// are fewer), and of each an example and another image, which is given the identity of the nearest example. `None` if
+/// fewer than two identities have two images.
 pub fn one_shot(
     identity: &[usize],
     distance: impl Fn(usize, usize) -> f32 + Sync,
@@ -115,7 +115,7 @@ pub fn one_shot(
             })
             .collect();
         let nearest = |asking: usize| {
-            // `min_by` keeps the first of equal ones, and the order is random.
+            // `min_by` takes the first of equal ones, and their order is random.
             (0..ways).min_by(|&a, &b| distance(asking, drawn[a][0]).total_cmp(&distance(asking, drawn[b][0])))
         };
         let right = (0..ways).filter(|&own| nearest(drawn[own][1]) == Some(own)).count();
@@ -144,8 +144,8 @@ mod tests {
 
     #[test]
     fn recall_by_hand() {
-        // On a line: A at 0, A at 1, B at 1.5, B at 9, C (alone) at 8.5. Nearest: A of A(0), B of
-        // A(1), A of B(1.5), C of B(9). C has no second image and is not asked: 1 of 4.
+        // On a line: A at 0, A at 1, B at 1.5, B at 9, C (alone) at 8.5. Nearest: to A(0) A, to A(1) B, to B(1.5) A, to
+        // B(9) C. C has no second image and is no query: 1 of 4.
         let at = [0.0f32, 1.0, 1.5, 9.0, 8.5];
         let identity = [0, 0, 1, 1, 2];
         let distance = |i: usize, j: usize| (at[i] - at[j]).abs();
@@ -156,9 +156,9 @@ mod tests {
 
     #[test]
     fn precision_at_r_by_hand() {
-        // A at 0, 2 and 5 (R = 2), B at 1 and 9 (R = 1). The two nearest of A(0) are B A: precision 1/2, MAP@R
-        // 1/2 * 1/2. Of A(2): B A, the same. Of A(5): A B: 1/2, and 1/2 * 1. Of B(1) the nearest is A(0), of B(9) A(5).
-        // First of the own identity: at places 2, 2, 1, 4 (A A A B) and 3 (A A B).
+        // A at 0, 2 and 5 (R = 2), B at 1 and 9 (R = 1). The two nearest to A(0) are B A: precision 1/2, MAP@R 1/2 *
+        // 1/2. To A(2): B A, the same. To A(5): A B: 1/2, and 1/2 * 1. The nearest to B(1) is A(0), to B(9) A(5). The
+        // first of the own identity is at places 2, 2, 1, 4 (A A A B) and 3 (A A B).
         let at = [0.0f32, 2.0, 5.0, 1.0, 9.0];
         let distance = |i: usize, j: usize| (at[i] - at[j]).abs();
         let ranking = rank(&[0, 0, 0, 1, 1], distance, &[1, 2, 3, 4, 100]);
@@ -174,7 +174,7 @@ mod tests {
         let apart = |i: usize, j: usize| if identity[i] == identity[j] { 0.0 } else { 1.0 };
         let perfect = one_shot(&identity, apart, 5, 50, 0).unwrap();
         assert_eq!((perfect.ways, perfect.trials, perfect.accuracy, perfect.standard_error), (5, 50, 1.0, 0.0));
-        // All at one distance: the first example of each trial is taken, which is right once in `ways`.
+        // With all at one distance the first example of each trial is taken, which is right once in `ways`.
         let chance = one_shot(&identity, |_, _| 1.0, 5, 50, 0).unwrap();
         assert!((chance.accuracy - 0.2).abs() < 1e-12);
         assert_eq!(one_shot(&identity, apart, 99, 3, 0).unwrap().ways, 20, "no more than there are");
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_standard_error_by_hand() {
-        // Mean 3; squares 4 + 1 + 9 + 0.
+        // The mean is 3, and the squared differences are 4, 1, 9 and 0.
         assert_eq!(mean_and_error(&[1.0, 2.0, 6.0, 3.0]), (3.0, ((4.0 + 1.0 + 9.0 + 0.0) / 3.0 / 4.0f64).sqrt()));
         assert_eq!(mean_and_error(&[0.5]), (0.5, 0.0));
     }

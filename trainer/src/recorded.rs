@@ -7,7 +7,7 @@ use crate::pairs::cross_validated;
 use crate::ranking::rank;
 use serde::Deserialize;
 
-/// For numbers that both sides compute from the same counts, in f64.
+/// The bound on differences: both sides compute from the same counts, in f64.
 const BOUND: f64 = 1e-6;
 
 #[derive(Deserialize)]

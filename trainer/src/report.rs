@@ -12,7 +12,7 @@ use image::RgbImage;
 use std::fmt::Write;
 use std::path::Path;
 
-/// Pairs of each kind on the sheet of the hardest.
+/// How many pairs of each kind are on the sheet of the hardest.
 const HARDEST: usize = 8;
 
 /// A number in large type.
@@ -23,7 +23,7 @@ pub struct Number {
 }
 
 impl Number {
-    /// A share, in per cent.
+    /// A number that is a share, in per cent.
     pub fn share(label: &'static str, before: Option<f64>, now: f64) -> Self {
         let text = |v: f64| format!("{:.1} %", 100.0 * v);
         Self { label, before: before.map(text), now: text(now) }
@@ -33,17 +33,17 @@ impl Number {
 /// The whole page.
 pub struct Page {
     pub title: String,
-    /// Behind the titles of pictures that stand alone.
+    /// Text after the titles of pictures that stand alone.
     pub context: String,
     pub lead: String,
-    /// What went wrong.
+    /// What went wrong, if anything.
     pub warning: Option<String>,
     pub numbers: Vec<Number>,
     pub charts: Vec<Chart>,
-    /// Titles and pairs.
+    /// Groups of the hardest pairs, with their titles.
     pub hardest: Vec<(String, Vec<Compared>)>,
     pub settings: Vec<(&'static str, String)>,
-    /// What to type next.
+    /// Commands to type next.
     pub commands: Vec<String>,
 }
 
@@ -116,23 +116,23 @@ impl Page {
     }
 }
 
-/// What was compared, for the pictures.
+/// What was compared, for the page's pictures.
 pub struct Compare<'a> {
     pub scores: &'a Verification,
     pub vectors: &'a Vectors,
     pub identity: &'a [usize],
-    /// Of the identities.
+    /// The names of the identities.
     pub names: &'a [String],
-    /// Forgeries, and whom each imitates.
+    /// The forgeries, and the identity that each imitates.
     pub forged: (&'a Vectors, &'a [usize]),
     /// The picture of a row.
     pub picture: &'a dyn Fn(usize) -> Result<RgbImage>,
-    /// The same of a forgery.
+    /// The picture of a forgery.
     pub forgery: &'a dyn Fn(usize) -> Result<RgbImage>,
 }
 
 impl Compare<'_> {
-    /// ROC, distances and map; `before` is the evaluation before training.
+    /// The charts of ROC, distances and map; `before` is the evaluation before training.
     pub fn charts(&self, before: Option<&Verification>) -> Result<Vec<Chart>> {
         let measure = self.vectors.measure();
         let mut charts = vec![chart::roc(before, self.scores, "Verification of unseen identities")];
@@ -185,16 +185,16 @@ impl Compare<'_> {
 /// How a run went: the curves of its steps and evaluations.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    /// Of each step.
+    /// The loss of each step.
     pub losses: Vec<f64>,
-    /// Of each step, where it was measured.
+    /// The active fraction of each step; empty if it was not measured.
     pub active: Vec<f64>,
-    /// Of each evaluation, the first before training.
+    /// The error rates of each evaluation, of which the first is before training.
     pub measured: Vec<Measured>,
 }
 
 impl History {
-    /// Its charts.
+    /// The charts of the curves.
     pub fn charts(&self, loss_title: &str) -> Vec<Chart> {
         let mut charts = vec![chart::loss(&self.losses, loss_title, "loss")];
         charts.extend(chart::active_fraction(&self.active, "What is left to learn"));

@@ -1,6 +1,6 @@
-//! Pairs of one identity in a batch. Some losses list them on a CUDA device, where there is room for so many: beyond it the
-//! loss is NaN, for how many there are is known on the device alone, and to ask it would be to wait for it. Here the
-//! labels are known.
+//! Room for the positive pairs of a batch. Some losses list them on a CUDA device, where the room is limited: beyond it
+//! the loss is NaN, because their number is known on the device alone, and asking for it would be waiting for it. Here
+//! the labels are known.
 
 use crate::bad_input::bad_input;
 use crate::batch::BatchShape;
@@ -10,11 +10,11 @@ use std::collections::HashMap;
 use tch::Device;
 use tercet::cuda::batch::capacity;
 
-/// Refuses a run whose batches have more pairs than there is room for. `members` are the images of each identity, `memory` the
-/// rows of the memory.
+/// Refuses a run whose batches have more positive pairs than there is room for. `members` are the images of each
+/// identity, `memory` the rows of the memory.
 ///
-/// Of the batch alone it is the fullest that could be drawn; with a memory what is to be expected: its rows are as many of each
-/// identity as of another, and each anchor is paired with all of its own.
+/// For the batch alone this is the fullest that could be drawn; with a memory it is the expected number: the memory has
+/// as many rows of each identity as of another, and each anchor is paired with all of its own.
 pub fn check(loss: &Loss, shape: BatchShape, members: &[Vec<usize>], memory: usize, device: Device) -> Result<()> {
     if !(device.is_cuda() && loss.lists_pairs()) {
         return Ok(());
@@ -39,7 +39,8 @@ pub fn check(loss: &Loss, shape: BatchShape, members: &[Vec<usize>], memory: usi
     Ok(())
 }
 
-/// Why the loss of a batch with these labels, mined in others with those, is NaN on a device: `None` where they fit.
+/// Why the loss of a batch with `labels`, mined among rows with the labels `others`, is NaN on a device; `None` if the
+/// pairs fit.
 pub fn overfull(labels: &[i64], others: &[i64]) -> Option<String> {
     let mut of_class: HashMap<i64, usize> = HashMap::new();
     others.iter().for_each(|&label| *of_class.entry(label).or_default() += 1);
@@ -67,7 +68,7 @@ mod tests {
         let all = Loss::BatchAll(BatchAllTripletLoss::default());
         let hard = Loss::BatchHard(BatchHardTripletLoss::default());
         let cuda = Device::Cuda(0);
-        // 2 x 1450²: 4,205,000 of 4,194,304.
+        // 2 x 1450² = 4,205,000 pairs, with room for 4,194,304.
         let error = check(&all, [2, 1450], &[1450, 1450, 1450], 0, cuda).unwrap_err();
         assert_eq!(crate::bad_input::exit_code(&error), 2);
         for word in ["--samples-per-class 1450", "2900 images", "4205000", "4194304", "batch-hard"] {
@@ -76,7 +77,7 @@ mod tests {
         check(&all, [2, 1450], &[1450, 1440, 1440], 0, cuda).unwrap(); // 4,176,100
         check(&all, [2, 1450], &[1450, 1450], 0, Device::Cpu).unwrap();
         check(&hard, [2, 1450], &[1450, 1450], 0, cuda).unwrap();
-        // Half of the memory belongs to each of two identities.
+        // Each of two identities has half of the memory.
         let error = check(&all, [2, 50], &[99, 99], 131_072, cuda).unwrap_err();
         assert!(error.to_string().contains("--memory 131072"), "{error}");
         check(&all, [2, 50], &[99; 4], 131_072, cuda).unwrap();

@@ -23,20 +23,20 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use tch::{Device, nn};
 
-/// Seconds for a run on a CPU that has no other limit.
+/// Seconds for a run on a CPU if no other limit is given.
 const CPU_SECONDS: f64 = 240.0;
 
-/// `tercet train`. `given` names the options that stand on the command line.
+/// `tercet train`. `given` names the options that are on the command line.
 ///
 /// # Errors
-/// [`Interrupted`] where somebody has asked to stop, and the run can go on; among others.
+/// Among others [`Interrupted`], if somebody has asked to stop, and the run can go on.
 pub fn train(mut args: TrainArgs, given: &[String]) -> Result<()> {
     let start = Instant::now();
     let resumed = args.resume.take();
-    // Before anything is read that another process could still write.
+    // Take the lock before anything is read that another process could still write.
     let mut lock = match &resumed {
         Some(folder) if checkpoint::path(folder).exists() => Some(Lock::take(folder, "--resume")?),
-        Some(_) => None, // no file is made where no run is
+        Some(_) => None, // no file is made in a folder without a run
         None => {
             run_folder::check("--out", args.out.as_deref().unwrap_or(Path::new(run_folder::RUNS)))?;
             None
@@ -45,7 +45,7 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<()> {
     let mut checkpoint = resumed.as_deref().map(Checkpoint::read).transpose()?;
     if let Some(checkpoint) = &checkpoint {
         if given.iter().any(|option| option == "device") {
-            args.device = device::name(device::device(&args.device, Job::Train)?); // as it is stored
+            args.device = device::name(device::device(&args.device, Job::Train)?); // the form in which it is stored
         }
         args = options::resumed(&checkpoint.origin.options, &args, given)?;
     }
@@ -56,7 +56,7 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<()> {
     let mut plan = plan(&args)?;
     let workers = Workers::new(args.workers)?;
     let mut source = workers.run(|| source::open(&args, size))?;
-    // From here on there is something to save.
+    // From here on there may be something to save.
     let interrupt = Interrupt::watch()?;
     let forged = source.forged.take();
     let (train, val) = (&source.train, &source.val);
@@ -75,7 +75,7 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<()> {
         if checkpoint.origin.weights != origin.weights {
             return refused("--weights is another file than when the run began".into());
         }
-        // A run whose training is over and that has no summary ended while it measured: it can do that again.
+        // A finished training without a summary ended in its last evaluation, which can be done again.
         if let Some(why) = plan.over(&checkpoint.state, train).filter(|_| run_folder::is_complete(folder)) {
             return refused(why);
         }
@@ -123,7 +123,7 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<()> {
         ));
     }
     let evaluate = || evaluation.run(&encoder, &workers, [train, val], &interrupt);
-    // Once in a run: what goes on has the embeddings in its checkpoint.
+    // Evaluated once per run: a run that goes on has these embeddings in its checkpoint.
     let (before, evaluating) = match &mut checkpoint {
         Some(checkpoint) => {
             let [images, forgeries] = BEFORE.map(|name| checkpoint.take(name));
@@ -160,7 +160,7 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<()> {
         }
         None => {
             let mut training = Training::new(&plan, &encoder, args.embedding_dim, &vs)?;
-            // The folder's first file: from now on the run can go on, wherever it is stopped.
+            // The folder's first file: from now on the run can go on wherever it is stopped.
             if plan.checkpoint_every > 0 {
                 training.save_once(None, &around)?;
             }
@@ -220,7 +220,7 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<()> {
     }
 }
 
-/// What the options ask for, but for the time limit.
+/// The plan that the options ask for, without the time limit.
 fn plan(args: &TrainArgs) -> Result<Plan> {
     let plan = Plan {
         shape: BatchShape {
@@ -228,7 +228,7 @@ fn plan(args: &TrainArgs) -> Result<Plan> {
             images: args.samples_per_class as usize,
             triplets: args.loss.batch_triplets.unwrap_or(0) as usize,
         },
-        // Steps alone are a wish for exactly that many.
+        // If only --steps is given, exactly that many are meant.
         epochs: args.epochs.unwrap_or(if args.steps.is_some() { u64::MAX } else { 30 }),
         steps: args.steps,
         until: None,
@@ -250,12 +250,12 @@ fn plan(args: &TrainArgs) -> Result<Plan> {
     Ok(plan)
 }
 
-/// When training ends by the clock; `None` is never. The last evaluation gets as long as the first one took.
+/// When training ends by the clock; `None` for never. The last evaluation gets as long as the first one took.
 fn until(start: Instant, args: &TrainArgs, device: Device, evaluating: f64) -> Option<Instant> {
     let unlimited = device != Device::Cpu || args.epochs.is_some() || args.steps.is_some();
     let default = if unlimited { 0.0 } else { CPU_SECONDS };
     let limit = args.time_limit.unwrap_or(default);
-    // Times beyond what clocks can show never come.
+    // Limits too long for the clock's type are never reached.
     let limit = Duration::try_from_secs_f64(limit).ok().filter(|limit| !limit.is_zero())?;
     let end = start.checked_add(limit)?;
     let reserve = FINISH + Duration::try_from_secs_f64(evaluating).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The folder of one run: never an existing one, and never half-written files under final names.
+//! The folder of one run: never one with files in it, and never half-written files under their final names.
 
 use crate::atomic;
 use crate::bad_input::bad_input;
@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// Where runs lie that were not told where to.
+/// The folder of runs without an `--out`.
 pub const RUNS: &str = "runs";
 
-/// Refuses, before anything is read for it, a folder that could not be made or used. Nothing is made.
+/// Refuses a folder that could not be made or used, before any work is done for it. Makes nothing.
 pub fn check(option: &str, wanted: &Path) -> Result<()> {
     if wanted.exists() {
         refuse_used(option, wanted)?;
@@ -31,14 +31,14 @@ pub fn create(option: &str, wanted: &Path) -> Result<()> {
     std::fs::create_dir_all(wanted).map_err(|e| bad_input(format!("{option} {}: {e}", wanted.display())))?;
     refuse_used(option, wanted)?;
     if wanted.join(lock::NAME).exists() {
-        drop(Lock::take(wanted, option)?); // refused where a run has just begun in it
+        drop(Lock::take(wanted, option)?); // refused if a run has just begun in it
     }
     atomic::sync_folder(wanted);
     Ok(())
 }
 
-/// Makes the folder of a new run: `--out`, which must be absent or empty, or the first free `runs/0001`, `runs/0002`, ...
-/// The lock is the run's to its end.
+/// Makes the folder of a new run: `--out`, which must be absent or empty, or the first free `runs/0001`, `runs/0002`,
+/// ... The run holds the lock to its end.
 pub fn claim(wanted: Option<&Path>) -> Result<(PathBuf, Lock)> {
     let folder = match wanted {
         Some(folder) => {
@@ -48,7 +48,7 @@ pub fn claim(wanted: Option<&Path>) -> Result<(PathBuf, Lock)> {
         None => numbered(Path::new(RUNS))?,
     };
     let lock = Lock::take(&folder, "--out")?;
-    refuse_used("--out", &folder)?; // another run may have come and gone since it was looked at
+    refuse_used("--out", &folder)?; // another run may have come and gone since the folder was looked at
     Ok((folder, lock))
 }
 
@@ -70,8 +70,8 @@ fn numbered(runs: &Path) -> Result<PathBuf> {
     unreachable!("numbers do not end")
 }
 
-/// A run that was killed before it had its first checkpoint leaves the file of its lock, and perhaps half of the checkpoint,
-/// which is no use of the folder.
+/// Refuses a folder with files in it. A lock's file and a part of a checkpoint do not count: a run that was killed
+/// before its first checkpoint leaves them.
 fn refuse_used(option: &str, folder: &Path) -> Result<()> {
     let wrong = |what: &dyn std::fmt::Display| bad_input(format!("{option} {}: {what}", folder.display()));
     for entry in std::fs::read_dir(folder).map_err(|error| wrong(&error))? {
@@ -83,54 +83,54 @@ fn refuse_used(option: &str, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// `summary.json`.
+/// The content of `summary.json`.
 #[derive(Serialize)]
 pub struct Summary {
     /// Equal error rate before training, on identities never trained on.
     pub eer_before: f64,
-    /// The same after training.
+    /// Equal error rate after training, on identities never trained on.
     pub eer_after: f64,
-    /// Area under the ROC curve.
+    /// Area under the ROC curve before training.
     pub auc_before: f64,
-    /// The same after training.
+    /// Area under the ROC curve after training.
     pub auc_after: f64,
-    /// Share of images whose nearest other image has the same identity.
+    /// Share of images whose nearest other image has the same identity, before training.
     pub recall_at_1_before: f64,
-    /// The same after training.
+    /// Share of images whose nearest other image has the same identity, after training.
     pub recall_at_1_after: f64,
-    /// Equal error rate against skilled forgeries, where there are any.
+    /// Equal error rate against skilled forgeries before training, if there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eer_skilled_before: Option<f64>,
-    /// The same after training.
+    /// Equal error rate against skilled forgeries after training, if there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eer_skilled_after: Option<f64>,
-    /// Mean average precision at R.
+    /// Mean average precision at R before training.
     pub map_at_r_before: f64,
-    /// The same after training.
+    /// Mean average precision at R after training.
     pub map_at_r_after: f64,
-    /// The calibrated threshold, a distance: where the error rates after training are equal.
+    /// The calibrated threshold: the distance at which the error rates after training are equal.
     pub threshold: f32,
     /// Optimiser steps done.
     pub steps: u64,
-    /// Of these, left out because a number overflowed f16.
+    /// Steps that were left out because a number overflowed f16.
     pub skipped_steps: u64,
-    /// Of the whole run, evaluations included.
+    /// Seconds of the whole run, evaluations included.
     pub seconds: f64,
     /// Training images per second, without evaluations.
     pub images_per_second: f64,
     /// Seconds that the encoder waited for images in training.
     pub seconds_waited: f64,
-    /// `cpu` or `cuda:0`.
+    /// The device, as `cpu` or `cuda:0`.
     pub device: String,
     /// The run's seed.
     pub seed: u64,
-    /// `generated signatures`, or the folder.
+    /// What was trained on: `generated signatures`, or the folder.
     pub data: String,
     /// The encoder's name.
     pub encoder: String,
     /// The loss's name, as `--loss` takes it.
     pub loss: String,
-    /// All options of the loss; null is one that it does not have.
+    /// All options of the loss; null for one that it does not have.
     pub loss_options: LossOptions,
     /// Side of the images in pixels.
     pub image_size: usize,
@@ -145,9 +145,9 @@ pub struct Summary {
     /// The step at which the run was warned of a collapse of its embeddings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub collapsed_at: Option<u64>,
-    /// Why training ended: `epochs`, `steps` or `time limit`.
+    /// Why training ended: `epochs`, `steps`, `time limit` or `patience`.
     pub ended_by: String,
-    /// The version of Tercet.
+    /// The version of Tercet that made the run.
     pub version: String,
 }
 
@@ -165,7 +165,7 @@ pub fn is_complete(folder: &Path) -> bool {
     folder.join("summary.json").exists()
 }
 
-/// Before a run goes on.
+/// Removes `summary.json`, before a run goes on.
 pub fn no_longer_complete(folder: &Path) -> Result<()> {
     let file = folder.join("summary.json");
     match std::fs::remove_file(&file) {

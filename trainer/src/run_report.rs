@@ -11,13 +11,13 @@ use crate::watch;
 use anyhow::Result;
 use std::path::Path;
 
-/// A run that is over.
+/// A finished run.
 pub struct Run<'a> {
     pub folder: &'a Path,
     pub summary: &'a Summary,
-    /// Of the loss, for people.
+    /// The loss and its options, for people.
     pub loss: &'a str,
-    /// What the loss is where all embeddings are the same.
+    /// The loss if all embeddings are the same.
     pub equal: f64,
     pub history: &'a History,
     pub before: &'a Verification,

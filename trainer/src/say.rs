@@ -4,12 +4,12 @@ use anyhow::Result;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-/// Prints lines. Whoever reads them may stop reading (`| head`): that is no error.
+/// Prints lines to standard output. Whoever reads them may stop reading (`| head`): that is no error.
 pub fn say(text: &str) -> Result<()> {
     say_bytes(text.trim_end().as_bytes())
 }
 
-/// Prints a path as it is, UTF-8 or not: a script can go on with it.
+/// Prints a path as it is, UTF-8 or not, so that a script can use it.
 pub fn say_path(path: &Path) -> Result<()> {
     say_bytes(path.as_os_str().as_encoded_bytes())
 }
@@ -22,11 +22,11 @@ fn say_bytes(line: &[u8]) -> Result<()> {
     }
 }
 
-/// A line on standard error. `eprintln!` panics where nobody reads it any more, and a run of days must not end because
-/// its terminal or its `| tee` has.
+/// Writes a line to standard error. `eprintln!` panics if nobody reads it any more, and a run of days must not end
+/// because its terminal or its `| tee` has.
 pub fn note(text: &str) {
     if cfg!(test) {
-        eprintln!("{text}"); // the test runner keeps it, and shows it where the test fails
+        eprintln!("{text}"); // the test runner keeps it, and shows it if the test fails
     } else {
         let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
     }

@@ -4,9 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 const START: f64 = 65_536.0;
-/// After so many steps in a row without overflow, twice the scale is tried.
+/// After this many steps in a row without overflow, twice the scale is tried.
 const PATIENCE: u64 = 2_000;
-/// Below it an overflow is not the scale's doing.
+/// Below this scale an overflow is not the scale's doing.
 const LEAST: f64 = 1.0 / 65_536.0;
 
 /// The scale, which is a power of two: multiplying and dividing by it rounds nothing.
@@ -24,13 +24,13 @@ impl Default for Scaler {
 }
 
 impl Scaler {
-    /// What to multiply the loss by.
+    /// The factor to multiply the loss by.
     pub fn scale(&self) -> f64 {
         self.scale
     }
 
-    /// After a backward pass. `finite` says whether all gradients are; if not, the step must be left out,
-    /// and the scale is halved.
+    /// Adapts the scale after a backward pass. `finite` says whether all gradients are; if not, the step must be left
+    /// out, and the scale is halved.
     pub fn observe(&mut self, finite: bool) {
         self.good = if finite { self.good + 1 } else { 0 };
         if !finite {
@@ -59,7 +59,7 @@ mod tests {
         assert_eq!(scaler.scale(), START / 2.0, "one short of it");
         scaler.observe(true);
         assert_eq!(scaler.scale(), START);
-        // The count starts again after a change, and after an overflow.
+        // The count of good steps starts again after a change of the scale, and after an overflow.
         (1..PATIENCE).for_each(|_| scaler.observe(true));
         scaler.observe(false);
         scaler.observe(true);

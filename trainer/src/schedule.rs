@@ -3,11 +3,11 @@
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
-/// How the rate falls after the warm-up.
+/// How the learning rate falls after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")] // as on the command line
 pub enum Schedule {
-    /// It does not
+    /// The rate stays as it is
     Constant,
     /// Along half a cosine, to 0 at the last step
     Cosine,
@@ -15,21 +15,21 @@ pub enum Schedule {
     Step,
 }
 
-/// The rate as a function of the step.
+/// The learning rate as a function of the step.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
-    /// The highest one.
+    /// The highest rate.
     pub base: f64,
-    /// How it falls.
+    /// How the rate falls.
     pub schedule: Schedule,
-    /// Steps that it takes to rise to `base`, in a straight line.
+    /// Steps in which the rate rises to `base`, in a straight line.
     pub warmup: u64,
     /// Steps of the whole run.
     pub total: u64,
 }
 
 impl Rate {
-    /// At the step with this number, from 0.
+    /// The rate at the step with this number, from 0.
     pub fn at(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.base * (step + 1) as f64 / self.warmup as f64;
@@ -60,7 +60,7 @@ mod tests {
     fn it_rises_in_a_line_and_stays() {
         assert_eq!(rates(Schedule::Constant, 4, 6), [0.5, 1.0, 1.5, 2.0, 2.0, 2.0]);
         assert_eq!(rates(Schedule::Constant, 0, 2), [2.0, 2.0]);
-        // A run may end while it still warms up.
+        // A run may end before its warm-up does.
         assert_eq!(rates(Schedule::Cosine, 8, 2), [0.25, 0.5]);
     }
 

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-/// The path as one word of a POSIX shell, which the program does not take for an option.
+/// The path as one word of a POSIX shell, which this program does not take for an option.
 ///
-/// Quoted where it has to be; one with control characters, or that is not UTF-8, as `$'...'` with its bytes in octal,
-/// which bash, zsh, ksh and POSIX 2024 know.
+/// It is quoted if necessary; if it has control characters or is not UTF-8, it is written as `$'...'` with its bytes in
+/// octal, which bash, zsh, ksh and POSIX 2024 know.
 pub fn word(path: &Path) -> String {
     let bytes = path.as_os_str().as_encoded_bytes();
     let here = if bytes.starts_with(b"-") { "./" } else { "" };

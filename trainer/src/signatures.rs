@@ -1,11 +1,10 @@
-//! Generated handwriting: signatures of signers that do not exist, and forgeries of them. No person's
-//! signature is in it.
+//! Generated handwriting: signatures of signers that do not exist, and forgeries of them. It contains no person's
+//! signature.
 //!
-//! A signer is a plan, drawn once, and a hand. The plan is what signatures of one person share: a
-//! capital, a few letters, perhaps flourishes, each a list of points that the pen aims at. The hand
-//! moves the pen there as the kinematic theory of rapid movements has it (Plamondon, 1995): one
-//! stroke from target to target, whose speed over time is lognormal, and which starts before the one
-//! before it has ended, so that their sum turns corners smoothly:
+//! A signer is a plan, drawn once, and a hand. The plan is what signatures of one person share: a capital, a few
+//! letters, perhaps flourishes, each a list of points that the pen aims at. The hand moves the pen there as the
+//! kinematic theory of rapid movements has it (Plamondon, 1995): one stroke from target to target, whose speed over
+//! time is lognormal, and which starts before the previous one has ended, so that their sum turns corners smoothly:
 //!
 //! ```text
 //! v(t) = Σ_j D_j Λ_j(t) (cos φ_j(t), sin φ_j(t))       Λ_j: lognormal density with t0_j, μ_j, σ_j
@@ -16,9 +15,9 @@
 //!
 //! - **Genuine drawings** of one signer move every target a little, let widths and heights drift along
 //!   the line, and vary slant, size, pen, tempo and each stroke's timing; a flourish is sometimes left out.
-//! - **Skilled forgeries** are the plan as another signer copies it from one drawing: with errors of
-//!   proportion, a share of the forger's own slant and width, and with the forger's own hand, slower than at home: strokes
-//!   that overlap less, the tremor of a slow hand, now and then a stop in the middle of a word.
+//! - **Skilled forgeries** are the plan as another signer copies it from one drawing: with errors of proportion, with
+//! some of the forger's own slant and width, and with the forger's own hand, slower than usual: strokes that overlap
+//! less, the tremor of a slow hand, now and then a stop in the middle of a word.
 
 use crate::random::{Purpose, normal, stream, symmetric};
 use image::{GrayImage, Luma};
@@ -30,8 +29,8 @@ pub const HEIGHT: u32 = 128;
 
 type Point = [f32; 2];
 
-/// The styles a letter is made from; x runs over the letter, y from 0 (line) up to 1 (small letter),
-/// 2 (ascender) and down to -1 (descender).
+/// The shapes of letters; x runs over the letter, y from 0 (line) up to 1 (small letter), 2 (ascender) and down to -1
+/// (descender).
 const LETTERS: [&[Point]; 12] = [
     &[[0.0, 0.0], [0.25, 0.9], [0.5, 0.1], [0.75, 0.9], [1.0, 0.0]],
     &[[0.0, 0.0], [0.7, 1.0], [0.2, 0.9], [0.1, 0.2], [0.6, 0.0], [1.0, 0.2]],
@@ -46,7 +45,7 @@ const LETTERS: [&[Point]; 12] = [
     &[[0.0, 0.8], [0.4, 0.1], [0.6, 0.9], [1.0, 0.7]],
     &[[0.0, 0.0], [0.3, 0.7], [0.6, 0.8], [0.9, 0.4], [0.5, 0.3], [1.0, 0.0]],
 ];
-/// The capitals, as separate larger strokes.
+/// The shapes of capitals, which are larger strokes of their own.
 const CAPITALS: [&[Point]; 8] = [
     &[[0.0, 0.0], [0.5, 2.4], [0.9, 0.0], [0.8, 0.9], [0.2, 0.8]],
     &[[0.1, 0.1], [0.2, 2.3], [0.8, 2.0], [0.3, 1.2], [0.9, 0.7], [0.1, 0.0]],
@@ -64,7 +63,7 @@ const FORGERS_OF_EACH: u64 = 4;
 const FORGERS: u64 = 1 << 40;
 /// Seconds between two positions of the pen.
 const TICK: f32 = 0.004;
-/// How often the hand of someone who copies slowly trembles, a second.
+/// How often per second the hand of someone who copies slowly trembles.
 const TREMOR: std::ops::Range<f32> = 8.0..12.0;
 
 /// How a hand moves, whatever it writes.
@@ -117,15 +116,15 @@ impl Signer {
         Self { seed, identity, strokes, optional, unsteadiness: rng.random_range(0.04..0.10), hand }
     }
 
-    /// The genuine drawing number `index`: dark ink on light paper.
+    /// The genuine drawing number `index`, in dark ink on light paper.
     pub fn draw(&self, index: u64) -> GrayImage {
         let rng = &mut stream(self.seed, Purpose::Drawing, self.identity, index);
         let (targets, hand) = self.signing(rng);
         picture(rng, &targets, &hand, 0.0)
     }
 
-    /// The forgery number `index` of this signature. Its [`FORGERS_OF_EACH`] forgers take turns; they are
-    /// signers of this seed who forge no other signature.
+    /// The forgery number `index` of this signature. Its [`FORGERS_OF_EACH`] forgers take turns; they are signers of
+    /// this seed who forge no other signature.
     pub fn forge(&self, index: u64) -> GrayImage {
         let number = self.identity * FORGERS_OF_EACH + index % FORGERS_OF_EACH;
         self.forged_by(&Self::new(self.seed, FORGERS + number), index)
@@ -133,7 +132,7 @@ impl Signer {
 
     fn forged_by(&self, forger: &Self, index: u64) -> GrayImage {
         let rng = &mut stream(self.seed, Purpose::Forgery, self.identity, index);
-        // What the forger has seen is one drawing.
+        // The forger has seen one drawing.
         let (specimen, seen) = self.signing(rng);
         let own = forger.hand;
         let share = rng.random_range(0.1..0.35);
@@ -202,8 +201,8 @@ impl Signer {
     }
 }
 
-/// A capital and some letters: one or two strokes, and where they end. In some hands the letters
-/// shrink along the word until it is a line.
+/// A capital and some letters: one or two strokes, and how long they are. In some hands the letters shrink along the
+/// word until it is a line.
 fn word(rng: &mut impl Rng) -> (Vec<Vec<Point>>, f32) {
     let capital = CAPITALS[rng.random_range(0..CAPITALS.len())];
     let (width, size) = (rng.random_range(0.9..2.0), rng.random_range(0.8..1.5));
@@ -252,14 +251,14 @@ fn flourish(rng: &mut impl Rng, length: f32) -> Vec<Point> {
     }
 }
 
-/// A position of the pen, and its speed there: small letters a second.
+/// A position of the pen, and its speed there in small letters per second.
 #[derive(Clone, Copy)]
 struct Sample {
     at: Point,
     speed: f32,
 }
 
-/// Moves the pen through the targets. `stops` is how likely it rests at a target.
+/// Moves the pen through the targets. `stops` is the probability that it rests at a target.
 fn movement(rng: &mut impl Rng, targets: &[Point], hand: &Hand, stops: f32) -> Vec<Sample> {
     let mut start = 0.0;
     let mut strokes = Vec::with_capacity(targets.len());
@@ -281,7 +280,7 @@ fn movement(rng: &mut impl Rng, targets: &[Point], hand: &Hand, stops: f32) -> V
     let mut path = Vec::with_capacity(velocity.len());
     for (tick, v) in velocity.iter().enumerate() {
         let t = tick as f32 * TICK;
-        // It comes and goes, about once a second.
+        // The tremor comes and goes, about once a second.
         let tremor = hand.tremor * (0.6 + 0.4 * (TAU * 0.9 * t + phase[0]).sin());
         let at = [0, 1].map(|k| pen[k] + tremor * (TAU * rate[k] * t + phase[k]).sin());
         path.push(Sample { at, speed: v[0].hypot(v[1]) });
@@ -292,14 +291,14 @@ fn movement(rng: &mut impl Rng, targets: &[Point], hand: &Hand, stops: f32) -> V
 
 /// One stroke: an arc whose speed is lognormal in time.
 struct Stroke {
-    /// Length along the arc.
+    /// The length along the arc.
     length: f32,
-    /// The direction of its chord.
+    /// The direction of the arc's chord.
     direction: f32,
-    /// How far it turns, to the left.
+    /// How far the arc turns to the left.
     turn: f32,
     start: f32,
-    /// Median time after `start`.
+    /// The median time after `start`.
     median: f32,
     skew: f32,
 }
@@ -313,7 +312,7 @@ impl Stroke {
         Self { length, direction: chord[1].atan2(chord[0]), turn, start, median, skew }
     }
 
-    /// When all but a thousandth of it is done.
+    /// When all of the stroke except a thousandth is done.
     fn end(&self) -> f32 {
         self.start + self.median * (3.1 * self.skew).exp()
     }
@@ -336,8 +335,7 @@ impl Stroke {
     }
 }
 
-/// How far stroke `i` of a smooth line through the points turns: from the tangent at its start to
-/// the one at its end.
+/// How far stroke `i` of a smooth line through the points turns: from the tangent at its start to the one at its end.
 fn turn(points: &[Point], i: usize) -> f32 {
     let tangent = |k: usize| {
         let (a, b) = (points[k.saturating_sub(1)], points[(k + 1).min(points.len() - 1)]);
@@ -348,12 +346,12 @@ fn turn(points: &[Point], i: usize) -> f32 {
     wrapped.clamp(-2.2, 2.2)
 }
 
-/// Within 2e-4 (a logistic approximation: Bowling et al., 2009).
+/// The standard normal distribution function within 2e-4 (a logistic approximation: Bowling et al., 2009).
 fn normal_cdf(z: f32) -> f32 {
     1.0 / (1.0 + (-(0.07056 * z * z * z + 1.5976 * z)).exp())
 }
 
-/// Writes and photographs.
+/// Writes a signature and photographs it.
 fn picture(rng: &mut impl Rng, targets: &[Vec<Point>], hand: &Hand, stops: f32) -> GrayImage {
     let lean = |s: Sample| {
         let [x, y] = s.at;
@@ -381,7 +379,7 @@ fn place(paths: Vec<Vec<Sample>>, fill: f32, shift: [f32; 2]) -> Vec<Vec<Sample>
     let extent = [(x.1 - x.0).max(0.1), (y.1 - y.0).max(0.1)];
     let scale = (fill * field[0] / extent[0]).min(fill * field[1] / extent[1]);
     let centre = [(x.0 + x.1) / 2.0, (y.0 + y.1) / 2.0];
-    // What is left around the strokes, less a margin for the pen.
+    // The room around the strokes, less a margin for the pen.
     let unit = field[1] / 64.0;
     let room = [0, 1].map(|k| ((field[k] - scale * extent[k]) / 2.0 - 2.0 * unit).clamp(0.0, 8.0 * unit));
     let to_field = |s: Sample| Sample {
@@ -394,7 +392,7 @@ fn place(paths: Vec<Vec<Sample>>, fill: f32, shift: [f32; 2]) -> Vec<Vec<Sample>
     paths.into_iter().map(|path| apart(path.into_iter().map(to_field))).collect()
 }
 
-/// Without the positions that are less than 0.7 pixels from the one before: a slow pen has many.
+/// Leaves out positions that are less than 0.7 pixels from the one before: a slow pen has many.
 fn apart(path: impl Iterator<Item = Sample>) -> Vec<Sample> {
     let mut kept: Vec<Sample> = Vec::new();
     for sample in path {
@@ -405,7 +403,7 @@ fn apart(path: impl Iterator<Item = Sample>) -> Vec<Sample> {
     kept
 }
 
-/// How a pen that moves at `speed` writes: width as a share of the pen's, and how dark.
+/// How a pen that moves at `speed` writes: the line's width as a share of the pen's, and how dark it is.
 fn trace(speed: f32) -> (f32, f32) {
     let slow = 1.0 / (1.0 + speed / 8.0);
     (0.65 + 0.6 * slow, 0.75 + 0.25 * slow)
@@ -437,7 +435,7 @@ fn rasterise(paths: &[Vec<Sample>], pen: f32, ink: f32, paper: f32) -> GrayImage
     })
 }
 
-/// From a point to a piece of line.
+/// The distance from a point to a piece of line.
 fn distance(p: Point, a: Point, b: Point) -> f32 {
     let (along, to) = ([b[0] - a[0], b[1] - a[1]], [p[0] - a[0], p[1] - a[1]]);
     let length = along[0] * along[0] + along[1] * along[1];
@@ -488,7 +486,7 @@ mod tests {
             assert!((walked[0] - 3.0).abs() < 0.02 && (walked[1] - 4.0).abs() < 0.02, "{walked:?}");
             let half = (turn / 2.0f32).abs().max(1e-3);
             assert!((length - 5.0 * half / half.sin()).abs() < 1e-3, "{length}");
-            // Fast at first, slow in the end: the peak comes before the median.
+            // The stroke is fast at first and slow in the end: the peak comes before the median.
             let fastest = (0..400)
                 .max_by(|&i, &j| velocity[i][0].hypot(velocity[i][1]).total_cmp(&velocity[j][0].hypot(velocity[j][1])));
             assert!((fastest.unwrap() as f32 * TICK - 0.1) < 0.12);
@@ -497,7 +495,8 @@ mod tests {
 
     #[test]
     fn a_copying_hand_takes_longer() {
-        // Hand and forgery of the same targets: the forger's path has more ticks for less length a tick.
+        // The same targets by a fast hand and by a slow one, as a forger's: its path has more ticks, and less length
+        // per tick.
         let ticks = |beat: f32| {
             let rng = &mut stream(0, Purpose::Drawing, 0, 0);
             let hand = Hand { beat, ..Signer::new(0, 0).hand };

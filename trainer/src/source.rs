@@ -16,22 +16,22 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::Path;
 
-/// How often a generated signer signs, and how often a validation signer is forged.
+/// Drawings of each generated signer, and forgeries of each validation signer.
 const DRAWINGS: usize = 12;
 const FORGERIES: usize = 4;
 
 /// The two sets of a run.
 pub struct Source {
-    /// Trained on.
+    /// The set that is trained on.
     pub train: Dataset,
-    /// Evaluated on.
+    /// The set that is evaluated on.
     pub val: Dataset,
-    /// Skilled forgeries of the validation identities, where there are any: never trained on. Those that are, as negatives,
-    /// are in `train`.
+    /// Skilled forgeries of the validation identities, if there are any: never trained on. Forgeries that are trained
+    /// on, as negatives, are in `train`.
     pub forged: Option<Dataset>,
     /// Files that could not be read.
     pub skipped: usize,
-    /// What it is, for people: `generated signatures`, or the folder.
+    /// What the images are, for people: `generated signatures`, or the folder.
     pub description: String,
 }
 
@@ -45,7 +45,7 @@ pub fn open(args: &TrainArgs, size: usize) -> Result<Source> {
     };
     let patterns = Patterns::new(&args.patterns)?;
     let Found { genuine: all, forged } = folders::find(data, &patterns)?;
-    let mut forged = [forged, Identities::new()]; // of --data, of --val-data
+    let mut forged = [forged, Identities::new()]; // of --data, and of --val-data
     let (mut train, val) = if let Some(val_data) = &args.val_data {
         refuse_overlap(data, val_data)?;
         let found = folders::find(val_data, &patterns)?;
@@ -115,7 +115,7 @@ fn refuse_overlap(data: &Path, val_data: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Nor may a link lead from the one into the other.
+/// Refuses files that links lead to from both folders.
 fn refuse_same_files(train: (&Path, &[&Identities]), val: (&Path, &[&Identities])) -> Result<()> {
     let files = |sets: &[&Identities]| sets.iter().flat_map(|set| set.values()).flatten().cloned().collect::<Vec<_>>();
     let there: HashMap<_, _> = files(train.1).into_iter().filter_map(|file| Some((own_file(&file)?, file))).collect();
@@ -133,7 +133,7 @@ fn refuse_same_files(train: (&Path, &[&Identities]), val: (&Path, &[&Identities]
     )))
 }
 
-/// What a file is, whatever it is called: links to it, hard ones too, are the same. `None` of one that is not there.
+/// The identity of a file: links to it, hard ones too, have the same. `None` if there is no such file.
 #[cfg(unix)]
 fn own_file(file: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt;
@@ -145,7 +145,7 @@ fn own_file(file: &Path) -> Option<std::path::PathBuf> {
     file.canonicalize().ok()
 }
 
-/// Signers are independent draws, so the first so many are as random a split as any.
+/// Images of generated signers. They are independent draws, so the first ones are as random a split as any.
 fn generated(args: &TrainArgs, size: usize) -> Source {
     let all = args.signers as usize;
     let held = (args.val_split * all as f64).round() as usize;
@@ -244,7 +244,7 @@ mod tests {
         let source = opened(&dir.path().join("images_background"), &["--hold-out", "Korean"]).unwrap();
         assert_eq!(source.val.names, ["Korean/character01", "Korean/character02"]);
         assert_eq!((source.train.names.len(), source.train.images.len()), (4, 12));
-        // The folder above it is one more level.
+        // With the folder above it, names are one level deeper.
         assert_eq!(opened(dir.path(), &[]).unwrap().train.names.len() + 2, 6);
     }
 

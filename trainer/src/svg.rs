@@ -1,15 +1,15 @@
-//! Charts as SVG for the report: colours come from the page's style sheet, so that they follow its light
-//! and dark dress, and text stays readable at the width of a phone.
+//! Charts as SVG for the report. Colours come from the page's style sheet, so that they follow its light and dark
+//! modes, and text stays readable at the width of a phone.
 
 use crate::chart::{Axis, Chart, Mark, Tone};
 use std::fmt::Write;
 
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 320.0;
-/// Around the plot: left, top, right, bottom.
+/// The margins of the plot: left, top, right, bottom.
 const MARGIN: [f64; 4] = [74.0, 10.0, 16.0, 54.0];
 
-/// The class that the style sheet colours.
+/// The class by which the style sheet colours a series.
 pub fn class(tone: Tone) -> String {
     match tone {
         Tone::Identity(which) => format!("t-id{which}"),
@@ -95,7 +95,7 @@ pub fn svg(chart: &Chart) -> String {
     out
 }
 
-/// Round values within the axis, about so many, and their texts.
+/// About `about` round values within the axis, and their texts.
 fn ticks(axis: &Axis, about: usize) -> Vec<(f64, String)> {
     let (low, high) = axis.range;
     let rough = (high - low) / about as f64;
@@ -111,7 +111,7 @@ fn ticks(axis: &Axis, about: usize) -> Vec<(f64, String)> {
     (first..=last).map(|i| i as f64 * step).map(|value| (value, text(value))).collect()
 }
 
-/// Text between tags or in an attribute.
+/// Escapes text for use between tags or in an attribute.
 pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -3,41 +3,40 @@
 
 use rayon::prelude::*;
 
-/// Different distances that a tally keeps apart.
+/// How many different distances a tally keeps apart.
 const CAPACITY: usize = 1 << 22;
-/// Pairs that are sorted at a time.
+/// How many pairs are sorted at a time.
 const BLOCK: usize = 1 << 22;
 
 /// The pairs at one distance.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Count {
-    /// Of these pairs.
+    /// The distance of these pairs.
     pub distance: f32,
-    /// Pairs of one identity.
+    /// How many pairs of one identity there are.
     pub genuine: u64,
-    /// Pairs of two identities.
+    /// How many pairs of two identities there are.
     pub impostor: u64,
 }
 
 /// Counts of pairs by distance, the nearest first.
 ///
-/// Exact while there are at most 4,194,304 different distances (all pairs of 2,800 images). Beyond
-/// that the last bits of the distances are rounded up, as few as it takes: with 200 million pairs that is
-/// about 2^-17 of the distance.
+/// Exact up to 4,194,304 different distances (all pairs of 2,800 images). Beyond that the last bits of the distances
+/// are rounded up, as few bits as necessary: with 200 million pairs that is about 2^-17 of the distance.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tally {
     counts: Vec<Count>,
-    /// Last bits of every distance that are set to 1.
+    /// How many of every distance's last bits are set to 1.
     rounded: u32,
 }
 
 impl Tally {
-    /// Of these pairs: `(distance, genuine)`. Distances are not negative and not NaN.
+    /// The tally of these pairs, `(distance, genuine)`. Distances are not negative and not NaN.
     pub fn of_pairs(pairs: impl IntoIterator<Item = (f32, bool)>) -> Self {
         Self::of_keys(pairs.into_iter().map(key).collect())
     }
 
-    /// Of all pairs among rows of these identities, each once.
+    /// The tally of all pairs of rows with these identities, each pair once.
     pub fn of_all(identity: &[usize], distance: impl Fn(usize, usize) -> f32 + Sync) -> Self {
         Self::of_all_within(identity, distance, CAPACITY, BLOCK)
     }
@@ -61,8 +60,8 @@ impl Tally {
                 let distance = &distance;
                 (0..i).map(move |j| key((distance(i, j), identity[i] == identity[j])))
             });
-            // How far distances are rounded in the end depends on all of them alone, for a part of them never
-            // needs more.
+            // How far distances are rounded in the end depends on all of them alone, as a part of them never needs
+            // more.
             all = all.merge(Self::of_keys(keys.collect()), capacity);
             first = last;
         }
@@ -101,8 +100,8 @@ impl Tally {
         merged
     }
 
-    /// Rounds up to distances whose last `bits` bits are 1: an accepted pair's distance is then still at most
-    /// the threshold.
+    /// Rounds distances up so that their last `bits` bits are 1: an accepted pair's distance is then still at most the
+    /// threshold.
     fn round(self, bits: u32) -> Self {
         if bits == self.rounded {
             return self;
@@ -117,12 +116,12 @@ impl Tally {
         Self { counts, rounded: bits }
     }
 
-    /// The nearest first; no distance twice.
+    /// The counts, the nearest first; no distance twice.
     pub fn counts(&self) -> &[Count] {
         &self.counts
     }
 
-    /// Genuine and impostor pairs in all.
+    /// The numbers of genuine and of impostor pairs.
     pub fn totals(&self) -> (u64, u64) {
         self.counts.iter().fold((0, 0), |(g, i), c| (g + c.genuine, i + c.impostor))
     }
@@ -138,8 +137,8 @@ impl Tally {
         self.counts.iter().find(reached).map_or(0.0, |count| count.distance)
     }
 
-    /// The share of the genuine pairs, and of the impostor pairs, in each of `bins` equal parts of `0..end`.
-    /// What lies beyond counts in the last one.
+    /// The share of the genuine pairs, and of the impostor pairs, in each of `bins` equal parts of `0..end`. Pairs
+    /// beyond `end` count in the last one.
     pub fn histogram(&self, bins: usize, end: f32) -> Vec<(f64, f64)> {
         let (genuine, impostor) = self.totals();
         let mut shares = vec![(0.0, 0.0); bins];
@@ -153,10 +152,11 @@ impl Tally {
     }
 }
 
-/// Ordered as the distance is: the bits of numbers from 0 to infinity are, and the first one is free.
+/// A pair as a number that is ordered as its distance: the bits of numbers from 0 to infinity are, and the first one is
+/// free.
 fn key((distance, genuine): (f32, bool)) -> u32 {
     debug_assert!(distance >= 0.0, "{distance}");
-    // + 0 makes 0 of -0.
+    // Adding 0 makes 0 of -0.
     (distance + 0.0).to_bits() << 1 | u32::from(genuine)
 }
 

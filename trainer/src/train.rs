@@ -1,5 +1,5 @@
-//! The training loop: batches, Adam, the loss; until epochs, steps or time are over, nothing improves, or
-//! somebody stops it.
+//! The training loop: batches, Adam, the loss; until epochs, steps or time are over, nothing improves, or somebody
+//! stops it.
 
 use crate::bad_input::bad_input;
 use crate::batch::{self, BatchShape, TripletBatch};
@@ -47,39 +47,39 @@ pub enum Forwards {
 
 /// How to train.
 pub struct Plan {
-    /// The batches.
+    /// The shape of the batches.
     pub shape: BatchShape,
     /// Passes over the training images.
     pub epochs: u64,
-    /// At most this many steps.
+    /// The most steps.
     pub steps: Option<u64>,
-    /// Training ends at this moment.
+    /// The moment at which training ends.
     pub until: Option<Instant>,
-    /// Adam's, at its highest.
+    /// Adam's highest learning rate.
     pub learning_rate: f64,
-    /// How it falls.
+    /// How the learning rate falls.
     pub schedule: Schedule,
-    /// Steps that it rises in.
+    /// Steps in which the learning rate rises.
     pub warmup: u64,
-    /// Adam's.
+    /// Adam's weight decay.
     pub weight_decay: f64,
-    /// The encoder's while training.
+    /// The encoder's precision while training.
     pub precision: Precision,
-    /// Forward passes.
+    /// Forward passes per step.
     pub forwards: Forwards,
     /// The loss.
     pub loss: Loss,
-    /// Embeddings of earlier batches that it looks at too; 0 is none.
+    /// How many embeddings of earlier batches the loss looks at too; 0 for none.
     pub memory: usize,
     /// Strength of the random views.
     pub augment: f32,
-    /// Of every draw.
+    /// The seed of every draw.
     pub seed: u64,
-    /// Epochs between two evaluations; 0 is none.
+    /// Epochs between two evaluations; 0 for none.
     pub evaluate_every: u64,
     /// Evaluations without a better EER that end the training.
     pub patience: Option<u64>,
-    /// Epochs between two checkpoints; 0 is none.
+    /// Epochs between two checkpoints; 0 for none.
     pub checkpoint_every: u64,
 }
 
@@ -94,7 +94,7 @@ pub enum End {
 }
 
 impl End {
-    /// As `summary.json` says it.
+    /// The name in `summary.json`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Epochs => "epochs",
@@ -106,7 +106,7 @@ impl End {
     }
 }
 
-/// What surrounds the loop.
+/// What the loop needs from the run around it.
 pub struct Surroundings<'a> {
     /// The run folder.
     pub folder: &'a Path,
@@ -116,13 +116,13 @@ pub struct Surroundings<'a> {
     pub start: Instant,
     /// The evaluation before training, and the seconds that it took.
     pub before: (&'a Evaluated, f64),
-    /// Trained on.
+    /// The set that is trained on.
     pub train: &'a Dataset,
-    /// Read and bend the images.
+    /// The threads that read and bend the images.
     pub workers: &'a Workers,
-    /// Measures the encoder; the step is for the record.
+    /// Evaluates the encoder; the step is for the record.
     pub evaluate: &'a dyn Fn(u64) -> Result<Measured>,
-    /// Whether to stop.
+    /// Tells whether to stop.
     pub interrupt: &'a Interrupt,
 }
 
@@ -134,20 +134,21 @@ pub struct Training<'a> {
     adam: Adam,
     memory: Option<CrossBatchMemory>,
     state: State,
-    /// The weights with the lowest EER, where patience may come back to them.
+    /// The weights with the lowest EER, if patience may come back to them.
     best: Option<Vec<(String, Tensor)>>,
     /// The step of the last checkpoint.
     saved: Option<u64>,
-    /// The longest time that one took.
+    /// The longest time that saving a checkpoint took.
     saving: Duration,
 }
 
 impl<'a> Training<'a> {
-    /// From the encoder as it is, of embeddings of `dim` numbers; its variables are in `vs`.
+    /// Starts from the encoder as it is, with embeddings of `dim` numbers and its variables in `vs`.
     pub fn new(plan: &'a Plan, encoder: &'a Encoder, dim: i64, vs: &'a nn::VarStore) -> Result<Self> {
         let memory = match plan.memory {
             0 => None,
-            // Looked at once it is full: rows of the first steps are soon unlike those of now.
+            // The memory is used once it is full: until then it has rows of the first steps, which are soon unlike
+            // later ones.
             rows => {
                 let memory = CrossBatchMemory::f_new(rows, dim as usize, Kind::Float, vs.device());
                 let no_room = || bad_input(format!("--memory {rows}: no room for as many embeddings of {dim} numbers"));
@@ -167,7 +168,7 @@ impl<'a> Training<'a> {
         })
     }
 
-    /// From a checkpoint.
+    /// Goes on from a checkpoint.
     pub fn resume(
         plan: &'a Plan,
         encoder: &'a Encoder,
@@ -181,7 +182,7 @@ impl<'a> Training<'a> {
         if new.state.updates > 0 {
             new.adam.restore(new.state.updates, |name| checkpoint.take(name))?;
         }
-        // Before the first step there is nothing in it.
+        // Before the first step the memory is empty.
         if let (Some(memory), 1..) = (&mut new.memory, new.state.step) {
             let [embeddings, labels] = MEMORY.map(|name| checkpoint.take(name));
             memory.f_restore(&embeddings?, &labels?, new.state.memory)?;
@@ -199,12 +200,12 @@ impl<'a> Training<'a> {
         Ok(new)
     }
 
-    /// Where it stands.
+    /// Where the run stands.
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// Runs the loop.
+    /// Runs the loop until training ends, and says why it did.
     pub fn run(&mut self, csv: &mut MetricsCsv, around: &Surroundings) -> Result<End> {
         let plan = self.plan;
         let per_epoch = plan.steps_per_epoch(around.train);
@@ -212,7 +213,7 @@ impl<'a> Training<'a> {
         let rate = Rate { base: plan.learning_rate, schedule: plan.schedule, warmup: plan.warmup, total };
 
         let mut progress = Progress::start();
-        // A run may have been interrupted in the middle of an evaluation.
+        // The run may have been interrupted in the middle of an evaluation.
         let (step, every) = (self.state.step, plan.evaluate_every.saturating_mul(per_epoch));
         let missed = every > 0 && step > 0 && step.is_multiple_of(every) && !self.state.is_measured();
         if missed && !self.evaluate(around, &progress)? {
@@ -319,8 +320,8 @@ impl<'a> Training<'a> {
         Ok(end)
     }
 
-    /// Puts the best weights in the place of the last ones, where they are kept, and the other way round the second time.
-    /// Says whether they are kept. A checkpoint has to find the last ones in their place.
+    /// Swaps the best weights, if they are kept, with the present ones; a second call swaps them back. Returns whether
+    /// they are kept. A checkpoint must be written with the last weights in place.
     pub fn swap_best(&mut self) -> Result<bool> {
         let _guard = tch::no_grad_guard();
         let mut variables = self.vs.variables();
@@ -334,7 +335,7 @@ impl<'a> Training<'a> {
         Ok(self.best.is_some())
     }
 
-    /// One update. An overflow in 16 bits leaves it out, until it repeats whatever the scale.
+    /// One update. An overflow in 16 bits leaves it out; it is an error if it repeats whatever the scale.
     fn step(&mut self, batch: &TripletBatch, xs: &Tensor, rate: f64) -> Result<Stepped> {
         let overwritten = match &self.memory {
             Some(memory) if self.plan.precision == Precision::F16 => Some(Overwritten::by(batch.labels.len(), memory)?),
@@ -365,7 +366,7 @@ impl<'a> Training<'a> {
                 gradients.iter_mut().try_for_each(|g| g.f_mul_scalar_(1.0 / scale).map(drop))?;
                 self.update(&gradients, rate)?;
             } else {
-                // Rows of infinity would make every loss NaN until they are written over.
+                // Rows of infinity in the memory would make every loss NaN until they are overwritten.
                 if let (Some(before), Some(memory), false) = (overwritten, &mut self.memory, loss.is_finite()) {
                     before.put_back(memory)?;
                 }
@@ -380,7 +381,7 @@ impl<'a> Training<'a> {
         Ok(Stepped { loss, active, skipped })
     }
 
-    /// Whether a batch has more pairs than a device has room for.
+    /// Why the loss of this batch is NaN, if it has more pairs than a device has room for.
     fn overfull(&self, batch: &TripletBatch) -> Option<String> {
         if !(self.vs.device().is_cuda() && self.plan.loss.lists_pairs()) {
             return None;
@@ -409,7 +410,7 @@ impl<'a> Training<'a> {
         }
     }
 
-    /// Says whether it came to its end: somebody may have asked to stop.
+    /// Evaluates the encoder. Returns `false` if somebody has asked to stop before the end.
     fn evaluate(&mut self, around: &Surroundings, progress: &Progress) -> Result<bool> {
         let measured = match (around.evaluate)(self.state.step) {
             Err(error) if error.is::<Interrupted>() => return Ok(false),
@@ -431,7 +432,7 @@ impl<'a> Training<'a> {
         Ok(true)
     }
 
-    /// Saves a checkpoint, unless there is one of this step. `csv` is there from the first step on.
+    /// Saves a checkpoint, unless there is one of this step. `csv` is given from the first step on.
     pub fn save_once(&mut self, csv: Option<&MetricsCsv>, around: &Surroundings) -> Result<()> {
         if self.saved == Some(self.state.step) { Ok(()) } else { self.save(csv, around) }
     }
@@ -450,7 +451,7 @@ impl<'a> Training<'a> {
             MEMORY.map(str::to_owned).into_iter().zip([embeddings, labels])
         });
         self.state.memory = self.memory.as_ref().map_or(0, CrossBatchMemory::position);
-        let moments = self.adam.moments().filter(|_| self.state.updates > 0); // zeros before
+        let moments = self.adam.moments().filter(|_| self.state.updates > 0); // they are zeros before
         let before = BEFORE.map(str::to_owned).into_iter().zip(&embeddings);
         let tensors = encoder.chain(moments).chain(best).chain(filled).chain(before);
         checkpoint::write(around.folder, around.origin, &self.state, tensors)?;
@@ -461,7 +462,7 @@ impl<'a> Training<'a> {
 }
 
 impl Plan {
-    /// Refuses what contradicts itself.
+    /// Refuses options that contradict each other.
     pub fn check(&self) -> Result<()> {
         if self.forwards == Forwards::Three && !self.loss.takes_roles() {
             return Err(bad_input(
@@ -479,7 +480,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Why there is nothing left to do at `state`, if there is not.
+    /// Why there is nothing left to do at `state`; `None` if there is.
     pub fn over(&self, state: &State, train: &Dataset) -> Option<String> {
         if self.given_up(state) {
             return Some(format!("{} evaluations had no better EER; a greater --patience goes on", state.stale));
@@ -492,7 +493,7 @@ impl Plan {
         self.patience.is_some_and(|patience| state.stale >= patience)
     }
 
-    /// An epoch has as many batches as it takes to draw each training image once on average.
+    /// The batches of an epoch: as many as draw each training image once on average.
     fn steps_per_epoch(&self, train: &Dataset) -> u64 {
         let batch = self.shape.identities.saturating_mul(self.shape.images);
         train.images.len().div_ceil(batch).max(1) as u64
@@ -518,7 +519,7 @@ impl Plan {
         let mut xs = tensor(&train.images, &views, device)?;
         if let Some(forgeries) = forgeries.filter(|_| !batch.forged.is_empty()) {
             let views: Vec<_> = batch.forged.iter().map(view).collect();
-            // Along the first dimension the rows' layout, channels last, stays.
+            // Joined along the first dimension, the rows keep their layout, channels last.
             xs = Tensor::f_cat(&[xs, tensor(&forgeries.images, &views, device)?], 0)?;
         }
         Ok((batch, xs))
@@ -529,7 +530,7 @@ impl Plan {
     fn left(&self, done: u64, total: u64, start: Instant, saving: Duration) -> (f64, Duration) {
         let spent = start.elapsed();
         let one = spent.div_f64(done as f64);
-        // Without an end the time is not a duration that there is.
+        // Without an end the time is longer than a duration can be.
         let by_steps = Duration::try_from_secs_f64(one.as_secs_f64() * (total - done) as f64).unwrap_or(Duration::MAX);
         let by_clock = self.until.map(|until| {
             let left = until.saturating_duration_since(Instant::now() + saving);
@@ -541,16 +542,16 @@ impl Plan {
     }
 }
 
-/// What came of one step.
+/// The results of one step.
 struct Stepped {
     loss: f64,
-    /// The active fraction.
+    /// The step's active fraction.
     active: f64,
     /// Whether an overflow left the update out.
     skipped: bool,
 }
 
-/// The mean of the last ten, without those that have none because of an overflow.
+/// The mean of the last ten values, without those that an overflow left out.
 fn recent(values: &[f64]) -> f64 {
     let last = &values[values.len().saturating_sub(10)..];
     let (sum, count) = last.iter().filter(|v| v.is_finite()).fold((0.0, 0), |(sum, count), v| (sum + v, count + 1));
@@ -598,7 +599,7 @@ mod tests {
             training.state.step += u64::from(stepped.is_ok());
             stepped
         };
-        // Near the least scale: f16 is slow on CPUs, and the way there is the scaler's own test.
+        // Start near the least scale: f16 is slow on CPUs, and the scaler has a test of its own for the way there.
         (0..31).for_each(|_| training.state.scaler.observe(false));
         assert!(!step(&mut training, &xs).unwrap().skipped);
         let held = |training: &Training| {
@@ -621,7 +622,7 @@ mod tests {
             encoder.forward(&xs, Pass::Evaluate).sum(Kind::Double)
         });
         assert!(f64::try_from(sum).unwrap().is_finite());
-        // Without an end to it the run ends.
+        // If the overflow does not end, the run does.
         let error = (0..5).find_map(|_| step(&mut training, &far).err()).unwrap();
         let text = error.to_string();
         assert!(text.contains("activations overflow f16") && text.contains("--precision bf16"), "{text}");

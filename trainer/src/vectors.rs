@@ -4,7 +4,7 @@ use crate::distance::Distance;
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor};
 
-/// One embedding a row.
+/// Embeddings, one per row.
 #[derive(Clone, Debug, Default)]
 pub struct Vectors {
     rows: Vec<f32>,
@@ -13,8 +13,8 @@ pub struct Vectors {
 }
 
 impl Vectors {
-    /// From `[N, D]`, compared by `distance`; of length 1 if `normalize` or for a cosine, as the loss makes them
-    /// (`x / max(‖x‖, 1e-12)`).
+    /// Takes embeddings `[N, D]` that `distance` compares; they get length 1 if `normalize` or for a cosine, as the
+    /// loss makes them (`x / max(‖x‖, 1e-12)`).
     pub fn from_tensor(embeddings: &Tensor, normalize: bool, distance: Distance) -> Result<Self> {
         let embeddings = embeddings.to_device(Device::Cpu).to_kind(Kind::Float);
         let embeddings = if normalize || distance.of_directions() {
@@ -29,30 +29,30 @@ impl Vectors {
         Ok(Self { rows, dim, distance })
     }
 
-    /// As they were made before: [`to_tensor`](Self::to_tensor)'s.
+    /// Takes the rows of [`to_tensor`](Self::to_tensor) as they are.
     pub fn restored(rows: &Tensor, distance: Distance) -> Result<Self> {
         let dim = rows.size2()?.1 as usize;
         Ok(Self { rows: rows.contiguous().view([-1]).try_into()?, dim, distance })
     }
 
-    /// `[N, D]`.
+    /// The embeddings as a tensor `[N, D]`.
     pub fn to_tensor(&self) -> Tensor {
         Tensor::from_slice(&self.rows).view([self.len() as i64, self.dim as i64])
     }
 
-    /// More rows of the same length.
+    /// Adds more rows of the same length.
     pub fn extend(&mut self, more: &Self) {
         assert!(self.rows.is_empty() || self.dim == more.dim, "{} and {} numbers a row", self.dim, more.dim);
         (self.dim, self.distance) = (more.dim, more.distance);
         self.rows.extend_from_slice(&more.rows);
     }
 
-    /// How many.
+    /// How many embeddings there are.
     pub fn len(&self) -> usize {
         self.rows.len() / self.dim.max(1)
     }
 
-    /// Numbers in each.
+    /// How many numbers each embedding has.
     pub fn dim(&self) -> usize {
         self.dim
     }
@@ -62,22 +62,22 @@ impl Vectors {
         &self.rows
     }
 
-    /// One embedding.
+    /// Embedding `i`.
     pub fn row(&self, i: usize) -> &[f32] {
         &self.rows[i * self.dim..][..self.dim]
     }
 
-    /// Between two of them.
+    /// The distance between two of the embeddings.
     pub fn distance(&self, i: usize, j: usize) -> f32 {
         self.distance_to(i, self, j)
     }
 
-    /// Between one of them and one of the `others`.
+    /// The distance between embedding `i` and embedding `j` of the `others`.
     pub fn distance_to(&self, i: usize, others: &Self, j: usize) -> f32 {
         self.distance.between(self.row(i), others.row(j))
     }
 
-    /// What they are compared by.
+    /// The distance that the embeddings are compared by.
     pub fn measure(&self) -> Distance {
         self.distance
     }

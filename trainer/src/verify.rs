@@ -1,4 +1,4 @@
-//! `tercet verify`: are two images of the same identity? And the same for a file of pairs.
+//! `tercet verify`: whether two images are of the same identity, or how often that is told rightly on a file of pairs.
 
 use crate::atomic;
 use crate::bad_input::bad_input;
@@ -13,7 +13,7 @@ use anyhow::Result;
 use serde::Serialize;
 use std::path::Path;
 
-/// Both forms of the command.
+/// `tercet verify` of two images or of a file of pairs.
 pub fn verify(args: &VerifyArgs) -> Result<()> {
     if let Some(data) = &args.data {
         return verify_pairs(args, data);
@@ -50,15 +50,15 @@ struct Decision {
     same: bool,
 }
 
-/// What a file of pairs amounts to.
+/// The scores of a file of pairs.
 #[derive(Serialize)]
 struct Outcome {
     pairs: usize,
     folds: usize,
     images: usize,
-    /// At the threshold that is most accurate on the other folds: mean over the folds.
+    /// The accuracy at the threshold that is most accurate on the other folds: mean over the folds.
     accuracy: Option<f64>,
-    /// Its standard error.
+    /// The standard error of `accuracy`.
     accuracy_error: Option<f64>,
     auc: f64,
     eer: f64,
@@ -120,7 +120,7 @@ fn verify_pairs(args: &VerifyArgs, data: &Path) -> Result<()> {
     say(&lines.join("\n"))
 }
 
-/// A threshold from the command line.
+/// Parses a threshold from the command line.
 pub fn threshold(text: &str) -> std::result::Result<f32, String> {
     match text.parse::<f32>() {
         Ok(value) if value >= 0.0 && value.is_finite() => Ok(value),
@@ -128,7 +128,7 @@ pub fn threshold(text: &str) -> std::result::Result<f32, String> {
     }
 }
 
-/// Refused before any work is done: nothing is overwritten.
+/// Refuses a file that is there, before any work is done: nothing is overwritten.
 pub fn new_file(option: &str, file: &Path) -> Result<()> {
     if file.symlink_metadata().is_ok() {
         return Err(bad_input(format!("{option} {}: already there", file.display())));

@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 const STD: [f32; 3] = [0.229, 0.224, 0.225];
 
-/// Where a view's pixel comes from, in coordinates from -1 to 1:
+/// Where a view's pixel comes from in the image, in coordinates from -1 to 1:
 /// `x' = xx x + xy y + tx`, `y' = yx x + yy y + ty`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Affine {
@@ -29,8 +29,8 @@ impl Affine {
     /// The image as it is.
     pub const IDENTITY: Self = Self { xx: 1.0, xy: 0.0, tx: 0.0, yx: 0.0, yy: 1.0, ty: 0.0 };
 
-    /// A small random rotation, scale, slant and shift. `strength` 1 is up to 10 degrees, 10 %, 0.15
-    /// and 6 % of the side.
+    /// A small random rotation, scale, slant and shift. `strength` 1 means up to 10 degrees, 10 %, 0.15 and 6 % of the
+    /// side.
     pub fn random(rng: &mut impl Rng, strength: f32) -> Self {
         let angle = symmetric(rng, 0.175 * strength);
         let scale = 1.0 + symmetric(rng, 0.1 * strength);
@@ -64,7 +64,7 @@ pub fn tensor(images: &Images, views: &[(usize, Affine)], device: Device) -> Res
     Ok(values.f_to_device(device)?.to_kind(Kind::Float).permute([0, 3, 1, 2]))
 }
 
-/// Bilinear; what lies outside repeats the border, so paper stays paper.
+/// Renders a view with bilinear interpolation. Outside the image its border is repeated, so paper stays paper.
 fn render(bytes: &[u8], channels: usize, size: usize, affine: &Affine, out: &mut [f32]) {
     let last = (size - 1) as f32;
     let to_unit = |pixel: usize| (2 * pixel + 1) as f32 / size as f32 - 1.0;

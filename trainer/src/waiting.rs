@@ -6,9 +6,9 @@
 //! its environment once, when the library is loaded, which is before `main`: so the program
 //! starts itself again, once, in the same process.
 
-/// Makes idle threads sleep, unless the environment already says how they wait. It may start the program anew: to be called
-/// before any file is opened, for a lock would be lost and what was read would be read twice. So it is before the device
-/// is known too: a run that goes on has it in its checkpoint.
+/// Makes idle threads sleep, unless the environment already says how they wait. It may start the program anew, so it is
+/// to be called before any file is opened: a lock would be lost, and what was read would be read twice. The device is
+/// not known yet then, as a run that goes on has it in its checkpoint.
 #[cfg(unix)]
 pub fn sleep_instead_of_spinning() {
     use std::os::unix::process::CommandExt;
@@ -17,7 +17,7 @@ pub fn sleep_instead_of_spinning() {
         return;
     }
     if let Ok(program) = std::env::current_exe() {
-        // Returns only if it fails; the run is then slower at worst.
+        // `exec` returns only if it fails; the run is then slower at worst.
         let _ = std::process::Command::new(program)
             .args(std::env::args_os().skip(1))
             .env("OMP_WAIT_POLICY", "PASSIVE")
@@ -25,6 +25,6 @@ pub fn sleep_instead_of_spinning() {
     }
 }
 
-/// Other systems' OpenMP libraries have their own ways.
+/// Does nothing: other systems' OpenMP libraries have their own ways to wait.
 #[cfg(not(unix))]
 pub fn sleep_instead_of_spinning() {}

@@ -9,19 +9,18 @@ use std::io::Read;
 use std::path::Path;
 use tch::{Tensor, nn};
 
-/// Copies a file's tensors into the encoder. `fc` is left out when its shape is another one (a
-/// classifier's), and so is `num_batches_tracked`. Everything else must be there in the right shape:
-/// one error names all that is not.
+/// Copies a file's tensors into the encoder. `fc` is left out if it has another shape (a classifier's), and so is
+/// `num_batches_tracked`. Everything else must be there in the right shape: one error names all that is not.
 pub fn load(vs: &nn::VarStore, file: &Path) -> Result<()> {
     copy(vs, file, "--weights", |name| name.starts_with("fc."))
 }
 
-/// The same without an exception: `fc` must fit too. `option` is named in errors.
+/// Copies a file's tensors into the encoder, all of which must fit, `fc` included. `option` is named in errors.
 pub fn load_all(vs: &nn::VarStore, file: &Path, option: &str) -> Result<()> {
     copy(vs, file, option, |_| false)
 }
 
-/// A number that a file of other weights does not have.
+/// A hash of the file of weights.
 pub fn fingerprint(file: &Path) -> Result<u64> {
     let bytes = std::fs::read(file).map_err(|error| bad_input(format!("--weights {}: {error}", file.display())))?;
     Ok(hash(&bytes))
@@ -66,14 +65,14 @@ fn copy(vs: &nn::VarStore, file: &Path, option: &str, may_differ: impl Fn(&str) 
     Ok(())
 }
 
-/// `torch.save` writes a zip archive, and before PyTorch 1.6 a pickle of protocol 2.
+/// Whether the file is one of `torch.save`: a zip archive or, before PyTorch 1.6, a pickle of protocol 2.
 fn is_pickled(file: &Path) -> bool {
     let mut start = [0; 4];
     let read = std::fs::File::open(file).and_then(|mut file| file.read_exact(&mut start));
     read.is_ok() && (start == *b"PK\x03\x04" || start[..2] == [0x80, 2])
 }
 
-/// Writes the file whole: a reader never sees half of it.
+/// Writes the weights into a file that a reader never sees half of.
 pub fn save(vs: &nn::VarStore, file: &Path) -> Result<()> {
     let variables: Vec<_> = vs.variables().into_iter().collect();
     atomic::write_by(file, |temporary| Ok(Tensor::write_safetensors(&variables, temporary.path())?))

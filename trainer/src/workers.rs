@@ -1,6 +1,6 @@
-//! Threads that decode and augment images while the encoder works on those before.
+//! Threads that decode and augment images while the encoder works on earlier ones.
 //!
-//! They are not rayon's global ones: the losses compute on those, and would wait behind images.
+//! They are not rayon's global threads, on which the losses compute and would wait behind images.
 
 use crate::bad_input::bad_input;
 use anyhow::Result;
@@ -10,21 +10,21 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-/// Items in the making at a time: while one ends on few threads, the next one has the others.
+/// How many items are made at a time: while one ends on few threads, the next one has the others.
 const LANES: u64 = 2;
 
-/// The threads.
+/// Threads that make images.
 pub struct Workers(ThreadPool);
 
 impl Workers {
-    /// So many; `None` is one for each core.
+    /// Starts this many threads, or one for each core.
     pub fn new(threads: Option<u64>) -> Result<Self> {
         let builder = ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0) as usize);
         let builder = builder.thread_name(|number| format!("images-{number}"));
         Ok(Self(builder.build().map_err(|error| bad_input(format!("--workers: {error}")))?))
     }
 
-    /// Runs `work` on them.
+    /// Runs `work` on these threads.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.0.install(work)
     }
@@ -41,7 +41,7 @@ impl Workers {
             let own = (range.start + lane..range.end).step_by(LANES as usize);
             scope.spawn(move || {
                 for n in own {
-                    // A receiver that is gone wants no more.
+                    // The receiver is gone and wants no more.
                     if send.send(self.run(|| make(n))).is_err() {
                         return;
                     }
@@ -98,13 +98,13 @@ mod tests {
             for (expected, item) in (3..40).zip(workers.ahead(scope, 3..40, &make)) {
                 assert_eq!(item, expected);
                 taken += 1;
-                // Two lanes, each with one ready and one in the making.
+                // Two lanes, each with one item ready and one in the making.
                 assert!(made.load(Ordering::SeqCst) <= taken + 4);
             }
             assert_eq!(taken, 37);
         });
         assert_eq!(made.load(Ordering::SeqCst), 37);
-        // Who stops taking ends the making.
+        // When nobody takes items any more, no more are made.
         made.store(0, Ordering::SeqCst);
         std::thread::scope(|scope| assert_eq!(workers.ahead(scope, 0..1 << 40, &make).next(), Some(0)));
         assert!(made.load(Ordering::SeqCst) <= 5);
