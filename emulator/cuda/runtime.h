@@ -12,7 +12,7 @@ using Combine = void (*)(uint32_t lanes, const void* const* in, void* const* out
 enum Operation { SYNC, SHUFFLE, VOTE, MATCH, REDUCE, LOAD_MATRIX, MMA };
 enum Access { READ = 0, WRITE = 1, ATOMIC = 2, RELEASE_ACQUIRE = 4, ALIGNED = 8 };
 
-// The same layout as `Runtime` in src/hooks.rs.
+// The same layout as `Runtime` in src/runtime.rs.
 struct Runtime {
     uint32_t (*index)(int which);
     void* (*shared)(const void* key, size_t bytes, size_t align, const void* site);
@@ -25,7 +25,7 @@ struct Runtime {
     void (*fault)(const char* what, const void* site);
 };
 
-// A kernel that registered itself. `call` reads the argument struct at `arguments`.
+// A kernel that registered itself. The same layout as `Kernel` in src/runtime.rs. `call` reads the argument struct at `arguments`.
 struct Kernel {
     const char* name;
     uint32_t threads;

@@ -12,8 +12,9 @@ use corosensei::{Coroutine, Yielder};
 use tercet::cuda::Grid;
 
 use crate::detector::{Detector, Finding, Kind, Shadow};
-use crate::library::{Kernel, Library};
+use crate::library::Library;
 use crate::memory::Region;
+use crate::runtime::{Combine, Kernel};
 
 /// Enough for the kernels' arrays at -O1; a guard page lies below.
 const STACK_BYTES: usize = 128 << 10;
@@ -21,9 +22,6 @@ const STACK_BYTES: usize = 128 << 10;
 const STATIC_SHARED_BYTES: usize = 48 << 10;
 /// Races do not stop a launch; this many do.
 const MAX_REPORTS: usize = 16;
-
-pub(crate) type Combine =
-    unsafe extern "C" fn(lanes: u32, input: *const *const c_void, output: *const *mut c_void, argument: c_int);
 
 /// What all blocks of a launch have in common.
 pub(crate) struct Launch<'a> {

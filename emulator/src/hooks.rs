@@ -1,24 +1,12 @@
-//! What kernels call: the table of cuda/runtime.h.
+//! What kernels call.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
-use crate::block::{Block, Collective, Combine, State};
+use crate::block::{Block, Collective, State};
 use crate::detector::Kind;
+use crate::runtime::{Combine, Runtime};
 
-/// `emu::Runtime` of cuda/runtime.h.
-#[repr(C)]
-pub(crate) struct Runtime {
-    index: extern "C" fn(c_int) -> u32,
-    shared: extern "C" fn(*const c_void, usize, usize, usize) -> *mut c_void,
-    barrier: extern "C" fn(u32, u32, usize),
-    collective: extern "C" fn(c_int, u32, c_int, *const c_void, *mut c_void, Option<Combine>, usize),
-    access: extern "C" fn(usize, usize, c_int, usize),
-    copy_async: extern "C" fn(usize, usize, usize, bool, usize),
-    copy_commit: extern "C" fn(),
-    copy_wait: extern "C" fn(u32),
-    fault: unsafe extern "C" fn(*const c_char, usize),
-}
-
+/// The table that every library is given.
 pub(crate) static RUNTIME: Runtime =
     Runtime { index, shared, barrier, collective, access, copy_async, copy_commit, copy_wait, fault };
 

@@ -8,6 +8,7 @@ mod detector;
 mod hooks;
 mod library;
 mod memory;
+mod runtime;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -130,7 +131,7 @@ unsafe impl Launcher for Emulator {
     unsafe fn launch(&self, stem: &str, kernel: &str, grid: Grid, arguments: &[u8]) -> Result<(), Error> {
         self.launches.fetch_add(1, Ordering::Relaxed);
         let refused = |reason: &str| Err(self.refused(kernel, grid, reason));
-        let Some(library) = Library::open(stem, self.options.detect) else {
+        let Some(library) = Library::open(stem, self.options.detect, &hooks::RUNTIME) else {
             return refused("there is no such file of kernels");
         };
         let Some((name, found)) = library.kernels.get_key_value(kernel) else {

@@ -1,26 +1,14 @@
 //! Kernel libraries made by build.rs: their kernels, and the source lines of their code.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::CStr;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use crate::hooks;
+use crate::runtime::{Kernel, Runtime};
 
 /// `(stem, with the detector, path)`.
 const LIBRARIES: &[(&str, bool, &str)] = include!(concat!(env!("OUT_DIR"), "/libraries.rs"));
-
-/// `emu::Kernel` of cuda/runtime.h.
-#[repr(C)]
-pub(crate) struct Kernel {
-    name: *const c_char,
-    pub threads: u32,
-    pub argument_bytes: usize,
-    pub call: unsafe extern "C" fn(arguments: *const c_void),
-    next: *const Kernel,
-}
-// SAFETY: constants of a library that is never closed.
-unsafe impl Sync for Kernel {}
 
 pub(crate) struct Library {
     pub kernels: HashMap<String, &'static Kernel>,
@@ -34,28 +22,28 @@ unsafe impl Sync for Library {}
 unsafe impl Send for Library {}
 
 impl Library {
-    /// Opened once per process, never closed.
-    pub fn open(stem: &str, detect: bool) -> Option<&'static Self> {
+    /// Opened once per process, never closed. Its kernels call `runtime`, that of the first opening.
+    pub fn open(stem: &str, detect: bool, runtime: &'static Runtime) -> Option<&'static Self> {
         static OPEN: Mutex<Vec<(&str, &Library)>> = Mutex::new(Vec::new());
         let (_, _, path) = LIBRARIES.iter().find(|(s, d, _)| *s == stem && *d == detect)?;
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, library)) = open.iter().find(|(p, _)| p == path) {
             return Some(library);
         }
-        let library = Box::leak(Box::new(Self::load(path)));
+        let library = Box::leak(Box::new(Self::load(path, runtime)));
         open.push((path, library));
         Some(library)
     }
 
-    fn load(path: &str) -> Self {
-        type Open = unsafe extern "C" fn(*const hooks::Runtime, *mut usize, *mut usize, *mut *const Kernel);
+    fn load(path: &str, runtime: &'static Runtime) -> Self {
+        type Open = unsafe extern "C" fn(*const Runtime, *mut usize, *mut usize, *mut *const Kernel);
         let (mut first, mut end, mut list) = (0, 0, std::ptr::null());
         // SAFETY: built by build.rs from cuda/hooks.cpp, whose `emu_open` has this signature; its constructors only
         // make the list of kernels. It stays loaded, so the list does too.
         unsafe {
             let handle = libloading::Library::new(path).unwrap_or_else(|e| panic!("{path}: {e}"));
             let open: libloading::Symbol<Open> = handle.get(b"emu_open").expect("hooks.cpp is linked in");
-            open(&hooks::RUNTIME, &mut first, &mut end, &mut list);
+            open(runtime, &mut first, &mut end, &mut list);
             std::mem::forget(handle);
         }
         let mut kernels = HashMap::new();
