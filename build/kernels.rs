@@ -9,8 +9,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, thread};
 
+use crate::cache;
 use crate::nvrtc::{self, Nvrtc};
-use crate::{cache, fail};
+use crate::script::{doc_only, fail};
 
 #[path = "../src/constants.rs"]
 mod constants;
@@ -48,7 +49,7 @@ pub fn build() {
     }
 
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    if crate::doc_only() {
+    if doc_only() {
         for table in ["images.rs", "conformance.rs"] {
             fs::write(out.join(table), "&[]").expect("OUT_DIR is writable");
         }

@@ -4,7 +4,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use crate::{cache, fail, headers};
+use crate::script::{doc_only, fail};
+use crate::{cache, headers};
 
 const SOURCE: &str = "src/torch/autograd.cpp";
 /// torch-sys's own: another release of libtorch is wanted.
@@ -12,7 +13,7 @@ const BYPASS: &str = "LIBTORCH_BYPASS_VERSION_CHECK";
 
 pub fn build() {
     println!("cargo:rerun-if-changed={SOURCE}");
-    if crate::doc_only() {
+    if doc_only() {
         return;
     }
     for variable in ["LIBTORCH", "LIBTORCH_INCLUDE", "LIBTORCH_LIB", "LIBTORCH_USE_PYTORCH", BYPASS] {
