@@ -38,7 +38,8 @@ struct Batch {
     i64 origin_stride;
     const Survey* origin_survey;
     u32 rows, padded, dim, slabs;
-    u32 centre, normalize, unit_norms, unused;
+    u32 centre, normalize, unit_norms;
+    u32 padding;          // to the end of 8 bytes: the host's struct has no gaps
 
     DEVICE Operand operand() const { return {{plane[0], plane[1]}, slabs}; }
     DEVICE Lengths lengths() const { return {norm, scale, rows}; }

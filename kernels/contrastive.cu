@@ -14,7 +14,7 @@ struct Args {
     u64 one;               // the bits of its 1
     u64 magnitude;         // the bits that are all 0 in its 0
     u32 same_bytes;        // the size of one
-    u32 unused;
+    u32 padding;           // to the end of 8 bytes: the host's struct has no gaps
 };
 static_assert(sizeof(Args) == 200, "Args must match src/contrastive/cuda.rs");
 

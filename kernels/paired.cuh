@@ -33,7 +33,7 @@ template <int K> struct PairedArgs {
     double loss_scale;
     u32 root, normalize;
     u32 idle_if_one;      // do nothing if upstream[0] is 1: the gradients are already there
-    u32 unused;
+    u32 padding;          // to the end of 8 bytes: the host's struct has no gaps
 };
 
 // 1 / max(norm, MIN_NORM) of each row; `flat` where the minimum took over, and the map x -> x / norm is plain scaling.

@@ -15,7 +15,8 @@ struct Args {
     const float* weight;    // G, or the weights of `tiles`
     float* pushed;          // [splits, padded, dim] of the side that is pushed
     void* grad;             // [rows, dim] T of that side
-    u32 kind, which, splits, unused;
+    u32 kind, which, splits;
+    u32 padding;            // to the end of 8 bytes: the host's struct has no gaps
 };
 static_assert(sizeof(Args) == 2 * sizeof(Batch) + 56, "Args must match src/pairwise_distance/cuda.rs");
 

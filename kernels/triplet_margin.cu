@@ -11,7 +11,8 @@
 // The same layout as `Args` of src/cuda/paired.rs with `Swap` of src/triplet_margin/cuda.rs.
 struct Args {
     PairedArgs<3> paired;  // a, p, n
-    u32 swap, unused;
+    u32 swap;
+    u32 padding;           // to the end of 8 bytes: the host's struct has no gaps
 };
 static_assert(sizeof(Args) == 200, "Args must match src/triplet_margin/cuda.rs");
 

@@ -28,13 +28,14 @@ pub struct Same {
     one: u64,
     magnitude: u64,
     bytes: u32,
-    unused: u32,
+    /// Four bytes that a compiler would leave unnamed at the end: `Pod` allows no gaps.
+    padding: u32,
 }
 
 impl Same {
     /// Integers, signed or not, or bools, of so many bytes each.
     pub fn integers(address: Address, bytes: u32) -> Self {
-        Self { address, one: 1, magnitude: u64::MAX, bytes, unused: 0 }
+        Self { address, one: 1, magnitude: u64::MAX, bytes, padding: 0 }
     }
 
     /// Floats, whose 0 may have a sign.
@@ -44,7 +45,7 @@ impl Same {
             word[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(&T::from_f64(x)));
             u64::from_le_bytes(word)
         };
-        Self { address, one: bits(1.0), magnitude: !bits(-0.0), bytes: size_of::<T>() as u32, unused: 0 }
+        Self { address, one: bits(1.0), magnitude: !bits(-0.0), bytes: size_of::<T>() as u32, padding: 0 }
     }
 }
 

@@ -161,7 +161,8 @@ pub(crate) struct Batch {
     centre: u32,
     normalize: u32,
     unit_norms: u32,
-    unused: u32,
+    /// Four bytes that a compiler would leave unnamed at the end: `Pod` allows no gaps.
+    padding: u32,
 }
 
 impl Batch {
@@ -292,7 +293,7 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         centre: (!normalize).into(),
         normalize: normalize.into(),
         unit_norms: cosine.into(),
-        unused: 0,
+        padding: 0,
     };
     if let Some(other) = origin {
         (batch.origin, batch.origin_stride) = (other.origin, other.origin_stride);

@@ -115,7 +115,8 @@ struct Args<E, const K: usize> {
     root: u32,
     normalize: u32,
     idle_if_one: u32,
-    unused: u32,
+    /// Four bytes that a compiler would leave unnamed before `extra`: `Pod` allows no gaps.
+    padding: u32,
     extra: E,
 }
 

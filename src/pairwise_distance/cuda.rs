@@ -28,7 +28,8 @@ struct Args {
     kind: u32,
     which: u32,
     splits: u32,
-    unused: u32,
+    /// Four bytes that a compiler would leave unnamed at the end: `Pod` allows no gaps.
+    padding: u32,
 }
 const _: () = assert!(size_of::<Args>() == 2 * size_of::<Batch>() + 56, "Args must match kernels/pairwise_distance.cu");
 

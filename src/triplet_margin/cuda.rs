@@ -24,12 +24,13 @@ const STEM: &str = "triplet_margin";
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Swap {
     swap: u32,
-    unused: u32,
+    /// Four bytes that a compiler would leave unnamed at the end: `Pod` allows no gaps.
+    padding: u32,
 }
 
 impl Swap {
     fn of(problem: &Problem) -> Self {
-        Self { swap: problem.swap.into(), unused: 0 }
+        Self { swap: problem.swap.into(), padding: 0 }
     }
 }
 
