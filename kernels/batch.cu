@@ -1,8 +1,8 @@
-// The preparation of a batch for mined losses, in up to four launches: order, survey, nearest, gather; and match, where the
-// rows are compared with those of another.
+// The preparation of a batch for mined losses, in up to four launches: order, survey, nearest, gather; and match, if
+// the rows are compared with those of another batch.
 //
 // Translation changes no Euclidean distance, but a Gram matrix of rows far from the origin cancels. Rows are moved by
-// one of them, the nearest to the mean, where the mean is larger than the spread: by a row and not by the mean, so that
+// one of them, the nearest to the mean, if the mean is larger than the spread: by a row and not by the mean, so that
 // differences of integers stay integers, and ties stay ties.
 #include "batch.cuh"
 
@@ -10,23 +10,25 @@
 constexpr u32 RANKED = 32;
 static_assert(BATCH_THREADS % RANKED == 0, "whole warps");
 
+// Visits this warp's share of the labels. All threads of the block must call.
+// f(label, index): called for each of them.
 template <class F> DEVICE void each_label(const i64* labels, u32 rows, F f) {
     SHARED(i64, tile, BATCH_THREADS);
     const u32 from = threadIdx.x / 32 * 32;
     for (u32 base = 0; base < rows; base += BATCH_THREADS) {
-        __syncthreads();
+        __syncthreads();  // all threads are done with the tile before
         if (base + threadIdx.x < rows) tile[threadIdx.x] = labels[base + threadIdx.x];
-        __syncthreads();
+        __syncthreads();  // the tile is there
         const u32 count = rows - base < from + 32 ? (rows - base > from ? rows - base - from : 0) : 32;
         for (u32 k = 0; k < count; ++k) f(tile[from + k], base + from + k);
     }
 }
-// The sum over the warps of what this lane has counted.
+// The sum of x over the threads of all warps that have this thread's lane. All threads of the block must call.
 DEVICE u32 sum_of_warps(u32 x) {
     SHARED(u32, part, BATCH_THREADS);
-    __syncthreads();
+    __syncthreads();  // all threads have read the parts of the call before
     part[threadIdx.x] = x;
-    __syncthreads();
+    __syncthreads();  // the parts are there
     u32 sum = 0;
     for (u32 t = threadIdx.x % 32; t < BATCH_THREADS; t += 32) sum += part[t];
     return sum;
@@ -62,7 +64,7 @@ KERNEL(batch_order, BATCH_THREADS, const Batch b) {
     b.end[rank] = smaller + equal;
 }
 
-// Where the class of each row of one side lies on the other: the first blocks take the anchors, the others the rest.
+// Where the class of each row lies among the rows of the other side: the first blocks take the anchors.
 KERNEL(batch_match, BATCH_THREADS, const Sides s) {
     const u32 chunks = (s.anchors.rows + RANKED - 1) / RANKED;
     const bool of_anchors = blockIdx.x < chunks;
@@ -82,15 +84,15 @@ KERNEL(batch_match, BATCH_THREADS, const Sides s) {
     (of_anchors ? s.end : s.other_end)[i] = smaller + equal;
     if (!of_anchors) return;
     const u32 anchor = rows.order[i];
-    // Beyond the reference set, or below its first row: the anchor is not in it. An offset may wrap around.
+    // An anchor whose own row would lie outside of the reference set is not in it. A negative offset wraps around.
     const u64 own = s.own_kind == 1 ? u64(s.own_offset) + anchor : s.own_kind == 2 ? u64(s.own_rows[anchor]) : ~u64(0);
     s.own[i] = own < among.rows ? among.position[own] : NONE;
 }
 
-// Rows of a chunk of the mean.
+// Rows that a block of `survey` sums up.
 constexpr u32 SURVEYED = 64;
 
-// Sums of columns over chunks of rows; the last block makes the mean of them.
+// The sums of the columns over chunks of rows; the last block makes the mean of them. T: the type of the caller's rows.
 template <class T> DEVICE void survey(const Batch& b) {
     const u32 begin = blockIdx.x * SURVEYED, end = begin + SURVEYED < b.rows ? begin + SURVEYED : b.rows;
     for (u32 c = threadIdx.x; c < b.dim; c += BATCH_THREADS) {
@@ -108,7 +110,7 @@ template <class T> DEVICE void survey(const Batch& b) {
     }
 }
 
-// The row nearest to the mean, and whether moving by it pays. `chunks` blocks made the sums.
+// The row nearest to the mean, and whether translating by it pays. T: the type of the caller's rows.
 template <class T> DEVICE void nearest(const Batch& b) {
     const u32 chunks = (b.rows + SURVEYED - 1) / SURVEYED, lane = threadIdx.x % 32;
     const double* mean = b.sums + i64(chunks) * b.dim;
@@ -135,7 +137,7 @@ template <class T> DEVICE void nearest(const Batch& b) {
     }
 }
 
-// One warp makes a row of class order ready.
+// A warp prepares a row, in class order: y, planes, norm, scale, inverse. T: the caller's type. P: the precision.
 template <class T, class P> DEVICE void gather(const Batch& b) {
     const u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= b.padded) return;
@@ -163,8 +165,8 @@ template <class T, class P> DEVICE void gather(const Batch& b) {
         flat = norm < float(TERCET_MIN_NORM);
         factor = is_finite(norm) ? 1.f / (flat ? float(TERCET_MIN_NORM) : norm) : nan_value<float>();
     }
-    // Rows are moved for the product alone. Two rows near each other and far from the one that all are moved by would lose
-    // their difference with it.
+    // Rows are translated for the product alone. Two rows near each other and far from the one that all are translated
+    // by would lose digits of their difference.
     const auto given = [&](u32 c) { return rounded_product(widen(x[c]), factor); };
     const auto moved = [&](u32 c) { return shift ? widen(x[c]) - widen(shift[c]) : given(c); };
     float largest = 0, squares = 0;
@@ -190,7 +192,7 @@ template <class T, class P> DEVICE void gather(const Batch& b) {
     }
     rounded = group_sum<32>(rounded);
     if (lane == 0) {
-        // The planes of a row that is not finite hold zeros: its norm must tell.
+        // The planes of a row that is not finite hold zeros: its norm must tell, by NaN.
         b.norm[row] = !finite ? nan_value<float>() : b.unit_norms ? 1.f : P::rounds ? rounded : squares;
         b.scale[row] = scale;
         b.inverse[row] = flat ? -factor : factor;
@@ -198,6 +200,7 @@ template <class T, class P> DEVICE void gather(const Batch& b) {
     }
 }
 
+// The kernels for rows of type T.
 #define OF_TYPE(dtype, T)                                                             \
     KERNEL(batch_survey_##dtype, BATCH_THREADS, const Batch b) { survey<T>(b); }      \
     KERNEL(batch_nearest_##dtype, BATCH_THREADS, const Batch b) { nearest<T>(b); }    \
@@ -210,7 +213,7 @@ KERNEL(batch_gather_f32_high, BATCH_THREADS, const Batch b) { gather<float, Tf32
 KERNEL(batch_gather_f32_medium, BATCH_THREADS, const Batch b) { gather<float, Half<bf16>>(b); }
 KERNEL(batch_gather_f16_medium, BATCH_THREADS, const Batch b) { gather<f16, Half<f16>>(b); }
 KERNEL(batch_gather_bf16_medium, BATCH_THREADS, const Batch b) { gather<bf16, Half<bf16>>(b); }
-// For cross-checks.
+// Plain is what the other precisions are checked against.
 KERNEL(batch_gather_f32_plain, BATCH_THREADS, const Batch b) { gather<float, Plain>(b); }
 KERNEL(batch_gather_f16_plain, BATCH_THREADS, const Batch b) { gather<f16, Plain>(b); }
 KERNEL(batch_gather_bf16_plain, BATCH_THREADS, const Batch b) { gather<bf16, Plain>(b); }

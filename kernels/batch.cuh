@@ -1,5 +1,5 @@
-// A batch of embeddings made ready for mined losses (batch.cu): rows in the order of their classes, so that each class is
-// one contiguous block; normalised; translated, in planes of bytes, for the tile engine.
+// A batch of embeddings as batch.cu prepares it for mined losses: rows in class order, so that each class is one
+// contiguous block; normalised, if the loss does so; translated, in planes of bytes, for the tile engine.
 #pragma once
 #include "distance.cuh"
 #include "reduce.cuh"
@@ -7,34 +7,34 @@
 
 #define BATCH_THREADS 256
 
-constexpr u32 NONE = 0xffffffff;
+constexpr u32 NONE = 0xffffffff;  // no row
 
-// What the preparation finds out; zeros at launch.
+// What the preparation finds out about a batch; zeros at launch.
 struct Survey {
-    u64 nearest;  // max of ~(bits of the squared distance to the mean, row)
-    u32 tickets[2];
-    u32 bad;      // a row that is not finite
-    u32 shifted;  // whether rows are translated by -x[~nearest & 0xffffffff]
+    u64 nearest;     // the largest ~(bits of the squared distance to the mean, row), two halves of 32 bits
+    u32 tickets[2];  // of the kernels survey and nearest
+    u32 bad;         // whether any row is not finite
+    u32 shifted;     // whether rows are translated by -x[~nearest & 0xffffffff]
 };
 
-// The same layout as `Batch` in src/cuda/batch.rs. All in class order but x and labels.
+// A prepared batch, laid out as `Batch` in src/cuda/batch.rs. Arrays are in class order, except x, labels and position.
 struct Batch {
     const void* x;        // [rows, dim], `stride` elements from row to row
     i64 stride;
-    const i64* labels;    // null: one class of its own for each row, in the given order
+    const i64* labels;    // null: each row is a class of its own, in the given order
     u32* order;           // the row's original index
     u32* position;        // by original index: the row's place in class order
-    u32* first;           // its class: rows first .. end
+    u32* first;           // the row's class is rows first .. end
     u32* end;
-    float* y;             // [padded, dim]: as given, or normalised
-    u8* plane[2];         // [padded, slabs * SLAB]: the same, translated, / scale
-    float* norm;          // the squared norm of what the planes have; 1 for cosine
-    float* scale;         // a power of two
-    float* inverse;       // 1 / max(|x|, MIN_NORM), negative where the minimum took over; 1 without normalisation
-    double* sums;         // [chunks, dim] and then the mean [dim]
+    float* y;             // [padded, dim]: the rows as given, or normalised
+    u8* plane[2];         // [padded, slabs * SLAB]: y, translated and divided by scale, as the precision stores it
+    float* norm;          // the squared norm of what the planes hold; 1 for cosine; NaN if the row is not finite
+    float* scale;         // a power of two, which brings the row's largest element to 1 .. 2
+    float* inverse;       // 1 / max(|x|, MIN_NORM), negative if |x| is below MIN_NORM; 1 without normalisation
+    double* sums;         // [chunks, dim]: sums of the columns of x, and then the mean [dim]
     double* partials;     // one a block
     Survey* survey;
-    const void* origin;   // the batch whose nearest row all are moved by: x itself, or the one it is compared with
+    const void* origin;   // the x that has the row all are translated by: of this batch, or that it is compared with
     i64 origin_stride;
     const Survey* origin_survey;
     u32 rows, padded, dim, slabs;
@@ -45,18 +45,18 @@ struct Batch {
     DEVICE Lengths lengths() const { return {norm, scale, rows}; }
 };
 
-// Anchors, and the rows that their positives and negatives are drawn from: a reference set, or the anchors again. The same
-// layout as `Sides` in src/cuda/batch.rs.
+// Anchors, and the other rows, which positives and negatives are taken from: a reference set, or the anchors again. The
+// same layout as `Sides` in src/cuda/batch.rs.
 struct Sides {
     Batch anchors, others;
-    u32* first;         // per anchor: its class among the others is first .. end
+    u32* first;         // per anchor: its class is the other rows first .. end
     u32* end;
-    u32* own;           // per anchor: the other row that it is itself, or NONE; not for a batch by itself
-    u32* other_first;   // per other row: its class among the anchors
+    u32* own;           // per anchor: the other row that is the anchor itself, or NONE; not used if `itself`
+    u32* other_first;   // per other row: its class is the anchors other_first .. other_end
     u32* other_end;
-    const i64* own_rows;  // [anchors.rows] by original index, for own_kind 2
-    i64 own_offset;       // for own_kind 1
-    u32 own_kind;         // 0: none
+    const i64* own_rows;  // own_kind 2: the own rows of the anchors, both by original index
+    i64 own_offset;       // own_kind 1: anchor i is other row own_offset + i, both by original index
+    u32 own_kind;         // 0: no anchor is among the other rows
     u32 itself;           // whether the others are the anchors
 
     DEVICE u32 own_of(u32 anchor) const { return itself ? anchor : own[anchor]; }
@@ -69,19 +69,20 @@ struct Sides {
     DEVICE bool bad() const { return anchors.survey->bad || others.survey->bad; }
 };
 
-// f of each pair of elements of rows i and j of a batch, by a warp: from the caller's numbers, so that a difference is
-// rounded once. Normalised rows are multiplied by their inverse norms first; the product must not fuse with the difference,
-// or equal rows are apart.
+// The elements of a row from the caller's numbers, so that a difference of two is rounded once. A normalised row is
+// multiplied by its inverse norm first; the product must not fuse with the difference, or equal rows are apart.
+// T: the type of the caller's rows, float, f16 or bf16.
 template <class T> struct Row {
     const T* x;
     float factor;
     DEVICE float operator()(u32 column) const { return rounded_product(widen(x[column]), factor); }
 };
+// Row `row`, in class order, of a batch. T: the type of the caller's rows.
 template <class T> DEVICE Row<T> original_row(const Batch& b, u32 row) {
     return {static_cast<const T*>(b.x) + b.order[row] * b.stride, fabsf(b.inverse[row])};
 }
 
-// The distance of two rows by a warp, directly. kind: 0 squared, 1 Euclidean, 2 cosine.
+// The distance of two rows from their elements, by a warp. kind: 0 squared, 1 Euclidean, 2 cosine. T: the rows' type.
 template <class T> DEVICE float direct_distance(const Row<T>& x, const Row<T>& y, u32 dim, u32 kind) {
     float sum = 0;
     for (u32 c = threadIdx.x % 32; c < dim; c += 32) {
@@ -92,20 +93,24 @@ template <class T> DEVICE float direct_distance(const Row<T>& x, const Row<T>& y
     return kind == 0 ? sum : kind == 1 ? sqrtf(sum) : 1.f - sum;
 }
 
-// |y_i - y_j|^2 from the product of the rows' planes. Where it is `near`, below a fixed fraction of the norms, the product
-// has cancelled, and the difference must be taken: few pairs are that near.
+// |y_i - y_j|^2 from the product of the rows' planes. Sets `near` if it is below a fixed fraction of the norms: then it
+// has cancelled, and near_squared_distance must be taken instead. Few pairs are that near.
 DEVICE float squared_distance(float norm_i, float scale_i, float norm_j, float scale_j, float product, bool& near) {
     const float norms = norm_i + norm_j;
     const float d = norms - 2.f * (product * scale_i * scale_j);
     near = d < norms * (1.f / 64);
     return d;
 }
+// |y_i - y_j|^2 of rows i of `a` and j of `b` from the product of their planes. `near`: near_squared_distance must be
+// taken.
 DEVICE float squared_distance(const Batch& a, u32 i, const Batch& b, u32 j, float product, bool& near) {
     return squared_distance(a.norm[i], a.scale[i], b.norm[j], b.scale[j], product, near);
 }
+// |y_i - y_j|^2 of rows i of `a` and j of `b` from the difference of their elements; for cosine 2 (1 - u.v). By a
+// thread.
 DEVICE float near_squared_distance(const Batch& a, u32 i, const Batch& b, u32 j) {
     float sum = 0;
-    // |u - v|^2 is 2 (1 - u.v) of unit vectors, which rows below MIN_NORM do not become.
+    // |u - v|^2 is 2 (1 - u.v) for unit vectors alone, and rows below MIN_NORM do not become unit vectors.
     if (a.unit_norms && (a.inverse[i] < 0.f || b.inverse[j] < 0.f)) {
         for (u32 c = 0; c < a.dim; ++c) sum += a.y[i64(i) * a.dim + c] * b.y[i64(j) * b.dim + c];
         return 2.f - 2.f * sum;
@@ -117,7 +122,8 @@ DEVICE float near_squared_distance(const Batch& a, u32 i, const Batch& b, u32 j)
     return sum;
 }
 
-// start[i] = the sum of size(0) .. size(i - 1), for i up to `rows`. By one block: each thread adds up a run.
+// start[i] = size(0) + .. + size(i - 1) for i from 0 to `rows`, by one block: each thread adds up a run of rows.
+// size(i): the number to add up for row i.
 template <class F> DEVICE void scan(u32 rows, u64* start, F size) {
     SHARED(u64, total, BATCH_THREADS);
     const u32 run = (rows + BATCH_THREADS - 1) / BATCH_THREADS;
@@ -126,7 +132,7 @@ template <class F> DEVICE void scan(u32 rows, u64* start, F size) {
 #pragma unroll 8
     for (u32 i = begin; i < end; ++i) sum += size(i);
     total[threadIdx.x] = sum;
-    __syncthreads();
+    __syncthreads();  // the runs' sums are there
     u64 at = 0;
     for (u32 t = 0; t < threadIdx.x; ++t) at += total[t];
 #pragma unroll 8
@@ -143,15 +149,16 @@ template <class A> DEVICE void exchange(A& x, A& y) {
     y = z;
 }
 
-// Sorts by one block: `order(i, j)` exchanges what is at i and at j > i where it is the wrong way round. Bitonic: each merge
-// begins with the mirror image, so that all comparisons go one way and a size that is no power of two only leaves some out.
+// Sorts `size` items by one block. order(i, j): exchanges the items at i and at j > i if they are the wrong way round.
+// A bitonic network: each merge begins with the mirror image, so that all comparisons go one way and a size that is no
+// power of two only leaves some out.
 template <class F> DEVICE void sort(u32 size, F order) {
     const auto step = [&](u32 flip) {
         for (u32 i = threadIdx.x; i < size; i += BATCH_THREADS) {
             const u32 j = i ^ flip;
             if (j > i && j < size) order(i, j);
         }
-        __syncthreads();
+        __syncthreads();  // the next step compares what this one has exchanged
     };
     for (u32 width = 2; width < 2 * size; width *= 2) {
         step(width - 1);
@@ -159,8 +166,9 @@ template <class F> DEVICE void sort(u32 size, F order) {
     }
 }
 
-// The gradient with respect to a given row, by a warp, from g, that with respect to the row as distances see it: through the
-// normalisation, times `scale`, in the caller's type and order; NaN where all is `lost`.
+// Writes the gradient with respect to the caller's row, in the caller's type and order, by a warp: from g, the gradient
+// with respect to the row as distances see it, through the normalisation, times `scale`. NaN if the batch is `lost`.
+// T: the type of the caller's rows.
 template <class T> DEVICE void write_gradient(const Batch& b, u32 row, const float* g, float scale, bool lost, void* grad) {
     const u32 lane = threadIdx.x % 32;
     const Row<T> x = original_row<T>(b, row);

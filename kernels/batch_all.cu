@@ -8,9 +8,9 @@
 // pairs:    d_ap directly, and the thresholds t_ap.
 // sort:     thresholds of large classes, ascending: counts by binary search.
 // sweep:    Gram tiles; each pair is counted against its row's thresholds and against its column's, and the row is pushed
-//           away from the column by both, over the whole width of the batch: a block owns its rows, nothing is atomic but
-//           integers. Against a reference set there are two sweeps: in the first the rows are the anchors, and in the
-//           second, for the reference set's gradient, the columns.
+//           away from the column by both, over the whole width of the batch: a block owns its rows, and only
+//           integers are atomic. Against a reference set there are two sweeps: in the first the rows are the anchors,
+//           and in the second, for the reference set's gradient, the columns.
 // ranks:    c_ap of large classes from a histogram.
 // finish:   the positives' part of the gradient, normalisation, the loss.
 // backward: times upstream / M, in the caller's type.
@@ -20,29 +20,29 @@
 #ifndef TERCET_COMPARED
 #error "TERCET_COMPARED comes from src/constants.rs"
 #endif
-// Classes of at most so many rows are compared threshold by threshold.
+// Distances are compared with each threshold of classes of at most so many rows; those of larger ones are searched.
 constexpr u32 COMPARED = TERCET_COMPARED;
 constexpr float MASKED = 3.402823466e38f;  // farther than any threshold
 
-// The same layout as `Args` in src/batch_all/cuda.rs. Rows are in class order, but in `gradient`. An anchor's pairs are its class
-// in order, itself included: `start[row] + k` is the one with row `first[row] + k`.
+// The same layout as `Args` in src/batch_all/cuda.rs. Rows are in class order, except in `gradient`. An anchor has a
+// pair with each row of its class in order, itself included: pair start[row] + k is the one with row first[row] + k.
 struct Args {
     Sides sides;
-    u64* start;       // [anchors + 1]
+    u64* start;       // [anchors + 1]: where an anchor's pairs begin
     float* distance;  // [capacity]: d_ap
-    float* threshold; // [capacity]: d_ap + m, -inf for the row itself; large classes: ascending, then c_ap by `ranks`
-    u32* owner;       // [capacity]: large classes: whose threshold it is
+    float* threshold; // [capacity]: d_ap + m, -MASKED for the row itself; large classes: ascending, then c_ap (`ranks`)
+    u32* owner;       // [capacity]: large classes: which of the anchor's pairs has the threshold
     u32* count;       // [capacity]: c_ap; large classes: a histogram of how many thresholds are not above d_an
     float* reach;     // [anchors]: the largest threshold
     float* pushed;    // [splits, padded, dim]: sum_j S_ij (y_i - y_j), for cosine -sum_j S_ij y_j, of the sweep's rows
     double* sums;     // [splits, padded, 2]: sum_n c_an d_an, sum_n d_an
     float* gradient;  // [rows, dim] by original index, times M, of the sweep's rows; null: not wanted
     double* partials; // 5 a block
-    u32* state;       // 0 at launch: a ticket, and whether a distance overflowed
+    u32* state;       // 0 at launch: a ticket, and whether a distance overflowed or the pairs do not fit
     float* loss;      // null: not wanted
     double* stats;    // valid, active, sums of d_ap and d_an over the valid triplets, what the sum is multiplied by
     const float* upstream;
-    void* grad;       // [rows, dim] T
+    void* grad;       // [rows, dim] of type T, of the sweep's rows by original index
     double margin;
     u64 capacity;
     u32 splits, kind, mean;  // mean: 0 sum, 1 over active triplets, 2 over valid ones
@@ -50,17 +50,20 @@ struct Args {
 };
 static_assert(sizeof(Args) == sizeof(Sides) + 152, "Args must match src/batch_all/cuda.rs");
 
+// Whether there is memory for all pairs.
 DEVICE bool fits(const Args& args) { return args.start[args.sides.anchors.rows] <= args.capacity; }
+// Makes the loss NaN.
 DEVICE void overflow(const Args& args) { atomicOr(&args.state[1], 1u); }
 DEVICE float threshold_of(const Args& args, float d_ap) { return d_ap + float(args.margin); }
 
+// One block.
 KERNEL(batch_all_starts, BATCH_THREADS, const Args args) {
     const u32 rows = args.sides.anchors.rows;
     scan(rows, args.start, [&](u32 row) { return args.sides.size_of_class(row); });
     if (threadIdx.x == BATCH_THREADS - 1 && !fits(args)) overflow(args);
 }
 
-// A warp takes a row.
+// A warp takes the pairs of an anchor. T: the type of the caller's rows.
 template <class T> DEVICE void pairs(const Args& args) {
     const Sides& sides = args.sides;
     const Batch &a = sides.anchors, &b = sides.others;
@@ -88,7 +91,7 @@ template <class T> DEVICE void pairs(const Args& args) {
     }
 }
 
-// A block takes a row.
+// A block sorts the thresholds of an anchor of a large class.
 KERNEL(batch_all_sort, BATCH_THREADS, const Args args) {
     if (!fits(args)) return;
     for (u32 row = blockIdx.x; row < args.sides.anchors.rows; row += gridDim.x) {
@@ -110,18 +113,19 @@ KERNEL(batch_all_sort, BATCH_THREADS, const Args args) {
 constexpr int HALF = TILE / 2;
 static_assert(TILE_THREADS == 2 * TILE, "two threads a row");
 
+// The shared memory of `sweep`. P: the precision.
 template <class P> struct Shared {
     union {
         TileBuffers<P> buffers;
         RowChunks y;
     };
-    WeightTile d;
+    WeightTile d;               // the distances of a tile; MASKED: not a negative
     WeightTile weight;
-    u32 count[COMPARED][TILE];
+    u32 count[COMPARED][TILE];  // c_ap, by pair and row of the tile
 };
 constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
 
-// What one of an anchor's two threads knows of it.
+// What the two threads of an anchor know of it.
 struct Anchor {
     u64 start;
     u32 size;
@@ -131,9 +135,12 @@ struct Anchor {
         if (row >= args.sides.anchors.rows) return {0, 1, -MASKED};
         return {args.start[row], args.sides.size_of_class(row), args.reach[row]};
     }
-    // For each q below HALF calls `write(q, d, c)` with d = read(q) and its c, how many thresholds are above d. `total(k, n)`:
-    // n of both threads' d are below threshold k, or in large classes n = 1 has k thresholds not above it. Returns whether
-    // any c may be above 0. Both threads of the row must call.
+    // Compares HALF distances with the anchor's thresholds; returns whether any c may be above 0. Both threads must
+    // call.
+    // read(q): this thread's distance q.
+    // write(q, d, c): called for each distance d = read(q), with the number c of thresholds above it.
+    // total(k, n): called with the number n of both threads' distances below threshold k; in large classes with n = 1
+    // for each distance that has k thresholds not above it.
     template <class R, class W, class F> DEVICE bool count(const Args& args, R read, W write, F total) const {
         float d[HALF], nearest = MASKED;
 #pragma unroll
@@ -144,7 +151,8 @@ struct Anchor {
         nearest = fminf(nearest, __shfl_xor_sync(group_mask<2>(), nearest, 1));
         const float* threshold = args.threshold + start;
         if (nearest < reach && size > COMPARED) {
-            // Not unrolled, and so on numbers read again: a search takes long anyhow, and its code would come HALF times.
+            // Not unrolled, and so distances are read again: a search takes long anyhow, and its code would come HALF
+            // times.
 #pragma unroll 1
             for (int q = 0; q < HALF; ++q) {
                 const float d = read(q);
@@ -182,6 +190,7 @@ struct Anchor {
     }
 };
 
+// A block takes a row tile with every `splits`-th column tile. P: the precision.
 template <class P> DEVICE void sweep(const Args& args) {
     SHARED_DYNAMIC(Shared<P>, s);
     static_assert(sizeof(Shared<P>) == larger(sizeof(TileBuffers<P>), sizeof(RowChunks)) + 2 * sizeof(WeightTile) + sizeof(u32) * COMPARED * TILE,
@@ -194,7 +203,7 @@ template <class P> DEVICE void sweep(const Args& args) {
     if (!fits(args)) return;
     const u32 tiles = b.padded / TILE, row_tile = blockIdx.x / args.splits, split = blockIdx.x % args.splits;
     const u32 row_base = row_tile * TILE;
-    // Who looks at distances two threads a row (or column) of the tile, every second one each.
+    // Two threads look at a row (or column) of the tile, every second distance each.
     const u32 mine = threadIdx.x / 2, half = threadIdx.x % 2;
     const Anchor row = rows_count ? Anchor::of(args, row_base + mine) : Anchor{0, 1, -MASKED};
     double active_distances = 0, distances = 0;
@@ -210,7 +219,7 @@ template <class P> DEVICE void sweep(const Args& args) {
     float* pushed = args.pushed + (i64(split) * a.padded + row_base) * a.dim;
     if (args.gradient)
         for (u32 k = threadIdx.x; k < TILE * a.dim; k += TILE_THREADS) pushed[k] = 0.f;
-    __syncthreads();  // there may be no tile to wait in
+    __syncthreads();  // the zeros are there: without a tile there is no other barrier
 
     const Operand side[2] = {a.operand(), b.operand()};
     for (u32 column_tile = split; column_tile < tiles; column_tile += args.splits) {
@@ -221,7 +230,7 @@ template <class P> DEVICE void sweep(const Args& args) {
             Tile tile;
             tile.run(s.buffers, side, base);
             const auto keep = [&](int r, int c, float squared) {
-                // Squares compare alike, but t^2 would not tell equals: t is a rounded root already.
+                // Not squares, although they compare alike: t comes from a rounded root, and t^2 would not tell equals.
                 s.d[r][c] = args.kind == 0 ? squared : args.kind == 1 ? sqrtf(squared) : squared * .5f;
             };
             tile.each(
@@ -242,7 +251,7 @@ template <class P> DEVICE void sweep(const Args& args) {
                 });
         }
         if (threadIdx.x == 0) any[0] = 0;
-        __syncthreads();
+        __syncthreads();  // the tile's distances are there
 
         float sum = 0, active_sum = 0;
         bool active = row.count(
@@ -259,12 +268,12 @@ template <class P> DEVICE void sweep(const Args& args) {
         distances += double(sum);
         active_distances += double(active_sum);
         if (!args.gradient) {
-            __syncthreads();
+            __syncthreads();  // all threads are done with the tile's distances
             continue;
         }
-        __syncthreads();
+        __syncthreads();  // the rows' counts are there
 
-        // The same with the tile's columns as anchors: their rows are pushed too.
+        // Counts with the tile's columns as anchors: the rows are pushed by both.
         const Anchor column = columns_count ? Anchor::of(args, base[1] + mine) : Anchor{0, 1, -MASKED};
         const auto add = [&](int q, float d, u32 c) {
             float& weight = s.weight[2 * q + half][mine];
@@ -273,15 +282,15 @@ template <class P> DEVICE void sweep(const Args& args) {
         };
         active = column.count(args, [&](int q) { return s.d[2 * q + half][mine]; }, add, [](u32, u32) {}) || active;
         if (active) atomicOr(&any[0], 1u);
-        __syncthreads();
+        __syncthreads();  // the weights are there
         if (!any[0]) {
-            __syncthreads();
+            __syncthreads();  // all threads have read any[0]
             continue;
         }
 
         push(s.weight, s.y, a.y + i64(base[0]) * a.dim, b.y + i64(base[1]) * b.dim, b.dim, args.kind != 2, pushed);
     }
-    // Both threads of a row.
+    // The sums of both threads of a row.
     active_distances = group_sum<2>(active_distances);
     distances = group_sum<2>(distances);
     if (rows_count && row_base + mine < a.rows) {
@@ -293,7 +302,8 @@ template <class P> DEVICE void sweep(const Args& args) {
     }
 }
 
-// The k-th smallest threshold is above those d_an that have at most k thresholds not above them.
+// c_ap of large classes, by a block for each anchor: the k-th smallest threshold, counted from 0, is above those d_an
+// that have at most k thresholds not above them.
 KERNEL(batch_all_ranks, BATCH_THREADS, const Args args) {
     if (!fits(args)) return;
     SHARED(u32, total, BATCH_THREADS);
@@ -306,14 +316,14 @@ KERNEL(batch_all_ranks, BATCH_THREADS, const Args args) {
         u32 sum = 0;
         for (u32 k = begin; k < end; ++k) sum += args.count[start + k];
         total[threadIdx.x] = sum;
-        __syncthreads();
+        __syncthreads();  // the runs' sums are there
         u32 below = 0;
         for (u32 t = 0; t < threadIdx.x; ++t) below += total[t];
         for (u32 k = begin; k < end; ++k) {
             below += args.count[start + k];
             args.threshold[start + args.owner[start + k]] = __uint_as_float(below);
         }
-        __syncthreads();
+        __syncthreads();  // all threads have read the runs' sums
     }
 }
 
@@ -324,7 +334,8 @@ DEVICE u32 count_of(const Args& args, u32 row, u32 k) {
 }
 
 // The gradient of one of the sweep's rows, by a warp: what it was pushed by, and its positives. As an anchor it is pulled to
-// the other rows of its class, as a positive to the anchors; in a batch by itself they are the same.
+// the other rows of its class, as a positive to the anchors of its class; in a batch by itself these are the same rows.
+// T: the type of the caller's rows.
 template <class T> DEVICE void gradient(const Args& args, u32 row) {
     const Sides& sides = args.sides;
     const Batch &a = args.which ? sides.others : sides.anchors, &b = args.which ? sides.anchors : sides.others;
@@ -339,7 +350,7 @@ template <class T> DEVICE void gradient(const Args& args, u32 row) {
         for (u32 split = 0; split < args.splits; ++split) sum += args.pushed[(i64(split) * a.padded + row) * a.dim + c];
         sum *= sign;
         for (u32 p = first; p < end; ++p) {
-            // Of the pair with row p, and in a batch by itself of p's with this row: 0 for a row with itself.
+            // Active triplets of the pair with row p, in a batch by itself also of p's with this row. 0 for p = row.
             u32 count = 0;
             if (args.which == 0) count += count_of(args, row, p - first);
             if (args.which == 1 || sides.itself) count += count_of(args, p, row - sides.first[p]);
@@ -357,7 +368,7 @@ template <class T> DEVICE void gradient(const Args& args, u32 row) {
     for (u32 c = threadIdx.x % 32; c < a.dim; c += 32) g[c] = (inverse > 0.f ? g[c] - along * x(c) : g[c]) * fabsf(inverse);
 }
 
-// A warp takes a row. The loss is added up after the first sweep.
+// A warp finishes a row of the sweep. The loss is added up after the first sweep. T: the type of the caller's rows.
 template <class T> DEVICE void finish(const Args& args) {
     const Sides& sides = args.sides;
     const u32 lane = threadIdx.x % 32, rows = args.which ? sides.others.rows : sides.anchors.rows;
@@ -396,9 +407,10 @@ template <class T> DEVICE void finish(const Args& args) {
     args.stats[4] = lost ? nan_value<double>() : scale;
 }
 
+// Writes the gradient of the sweep's rows. T: the type of the caller's rows.
 template <class T> DEVICE void backward(const Args& args) {
     const u64 count = u64(args.which ? args.sides.others.rows : args.sides.anchors.rows) * args.sides.anchors.dim;
-    const float factor = *args.upstream * float(args.stats[4]);  // NaN where the batch is lost
+    const float factor = *args.upstream * float(args.stats[4]);  // NaN if the batch is lost
     for (u64 i = u64(blockIdx.x) * BATCH_THREADS + threadIdx.x; i < count; i += u64(gridDim.x) * BATCH_THREADS) {
         T y;
         narrow(y, args.gradient[i] * factor);
@@ -410,6 +422,7 @@ KERNEL(batch_all_sweep_highest, TILE_THREADS, const Args args) { sweep<Split>(ar
 KERNEL(batch_all_sweep_high, TILE_THREADS, const Args args) { sweep<Tf32>(args); }
 KERNEL(batch_all_sweep_f16, TILE_THREADS, const Args args) { sweep<Half<f16>>(args); }
 KERNEL(batch_all_sweep_bf16, TILE_THREADS, const Args args) { sweep<Half<bf16>>(args); }
+// The kernels for rows of type T.
 #define OF_TYPE(dtype, T)                                                                     \
     KERNEL(batch_all_pairs_##dtype, BATCH_THREADS, const Args args) { pairs<T>(args); }       \
     KERNEL(batch_all_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); }     \

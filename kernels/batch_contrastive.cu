@@ -1,15 +1,16 @@
-// batch_contrastive:  over pairs of an anchor a and another row j:  d^2/2 for one class,  max(m - d, 0)^2/2 for different ones.
+// batch_contrastive:  over pairs of an anchor a and another row j:  d^2/2 if of one class,  max(m - d, 0)^2/2 if not.
 //
-// Weights depend on d alone, so the loss and the gradient are a sweep over Gram tiles each. Which pairs of different classes
-// are among the `wanted` hardest is found without a list of them, by radix select over the bits of the distances: a sweep
-// counts how many pairs have which digit, `pick` takes the digit that the last one wanted has, three times; of those at
-// exactly its distance the lowest anchor's come first, and then the lowest row's, which takes two more sweeps, where not
-// all of them are wanted. Passes with nothing left to find return at once.
+// Weights depend on d alone, so the loss and the gradient are a sweep over Gram tiles each. The hardest pairs of two
+// classes are selected without a list of pairs, by radix select over the bits of the distances: a sweep counts how many
+// pairs have which digit, and `pick` takes the digit of the last pair that is wanted, three times. Of the pairs at
+// exactly that distance those of the lowest anchor come first, and of these those with the lowest row: two more sweeps,
+// unless all of them are wanted. Passes with nothing left to find return at once.
 //
 // count:    how many pairs there are and how many are wanted.
-// sweep:    one kernel for all passes over tiles, each pair's tile the same way round: a distance has the same bits in all.
+// sweep:    one kernel for all passes over tiles; each pair's tile is the same way round, so that its distance has
+//           the same bits in all of them.
 // pick:     after a pass, what the next one needs to know.
-// finish:   per anchor a warp takes the positives directly; the loss.
+// finish:   the positives of each anchor, from the elements; the loss.
 // backward: what a row was pushed by, its positives, normalisation, times upstream / count, in the caller's type.
 #include "batch.cuh"
 #include "push.cuh"
@@ -21,33 +22,33 @@ constexpr u32 DIGITS = TERCET_DIGITS;
 static_assert(DIGITS == 1 << 11, "three digits have 11, 11 and 10 bits");
 enum Phase : u32 { DIGIT_0, DIGIT_1, DIGIT_2, TIED_ANCHORS, TIED_ROWS, SUMS, PUSH };
 
-// What is selected: pairs (key, anchor, row) below (key, anchor, row) in lexicographic order; anchors and rows by original
-// index, and of a batch by itself the lower one first.
+// Which pairs of two classes are selected: those below (key, anchor, row) in lexicographic order. Anchors and rows are
+// by original index, in a batch by itself the lower one first.
 struct Choice {
-    u64 left;   // how many are wanted of those that agree with `key` in all digits so far
+    u64 left;   // how many pairs are wanted of those that agree with `key` in all digits so far
     u32 key;
     u32 anchor;
     u32 row;
-    u32 done;   // nothing is left to find
+    u32 done;   // whether nothing is left to find
 };
 
 // The same layout as `Args` in src/batch_contrastive/cuda.rs.
 struct Args {
     Sides sides;
     Choice* choice;
-    u64* histogram;     // [DIGITS]: pairs; 0 at launch
-    u32* tied_anchors;  // [anchors] by original index: pairs at the last distance; 0 at launch
-    u32* tied_rows;     // [others] by original index: whether the last anchor has one with it; 0 at launch
-    double* sums;       // [splits, padded, 3] of the anchors: sum max(m - d, 0)^2, how many are above 0, sum d
+    u64* histogram;     // [DIGITS]: how many pairs have each digit; 0 at launch
+    u32* tied_anchors;  // [anchors] by original index: how many pairs at the last distance each has; 0 at launch
+    u32* tied_rows;     // [others] by original index: whether the last anchor has such a pair with it; 0 at launch
+    double* sums;       // [splits, padded, 3] per anchor: sum max(m - d, 0)^2, how many are above 0, sum d
     float* pushed;      // [splits, padded, dim]: sum_j w_ij (y_i - y_j), for cosine -sum_j w_ij y_j, of the sweep's rows
     double* partials;   // 6 a block
     u32* ticket;        // 0 at launch
     float* losses;      // [anchors] by original index; null: not wanted
     float* loss;        // null: not wanted
-    double* stats;      // valid, active, mean distances of both kinds times valid, what the sum is multiplied by
+    double* stats;      // valid, active, mean d_ap and mean d_an times valid, what the sum is multiplied by
     const float* upstream;  // [1] (stride 0) or [anchors] by original index (stride 1)
     i64 upstream_stride;
-    void* grad;         // [rows, dim] T of that side, by original index
+    void* grad;         // [rows, dim] of type T, of the sweep's rows, by original index
     double margin;
     u32 splits, kind, hardest, mean, phase;
     u32 which;          // the sweep's rows: the anchors or, 1, the reference set
@@ -56,24 +57,25 @@ static_assert(sizeof(Args) == sizeof(Sides) + 144, "Args must match src/batch_co
 
 // ---- which pairs are selected ----
 
-// Distances of whatever sign in the order of these.
+// Integers in the order of the distances, which may be negative.
 DEVICE u32 key_of(float d) {
     const u32 bits = __float_as_uint(d + 0.f);  // no -0
     return bits & 0x80000000 ? ~bits : bits | 0x80000000;
 }
 
-// A pair by original indices.
+// A pair by original indices, in a batch by itself the lower one first.
 struct Named { u32 anchor, row; };
 DEVICE Named named(const Sides& sides, u32 anchor, u32 other) {
     const u32 a = sides.anchors.order[anchor], j = sides.others.order[other];
     return sides.itself && j < a ? Named{j, a} : Named{a, j};
 }
 
+// The lowest bit of a phase's digit.
 DEVICE u32 shift_of(u32 phase) { return phase == DIGIT_0 ? 21 : phase == DIGIT_1 ? 10 : 0; }
-// Whether a key agrees with the choice in the digits before that of a phase.
+// Whether a key agrees with the chosen one in the digits before that of a phase.
 DEVICE bool agrees(u32 key, u32 chosen, u32 phase) { return phase == DIGIT_0 || key >> shift_of(phase - 1) == chosen >> shift_of(phase - 1); }
 
-// One block.
+// One block counts the pairs.
 KERNEL(batch_contrastive_count, BATCH_THREADS, const Args args) {
     SHARED(u64, positives, BATCH_THREADS);
     SHARED(u64, negatives, BATCH_THREADS);
@@ -84,7 +86,7 @@ KERNEL(batch_contrastive_count, BATCH_THREADS, const Args args) {
     }
     positives[threadIdx.x] = of_one;
     negatives[threadIdx.x] = of_two;
-    __syncthreads();
+    __syncthreads();  // all threads' counts are there
     if (threadIdx.x) return;
     for (u32 t = 1; t < BATCH_THREADS; ++t) {
         of_one += positives[t];
@@ -98,9 +100,10 @@ KERNEL(batch_contrastive_count, BATCH_THREADS, const Args args) {
     choice.done = all || of_one == 0;
 }
 
-// The first of `count` places whose sum with all before it is more than `at`, and what lies before it; for thread 0 of a
-// block that calls together.
+// A place in a list of numbers, the sum of those before it, and the number there.
 struct Found { u32 place; u64 before, there; };
+// The first of `count` places up to which the sum exceeds `at`; for thread 0. All threads of the block must call.
+// value(k): the number at place k.
 template <class F> DEVICE Found find(u32 count, u64 at, F value) {
     SHARED(u64, total, BATCH_THREADS);
     const u32 run = (count + BATCH_THREADS - 1) / BATCH_THREADS;
@@ -108,7 +111,7 @@ template <class F> DEVICE Found find(u32 count, u64 at, F value) {
     u64 sum = 0;
     for (u32 k = begin; k < end; ++k) sum += value(k);
     total[threadIdx.x] = sum;
-    __syncthreads();
+    __syncthreads();  // the runs' sums are there
     if (threadIdx.x) return {0, 0, 0};
     u64 before = 0;
     u32 t = 0;
@@ -118,21 +121,21 @@ template <class F> DEVICE Found find(u32 count, u64 at, F value) {
     return {k, before, value(k)};
 }
 
-// One block, after the pass of the phase.
+// One block, after the sweep of a phase: narrows the choice down.
 KERNEL(batch_contrastive_pick, BATCH_THREADS, const Args args) {
     Choice& choice = *args.choice;
     if (choice.done) return;
     const u64 left = choice.left;
-    // Selected is what is below: the last one wanted has the index left - 1.
+    // The last pair that is wanted has the index left - 1 among those that agree so far.
     if (args.phase <= DIGIT_2) {
         const Found last = find(DIGITS, left - 1, [&](u32 k) { return args.histogram[k]; });
-        __syncthreads();
+        __syncthreads();  // thread 0 has read the histogram
         for (u32 k = threadIdx.x; k < DIGITS; k += BATCH_THREADS) args.histogram[k] = 0;
         if (threadIdx.x) return;
         const u32 shift = shift_of(args.phase), key = choice.key | last.place << shift;
         choice.left = left - last.before;
         const bool whole = choice.left == last.there;
-        // All that agree so far.
+        // With `whole` all that agree so far are selected.
         choice.key = whole ? key + (1u << shift) : key;
         choice.done = whole;
     } else if (args.phase == TIED_ANCHORS) {
@@ -155,16 +158,18 @@ KERNEL(batch_contrastive_pick, BATCH_THREADS, const Args args) {
 constexpr int HALF = TILE / 2;
 static_assert(TILE_THREADS == 2 * TILE, "two threads a row");
 
+// The shared memory of `sweep`. P: the precision.
 template <class P> struct Shared {
     union {
         TileBuffers<P> buffers;
         RowChunks y;
     };
-    WeightTile d;  // then the weights
+    WeightTile d;  // the distances of a tile, and then their weights
     u32 digits[DIGITS];
 };
 constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
 
+// A block takes a row tile with every `splits`-th column tile. P: the precision.
 template <class P> DEVICE void sweep(const Args& args) {
     SHARED_DYNAMIC(Shared<P>, s);
     static_assert(sizeof(Shared<P>) == larger(sizeof(TileBuffers<P>), sizeof(RowChunks)) + sizeof(WeightTile) + sizeof(u32) * DIGITS,
@@ -190,14 +195,14 @@ template <class P> DEVICE void sweep(const Args& args) {
         for (u32 k = threadIdx.x; k < TILE * rows.dim; k += TILE_THREADS) pushed[k] = 0.f;
     if (phase <= DIGIT_2)
         for (u32 k = threadIdx.x; k < DIGITS; k += TILE_THREADS) s.digits[k] = 0;
-    __syncthreads();  // there may be no tile to wait in
+    __syncthreads();  // the zeros are there: without a tile there is no other barrier
 
     const Operand side[2] = {sides.anchors.operand(), sides.others.operand()};
     for (u32 column_tile = split; column_tile < tiles; column_tile += args.splits) {
         const bool itself = sides.itself, diagonal = itself && row_tile == column_tile;
-        // A pair of a batch by itself is counted once.
+        // In a batch by itself a pair is counted once.
         if (selecting && itself && column_tile < row_tile) continue;
-        // The lower rows first: both orders of a pair have one distance.
+        // Side 0 is the anchors', in a batch by itself the lower rows: both orders of a pair have one distance.
         const bool turned = args.which || (itself && column_tile < row_tile);
         const u32 column_base = column_tile * TILE;
         const u32 base[2] = {turned ? column_base : row_base, turned ? row_base : column_base};
@@ -215,7 +220,7 @@ template <class P> DEVICE void sweep(const Args& args) {
                 first[slot] = i < sides.anchors.rows ? sides.first[i] : 0;
                 end[slot] = i < sides.anchors.rows ? sides.end[i] : NONE;
             }
-            // Squares for Euclidean: their roots would make some of them equal.
+            // Euclidean distances stay squares: the root would make some of them equal.
             const auto keep = [&](int r, int c, float compared) {
                 if (!turned) s.d[r][c] = compared;
                 if (turned || diagonal) s.d[c][r] = compared;
@@ -240,7 +245,7 @@ template <class P> DEVICE void sweep(const Args& args) {
                 });
         }
         if (threadIdx.x == 0) any[0] = 0;
-        __syncthreads();
+        __syncthreads();  // the tile's distances are there
 
         const auto pair_of = [&](u32 column) { return args.which ? named(sides, column, row) : named(sides, row, column); };
         const auto upstream_of = [&](u32 anchor) { return args.upstream[sides.anchors.order[anchor] * args.upstream_stride]; };
@@ -287,14 +292,14 @@ template <class P> DEVICE void sweep(const Args& args) {
         distances += double(tile_distances);
         if (phase == PUSH) {
             if (pulled) atomicOr(&any[0], 1u);
-            __syncthreads();
+            __syncthreads();  // the weights are there
             if (any[0]) push(s.d, s.y, rows.y + i64(row_base) * rows.dim, columns.y + i64(column_base) * rows.dim, rows.dim, args.kind != 2, pushed);
         }
-        __syncthreads();  // what is shared is filled again
+        __syncthreads();  // all threads are done with the shared memory, which the next tile overwrites
     }
 
     if (phase <= DIGIT_2) {
-        __syncthreads();
+        __syncthreads();  // all threads have counted
         for (u32 k = threadIdx.x; k < DIGITS; k += TILE_THREADS)
             if (s.digits[k]) atomicAdd(&args.histogram[k], u64(s.digits[k]));
     }
@@ -312,7 +317,7 @@ template <class P> DEVICE void sweep(const Args& args) {
 
 // ---- the rows ----
 
-// A warp takes an anchor.
+// A warp takes the positives and sums of an anchor. T: the type of the caller's rows.
 template <class T> DEVICE void finish(const Args& args) {
     const Sides& sides = args.sides;
     const Batch &a = sides.anchors, &b = sides.others;
@@ -325,7 +330,7 @@ template <class T> DEVICE void finish(const Args& args) {
         double loss = 0, active = 0, distances[2] = {0, 0};
         for (u32 p = sides.first[row]; p < sides.end[row]; ++p) {
             if (p == own) continue;
-            // For Euclidean no root that is squared again.
+            // The loss is of the square of a Euclidean distance: no root that is squared again.
             const float compared = direct_distance(x, original_row<T>(b, p), b.dim, args.kind == 1 ? 0 : args.kind);
             const float d = args.kind == 1 ? sqrtf(compared) : compared;
             loss += !is_finite(compared) ? nan_value<double>() : args.kind == 1 ? double(compared) : double(d) * double(d);
@@ -339,7 +344,7 @@ template <class T> DEVICE void finish(const Args& args) {
             distances[1] += of_row[2];
         }
         loss /= 2;
-        // Who has a pair of different classes looks at every row.
+        // An anchor in any pair has looked at every row: any bad one makes its loss NaN.
         const bool pairs = positives > 0 || (negatives > 0 && args.choice->key != 0);
         if (bad && (pairs || a.norm[row] != a.norm[row])) loss = nan_value<double>();
         if (lane == 0) {
@@ -364,14 +369,14 @@ template <class T> DEVICE void finish(const Args& args) {
     args.stats[4] = scale;
 }
 
-// A warp takes one of the sweep's rows.
+// A warp writes the gradient of one of the sweep's rows. T: the type of the caller's rows.
 template <class T> DEVICE void backward(const Args& args) {
     const Sides& sides = args.sides;
     const Batch &rows = args.which ? sides.others : sides.anchors, &columns = args.which ? sides.anchors : sides.others;
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
     if (row >= rows.rows) return;
     const Row<T> x = original_row<T>(rows, row);
-    float* g = args.pushed + i64(row) * rows.dim;  // where the first split is
+    float* g = args.pushed + i64(row) * rows.dim;  // in place of the first split
     for (u32 c = lane; c < rows.dim; c += 32) {
         float sum = 0;
         for (u32 split = 0; split < args.splits; ++split) sum += args.pushed[(i64(split) * rows.padded + row) * rows.dim + c];
@@ -383,7 +388,7 @@ template <class T> DEVICE void backward(const Args& args) {
         if (args.which ? sides.own_of(p) == row : sides.own_of(row) == p) continue;
         const Row<T> y = original_row<T>(columns, p);
         const float compared = direct_distance(x, y, rows.dim, args.kind == 1 ? 0 : args.kind);
-        // d times the slope: for Euclidean nothing is divided.
+        // The weight is d times the slope of d: for Euclidean distances nothing is divided.
         float weight = args.kind == 0 ? 2.f * compared : args.kind == 1 ? 1.f : compared;
         weight *= sides.itself ? upstream_of(row) + upstream_of(p) : upstream_of(args.which ? p : row);
         if (!is_finite(compared)) weight = nan_value<float>();
@@ -396,6 +401,7 @@ KERNEL(batch_contrastive_sweep_highest, TILE_THREADS, const Args args) { sweep<S
 KERNEL(batch_contrastive_sweep_high, TILE_THREADS, const Args args) { sweep<Tf32>(args); }
 KERNEL(batch_contrastive_sweep_f16, TILE_THREADS, const Args args) { sweep<Half<f16>>(args); }
 KERNEL(batch_contrastive_sweep_bf16, TILE_THREADS, const Args args) { sweep<Half<bf16>>(args); }
+// The kernels for rows of type T.
 #define OF_TYPE(dtype, T)                                                                         \
     KERNEL(batch_contrastive_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); } \
     KERNEL(batch_contrastive_backward_##dtype, BATCH_THREADS, const Args args) { backward<T>(args); }

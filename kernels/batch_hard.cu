@@ -2,18 +2,18 @@
 //
 // negatives: the nearest negative by Gram tiles, a running minimum per row in registers; each block takes a row of tiles
 //            and every `splits`-th column.
-// finish:    per anchor a warp finds the farthest positive directly, O(P D), merges the splits, and takes both distances
-//            directly: the mined pairs carry no error of the Gram matrix.
-// backward:  row i gathers what it is part of, as anchor, positive or negative, in the order of the anchors.
-// Equal distances: the lowest original index. Sorted by class, positives come in that order; negatives compare it.
+// finish:    per anchor a warp finds the farthest positive by its elements, O(P D), merges the splits, and takes both
+//            distances from the elements: the mined pairs carry no error of the Gram matrix.
+// backward:  row i gathers the gradients of its triplets, as anchor, positive or negative, in the order of the anchors.
+// Of equal distances the lowest original index wins: positives come in that order, and negatives compare it.
 #include "batch.cuh"
 
-// The same layout as `Args` in src/batch_hard/cuda.rs. Per anchor means [rows], by original index.
+// The same layout as `Args` in src/batch_hard/cuda.rs. Arrays per anchor are by original index.
 struct Args {
     Sides sides;
-    float* candidate;     // [splits, padded]
-    u32* candidate_row;   // [splits, padded], in class order
-    u32* positive;        // per anchor; NONE without one
+    float* candidate;     // [splits, padded]: the distance of the nearest negative in a split
+    u32* candidate_row;   // [splits, padded]: its row, in class order, or NONE
+    u32* positive;        // per anchor; NONE without a triplet
     u32* negative;
     float* d_ap;          // per anchor
     float* d_an;
@@ -25,8 +25,8 @@ struct Args {
     u32* ticket;          // 0 at launch
     const float* upstream;  // [1] (stride 0) or per anchor (stride 1)
     i64 upstream_stride;
-    void* grad;           // [rows, dim] T of that side, by original index
-    float* work;          // [rows, dim], for 16-bit gradients; else the gradient itself
+    void* grad;           // [rows, dim] of type T, of the side `which`, by original index
+    float* work;          // [rows, dim]: for 16-bit gradients; else `grad` itself
     double margin;
     u32 splits, kind, soft, mean;
     u32 which;            // whose gradient: the anchors' or, 1, the reference set's
@@ -34,6 +34,7 @@ struct Args {
 };
 static_assert(sizeof(Args) == sizeof(Sides) + 160, "Args must match src/batch_hard/cuda.rs");
 
+// A block finds the nearest negative, in every `splits`-th column tile, of each row of a row tile. P: the precision.
 template <class P> DEVICE void negatives(const Args& args) {
     using Stream = TileStream<P>;
     SHARED_DYNAMIC(typename Stream::Buffers, buffers);
@@ -82,7 +83,7 @@ template <class P> DEVICE void negatives(const Args& args) {
                     if (s == slot) consider(s, base[1] + c, d);
             });
     }
-    // Four lanes hold parts of a row, and two warps.
+    // The products of a row are in four lanes of each of two warps.
     SHARED(float, other, TILE);
     SHARED(u32, other_row, TILE);
     SHARED(u32, other_index, TILE);
@@ -110,7 +111,7 @@ template <class P> DEVICE void negatives(const Args& args) {
             other_row[Tile::row_of(s)] = best_row[s];
             other_index[Tile::row_of(s)] = best_index[s];
         }
-    __syncthreads();
+    __syncthreads();  // the right warps' minima are there
 #pragma unroll
     for (int s = 0; s < Tile::ROWS; ++s)
         if (!right && writes) {
@@ -122,10 +123,12 @@ template <class P> DEVICE void negatives(const Args& args) {
         }
 }
 
-// softplus(x) = log(1 + e^x), and its derivative.
+// log(1 + e^x).
 DEVICE float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x))); }
+// The derivative of softplus.
 DEVICE float sigmoid(float x) { return x >= 0.f ? 1.f / (1.f + expf(-x)) : expf(x) / (1.f + expf(x)); }
 
+// A warp takes an anchor: its triplet and loss. T: the type of the caller's rows.
 template <class T> DEVICE void finish(const Args& args) {
     const Sides& sides = args.sides;
     const Batch &a = sides.anchors, &b = sides.others;
@@ -137,7 +140,7 @@ template <class T> DEVICE void finish(const Args& args) {
         const Row<T> x = original_row<T>(a, row);
         u32 positive = NONE, negative = NONE;
         float d_ap = 0, d_an = 0;
-        // Compared before the root, which would make some of them equal.
+        // Euclidean distances are compared before the root, which would make some of them equal.
         const u32 compared = args.kind == 1 ? 0 : args.kind;
         for (u32 p = first; p < end; ++p) {
             if (p == own) continue;
@@ -161,7 +164,7 @@ template <class T> DEVICE void finish(const Args& args) {
                 index = b.order[candidate];
             }
         }
-        // No distance was a number: any negative tells that.
+        // Every distance is NaN: take any negative, because without one the loss would be 0.
         if (negative == NONE && end - first < b.rows) {
             negative = first > 0 ? 0 : end;
             index = b.order[negative];
@@ -200,14 +203,15 @@ template <class T> DEVICE void finish(const Args& args) {
     args.stats[4] = scale;
 }
 
-constexpr u32 AT_ONCE = 8;
+constexpr u32 AT_ONCE = 8;  // the largest at_once
 
+// A warp writes the gradients of at_once rows of one side. T: the type of the caller's rows.
 template <class T> DEVICE void backward(const Args& args) {
     const Sides& sides = args.sides;
     const Batch &mine = args.which ? sides.others : sides.anchors;
-    // What a row can be: an anchor, and what anchors have chosen.
+    // Whether these rows are anchors, and whether anchors may have chosen them.
     const bool as_anchor = args.which == 0, as_other = args.which == 1 || sides.itself;
-    // A warp takes `at_once` rows, so that what the anchors have chosen is not read again for each.
+    // A warp takes several rows, so that what the anchors have chosen is not read again for each.
     const u32 lane = threadIdx.x % 32, warp = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
     const u32 from = warp * args.at_once, count = from + args.at_once < mine.rows ? args.at_once : from < mine.rows ? mine.rows - from : 0;
     if (count == 0) return;
@@ -228,7 +232,7 @@ template <class T> DEVICE void backward(const Args& args) {
         const float norm = sqrtf(group_sum<32>(squares));
         return Row<T>{x, 1.f / (norm < float(TERCET_MIN_NORM) ? float(TERCET_MIN_NORM) : norm)};
     };
-    // Adds weight * d distance(x, y) / dx to row i's.
+    // Adds weight * d distance(x, y) / dx to the gradient of row i, with y row `index` of b.
     const auto add = [&](u32 i, const Row<T>& x, const Batch& b, u32 index, float distance, float weight) {
         float* g = args.work + i64(i) * mine.dim;
         const Row<T> y = row_of(b, index);
@@ -236,7 +240,7 @@ template <class T> DEVICE void backward(const Args& args) {
         for (u32 c = lane; c < b.dim; c += 32) g[c] += args.kind == 2 ? -weight * y(c) : slope * (x(c) - y(c));
     };
     const float scale = float(args.stats[4]);
-    // Row i has a part in what `anchor` has chosen.
+    // Adds to the gradient of row i that of the anchor's triplet, which row i is part of.
     const auto gather = [&](u32 i, const Row<T>& x, u32 anchor) {
         const float weight = args.weight[anchor] * args.upstream[anchor * args.upstream_stride] * scale;
         if (weight == 0.f) return;
@@ -249,13 +253,13 @@ template <class T> DEVICE void backward(const Args& args) {
         }
     };
     if (!as_other) {
-        // As an anchor of a reference set a row is part of its own triplet alone.
+        // With a reference set an anchor is part of its own triplet alone.
         for (u32 k = 0; k < count; ++k) {
             const u32 i = mine.order[from + k];
             if (args.positive[i] != NONE) gather(i, original_row<T>(mine, from + k), i);
         }
     } else {
-        // The choices of the next 32 anchors are read while these are looked at.
+        // The choices of the next 32 anchors are read while those of these are looked at.
         const auto chosen = [&](const u32* of, u32 anchor) { return anchor < sides.anchors.rows ? of[anchor] : NONE; };
         u32 next_p = chosen(args.positive, lane), next_n = chosen(args.negative, lane);
         for (u32 base = 0; base < sides.anchors.rows; base += 32) {
@@ -279,6 +283,7 @@ KERNEL_OF(3, batch_hard_negatives_highest, TILE_THREADS, const Args args) { nega
 KERNEL_OF(3, batch_hard_negatives_high, TILE_THREADS, const Args args) { negatives<Tf32>(args); }
 KERNEL_OF(3, batch_hard_negatives_f16, TILE_THREADS, const Args args) { negatives<Half<f16>>(args); }
 KERNEL_OF(3, batch_hard_negatives_bf16, TILE_THREADS, const Args args) { negatives<Half<bf16>>(args); }
+// The kernels for rows of type T.
 #define OF_TYPE(dtype, T)                                                              \
     KERNEL(batch_hard_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); }     \
     KERNEL(batch_hard_backward_##dtype, BATCH_THREADS, const Args args) { backward<T>(args); }

@@ -1,6 +1,6 @@
 // batch_negative:  per pair of anchor a and positive p one negative n;  relu(d_ap - d_an + m).
-//   hardest:       the nearest of the anchor's, where the loss is above 0
-//   drawn:         at random of those whose loss is above 0, or also d_an > d_ap: the one with the least random priority
+//   hardest:       the anchor's nearest negative, if the loss with it is above 0
+//   drawn:         a random one of those whose loss is above 0, or also d_an > d_ap: that of the least random priority
 #include "triplets.cuh"
 
 TRIPLET_KERNELS(batch_negative)

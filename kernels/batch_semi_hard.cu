@@ -1,6 +1,6 @@
 // batch_semi_hard:  per pair of anchor a and positive p the nearest negative n with d_an > d_ap, else the farthest negative;
 //                   relu(d_ap - d_an + m).
-// Equal distances: the lowest original index, the low half of the key.
+// Of equal distances the lowest original index wins: it is the low half of the key.
 #include "triplets.cuh"
 
 TRIPLET_KERNELS(batch_semi_hard)

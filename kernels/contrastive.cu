@@ -1,7 +1,8 @@
-// contrastive:  loss_b = d^2 / 2 where x1_b and x2_b are the same, else relu(m - d)^2 / 2,   d = d(x1_b, x2_b).
+// contrastive:  loss_b = d^2 / 2 if x1_b and x2_b are of the same class, else relu(m - d)^2 / 2,   d = d(x1_b, x2_b).
 //
 // One pass: each row of x1 and x2 is read once, its loss and its two gradient rows are written once (16 B D bytes in
-// f32). The same kernel serves as the backward pass, as triplet_margin's does.
+// f32). The same kernel serves as the backward pass of 16-bit inputs, of a loss per row, and of upstream gradients
+// other than 1.
 //
 // A distance that is not finite makes the loss and both gradient rows NaN: an infinite one would otherwise pass as a
 // pair that is far enough apart.
@@ -18,10 +19,11 @@ struct Args {
 };
 static_assert(sizeof(Args) == 200, "Args must match src/contrastive/cuda.rs");
 
+// The formula of one row. A: the type of arithmetic.
 template <class A> struct Contrastive {
     const Args& args;
 
-    // What the gradients of a row are: `weight` times that of d^2 / 2 (`same`) or of d; 0: no force.
+    // The loss of a row, and its gradients: `weight` times those of d^2 / 2 (`same`) or of d; weight 0: none.
     struct Force {
         A loss, weight;
         bool same;
@@ -30,7 +32,7 @@ template <class A> struct Contrastive {
         const u64 bits = same_bits(row);
         const bool same = bits == args.one;
         const bool known = same || (bits & args.magnitude) == 0;
-        // Neither 1 nor 0: the host cannot look without waiting for the device, but the loss shows it.
+        // If `same` is neither 1 nor 0, the loss is NaN: the host cannot look without waiting for the device.
         if (!known || !is_finite(d)) return {nan_value<A>(), nan_value<A>(), false};
         const A weight = upstream * A(args.paired.grad_scale);
         if (same) return {half_square, weight, true};
@@ -47,6 +49,9 @@ template <class A> struct Contrastive {
         }
     }
 
+    // The loss and the gradients of a row, for a distance over elements x - y + eps.
+    // Rows: how rows are read (rows.cuh).
+    // Metric: the distance (distance.cuh).
     template <class Rows, class Metric>
     DEVICE A subtractive(const Rows& rows, const Targets<2>& to, A upstream, i64 row, const Metric& metric) const {
         const Inverse<A, 2> inverse = inverse_norms_if<2>(args.paired.normalize, rows);
@@ -73,7 +78,8 @@ template <class A> struct Contrastive {
         return f.loss;
     }
 
-    // grad_x d = -(u_y - (u_x . u_y) u_x) / norm_x, without the projection where the minimum took over.
+    // The loss and the gradients of a row, for d = 1 - u_x . u_y. Rows: how rows are read (rows.cuh).
+    // grad_x d = -(u_y - (u_x . u_y) u_x) / norm_x, without the projection if norm_x is below MIN_NORM.
     template <class Rows> DEVICE A cosine(const Rows& rows, const Targets<2>& to, A upstream, i64 row) const {
         const Inverse<A, 2> inverse = inverse_norms<2>(rows);
         A c = A(0);

@@ -1,10 +1,14 @@
-// What a distance d(x, y) is, one element at a time. `term` goes into the row's sum (or maximum), from which the engine makes
-// a Measured; `slope` is one element of the gradient with respect to x; with respect to y it is the negative. `half_square` and
-// `half_square_slope` are the same of d^2 / 2: for the Euclidean distance without the root, and without a division by d.
+// The distances d(x, y) of two rows, as structs that see one element of each row at a time. `term` is what a pair of
+// elements adds to the sum that `length` makes a Measured of; `slope` gives the function of two elements that is one
+// element of the gradient of d with respect to x (with respect to y it is the negative). `half_square` and
+// `half_square_slope` are d^2 / 2 and its gradient: for the Euclidean distance without the root, unless the sum was
+// rescaled, and without a division by d.
+//
+// A, everywhere below: the type of arithmetic, float or double.
 #pragma once
 #include "platform.cuh"
 
-// Below this L2 norm a row is divided by it instead of by its norm (the eps of torch.nn.functional.normalize).
+// A row whose L2 norm is below TERCET_MIN_NORM is divided by that instead (the eps of torch.nn.functional.normalize).
 #if !defined(TERCET_MIN_NORM) || !defined(TERCET_LIFT_F32) || !defined(TERCET_LIFT_F64)
 #error "TERCET_MIN_NORM, TERCET_LIFT_F32 and TERCET_LIFT_F64 come from src/constants.rs"
 #endif
@@ -12,9 +16,9 @@
 template <class A> DEVICE A nan_value() { return A(__int_as_float(0x7fffffff)); }
 template <class A> DEVICE bool is_finite(A x) { return x - x == A(0); }
 
-// The smallest number of full precision.
+// The smallest normal number.
 template <class A> DEVICE A tiny() { return sizeof(A) == 8 ? A(2.2250738585072014e-308) : A(1.17549435082228751e-38); }
-// A power of two: what brings numbers back whose squares leave the numbers.
+// A power of two. Elements are multiplied or divided by it if their squares under- or overflow.
 template <class A> DEVICE A lift() { return sizeof(A) == 8 ? A(TERCET_LIFT_F64) : A(TERCET_LIFT_F32); }
 
 // x^p for x >= 0. The f64 library function is a call that spills registers; exp(p log x) is inlined, and its relative
@@ -22,7 +26,7 @@ template <class A> DEVICE A lift() { return sizeof(A) == 8 ? A(TERCET_LIFT_F64) 
 DEVICE float power(float x, float p) { return pow(x, p); }
 DEVICE double power(double x, double p) { return exp(p * log(x)); }
 
-// (x / y)^p for x, y > 0, also where the quotient, but not its power, is too small for a number.
+// (x / y)^p for x, y > 0, also if the quotient underflows although its power does not.
 template <class A> DEVICE A ratio_power(A x, A y, A p) {
     const A ratio = x / y;
     const bool apart = fabs(p) < A(1) && ratio < tiny<A>();
@@ -30,16 +34,15 @@ template <class A> DEVICE A ratio_power(A x, A y, A p) {
     return apart ? result * power(y, -p) : result;
 }
 
-// The distance of two rows, and what its slope is made of.
+// The distance of two rows, and what its gradient is computed from.
 template <class A> struct Measured {
     A d;
-    A sum;    // of the terms
-    A scale;  // what the elements were multiplied by (Difference) or divided by (Power) in them
+    A sum;    // of the terms of all elements; for p = inf the maximum
+    A scale;  // what the elements were multiplied by (Difference) or divided by (Power) in the terms
 };
 
 // Squared Euclidean: sum e^2, and Euclidean: sqrt(sum e^2), with e = x - y + eps.
-// The gradient of the Euclidean distance, e / d, is taken as 0 at d = 0, and where d is so small that it has not the full
-// precision.
+// The gradient of the Euclidean distance, e / d, is taken as 0 at d = 0 and for any d below the normal numbers.
 template <class A> struct Difference {
     static constexpr bool has_maximum = false;
     bool root;
@@ -53,12 +56,13 @@ template <class A> struct Difference {
         const A e = x - y + eps;
         return e * e;
     }
-    // The same of the element times a power of two.
+    // The term of the element times `scale`, a power of two.
     DEVICE A lifted_term(A x, A y, A scale) const {
         const A e = (x - y + eps) * scale;
         return e * e;
     }
-    // What the elements are multiplied by where their squares have left the numbers although the distance does not.
+    // What the elements are to be multiplied by: not 1 if the sum of their squares has under- or overflowed, although
+    // the distance may be an ordinary number.
     DEVICE A scale(A sum) const {
         if (!root) return A(1);
         return sum < A(1) / lift<A>() ? lift<A>() : !is_finite(sum) ? A(1) / lift<A>() : A(1);
@@ -73,10 +77,10 @@ template <class A> struct Difference {
     DEVICE Slope half_square_slope(const Measured<A>& at, A) const { return {eps, root ? A(1) : A(2) * at.d}; }
 };
 
-// (sum |e|^p)^(1/p), e = x - y + eps, with torch's gradient: sign(e) (|e| / d)^(p-1), 0 where e = 0 or d = 0.
-// As m (sum (|e| / m)^p)^(1/p) with m the largest |e|: the powers themselves leave the numbers, p = 100 of elements below
-// 0.4 or above 2.4 in f32, where the distance is an ordinary number; and (m / d)^(p-1) = sum^((1-p)/p).
-// For p = inf the elements that reach the maximum share the gradient evenly.
+// Lp: (sum |e|^p)^(1/p) with e = x - y + eps, and torch's gradient: sign(e) (|e| / d)^(p-1), 0 if e = 0 or d = 0.
+// Computed as m (sum (|e| / m)^p)^(1/p) with m the largest |e|: the powers themselves under- or overflow although the
+// distance is an ordinary number, in f32 at p = 100 for elements below 0.4 or above 2.4; and (m / d)^(p-1) =
+// sum^((1-p)/p). For p = inf the elements that reach the maximum share the gradient evenly.
 template <class A> struct Power {
     static constexpr bool has_maximum = true;
     A p, eps;
@@ -101,6 +105,7 @@ template <class A> struct Power {
     DEVICE Measured<A> length(A sum, A scale) const {
         return {p == A(1) || sum == A(0) ? sum : scale * power(sum, A(1) / p), sum, scale};
     }
+    // The factor of all elements of the gradient. reaching: the number of elements with |e| = d for p = inf, else 1.
     DEVICE A factor(const Measured<A>& at, A reaching) const {
         if (is_maximum()) return A(1) / reaching;
         return p == A(1) || at.sum == A(0) ? A(1) : power(at.sum, (A(1) - p) / p);

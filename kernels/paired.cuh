@@ -1,4 +1,4 @@
-// The engine of paired losses: everything around the formula of one row. A loss is a struct over a type of arithmetic A,
+// The engine of paired losses: everything but the formula of one row. A loss is a struct over a type of arithmetic A,
 //
 //   template <class Rows, class Metric>
 //   A subtractive(rows, to, upstream, row, metric)     for a distance over elements x - y + eps,
@@ -6,7 +6,10 @@
 //   A cosine(rows, to, upstream, row)                  for 1 - u_x . u_y,
 //
 // which write the gradients of row `row`, times upstream and grad_scale, to `to`, and return its loss. What is not asked
-// for (null) is not computed. Each row is read once, or from the cache where it does not fit registers.
+// for (null) is not computed. Each row is read once from memory, and again from the cache if it does not fit registers.
+//
+// Everywhere below, Rows is HeldRows or StreamedRows (rows.cuh), K the number of matrices, Metric Difference or Power
+// (distance.cuh), and A the type of arithmetic.
 #pragma once
 #include "distance.cuh"
 #include "reduce.cuh"
@@ -16,8 +19,8 @@
 #error "TERCET_PAIRED_THREADS comes from src/constants.rs"
 #endif
 
-// What every loss of K matrices is told; its `Args` holds this as `paired`, and behind it what it alone needs. The same
-// layout as `Args` in src/cuda/paired.rs. `scalar` is f64 for f64 inputs, f32 for all others.
+// The arguments of every paired loss; the `Args` of a loss hold them as `paired`, and behind them what it alone needs.
+// The same layout as `Args` in src/cuda/paired.rs. `scalar` is f64 for f64 inputs, f32 for all others.
 template <int K> struct PairedArgs {
     Matrices<K> in;
     void* grad[K];        // [rows, dim] contiguous, like the inputs; null: not wanted
@@ -31,22 +34,23 @@ template <int K> struct PairedArgs {
     double margin, p, eps;
     double grad_scale;    // times upstream: the weight of each row's gradient
     double loss_scale;
-    u32 root, normalize;
+    u32 root, normalize;  // whether Difference takes the root; whether rows are normalised
     u32 idle_if_one;      // do nothing if upstream[0] is 1: the gradients are already there
     u32 padding;          // to the end of 8 bytes: the host's struct has no gaps
 };
 
-// 1 / max(norm, MIN_NORM) of each row; `flat` where the minimum took over, and the map x -> x / norm is plain scaling.
-// A norm that overflowed must not turn the row into zeros.
+// 1 / max(norm, MIN_NORM) of each row; `flat` if the norm is below MIN_NORM, so that the map x -> x / norm is plain
+// scaling. NaN for a norm that overflowed, which must not turn the row into zeros.
 template <class A, int K> struct Inverse {
     A scale[K];
     bool flat[K];
 
-    // Element k of the normalised rows, the same number wherever it is looked at: equal rows have the distance 0, and for
-    // p = inf the elements that reach the maximum are found again.
+    // The element of row k, normalised; the same bits wherever it is computed, so that equal rows have the distance 0
+    // and for p = inf the elements that reach the maximum are found again.
     DEVICE A unit(const A (&x)[K], int k) const { return rounded_product(x[k], scale[k]); }
 };
 
+// The Inverse of K rows, by the lanes of the row.
 template <int K, class Rows, class A = typename Rows::A> DEVICE Inverse<A, K> inverse_norms(const Rows& rows) {
     A sum[K];
 #pragma unroll
@@ -65,7 +69,7 @@ template <int K, class Rows, class A = typename Rows::A> DEVICE Inverse<A, K> in
     return inverse;
 }
 
-// The same, or what leaves the rows as they are.
+// The Inverse of K rows, or without `normalize` factors that leave the rows as they are.
 template <int K, class Rows, class A = typename Rows::A>
 DEVICE Inverse<A, K> inverse_norms_if(bool normalize, const Rows& rows) {
     Inverse<A, K> inverse;
@@ -78,7 +82,9 @@ DEVICE Inverse<A, K> inverse_norms_if(bool normalize, const Rows& rows) {
     return inverse;
 }
 
-// f(i, u, v) of each element of each of P pairs of rows, which `pairs(x, u, v)` takes from those of the K rows.
+// Visits the elements of P pairs of rows.
+// pairs(x, u, v): sets u[i] and v[i], the elements of pair i, from x[k], those of the K rows.
+// f(i, u, v): called for each element of each pair.
 template <int P, int K, class Rows, class Pairs, class F> DEVICE void sweep_pairs(const Rows& rows, Pairs pairs, F f) {
     using A = typename Rows::A;
     rows.sweep([&](const A(&x)[K]) {
@@ -89,7 +95,8 @@ template <int P, int K, class Rows, class Pairs, class F> DEVICE void sweep_pair
     });
 }
 
-// The distances of the first `count` of the pairs.
+// Sets found[i] to the distance, squared or Euclidean, of the first `count` of P pairs of rows.
+// pairs(x, u, v): sets u[i] and v[i], the elements of pair i, from x[k], those of the K rows.
 template <int P, int K, class Rows, class A, class Pairs>
 DEVICE void distances(const Rows& rows, const Difference<A>& metric, int count, Pairs pairs, Measured<A> (&found)[P]) {
     A sum[P], scale[P];
@@ -105,7 +112,7 @@ DEVICE void distances(const Rows& rows, const Difference<A>& metric, int count, 
         scale[i] = i < count ? metric.scale(sum[i]) : A(1);
         scaled |= scale[i] != A(1);
     }
-    // The lanes of a row agree: each has the whole sum.
+    // The lanes of a row take the same branch: each has the whole sum.
     if (scaled) {
 #pragma unroll
         for (int i = 0; i < P; ++i) sum[i] = A(0);
@@ -118,6 +125,8 @@ DEVICE void distances(const Rows& rows, const Difference<A>& metric, int count, 
 #pragma unroll
     for (int i = 0; i < P; ++i) found[i] = metric.length(sum[i], scale[i]);
 }
+// Sets found[i] to the Lp distance of the first `count` of P pairs of rows.
+// pairs(x, u, v): sets u[i] and v[i], the elements of pair i, from x[k], those of the K rows.
 template <int P, int K, class Rows, class A, class Pairs>
 DEVICE void distances(const Rows& rows, const Power<A>& metric, int count, Pairs pairs, Measured<A> (&found)[P]) {
     A sum[P], scale[P];
@@ -137,7 +146,7 @@ DEVICE void distances(const Rows& rows, const Power<A>& metric, int count, Pairs
 #pragma unroll
     for (int i = 0; i < P; ++i) {
         sum[i] = A(0);
-        if (scale[i] == A(0)) scale[i] = A(1);  // of equal rows: not 0 / 0
+        if (scale[i] == A(0)) scale[i] = A(1);  // equal rows: not 0 / 0
     }
     sweep_pairs<P, K>(rows, pairs, [&](int i, A u, A v) {
         if (i < count) sum[i] += metric.term(u, v, scale[i]);
@@ -146,7 +155,8 @@ DEVICE void distances(const Rows& rows, const Power<A>& metric, int count, Pairs
     for (int i = 0; i < P; ++i) found[i] = metric.length(group_sum<Rows::lanes>(sum[i]), scale[i]);
 }
 
-// How many elements of each pair reach the maximum that is its distance, where it is one; else 1.
+// Sets reaching[i] to how many elements of pair i reach its distance if that is a maximum (p = inf), else to 1.
+// pairs(x, u, v): sets u[i] and v[i], the elements of pair i, from x[k], those of the K rows.
 template <int P, int K, class Rows, class Metric, class A, class Pairs>
 DEVICE void count_reaching(const Rows& rows, const Metric& metric, Pairs pairs, const Measured<A> (&found)[P], A (&reaching)[P]) {
 #pragma unroll
@@ -163,6 +173,7 @@ DEVICE void count_reaching(const Rows& rows, const Metric& metric, Pairs pairs, 
         }
 }
 
+// Writes `value` to every element of the K gradient rows.
 template <class Rows, int K, class A> DEVICE void fill(const Rows& rows, const Targets<K>& to, A value) {
     rows.map(to, [&](const A(&)[K], A(&g)[K]) {
 #pragma unroll
@@ -170,8 +181,9 @@ template <class Rows, int K, class A> DEVICE void fill(const Rows& rows, const T
     });
 }
 
-// Writes what gradient(u, g) makes, one element of each row at a time, of the rows u; where the loss normalises, of the
-// normalised rows, and through u = x / norm:  (g - (g . u) u) / norm.
+// Writes the K gradient rows.
+// gradient(u, g): sets g[k] from u[k], one element of each row. With `normalize` u is of the normalised rows, and the
+// gradient goes on through u = x / norm:  (g - (g . u) u) / norm.
 template <class Rows, class A, int K, class F>
 DEVICE void write_gradient(const Rows& rows, const Targets<K>& to, bool normalize, const Inverse<A, K>& inverse, F gradient) {
     if (!normalize) {
@@ -204,7 +216,7 @@ DEVICE void write_gradient(const Rows& rows, const Targets<K>& to, bool normaliz
 
 enum class Kind { Difference, Cosine, Power };
 
-// The body of every paired kernel.
+// The body of every paired kernel, for a distance of the kind KIND; loss_of: a struct as described above.
 template <Kind KIND, class Rows, int K, class Loss> DEVICE void paired(const PairedArgs<K>& args, const Loss& loss_of) {
     using A = typename Rows::A;
     const A* upstream = static_cast<const A*>(args.upstream);
@@ -213,8 +225,8 @@ template <Kind KIND, class Rows, int K, class Loss> DEVICE void paired(const Pai
     constexpr int LANES = Rows::lanes, AT_ONCE = TERCET_PAIRED_THREADS / LANES;
     const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES;
     double sum = 0;
-    // Every lane of the block takes every turn (shuffles and barriers need all of them): past the end, the last row
-    // is looked at again and nothing of it is kept.
+    // Every lane of the block takes every turn (shuffles and barriers need all of them): past the end it computes the
+    // last row again and keeps nothing of it.
     for (i64 first = i64(blockIdx.x) * AT_ONCE; first < args.rows; first += i64(gridDim.x) * AT_ONCE) {
         const bool mine = first + group < args.rows;
         const i64 row = mine ? first + group : args.rows - 1;
@@ -243,10 +255,11 @@ template <Kind KIND, class Rows, int K, class Loss> DEVICE void paired(const Pai
         *static_cast<A*>(args.loss) = A(total * args.loss_scale);
 }
 
-// One kernel per distance, dtype and shape of the rows, for `Loss<A>{args}` of K matrices; src/cuda/paired.rs chooses.
-//   l16:   up to 16 x 16 bytes a row, 16 lanes to a row     held:   rows in registers
-//   l32:   up to 32 x 16 bytes, a warp to a row             vector: any length, 16-byte loads
-//   l32x4: up to 128 x 16 bytes, a warp to a row            scalar: any length and alignment
+// PAIRED_KERNELS defines one kernel per distance, dtype and shape of the rows, for `Loss<A>{args}` of K matrices;
+// src/cuda/paired.rs chooses among them.
+//   l16:   up to 16 x 16 bytes a row, in the registers of 16 lanes     vector: any length, in 16-byte loads
+//   l32:   up to 32 x 16 bytes a row, in the registers of a warp       scalar: any length and alignment
+//   l32x4: up to 128 x 16 bytes a row, in the registers of a warp
 #define PAIRED_KERNEL(stem, Loss, distance, kind, dtype, T, shape, ...)                             \
     KERNEL_OF((__VA_ARGS__::blocks), stem##_##distance##_##dtype##_##shape, TERCET_PAIRED_THREADS,  \
               const Args args) {                                                                    \

@@ -1,9 +1,9 @@
 // pairwise_distance:  d_ij = d(x_i, y_j), the matrix.
 //
-// tiles:  a block takes a tile of the Gram matrix; what it cannot tell is computed from the difference. With an upstream
-//         gradient G it writes the weights G_ij / d_ij of the Euclidean gradient instead, 0 at d = 0.
+// tiles:  a block takes a tile of the Gram matrix; pairs too near for it are computed from the difference. With an
+//         upstream gradient G it writes the weights G_ij / d_ij of the Euclidean gradient instead, 0 at d = 0.
 // push:   sum_j w_ij (x_i - y_j) for the rows of one side; a block owns its rows and takes every `splits`-th tile of columns.
-// finish: the constant, normalisation, and the caller's type.
+// finish: the constant factor, normalisation, and the caller's type.
 #include "batch.cuh"
 #include "push.cuh"
 
@@ -20,6 +20,7 @@ struct Args {
 };
 static_assert(sizeof(Args) == 2 * sizeof(Batch) + 56, "Args must match src/pairwise_distance/cuda.rs");
 
+// A block computes a tile of distances, or of weights. P: a precision.
 template <class P> DEVICE void tiles(const Args& args) {
     SHARED_DYNAMIC(TileBuffers<P>, buffers);
     const Batch &a = args.side[0], &b = args.side[1];
@@ -65,19 +66,19 @@ KERNEL(pairwise_distance_push, TILE_THREADS, const Args args) {
     for (u32 tile = split; tile < other.padded / TILE; tile += args.splits) {
         const u32 columns = tile * TILE;
         for (u32 k = threadIdx.x; k < TILE * TILE; k += TILE_THREADS) {
-            // Neighbouring threads read neighbours, whichever side is pushed.
+            // Neighbouring threads read neighbouring weights, whichever side is pushed.
             const u32 slow = k / TILE, fast = k % TILE;
             const u32 r = args.which ? fast : slow, c = args.which ? slow : fast;
             const u32 i = base + r, j = columns + c;
             const u64 at = args.which ? u64(j) * mine.rows + i : u64(i) * other.rows + j;
             s.weights[r][c] = i < mine.rows && j < other.rows ? args.weight[at] : 0.f;
         }
-        __syncthreads();
+        __syncthreads();  // the weights are there
         push(s.weights, s.y, mine.y + i64(base) * mine.dim, other.y + i64(columns) * mine.dim, mine.dim, args.kind != 2, pushed);
     }
 }
 
-// A warp takes a row.
+// A warp writes the gradient of a row. T: the type of the caller's rows.
 template <class T> DEVICE void finish(const Args& args) {
     const Batch& b = args.side[args.which];
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;

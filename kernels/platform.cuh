@@ -9,14 +9,14 @@ using u64 = unsigned long long;
 using i64 = long long;
 
 #define DEVICE __device__ __forceinline__
-// A kernel of `threads` threads a block, two blocks at least on a multiprocessor; `...` holds the arguments. Without the
-// second number the assembler aims for more blocks and spills for it.
+// Defines a kernel of `threads` threads a block, of which a multiprocessor holds two blocks at least; `...` holds the
+// arguments. Without the number of blocks the assembler aims for more of them and spills for it.
 #define KERNEL(name, threads, ...) KERNEL_OF(2, name, threads, __VA_ARGS__)
-// The same with `blocks` blocks at least.
+// Defines a kernel of `threads` threads a block, of which a multiprocessor holds `blocks` blocks at least.
 #define KERNEL_OF(blocks, name, threads, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
-// A block's static shared array.
+// Declares a static array of `count` numbers in the block's shared memory.
 #define SHARED(type, name, count) __shared__ type name[count]
-// The block's dynamic shared memory as a Struct; the launch gives sizeof(Struct) bytes.
+// Names the block's dynamic shared memory, as a Struct; the launch gives sizeof(Struct) bytes.
 #define SHARED_DYNAMIC(Struct, name)                                          \
     extern __shared__ __align__(128) unsigned char platform_dynamic_shared[]; \
     static_assert(alignof(Struct) <= 128, "aligned to 128 bytes at most");    \
@@ -27,6 +27,7 @@ using i64 = long long;
 struct f16 { u16 bits; };
 struct bf16 { u16 bits; };
 
+// x in its type of arithmetic; exact.
 DEVICE float widen(float x) { return x; }
 DEVICE double widen(double x) { return x; }
 DEVICE float widen(f16 x) {
@@ -36,19 +37,20 @@ DEVICE float widen(f16 x) {
 }
 DEVICE float widen(bf16 x) { return __uint_as_float(u32(x.bits) << 16); }
 
-// Round to nearest, ties to even; overflow gives inf.
+// Stores x in the type of y, rounded to nearest, ties to even; overflow gives inf.
 DEVICE void narrow(float& y, float x) { y = x; }
 DEVICE void narrow(double& y, double x) { y = x; }
 DEVICE void narrow(f16& y, float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
 DEVICE void narrow(bf16& y, float x) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y.bits) : "f"(x)); }
 
-// x y, rounded, wherever it stands: a compiler may fuse a plain product with the sum that it goes into, here and not there,
-// and then one number has two values.
+// The rounded product x y, the same bits wherever it is computed: a compiler may fuse a plain product with the sum that
+// it goes into in one place and not in another, and then one number has two values.
 DEVICE float rounded_product(float x, float y) { return __fmul_rn(x, y); }
 DEVICE double rounded_product(double x, double y) { return __dmul_rn(x, y); }
 
 // ---- vector access: V numbers in one instruction; the address must be a multiple of V * sizeof(T) ----
 
+// V numbers of type T, loaded or stored by one instruction.
 template <class T, int V> struct alignas(sizeof(T) * V) Pack { T v[V]; };
 
 template <class T, int V> DEVICE Pack<T, V> load(const T* p) { return *reinterpret_cast<const Pack<T, V>*>(p); }
@@ -56,8 +58,8 @@ template <class T, int V> DEVICE void store(T* p, const Pack<T, V>& x) { *reinte
 
 // ---- between blocks ----
 
-// Adds and returns the old value. What this thread wrote before is visible to whoever sees the sum (release), and
-// what others released is visible to this thread afterwards (acquire).
+// Adds x to *p atomically and returns the old value. What this thread wrote before is visible to whoever sees the sum
+// (release), and what others released is visible to this thread afterwards (acquire).
 DEVICE u32 add_release_acquire(u32* p, u32 x) {
     u32 old;
     asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(x) : "memory");
@@ -66,34 +68,36 @@ DEVICE u32 add_release_acquire(u32* p, u32 x) {
 
 // ---- a part of a block ----
 
-// Waits until `threads` threads, whole warps, have come to barrier `id`, 1 to 15 (0 is __syncthreads).
+// Waits until `threads` threads, in whole warps, have arrived at barrier `id`, 1 to 15 (0 is that of __syncthreads).
 DEVICE void named_barrier(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 // ---- tiles: cp.async, ldmatrix, mma.sync ----
 
-// 32 bits, as PTX wants addresses of the .shared space.
+// The address of p in the .shared space, in 32 bits, as PTX takes it.
 DEVICE u32 shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
 
-// 16 bytes, global to shared, past the L1 cache; zeros where not `valid` (`from` is then not read). In flight until a
-// wait; both addresses are multiples of 16.
+// Starts a copy of 16 bytes from global to shared memory that bypasses the L1 cache; if not `valid` it writes zeros and
+// does not read `from`. In flight until a wait; both addresses must be multiples of 16.
 DEVICE void copy_async16(void* to, const void* from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
                  "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0)
                  : "memory");
 }
-// Closes this thread's group of copies.
+// Ends this thread's current group of copies.
 DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until at most N of this thread's groups are in flight. Other threads see the bytes only after a barrier.
+// Waits until at most N of this thread's groups of copies are in flight. Other threads see the bytes after a barrier.
 template <int N> DEVICE void copy_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
-// Matrix j of 8x8 16-bit numbers has its rows at the addresses of lanes 8j .. 8j+7; lane l receives elements
-// 2 (l % 4) and 2 (l % 4) + 1 of row l / 4, transposed: rows 2 (l % 4) and 2 (l % 4) + 1 of column l / 4.
+// Loads four 8x8 matrices of 16-bit numbers, by a whole warp. Matrix j has its rows at the addresses `row` of lanes
+// 8j .. 8j+7; r[j] of lane l receives elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4.
 DEVICE void load_matrix_x4(u32 (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(shared_address(row))
                  : "memory");
 }
+// Loads four 8x8 matrices of 16-bit numbers, by a whole warp. Matrix j has its rows at the addresses `row` of lanes
+// 8j .. 8j+7; r[j] of lane l receives rows 2 (l % 4) and 2 (l % 4) + 1 of column l / 4.
 DEVICE void load_matrix_x4_transposed(u32 (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -101,7 +105,7 @@ DEVICE void load_matrix_x4_transposed(u32 (&r)[4], const void* row) {
                  : "memory");
 }
 
-// d += a b with PTX's fragments, accumulated in f32. tf32 is an f32 whose 13 low bits are ignored.
+// d += a b by a whole warp, with PTX's fragments, accumulated in f32. tf32 is an f32 whose 13 low bits are ignored.
 #define PLATFORM_MMA(name, shape_and_types)                                                      \
     DEVICE void name(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {                         \
         asm volatile("mma.sync.aligned." shape_and_types                                         \

@@ -1,20 +1,21 @@
 // The second product of losses over pairs: sum_j w_ij (y_i - y_j) for a tile of weights in shared memory, by a block of
-// TILE_THREADS threads on its 64 rows. Differences, and not the sum of w_ij times y_i less a product: rows that are near
-// each other lose nothing.
+// TILE_THREADS threads for its TILE rows. It takes differences instead of (sum_j w_ij) y_i less a product, so that rows
+// near each other lose nothing.
 #pragma once
 #include "tile.cuh"
 
-// Rows of weights: two threads of a row, and of the 16 rows of a warp, are in 32 banks.
+// Numbers from row to row of the weights: the two threads of each of a warp's 16 rows are in 32 different banks.
 constexpr int PITCH = TILE + 2;
-// Columns of the embeddings that are pushed at a time.
+// Columns of the embeddings that `push` takes at a time.
 constexpr int CHUNK = 64, CHUNK_PITCH = CHUNK + 4;
 
 using WeightTile = float[TILE][PITCH];
-using RowChunks = float[2][TILE][CHUNK_PITCH];  // of the tile's rows, and of its columns
+using RowChunks = float[2][TILE][CHUNK_PITCH];  // of the embeddings of the tile's rows, and of its columns
 static_assert(CHUNK % 4 == 0 && CHUNK_PITCH % 4 == 0, "pieces of 16 bytes");
 
-// Adds to `pushed`, [TILE, dim], from TILE rows each at `rows` and `others`, [.., dim]; without `difference` -sum_j w_ij y_j.
-// The weights must be there for all threads; what is in shared memory is free again when it returns.
+// Adds sum_j w_ij (y_i - y_j) to `pushed`, without `difference` -sum_j w_ij y_j. y_i are the TILE rows at `rows`, y_j
+// those at `others`; these three are [TILE, dim]. All threads of the block must call, behind a barrier after the
+// weights are written; the shared memory is free again when it returns.
 DEVICE void push(const WeightTile& weights, RowChunks& y, const float* rows, const float* others, u32 dim, bool difference, float* pushed) {
     constexpr int ROWS = 8, COLUMNS = 4;
     static_assert(TILE / ROWS * (CHUNK / COLUMNS) == TILE_THREADS && COLUMNS == 4, "a thread has ROWS x COLUMNS sums");
@@ -22,7 +23,7 @@ DEVICE void push(const WeightTile& weights, RowChunks& y, const float* rows, con
     const int r0 = threadIdx.x / (CHUNK / COLUMNS) * ROWS, c0 = threadIdx.x % (CHUNK / COLUMNS) * COLUMNS;
     for (u32 chunk = 0; chunk < dim; chunk += CHUNK) {
         if (in_fours) {
-            // All in flight at a time: the next instruction that waits is the one below.
+            // All copies are in flight at a time: the first instruction that waits is copy_async_wait.
             for (int k = threadIdx.x; k < 2 * TILE * CHUNK / 4; k += TILE_THREADS) {
                 const int side = k / (TILE * CHUNK / 4), r = k / (CHUNK / 4) % TILE, column = k % (CHUNK / 4) * 4;
                 const bool there = chunk + column < dim;
@@ -38,7 +39,7 @@ DEVICE void push(const WeightTile& weights, RowChunks& y, const float* rows, con
                 y[k / (TILE * CHUNK)][r][column] = chunk + column < dim ? from[column] : 0.f;
             }
         }
-        __syncthreads();
+        __syncthreads();  // the chunk is there
         float sums[ROWS][COLUMNS], mine[ROWS][COLUMNS];
 #pragma unroll
         for (int r = 0; r < ROWS; ++r)
@@ -77,6 +78,6 @@ DEVICE void push(const WeightTile& weights, RowChunks& y, const float* rows, con
                 for (int k = 0; k < COLUMNS; ++k)
                     if (chunk + c0 + k < dim) to[i64(r) * dim + k] += sums[r][k];
         }
-        __syncthreads();
+        __syncthreads();  // all threads are done with the chunk, after the last one also with the weights
     }
 }

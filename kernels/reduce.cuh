@@ -2,12 +2,12 @@
 #pragma once
 #include "platform.cuh"
 
-// The lanes of this thread's group: an aligned run of LANES lanes of its warp. Groups of one warp may diverge.
+// The mask of this thread's group: an aligned run of LANES lanes of its warp. Groups of one warp may diverge.
 template <int LANES> DEVICE u32 group_mask() {
     return (0xffffffffu >> (32 - LANES)) << (threadIdx.x % 32 / LANES * LANES);
 }
 
-// Sum over a group; every lane of it must call and gets it.
+// The sum of x over this thread's group of LANES lanes. Every lane of the group must call and gets it.
 template <int LANES, class A> DEVICE A group_sum(A x) {
     const u32 mask = group_mask<LANES>();
 #pragma unroll
@@ -15,7 +15,8 @@ template <int LANES, class A> DEVICE A group_sum(A x) {
     return x;
 }
 
-// Maximum over a group, likewise. NaN wins: fmax would drop it.
+// The maximum of x over this thread's group of LANES lanes. Every lane of the group must call and gets it. NaN wins:
+// fmax would drop it.
 template <int LANES, class A> DEVICE A group_max(A x) {
     const u32 mask = group_mask<LANES>();
 #pragma unroll
@@ -26,11 +27,11 @@ template <int LANES, class A> DEVICE A group_max(A x) {
     return x;
 }
 
-// Sum over a block of THREADS threads; thread 0 gets it. All threads must call.
+// The sum of x over a block of THREADS threads; thread 0 gets it. All threads of the block must call.
 template <int THREADS> DEVICE double block_sum(double x) {
     SHARED(double, warp_sums, THREADS / 32);
     x = group_sum<32>(x);
-    __syncthreads();  // a previous call may still be reading
+    __syncthreads();  // thread 0 has read the warps' sums of the call before
     if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = x;
     __syncthreads();
     double sum = 0;
@@ -39,17 +40,18 @@ template <int THREADS> DEVICE double block_sum(double x) {
     return sum;
 }
 
-// True in all threads of the block that comes last; it then sees what all blocks wrote before. ticket: 0 at launch.
+// True in all threads of the block that calls last, which then sees what all blocks wrote before their calls. All
+// threads of every block must call. ticket: 0 at launch.
 DEVICE bool last_block(u32* ticket) {
     SHARED(u32, order, 1);
-    __syncthreads();
+    __syncthreads();  // all of the block's writes come before thread 0 releases them
     if (threadIdx.x == 0) order[0] = add_release_acquire(ticket, 1);
     __syncthreads();
     return order[0] == gridDim.x - 1;
 }
 
-// Sums of x[0..K] over all threads of the grid. True for thread 0 of the block that finishes last: `sum` is then the
-// result. partials: K numbers a block. ticket: 0 at launch.
+// Sums each of x[0] .. x[K - 1] over all threads of the grid, THREADS a block. True in thread 0 of the block that
+// finishes last, where `sum` is the result; false in all others. partials: K numbers a block. ticket: 0 at launch.
 template <int THREADS, int K> DEVICE bool grid_sums(const double (&x)[K], double* partials, u32* ticket, double (&sum)[K]) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
@@ -65,6 +67,8 @@ template <int THREADS, int K> DEVICE bool grid_sums(const double (&x)[K], double
     }
     return threadIdx.x == 0;
 }
+// Sums x over all threads of the grid, THREADS a block. True in thread 0 of the block that finishes last, where `sum`
+// is the result; false in all others. partials: one number a block. ticket: 0 at launch.
 template <int THREADS> DEVICE bool grid_sum(double x, double* partials, u32* ticket, double& sum) {
     const double one[1] = {x};
     double result[1];

@@ -1,26 +1,29 @@
-// The engine of paired losses: LANES lanes of a warp look at row b of K matrices at once.
+// How paired losses read their rows: a group of lanes of a warp looks at the same row of K matrices at once.
 //   HeldRows      keeps the K rows in registers: one read of memory, however many sweeps;
 //   StreamedRows  reads them again for each sweep (from cache), for rows of any length.
 // Both visit each element exactly once per sweep, always in the same order.
+//
+// T, everywhere below: the type of the rows, double, float, f16 or bf16. K: the number of matrices.
 #pragma once
 #include "platform.cuh"
 #include "reduce.cuh"
 
-// The type of arithmetic: f32, or f64 for f64.
+// The type of arithmetic for rows of type T: f64 for f64, else f32.
 template <class T> struct Arithmetic { using type = float; };
 template <> struct Arithmetic<double> { using type = double; };
 
-// K matrices [rows, dim], each with its own distance between rows, in elements.
+// K matrices [rows, dim]; matrix k has stride[k] elements from row to row.
 template <int K> struct Matrices {
     const void* data[K];
     i64 stride[K];
 };
 
-// Row `row` of K contiguous matrices [rows, dim] to write to; null: not wanted.
+// Where to write: row `row` of each of K contiguous matrices [rows, dim]; null: not wanted.
 template <int K> struct Targets {
     void* data[K];
     i64 row;
 
+    // Whether any of the matrices is wanted.
     DEVICE bool any() const {
         bool wanted = false;
 #pragma unroll
@@ -29,17 +32,19 @@ template <int K> struct Targets {
     }
 };
 
+// LANES: lanes to a row. ITEMS: vectors of 16 bytes that a lane holds of each row.
 template <class T, int K, int LANES, int ITEMS> struct HeldRows {
     static constexpr int V = 16 / sizeof(T);
     using A = typename Arithmetic<T>::type;
     static constexpr int lanes = LANES;
-    // On a multiprocessor at a time: the more rows are on their way from memory, the nearer to its bandwidth.
+    // Blocks on a multiprocessor at a time: the more rows are in flight from memory, the nearer to its bandwidth.
     static constexpr int blocks = ITEMS == 1 ? 3 : 2;
 
     Pack<T, V> held[K][ITEMS];
     i64 dim;
     int lane;
 
+    // Reads row `row` of each matrix; `lane_` is this thread's among the `lanes` of the row.
     DEVICE void open(const Matrices<K>& m, i64 row, i64 dim_, int lane_) {
         dim = dim_;
         lane = lane_;
@@ -49,9 +54,10 @@ template <class T, int K, int LANES, int ITEMS> struct HeldRows {
             for (int k = 0; k < K; ++k)
                 if (column(i) < dim) held[k][i] = load<T, V>(static_cast<const T*>(m.data[k]) + row * m.stride[k] + column(i));
     }
+    // The first column of this lane's vector i.
     DEVICE int column(int i) const { return (i * LANES + lane) * V; }
 
-    // f(x): x[k] is one element of row k.
+    // f(x): called for each column that this lane holds; x[k] is the element of row k.
     template <class F> DEVICE void sweep(F f) const {
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i)
@@ -64,7 +70,7 @@ template <class T, int K, int LANES, int ITEMS> struct HeldRows {
                     f(x);
                 }
     }
-    // f(x, y) turns the elements x[k] into y[k] of the targets.
+    // f(x, y): called for each column that this lane holds; sets y[k], which goes to target k, from x[k] of row k.
     template <class F> DEVICE void map(const Targets<K>& to, F f) const {
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i)
@@ -86,7 +92,7 @@ template <class T, int K, int LANES, int ITEMS> struct HeldRows {
     }
 };
 
-// V: elements a load; 1 where the rows are not aligned for more.
+// V: elements a load; 1 if the rows are not aligned for more.
 template <class T, int K, int V> struct StreamedRows {
     using A = typename Arithmetic<T>::type;
     static constexpr int lanes = 32, blocks = 2;
@@ -95,12 +101,14 @@ template <class T, int K, int V> struct StreamedRows {
     i64 dim;
     int lane;
 
+    // Takes row `row` of each matrix; `lane_` is this thread's among the `lanes` of the row.
     DEVICE void open(const Matrices<K>& m, i64 row, i64 dim_, int lane_) {
         dim = dim_;
         lane = lane_;
 #pragma unroll
         for (int k = 0; k < K; ++k) from[k] = static_cast<const T*>(m.data[k]) + row * m.stride[k];
     }
+    // f(x): called for each column that this lane takes; x[k] is the element of row k.
     template <class F> DEVICE void sweep(F f) const {
 #pragma unroll 1  // warps hide the latency; unrolling would only make the image four times as large
         for (i64 column = i64(lane) * V; column < dim; column += 32 * V) {
@@ -116,6 +124,7 @@ template <class T, int K, int V> struct StreamedRows {
             }
         }
     }
+    // f(x, y): called for each column that this lane takes; sets y[k], which goes to target k, from x[k] of row k.
     template <class F> DEVICE void map(const Targets<K>& to, F f) const {
 #pragma unroll 1  // warps hide the latency; unrolling would only make the image four times as large
         for (i64 column = i64(lane) * V; column < dim; column += 32 * V) {

@@ -1,5 +1,5 @@
 // The Gram engine of mined losses: TILE x TILE products of rows of two prepared batches (batch.cuh), on tensor cores.
-// Rows come as planes of bytes, SLAB bytes at a time by cp.async, STAGES slabs in flight; each of the four warps of a
+// Rows come as planes of bytes, SLAB bytes at a time by cp.async into a ring of buffers; each of the four warps of a
 // block computes a quarter of the tile. A slab is read by ldmatrix as 16-byte pieces whatever the numbers are: 32 bytes
 // of a row are one mma's worth of 16-bit numbers (16) as well as of tf32 (8).
 #pragma once
@@ -14,16 +14,24 @@ constexpr int TILE = TERCET_TILE, SLAB = TERCET_SLAB, STAGES = 3, QUARTER = TILE
 constexpr int ROW_FRAGMENTS = QUARTER / 16, COLUMN_FRAGMENTS = QUARTER / 8;
 static_assert(TILE % 32 == 0 && SLAB == 64, "the swizzle below is for 64 bytes a row");
 
-// ---- products: how numbers are stored in planes, and multiplied ----
+// ---- precisions: how numbers are stored in planes, and multiplied ----
+//
+// The template parameter P of the engine is one of them: Split, Half<T>, Tf32 or Plain.
+//
+// planes, bytes   the number of planes, and the bytes of a number in one
+// rounds          whether `encode` rounds, so that the norm must be of what it has stored
+// encode          stores x as number `at` of each plane `to`, and returns what the product sees of it
+// multiply        d += a b by one mma
 
 DEVICE u32 tf32_bits(float x) {
-    // To nearest, ties away from zero; the tensor core ignores the 13 low bits.
+    // Rounds to nearest, ties away from zero; the tensor core ignores the 13 low bits.
     return (__float_as_uint(x) + 0x1000) & 0xffffe000;
 }
 
-// f32 as hi + lo in f16: 22 bits of each number against its row's largest, which is 1 to 2; that lo may be subnormal costs
-// nothing more. hi hi + hi lo + lo hi leaves out 2^-22 of a product: the error of an f32 computation. One accumulator takes
-// all three, the small ones first: one for each scale would cost a block of the three on a multiprocessor.
+// f32 as hi + lo, both f16: 22 bits of each number relative to its row's largest, which is 1 to 2; that lo may be
+// subnormal costs nothing more. The product hi hi + hi lo + lo hi leaves out 2^-22 of it: the error of an f32
+// computation. One accumulator takes all three, the small ones first: separate ones would cost one of the three blocks
+// on a multiprocessor.
 struct Split {
     static constexpr int planes = 2, bytes = 2;
     static constexpr bool rounds = false;
@@ -40,7 +48,7 @@ struct Split {
 template <class T> constexpr bool is_bf16 = false;
 template <> constexpr bool is_bf16<bf16> = true;
 
-// One product of 16-bit numbers; `encode` returns what it has made of x.
+// Numbers of 16 bits: T is f16 or bf16.
 template <class T> struct Half {
     static constexpr int planes = 1, bytes = 2;
     static constexpr bool rounds = true;
@@ -55,6 +63,7 @@ template <class T> struct Half {
         else mma_f16_m16n8k16(d, a, b0, b1);
     }
 };
+// f32 rounded to TF32.
 struct Tf32 {
     static constexpr int planes = 1, bytes = 4;
     static constexpr bool rounds = true;
@@ -66,7 +75,7 @@ struct Tf32 {
     static DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_tf32_m16n8k8(d, a, b0, b1); }
 };
 
-// f32 on CUDA cores, to check the others against: no tensor core, no rounding of what is multiplied.
+// f32 on CUDA cores, to check the other precisions against: no tensor core, no rounding of what is multiplied.
 struct Plain {
     static constexpr int planes = 1, bytes = 4;
     static constexpr bool rounds = false;
@@ -80,20 +89,20 @@ template <> constexpr bool is_plain<Plain> = true;
 
 // ---- the tile ----
 
-// A prepared batch as the engine sees it: planes of `slabs` x SLAB bytes a row, rows of whole tiles.
+// A prepared batch as the engine sees it: planes of `slabs` x SLAB bytes a row, with rows up to whole tiles.
 struct Operand {
     const u8* plane[2];
     u32 slabs;
 };
 
-// One plane's slab of TILE rows, in shared memory.
+// Bytes of a block of shared memory that holds one plane's slab of TILE rows.
 constexpr int BLOCK = TILE * SLAB;
 
-// Where 16-byte piece `piece` of row `row` of a block lies: two rows fill the 32 banks, and pieces move so that the eight
-// rows of an 8x8 matrix do not meet.
+// Where 16-byte piece `piece` of row `row` lies in a block, in bytes: two rows fill the 32 banks, and pieces change
+// places so that the eight rows of an 8x8 matrix are in different ones.
 DEVICE int swizzled(int row, int piece) { return row * SLAB + ((piece ^ (row >> 1 & 3)) << 4); }
 
-// Which 16-byte pieces of a block a thread brings: from where in an operand of so many slabs, and where to.
+// The 16-byte pieces of a block that this thread brings: their offsets in a plane of `slabs` slabs, and in the block.
 struct Pieces {
     static constexpr int PIECES = SLAB / 16, COUNT = TILE * PIECES / TILE_THREADS;
     static_assert(TILE * PIECES % TILE_THREADS == 0, "as many for each thread");
@@ -107,7 +116,7 @@ struct Pieces {
             to[k] = swizzled(row, piece);
         }
     }
-    // Brings slab `slab` of plane `plane` of the TILE rows from `first`; in flight until a wait.
+    // Starts to bring slab `slab` of plane `plane` of the TILE rows from `first` on; in flight until a wait.
     DEVICE void bring(u8* block, const Operand& of, int plane, u32 first, u32 slab) const {
         const u8* at = of.plane[plane] + (u64(first) * of.slabs + slab) * SLAB;
 #pragma unroll
@@ -115,14 +124,17 @@ struct Pieces {
     }
 };
 
-// Shared memory of a tile: [stage][side][plane].
+// The shared memory that GramTile::run takes: [stage][side][plane]. P: the precision.
 template <class P> struct TileBuffers {
     alignas(128) u8 bytes[STAGES][2][P::planes][BLOCK];
 };
 
+// A tile of TILE x TILE products of the rows of two operands, in the registers of the block's TILE_THREADS threads.
+// P: the precision.
 template <class P> struct GramTile {
     float sum[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4];
 
+    // Starts to bring slab `slab` of both sides into stage `stage`, as one group of copies.
     static DEVICE void fetch(TileBuffers<P>& buffers, const Pieces& pieces, int stage, const Operand (&side)[2], const u32 (&first)[2], u32 slab) {
 #pragma unroll
         for (int s = 0; s < 2; ++s)
@@ -131,8 +143,8 @@ template <class P> struct GramTile {
         copy_async_commit();
     }
 
-    // The products of rows first[0].. of side 0 with rows first[1].. of side 1. All threads of the block must call; the
-    // buffers are free again when it returns.
+    // Computes the products of TILE rows of side 0, from first[0] on, with TILE rows of side 1, from first[1] on. All
+    // threads of the block must call; the buffers are free again when it returns.
     DEVICE void run(TileBuffers<P>& buffers, const Operand (&side)[2], const u32 (&first)[2]) {
         const u32 slabs = side[0].slabs;
         const Pieces pieces(slabs);
@@ -143,7 +155,7 @@ template <class P> struct GramTile {
         }
         multiply_slabs(slabs, [&](u32 slab, const u8* (&rows)[P::planes], const u8* (&columns)[P::planes]) {
             copy_async_wait<STAGES - 2>();
-            __syncthreads();  // this slab is here, and everyone is done with the one whose place is filled next
+            __syncthreads();  // this slab is here, and all threads are done with the one whose stage is filled next
             if (slab + STAGES - 1 < slabs) fetch(buffers, pieces, (slab + STAGES - 1) % STAGES, side, first, slab + STAGES - 1);
             else copy_async_commit();
 #pragma unroll
@@ -153,12 +165,13 @@ template <class P> struct GramTile {
             }
         });
         copy_async_wait<0>();
-        __syncthreads();
+        __syncthreads();  // all threads are done with the last slab
     }
 
-    // The products of `slabs` slabs; `ready(slab, rows, columns)` says where the blocks of a slab are, once they are there.
+    // Computes the products of `slabs` slabs.
+    // ready(slab, rows, columns): waits for a slab, and sets rows and columns to its blocks, by plane.
     template <class F> DEVICE void multiply_slabs(u32 slabs, F ready) {
-        // Tensor cores truncate what they add: their sums are kept short, and added up here.
+        // Tensor cores truncate what they add: they sum up 256 numbers at most, and those sums are added up here.
         constexpr int SHORT = 256 * P::bytes / SLAB;
         float before[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4];
         clear(sum);
@@ -176,8 +189,9 @@ template <class P> struct GramTile {
         if (slabs >= SHORT) add(sum, before);
     }
 
-    // f(slot, row, column, product) for the numbers that this thread holds; row and column within the tile. Where f
-    // returns true, `later(slot, row, column)` is called afterwards: rare work, compiled once and not for every number.
+    // Hands out the products that this thread holds.
+    // f(slot, row, column, product): called for each, row and column within the tile; true if `later` is wanted.
+    // later(slot, row, column): called afterwards, for rare work: compiled once, and not for every product.
     template <class F, class G> DEVICE void each(F f, G later) const {
         static_assert(ROW_FRAGMENTS * COLUMN_FRAGMENTS * 4 <= 64, "one bit for each number");
         u64 marked = 0;
@@ -190,13 +204,16 @@ template <class P> struct GramTile {
         for (int k = 0; marked; ++k, marked >>= 1)
             if (marked & 1) later(slot_of(k), row_of(slot_of(k)), column_of(k));
     }
-    // The rows that this thread holds numbers of; `each` passes the same slots.
+    // How many rows this thread holds products of; their slots are 0 .. ROWS - 1.
     static constexpr int ROWS = ROW_FRAGMENTS * 2;
+    // The slot of this thread's product k.
     static DEVICE int slot_of(int k) { return k / COLUMN_FRAGMENTS / 4 * 2 + k / COLUMN_FRAGMENTS % 4 / 2; }
+    // The column, within the tile, of this thread's product k.
     static DEVICE int column_of(int k) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         return warp % 2 * QUARTER + k % COLUMN_FRAGMENTS * 8 + lane % 4 * 2 + k / COLUMN_FRAGMENTS % 2;
     }
+    // The row, within the tile, of a slot of this thread.
     static DEVICE int row_of(int slot) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         return warp / 2 * QUARTER + slot / 2 * 16 + slot % 2 * 8 + lane / 4;
@@ -218,6 +235,7 @@ template <class P> struct GramTile {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) to[i][j][e] += x[i][j][e];
     }
+    // Adds the products of a slab to `part`, on CUDA cores.
     static DEVICE void multiply_plainly(const u8* const (&rows)[P::planes], const u8* const (&columns)[P::planes],
                                         float (&part)[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4]) {
         const auto number = [&](const u8* block, int row, int k) {
@@ -240,6 +258,7 @@ template <class P> struct GramTile {
                     for (int e = 0; e < 4; ++e) part[i][j][e] += x[i * 2 + e / 2] * y[j][e % 2];
         }
     }
+    // Adds the products of a slab to `part`, on tensor cores.
     static DEVICE void multiply(const u8* const (&rows)[P::planes], const u8* const (&columns)[P::planes],
                                 float (&part)[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4]) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -278,32 +297,33 @@ template <class P> struct GramTile {
 
 // ---- a row of tiles ----
 
-// What the stream brings beside the planes: the two numbers of each row by which a product becomes a distance.
+// Norm and scale of each row of a batch, by which a product becomes a distance.
 struct Lengths {
     const float *norm, *scale;
-    u32 rows;  // beyond them the norm is NaN: no distance to such a row compares
+    u32 rows;  // for rows beyond, the norm is taken as NaN: no distance to such a row compares
 };
 
-// The tiles of one row tile with every `step`-th column tile, as one stream of slabs: while a tile is looked at, the next
-// one's slabs are on their way. Rows whose slabs all fit stay in shared memory; of the others both sides are brought again.
+// The products of one row tile with every `step`-th column tile, as one stream of slabs: while the caller looks at a
+// tile, the next one's slabs are in flight. The slabs of the row tile stay in shared memory if all fit; else they are
+// brought again for each column tile. P: the precision.
 template <class P> struct TileStream {
     static constexpr int RING = 4, RESIDENT = 8;
     static constexpr int BLOCKS = RESIDENT + RING * P::planes;
     static_assert(2 * RING * P::planes <= BLOCKS, "a ring of both sides");
     struct Buffers {
         alignas(128) u8 bytes[BLOCKS][BLOCK];
-        float lengths[2][2][TILE];  // by turns; norms and scales
+        float lengths[2][2][TILE];  // [turn][norm or scale]: of the columns of the last tile and of the one before
     };
 
     Buffers& buffers;
     Operand rows, columns;
     Pieces pieces;
     Lengths lengths;
-    u32 row, column_tile, step, end;  // the tile that is brought next
-    u32 slab = 0, given = 0, taken = 0, turn = 0;
-    u32 lengths_tile;   // whose lengths are in `length`
-    float length[2];    // of a column of the next tile
-    bool resident;
+    u32 row, column_tile, step, end;               // the first row; the column tile that is brought next, below end
+    u32 slab = 0, given = 0, taken = 0, turn = 0;  // the slab brought next; the places of the ring filled and read next
+    u32 lengths_tile;   // the column tile whose lengths are read next
+    float length[2];    // norm and scale of this thread's column of the tile that is taken next
+    bool resident;      // whether the slabs of the row tile stay in shared memory
 
     DEVICE TileStream(Buffers& buffers, const Operand& rows, const Operand& columns, const Lengths& lengths, u32 row, u32 first, u32 step, u32 end)
         : buffers(buffers), rows(rows), columns(columns), pieces(rows.slabs), lengths(lengths), row(row), column_tile(first), step(step), end(end),
@@ -316,11 +336,12 @@ template <class P> struct TileStream {
         for (int k = 0; k < RING - 1; ++k) give();
         read_lengths();
     }
-    // The blocks of a place in the ring.
+    // The block of the columns' slab at a place of the ring.
     DEVICE u8* of_columns(u32 place, int plane) { return buffers.bytes[(resident ? RESIDENT : RING * P::planes) + place * P::planes + plane]; }
+    // The block of the rows' slab: the slab's own if all are resident, else that at a place of the ring.
     DEVICE u8* of_rows(u32 slab, u32 place, int plane) { return buffers.bytes[(resident ? slab : place) * P::planes + plane]; }
 
-    // Brings one more slab, if there is one, and closes its group in any case.
+    // Starts to bring one more slab, if there is one, and ends a group of copies in either case: groups count slabs.
     DEVICE void give() {
         if (column_tile < end) {
 #pragma unroll
@@ -336,6 +357,7 @@ template <class P> struct TileStream {
         copy_async_commit();
         given = (given + 1) % RING;
     }
+    // Reads norm and scale of this thread's column of the next column tile.
     DEVICE void read_lengths() {
         const u32 column = lengths_tile * TILE + threadIdx.x;
         const bool there = threadIdx.x < TILE && lengths_tile < end && column < lengths.rows;
@@ -343,8 +365,8 @@ template <class P> struct TileStream {
         length[1] = there ? lengths.scale[column] : 0.f;
         lengths_tile += step;
     }
-    // The products of the next tile. All threads of the block must call; who still reads lengths of the tile before the last
-    // is too late.
+    // Computes the products of the next tile. All threads of the block must call. The call overwrites the lengths of
+    // the tile two before: no thread may still read them.
     DEVICE void take(GramTile<P>& tile) {
         turn ^= 1;
         if (threadIdx.x < TILE) {
@@ -354,7 +376,7 @@ template <class P> struct TileStream {
         read_lengths();
         tile.multiply_slabs(rows.slabs, [&](u32 slab, const u8* (&of_row)[P::planes], const u8* (&of_column)[P::planes]) {
             copy_async_wait<RING - 2>();
-            __syncthreads();  // this slab is here, and everyone is done with the one whose place is filled next
+            __syncthreads();  // this slab is here, and all threads are done with the one whose place is filled next
             give();
 #pragma unroll
             for (int p = 0; p < P::planes; ++p) {
@@ -364,12 +386,13 @@ template <class P> struct TileStream {
             taken = (taken + 1) % RING;
         });
     }
-    // Of a column of the tile that was taken last.
+    // The norm of a column of the tile that was taken last.
     DEVICE float norm(int column) const { return buffers.lengths[turn][0][column]; }
+    // The scale of a column of the tile that was taken last.
     DEVICE float scale(int column) const { return buffers.lengths[turn][1][column]; }
 };
 
-// One side of it: the lengths of a thread's rows of the row tile.
+// Norm and scale, by slot, of the rows that this thread holds products of; the tile begins at `row`. P: the precision.
 template <class P> struct RowLengths {
     float norm[GramTile<P>::ROWS], scale[GramTile<P>::ROWS];
 

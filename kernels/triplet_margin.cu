@@ -1,8 +1,8 @@
 // triplet_margin:  loss_b = relu(d(a_b, p_b) - d_n + m),   d_n = d(a_b, n_b), or with swap min(d(a_b, n_b), d(p_b, n_b)).
 //
 // One pass: each row of a, p and n is read once, its loss and its three gradient rows are written once
-// (24 B D bytes in f32). The same kernel serves as the backward pass of 16-bit inputs and of upstream gradients other
-// than 1, where it recomputes the distances of the rows it must read anyway.
+// (24 B D bytes in f32). The same kernel serves as the backward pass of 16-bit inputs, of a loss per row, and of
+// upstream gradients other than 1: it recomputes the distances of the rows it must read anyway.
 //
 // A distance that is not finite makes the loss and the three gradient rows of its triplet NaN: inf - inf, or an inf
 // in the negative alone, would otherwise pass as an inactive triplet.
@@ -16,10 +16,11 @@ struct Args {
 };
 static_assert(sizeof(Args) == 200, "Args must match src/triplet_margin/cuda.rs");
 
+// The formula of one row. A: the type of arithmetic.
 template <class A> struct Triplet {
     const Args& args;
 
-    // How a row's loss moves its gradients: the weight (0: inactive), and which pair is the negative one.
+    // The loss of a row, the weight of its gradients (0: inactive), and whether the negative distance is d(p, n).
     struct Hinge {
         A loss, weight;
         bool swapped;
@@ -32,11 +33,14 @@ template <class A> struct Triplet {
         return {t > A(0) ? t : A(0), t > A(0) ? upstream * A(args.paired.grad_scale) : A(0), swapped};
     }
 
+    // The loss and the gradients of a row, for a distance over elements x - y + eps.
+    // Rows: how rows are read (rows.cuh).
+    // Metric: the distance (distance.cuh).
     template <class Rows, class Metric>
     DEVICE A subtractive(const Rows& rows, const Targets<3>& to, A upstream, i64, const Metric& metric) const {
         const Inverse<A, 3> inverse = inverse_norms_if<3>(args.paired.normalize, rows);
 
-        Measured<A> found[3];  // of a and p, a and n, p and n
+        Measured<A> found[3];  // d(a, p), d(a, n), d(p, n)
         distances<3, 3>(rows, metric, args.swap ? 3 : 2, [&](const A(&x)[3], A(&u)[3], A(&v)[3]) {
             u[0] = u[1] = inverse.unit(x, 0);
             v[0] = u[2] = inverse.unit(x, 1);
@@ -70,8 +74,9 @@ template <class A> struct Triplet {
         return h.loss;
     }
 
-    // d(x, y) = 1 - u_x . u_y with u = x / max(norm, MIN_NORM).
-    //   grad_x d = -(u_y - (u_x . u_y) u_x) / norm_x;  without the projection where the minimum took over.
+    // The loss and the gradients of a row, for d(x, y) = 1 - u_x . u_y with u = x / max(norm, MIN_NORM).
+    // Rows: how rows are read (rows.cuh).
+    //   grad_x d = -(u_y - (u_x . u_y) u_x) / norm_x;  without the projection if norm_x is below MIN_NORM.
     template <class Rows> DEVICE A cosine(const Rows& rows, const Targets<3>& to, A upstream, i64) const {
         const Inverse<A, 3> inverse = inverse_norms<3>(rows);
         A ap = A(0), an = A(0), pn = A(0);
@@ -90,7 +95,7 @@ template <class A> struct Triplet {
             fill(rows, to, A(0));
             return h.loss;
         }
-        // Each row's share of its own direction: the sum of the cosines it takes part in, with their signs.
+        // What each row has of its own direction in its gradient: the cosines it takes part in, with their signs.
         const A cn = h.swapped ? pn : an;
         const A own[3] = {inverse.flat[0] ? A(0) : ap - (h.swapped ? A(0) : cn),
                           inverse.flat[1] ? A(0) : ap - (h.swapped ? cn : A(0)), inverse.flat[2] ? A(0) : -cn};

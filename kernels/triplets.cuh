@@ -1,12 +1,12 @@
 // Losses that choose one negative for each pair of anchor and positive:  relu(d_ap - d_an + m).
 //
 // starts:   where each anchor's pairs lie in memory; sizes are known on the device alone.
-// words:    for random choices, what each row adds to its priorities.
-// pairs:    d_ap directly.
-// choose:   Gram tiles; of each pair the least key of its candidates, by an integer minimum: no order of blocks matters.
-// finish:   the chosen distances directly, the losses, and how often each row was chosen.
-// links, fill, order:  for the gradient, the pairs that chose each row, in the order of the pairs.
-// backward: a row gathers what it is part of, as anchor, positive or negative, in the order of the pairs.
+// words:    for random choices, the hash of each row and what it adds to its priorities.
+// pairs:    d_ap of each pair, from the elements.
+// choose:   Gram tiles; the least key of each pair's candidates, by an integer minimum: no order of blocks matters.
+// finish:   the chosen distances from the elements, the losses, and how often each row was chosen.
+// links, fill, order:  for the gradient, a list for each row of the pairs that chose it, in the order of the pairs.
+// backward: a row gathers the gradients of its triplets, as anchor, positive or negative, in the order of the pairs.
 #pragma once
 #include "batch.cuh"
 #include "push.cuh"
@@ -14,62 +14,65 @@
 
 // How the negative of a pair is chosen.
 enum Rule : u32 {
-    SEMI_HARD,  // the nearest beyond the positive, else the farthest
+    SEMI_HARD,  // the nearest that is farther than the positive, else the farthest
     HARDEST,    // the nearest
-    DRAWN,      // any nearer than the positive and the margin; `beyond`: and farther than the positive
+    DRAWN,      // at random of those nearer than the positive plus the margin; `beyond`: and farther than the positive
 };
 
-// The same layout as `Args` in src/cuda/triplets.rs. Rows are in class order. An anchor's pairs are its class in order, itself
-// included: `start[row] + k` is the one with row `first[row] + k`.
+// The same layout as `Args` in src/cuda/triplets.rs. Rows are in class order. An anchor has a pair with each row of its
+// class in order, itself included: pair `start[row] + k` is the one with row `first[row] + k`.
 struct Args {
     Sides sides;
-    u64* start;       // [anchors + 1]
-    u32* anchor;      // [capacity]
-    float* d_ap;      // [capacity]; NaN: no pair
-    u64* key;         // [capacity]: the least key of the candidates
-    u64* row_key;     // [anchors]: the same of those that all of an anchor's pairs share
-    u32* word;        // [capacity]: what a pair adds to its priorities
-    U32x2* hash[2];   // [anchors], [others]
-    u32* row_word;    // [others]
-    u32* negative;    // [capacity], of the others; NONE: not chosen
+    u64* start;       // [anchors + 1]: where an anchor's pairs begin
+    u32* anchor;      // [capacity]: the pair's anchor
+    float* d_ap;      // [capacity]; NaN: not a pair
+    u64* key;         // [capacity]: the least key of the pair's candidates
+    u64* row_key;     // [anchors]: the least key of the candidates that all of an anchor's pairs share
+    u32* word;        // [capacity]: what the pair adds to its priorities
+    U32x2* hash[2];   // of the anchors, and of the other rows
+    u32* row_word;    // [others]: what a row adds to its priorities
+    u32* negative;    // [capacity]: the chosen one of the other rows, or NONE
     float* d_an;      // [capacity]
     float* weight;    // [capacity]: d loss / d (d_ap - d_an)
     u32* chosen;      // [capacity]: the negative by original index; null: not wanted
     u32* times;       // [others]: how often each row is chosen; 0 at launch
-    u64* link;        // [others + 1]: where the pairs that chose a row begin
-    u32* linked;      // [capacity]
+    u64* link;        // [others + 1]: where the pairs that chose a row begin in `linked`
+    u32* linked;      // [capacity]: pairs, by the row that they chose
     float* losses;    // per anchor by original index; null: not wanted
     float* loss;      // null: not wanted
     double* stats;    // valid, active, sums of d_ap and d_an over the valid, what the sum is multiplied by
     double* partials; // 5 a block
     u32* ticket;      // 0 at launch
-    const i64* step;  // null: 0
+    const i64* step;  // of the random choices; null: 0
     const float* upstream;  // [1] (stride 0) or per anchor (stride 1)
     i64 upstream_stride;
-    void* grad;       // [rows, dim] T of one side, by original index
-    float* work;      // [rows, dim], for 16-bit gradients; else the gradient itself
+    void* grad;       // [rows, dim] of type T, of one side, by original index
+    float* work;      // [rows, dim]: for 16-bit gradients; else `grad` itself
     double margin;
     u64 capacity, seed;
     u32 splits, kind, mean;
     u32 which;        // whose gradient: the anchors' or, 1, the reference set's
-    u32 beyond;
-    u32 once;         // pairs (a, p) with a before p alone
+    u32 beyond;       // DRAWN: only candidates farther than the positive
+    u32 once;         // only pairs (a, p) with a before p
 };
 
+// Whether there is memory for all pairs; if not, the loss is NaN.
 DEVICE bool fits(const Args& args) { return args.start[args.sides.anchors.rows] <= args.capacity; }
+// The number of pairs, those of anchors with themselves included.
 DEVICE u64 pairs_of(const Args& args) { return args.start[args.sides.anchors.rows]; }
 
-// Distances are compared before the root, which would make some of them equal, but where the margin is added to them.
+// The kind of distance that is compared: Euclidean ones before the root, which would make some of them equal, except by
+// DRAWN, which adds the margin to them. R: the rule.
 template <Rule R> DEVICE u32 compared_kind(const Args& args) { return R != DRAWN && args.kind == 1 ? 0 : args.kind; }
 
-// The order of finite numbers, as integers.
+// Integers in the order of the numbers; -0 comes before 0.
 DEVICE u32 ordered(float x) {
     const u32 bits = __float_as_uint(x);
     return bits & 0x80000000 ? ~bits : bits | 0x80000000;
 }
-constexpr u64 NO_KEY = ~u64(0);
+constexpr u64 NO_KEY = ~u64(0);  // of no candidate; above every key
 
-// A warp takes a row of either side.
+// A warp hashes a row of either side. T: the type of the caller's rows.
 template <class T> DEVICE void words(const Args& args) {
     const Sides& sides = args.sides;
     const u32 lane = threadIdx.x % 32, rows = sides.itself ? sides.anchors.rows : sides.anchors.rows + sides.others.rows;
@@ -92,7 +95,7 @@ template <class T> DEVICE void words(const Args& args) {
     }
 }
 
-// A warp takes an anchor.
+// A warp takes the pairs of an anchor: their distances. T: the type of the caller's rows. R: the rule.
 template <class T, Rule R> DEVICE void pairs(const Args& args) {
     const Sides& sides = args.sides;
     const Batch &a = sides.anchors, &b = sides.others;
@@ -109,7 +112,7 @@ template <class T, Rule R> DEVICE void pairs(const Args& args) {
             const float d = is_pair ? direct_distance(x, original_row<T>(b, p), b.dim, compared_kind<R>(args)) : nan_value<float>();
             if (lane > 0) continue;
             args.anchor[at] = row;
-            // A positive that is not a number is as far as one can be.
+            // NaN stands for no pair: a pair at the distance NaN is put at infinity.
             args.d_ap[at] = is_pair && d != d ? __uint_as_float(0x7f800000) : d;
             args.key[at] = NO_KEY;
             if (R == DRAWN)
@@ -118,11 +121,14 @@ template <class T, Rule R> DEVICE void pairs(const Args& args) {
     }
 }
 
+// The shared memory of `choose`. P: the precision.
 template <class P> struct ChooseShared {
     typename TileStream<P>::Buffers buffers;
-    WeightTile d;
+    WeightTile d;  // the distances of a tile; NaN: no candidate
 };
 
+// A block takes a row tile with every `splits`-th column tile, and offers the negatives there to the pairs of its rows.
+// P: the precision. R: the rule.
 template <class P, Rule R> DEVICE void choose(const Args& args) {
     SHARED_DYNAMIC(ChooseShared<P>, s);
     constexpr int HALF = TILE / 2;
@@ -141,7 +147,7 @@ template <class P, Rule R> DEVICE void choose(const Args& args) {
     for (int slot = 0; slot < Tile::ROWS; ++slot) {
         const u32 r = row_base + Tile::row_of(slot);
         first[slot] = r < a.rows ? sides.first[r] : 0;
-        class_size[slot] = r < a.rows ? sides.end[r] - first[slot] : 0xffffffff;  // all of one class
+        class_size[slot] = r < a.rows ? sides.end[r] - first[slot] : 0xffffffff;  // beyond the batch: no candidate
     }
     const u32 kind = compared_kind<R>(args);
     const RowLengths<P> lengths(a.lengths(), row_base);
@@ -165,7 +171,7 @@ template <class P, Rule R> DEVICE void choose(const Args& args) {
                 return near;
             },
             [&](int, int r, int c) { keep(r, c, near_squared_distance(a, base[0] + r, b, base[1] + c)); });
-        __syncthreads();
+        __syncthreads();  // the tile's distances are there
         float d[HALF];
         u32 index[HALF], word[R == DRAWN ? HALF : 1];
 #pragma unroll
@@ -175,6 +181,7 @@ template <class P, Rule R> DEVICE void choose(const Args& args) {
             index[q] = column < b.rows ? b.order[column] : NONE;
             if constexpr (R == DRAWN) word[q] = column < b.rows ? args.row_word[column] : 0;
         }
+        // Lowers a key to the least that the row's two threads have.
         const auto offer = [&](u64* to, u64 key) {
             const u64 other = __shfl_xor_sync(group_mask<2>(), key, 1);
             key = other < key ? other : key;
@@ -182,14 +189,14 @@ template <class P, Rule R> DEVICE void choose(const Args& args) {
         };
         const auto key_of = [](u32 high, u32 index) { return u64(high) << 32 | index; };
         if constexpr (R != DRAWN) {
-            // The farthest, or the nearest.
+            // The candidate that all of an anchor's pairs share: the farthest by SEMI_HARD, the nearest by HARDEST.
             u64 least = NO_KEY;
 #pragma unroll
             for (int q = 0; q < HALF; ++q) {
                 const u64 key = key_of(R == SEMI_HARD ? ~ordered(d[q]) : ordered(d[q]), index[q]);
                 if (d[q] == d[q] && key < least) least = key;
             }
-            // Rows outside of the batch have no place to write to: their distances are all masked.
+            // Rows beyond the batch have no place to write to, and offer nothing.
             offer(&args.row_key[row < a.rows ? row : 0], row < a.rows ? least : NO_KEY);
         }
         if constexpr (R != HARDEST) {
@@ -210,11 +217,11 @@ template <class P, Rule R> DEVICE void choose(const Args& args) {
                 offer(&args.key[start + k], least);
             }
         }
-        __syncthreads();
+        __syncthreads();  // all threads are done with the tile's distances
     }
 }
 
-// A warp takes an anchor.
+// A warp takes the pairs of an anchor: their negatives and losses. T: the type of the caller's rows. R: the rule.
 template <class T, Rule R> DEVICE void finish(const Args& args) {
     const Sides& sides = args.sides;
     const Batch &a = sides.anchors, &b = sides.others;
@@ -235,7 +242,8 @@ template <class T, Rule R> DEVICE void finish(const Args& args) {
                 u64 key = R == HARDEST ? args.row_key[row] : args.key[at];
                 if (R == SEMI_HARD && key == NO_KEY) key = args.row_key[row];
                 if (key != NO_KEY) negative = b.position[u32(key)];
-                // No distance was a number, or the positive's is infinite: any negative tells that.
+                // Whichever negative is taken, the loss is NaN: a row is not finite, d_ap is not, or no distance is a
+                // number. It is the one of the lowest index.
                 if (bad || !is_finite(d_ap) || (R != DRAWN && negative == NONE)) {
                     u32 lowest = NONE;
                     for (u32 j = lane; j < b.rows; j += 32)
@@ -260,7 +268,7 @@ template <class T, Rule R> DEVICE void finish(const Args& args) {
                 any = true;
                 sum += double(loss);
             }
-            __syncwarp();  // all have read what the first lane writes
+            __syncwarp();  // all lanes have read what the first one overwrites
             if (lane > 0) continue;
             if (negative != NONE) {
                 sums[1] += 1;
@@ -291,7 +299,7 @@ template <class T, Rule R> DEVICE void finish(const Args& args) {
     args.stats[4] = scale;
 }
 
-// Any thread takes a pair, in any order: `order` sorts them.
+// A thread adds a pair to the list of the row that it chose, in any order: `order` sorts the lists.
 DEVICE void fill(const Args& args) {
     if (!fits(args)) return;
     for (u64 at = u64(blockIdx.x) * BATCH_THREADS + threadIdx.x; at < pairs_of(args); at += u64(gridDim.x) * BATCH_THREADS) {
@@ -300,7 +308,7 @@ DEVICE void fill(const Args& args) {
     }
 }
 
-// A block takes a row.
+// A block sorts the list of a row.
 DEVICE void order(const Args& args) {
     if (!fits(args)) return;
     for (u32 row = blockIdx.x; row < args.sides.others.rows; row += gridDim.x) {
@@ -311,7 +319,7 @@ DEVICE void order(const Args& args) {
     }
 }
 
-// A warp takes a row of one side.
+// A warp writes the gradient of a row of one side. T: the type of the caller's rows.
 template <class T> DEVICE void backward(const Args& args) {
     const Sides& sides = args.sides;
     const Batch& mine = args.which ? sides.others : sides.anchors;
@@ -322,7 +330,7 @@ template <class T> DEVICE void backward(const Args& args) {
     for (u32 c = lane; c < mine.dim; c += 32) g[c] = 0.f;
     const float scale = float(args.stats[4]);
     const Row<T> x = original_row<T>(mine, row);
-    // Adds the weight of a pair times d distance(x, y) / dx.
+    // Adds sign times the weight of pair `at` times d distance(x, y) / dx, with y row `other` of b.
     const auto add = [&](u64 at, const Batch& b, u32 other, float distance, float sign) {
         float weight = args.weight[at];
         if (weight == 0.f) return;
@@ -350,7 +358,7 @@ template <class T> DEVICE void backward(const Args& args) {
     write_gradient<T>(mine, row, g, 1.f, lost, args.grad);
 }
 
-// The kernels that do not depend on how negatives are chosen, and those that do.
+// The kernels of a loss that do not depend on the rule.
 #define TRIPLET_KERNELS(stem)                                                                                              \
     KERNEL(stem##_starts, BATCH_THREADS, const Args args) {                                                                \
         scan(args.sides.anchors.rows, args.start, [&](u32 row) { return args.sides.size_of_class(row); });                 \
@@ -363,6 +371,7 @@ template <class T> DEVICE void backward(const Args& args) {
     KERNEL(stem##_backward_f32, BATCH_THREADS, const Args args) { backward<float>(args); }                                 \
     KERNEL(stem##_backward_f16, BATCH_THREADS, const Args args) { backward<f16>(args); }                                   \
     KERNEL(stem##_backward_bf16, BATCH_THREADS, const Args args) { backward<bf16>(args); }
+// The kernels of a loss for one rule.
 #define CHOICE_KERNELS(stem, rule)                                                                                         \
     KERNEL(stem##_pairs_f32, BATCH_THREADS, const Args args) { pairs<float, rule>(args); }                                 \
     KERNEL(stem##_pairs_f16, BATCH_THREADS, const Args args) { pairs<f16, rule>(args); }                                   \
