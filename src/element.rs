@@ -1,4 +1,4 @@
-//! The number types of embeddings, and the types they are computed in.
+//! The number types of embeddings, the types they are computed in, and functions that are compiled once for each of them.
 
 use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
@@ -7,17 +7,7 @@ use bytemuck::Pod;
 use half::{bf16, f16};
 
 /// A number type of embeddings: `f32`, `f64`, `f16` or `bf16`.
-pub trait Element:
-    Pod
-    + Debug
-    + Default
-    + PartialEq
-    + Send
-    + Sync
-    + sealed::Sealed
-    + crate::contrastive::cpu::Fused
-    + crate::triplet_margin::cpu::Fused
-{
+pub trait Element: Pod + Debug + Default + PartialEq + Send + Sync + sealed::Sealed {
     /// The type of arithmetic and of losses: `f64` for `f64`, `f32` for all others.
     type Scalar: Scalar;
     /// `"f32"` and so on, as in kernel names.
@@ -35,23 +25,15 @@ pub trait Element:
     fn as_scalars(slice: &[Self]) -> Option<&[Self::Scalar]>;
     #[doc(hidden)]
     fn as_scalars_mut(slice: &mut [Self]) -> Option<&mut [Self::Scalar]>;
+    /// The function for this type.
+    #[doc(hidden)]
+    fn of<F: ElementFn>(all: &ByElement<F>) -> F::Of<Self>;
 }
 
 /// A type of arithmetic: `f32` or `f64`.
 pub trait Scalar:
     Element<Scalar = Self>
-    + crate::cpu::simd::Vectorised
-    + crate::cpu::batch::Engine
-    + crate::cpu::gemm::Product
-    + crate::cpu::pulls::Gather
-    + crate::batch_hard::cpu::Sweep
-    + crate::batch_all::cpu::Sweep
-    + crate::batch_semi_hard::cpu::Select
-    + crate::batch_negative::cpu::Select
-    + crate::cpu::triplets::Hinge
-    + crate::batch_contrastive::cpu::Passes
-    + crate::pairwise_distance::cpu::Tiles
-    + crate::random::Bits
+    + crate::cpu::Arithmetic
     + PartialOrd
     + Add<Output = Self>
     + AddAssign
@@ -91,6 +73,51 @@ pub trait Scalar:
     fn is_finite(self) -> bool;
     #[doc(hidden)]
     fn is_nan(self) -> bool;
+    /// The function for this type of arithmetic.
+    #[doc(hidden)]
+    fn of_scalar<F: ScalarFn>(both: &ByScalar<F>) -> F::Of<Self>;
+}
+
+/// The type of a function that is generic over the type of arithmetic.
+pub trait ScalarFn {
+    /// The function's type for `A`.
+    type Of<A: Scalar>: Copy;
+}
+
+/// A generic function for each type of arithmetic. In a `static` of this type it is compiled once, in this crate, and not in
+/// every crate that calls it: loops over rows are large, times each kind of processor.
+///
+/// ```text
+/// struct Sum;
+/// impl ScalarFn for Sum { type Of<A: Scalar> = fn(&[A]) -> A; }
+/// static SUM: ByScalar<Sum> = ByScalar { f32: sum, f64: sum };     // fn sum<A: Scalar>(x: &[A]) -> A
+/// A::of_scalar(&SUM)(x)
+/// ```
+#[derive(Debug)]
+pub struct ByScalar<F: ScalarFn> {
+    /// The function for f32.
+    pub f32: F::Of<f32>,
+    /// The function for f64.
+    pub f64: F::Of<f64>,
+}
+
+/// The type of a function that is generic over the number type of embeddings.
+pub trait ElementFn {
+    /// The function's type for `T`.
+    type Of<T: Element>: Copy;
+}
+
+/// A generic function for each number type of embeddings, compiled once as [`ByScalar`] says.
+#[derive(Debug)]
+pub struct ByElement<F: ElementFn> {
+    /// The function for f32.
+    pub f32: F::Of<f32>,
+    /// The function for f64.
+    pub f64: F::Of<f64>,
+    /// The function for f16.
+    pub f16: F::Of<f16>,
+    /// The function for bf16.
+    pub bf16: F::Of<bf16>,
 }
 
 /// The largest number of T's arithmetic.
@@ -133,6 +160,9 @@ macro_rules! scalar {
             fn as_scalars_mut(slice: &mut [Self]) -> Option<&mut [Self]> {
                 Some(slice)
             }
+            fn of<F: ElementFn>(all: &ByElement<F>) -> F::Of<Self> {
+                all.$t
+            }
         }
         impl Scalar for $t {
             const ZERO: Self = 0.0;
@@ -162,6 +192,9 @@ macro_rules! scalar {
             #[inline(always)]
             fn is_nan(self) -> bool {
                 $t::is_nan(self)
+            }
+            fn of_scalar<F: ScalarFn>(both: &ByScalar<F>) -> F::Of<Self> {
+                both.$t
             }
         }
     };
@@ -193,6 +226,9 @@ macro_rules! half_element {
             }
             fn as_scalars_mut(_: &mut [Self]) -> Option<&mut [f32]> {
                 None
+            }
+            fn of<F: ElementFn>(all: &ByElement<F>) -> F::Of<Self> {
+                all.$t
             }
         }
     };

@@ -9,6 +9,7 @@ mod rounds;
 use super::Problem;
 use crate::cpu::against::Against;
 use crate::cpu::blocks;
+use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Matrix, Reference, Scalar, Stats};
 use pairs::Pairs;
 use rounds::Rounds;
@@ -51,7 +52,7 @@ pub(crate) fn sweep<T: Element>(
     with_grad: [bool; 2],
 ) -> Swept<T::Scalar> {
     let against = Against::new(embeddings, labels, reference, problem.metric, problem.normalize);
-    T::Scalar::sweep(problem, &against, with_grad)
+    T::Scalar::of_scalar(&RUN)(problem, &against, with_grad)
 }
 
 /// The gradients times `upstream` (`None`: 1), of a sweep with them.
@@ -78,22 +79,11 @@ pub(crate) fn gradients<T: Element>(
     }
 }
 
-/// The sweep for each type of arithmetic. A trait, so that it is compiled once, here.
-pub trait Sweep: Sized {
-    #[doc(hidden)]
-    fn sweep(problem: &Problem, against: &Against<Self>, with_grad: [bool; 2]) -> Swept<Self>;
+struct Run;
+impl ScalarFn for Run {
+    type Of<A: Scalar> = fn(&Problem, &Against<A>, [bool; 2]) -> Swept<A>;
 }
-
-macro_rules! sweep {
-    ($($t:ident),*) => {$(
-        impl Sweep for $t {
-            fn sweep(problem: &Problem, against: &Against<Self>, with_grad: [bool; 2]) -> Swept<Self> {
-                run(problem, against, with_grad)
-            }
-        }
-    )*};
-}
-sweep!(f32, f64);
+static RUN: ByScalar<Run> = ByScalar { f32: run, f64: run };
 
 /// What all anchors' sweeps add up to.
 struct Sums {

@@ -11,6 +11,7 @@ use crate::cpu::against::Against;
 use crate::cpu::blocks;
 use crate::cpu::sides::{Sides, TASK_ROWS};
 use crate::cpu::simd::V;
+use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Matrix, Reduction, Reference, Scalar, Stats};
 use hardest::Pair;
 
@@ -80,7 +81,7 @@ pub(crate) fn find<T: Element>(
     reference: Option<&Reference<Matrix<'_, T>, &[i64]>>,
 ) -> Found<T::Scalar> {
     let against = Against::new(embeddings, labels, reference, problem.metric, problem.normalize);
-    T::Scalar::find(problem, against)
+    T::Scalar::of_scalar(&FIND_PAIRS)(problem, against)
 }
 
 /// The gradients times `upstream` (one number, or one an anchor; `None`: 1).
@@ -100,7 +101,7 @@ pub(crate) fn gradients<T: Element>(
             grad.fill(T::from_f64(f64::NAN));
             continue;
         }
-        let sorted = T::Scalar::gradient(problem, found, upstream.filter(|_| each), which);
+        let sorted = T::Scalar::of_scalar(&GRADIENT)(problem, found, upstream.filter(|_| each), which);
         let (dim, classes) = (problem.dim, if which == 0 { &against.classes } else { against.other_classes() });
         blocks::for_each(grad.chunks_mut(TASK_ROWS * dim).collect(), |task, to: &mut [T]| {
             let mut wide = vec![T::Scalar::ZERO; dim];
@@ -113,29 +114,17 @@ pub(crate) fn gradients<T: Element>(
     }
 }
 
-/// Both passes for each type of arithmetic. A trait, so that they are compiled once, here.
-pub trait Passes: Sized {
-    #[doc(hidden)]
-    fn find(problem: &Problem, against: Against<Self>) -> Found<Self>;
-    /// In class order, before the mean; `upstream`: one number an anchor. `which`: with respect to the anchors, or to the
-    /// reference set.
-    #[doc(hidden)]
-    fn gradient(problem: &Problem, found: &Found<Self>, upstream: Option<&[Self]>, which: usize) -> Vec<Self>;
+struct FindPairs;
+impl ScalarFn for FindPairs {
+    type Of<A: Scalar> = fn(&Problem, Against<A>) -> Found<A>;
 }
+static FIND_PAIRS: ByScalar<FindPairs> = ByScalar { f32: find_pairs, f64: find_pairs };
 
-macro_rules! passes {
-    ($($t:ident),*) => {$(
-        impl Passes for $t {
-            fn find(problem: &Problem, against: Against<Self>) -> Found<Self> {
-                run(problem, against)
-            }
-            fn gradient(problem: &Problem, found: &Found<Self>, upstream: Option<&[Self]>, which: usize) -> Vec<Self> {
-                gradient::run(problem, found, upstream, which)
-            }
-        }
-    )*};
+struct Gradient;
+impl ScalarFn for Gradient {
+    type Of<A: Scalar> = fn(&Problem, &Found<A>, Option<&[A]>, usize) -> Vec<A>;
 }
-passes!(f32, f64);
+static GRADIENT: ByScalar<Gradient> = ByScalar { f32: gradient::run, f64: gradient::run };
 
 /// What the pairs of an anchor come to.
 #[derive(Clone, Copy, Default)]
@@ -146,7 +135,7 @@ struct Sums {
     distances: [f64; 2],
 }
 
-fn run<A: Scalar>(problem: &Problem, against: Against<A>) -> Found<A> {
+fn find_pairs<A: Scalar>(problem: &Problem, against: Against<A>) -> Found<A> {
     let rows = problem.rows;
     let count = |of: &dyn Fn(usize) -> usize| (0..rows).map(|i| of(i) as u64).sum::<u64>();
     let positives = count(&|i| against.count_positives(i));

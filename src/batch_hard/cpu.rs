@@ -5,6 +5,7 @@ use crate::cpu::against::{Against, NONE};
 use crate::cpu::blocks;
 use crate::cpu::nearest::{Found, nearest_negatives};
 use crate::cpu::pulls::{self, Pull};
+use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Matrix, Reduction, Reference, Scalar, Stats};
 
 /// Rows of one task.
@@ -48,7 +49,7 @@ pub(crate) fn select<T: Element>(
     reference: Option<&Reference<Matrix<'_, T>, &[i64]>>,
 ) -> (Against<T::Scalar>, Selection<T::Scalar>) {
     let against = Against::new(embeddings, labels, reference, problem.metric, problem.normalize);
-    let selection = T::Scalar::select(problem, &against);
+    let selection = T::Scalar::of_scalar(&FIND)(problem, &against);
     (against, selection)
 }
 
@@ -60,41 +61,21 @@ pub(crate) fn gradient<T: Element>(
     upstream: Option<&[T::Scalar]>,
     grads: [Option<&mut [T]>; 2],
 ) {
-    let (pulls, scale) = T::Scalar::pulls(problem, against, selection, upstream);
+    let (pulls, scale) = T::Scalar::of_scalar(&PULLS)(problem, against, selection, upstream);
     pulls::gradients(against, &pulls, scale, grads);
 }
 
-/// The parts of the loss for each type of arithmetic. A trait, so that they are compiled once, here.
-pub trait Sweep: Sized {
-    #[doc(hidden)]
-    fn select(problem: &Problem, against: &Against<Self>) -> Selection<Self>;
-    #[doc(hidden)]
-    fn pulls(
-        problem: &Problem,
-        against: &Against<Self>,
-        selection: &Selection<Self>,
-        upstream: Option<&[Self]>,
-    ) -> (Vec<Pull<Self>>, Self);
+struct Find;
+impl ScalarFn for Find {
+    type Of<A: Scalar> = fn(&Problem, &Against<A>) -> Selection<A>;
 }
+static FIND: ByScalar<Find> = ByScalar { f32: find, f64: find };
 
-macro_rules! sweep {
-    ($($t:ident),*) => {$(
-        impl Sweep for $t {
-            fn select(problem: &Problem, against: &Against<Self>) -> Selection<Self> {
-                find(problem, against)
-            }
-            fn pulls(
-                problem: &Problem,
-                against: &Against<Self>,
-                selection: &Selection<Self>,
-                upstream: Option<&[Self]>,
-            ) -> (Vec<Pull<Self>>, Self) {
-                pulls(problem, against, selection, upstream)
-            }
-        }
-    )*};
+struct Pulls;
+impl ScalarFn for Pulls {
+    type Of<A: Scalar> = fn(&Problem, &Against<A>, &Selection<A>, Option<&[A]>) -> (Vec<Pull<A>>, A);
 }
-sweep!(f32, f64);
+static PULLS: ByScalar<Pulls> = ByScalar { f32: pulls, f64: pulls };
 
 fn find<A: Scalar>(problem: &Problem, against: &Against<A>) -> Selection<A> {
     let rows = problem.rows;

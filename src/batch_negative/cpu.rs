@@ -8,6 +8,7 @@ use crate::cpu::against::{Against, NONE};
 use crate::cpu::nearest::nearest_negatives;
 use crate::cpu::sides::Sides;
 use crate::cpu::triplets::{Chosen, Pairs, hinge, poisoned};
+use crate::element::{ByScalar, ScalarFn};
 use crate::mined::Set;
 use crate::{Element, Matrix, Scalar, random};
 
@@ -25,7 +26,7 @@ pub(crate) fn select<T: Element>(
             [hashes(embeddings), reference.map_or(Vec::new(), |reference| hashes(&reference.embeddings))]
         }
     };
-    let chosen = T::Scalar::select(problem, &against, &hashes);
+    let chosen = T::Scalar::of_scalar(&FIND)(problem, &against, &hashes);
     (against, chosen)
 }
 
@@ -39,22 +40,11 @@ fn hashes<T: Element>(matrix: &Matrix<'_, T>) -> Vec<[u32; 2]> {
     (0..matrix.rows()).map(hash).collect()
 }
 
-/// The selection for each type of arithmetic. A trait, so that it is compiled once, here.
-pub trait Select: Sized {
-    #[doc(hidden)]
-    fn select(problem: &Problem, against: &Against<Self>, hashes: &[Vec<[u32; 2]>; 2]) -> Chosen<Self>;
+struct Find;
+impl ScalarFn for Find {
+    type Of<A: Scalar> = fn(&Problem, &Against<A>, &[Vec<[u32; 2]>; 2]) -> Chosen<A>;
 }
-
-macro_rules! select {
-    ($($t:ident),*) => {$(
-        impl Select for $t {
-            fn select(problem: &Problem, against: &Against<Self>, hashes: &[Vec<[u32; 2]>; 2]) -> Chosen<Self> {
-                find(problem, against, hashes)
-            }
-        }
-    )*};
-}
-select!(f32, f64);
+static FIND: ByScalar<Find> = ByScalar { f32: find, f64: find };
 
 fn find<A: Scalar>(problem: &Problem, against: &Against<A>, hashes: &[Vec<[u32; 2]>; 2]) -> Chosen<A> {
     let is_pair = |i: usize, p: usize| match (problem.pairs, against.own(i)) {

@@ -7,6 +7,7 @@ use super::Problem;
 use crate::cpu::against::{Against, NONE};
 use crate::cpu::sides::{Sides, TASK_ROWS};
 use crate::cpu::triplets::{Chosen, Pairs, hinge, poisoned};
+use crate::element::{ByScalar, ScalarFn};
 use crate::mined::Set;
 use crate::{Element, Matrix, Scalar};
 
@@ -18,26 +19,15 @@ pub(crate) fn select<T: Element>(
     reference: Option<&Set<'_, T>>,
 ) -> (Against<T::Scalar>, Chosen<T::Scalar>) {
     let against = Against::new(embeddings, labels, reference, problem.metric, problem.normalize);
-    let chosen = T::Scalar::select(problem, &against);
+    let chosen = T::Scalar::of_scalar(&FIND)(problem, &against);
     (against, chosen)
 }
 
-/// The selection for each type of arithmetic. A trait, so that it is compiled once, here.
-pub trait Select: Sized {
-    #[doc(hidden)]
-    fn select(problem: &Problem, against: &Against<Self>) -> Chosen<Self>;
+struct Find;
+impl ScalarFn for Find {
+    type Of<A: Scalar> = fn(&Problem, &Against<A>) -> Chosen<A>;
 }
-
-macro_rules! select {
-    ($($t:ident),*) => {$(
-        impl Select for $t {
-            fn select(problem: &Problem, against: &Against<Self>) -> Chosen<Self> {
-                find(problem, against)
-            }
-        }
-    )*};
-}
-select!(f32, f64);
+static FIND: ByScalar<Find> = ByScalar { f32: find, f64: find };
 
 /// The nearest negative beyond one positive and not beyond the next, and the farthest of all.
 struct Task<'a, A> {

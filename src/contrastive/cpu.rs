@@ -3,13 +3,26 @@
 
 use pulp::Simd;
 
-use crate::Scalar;
 use crate::cpu::distance::{Elementwise, half};
-use crate::cpu::paired::{Inverse, PairedLoss, Row, RowLoss, filled, fused, inlined, unit, write_gradient};
+use crate::cpu::paired::{Inverse, PairedLoss, Pass, Row, RowLoss, filled, inlined, run, unit, write_gradient};
 use crate::cpu::simd::V;
-use crate::paired;
+use crate::element::{ByElement, ElementFn};
+use crate::{Element, Scalar, paired};
 
-fused!(contrastive, Pairs<'_>, 2);
+struct Run;
+impl ElementFn for Run {
+    type Of<T: Element> = fn(&Pairs<'_>, Pass<'_, T, 2>) -> T::Scalar;
+}
+static RUN: ByElement<Run> = ByElement { f32: all_rows, f64: all_rows, f16: all_rows, bf16: all_rows };
+
+fn all_rows<T: Element>(loss: &Pairs<'_>, pass: Pass<'_, T, 2>) -> T::Scalar {
+    run(loss, pass)
+}
+
+/// Runs the pass; the reduced loss.
+pub(crate) fn contrastive<T: Element>(loss: &Pairs<'_>, pass: Pass<'_, T, 2>) -> T::Scalar {
+    T::of(&RUN)(loss, pass)
+}
 
 /// The pairs of one call, checked, and which of them belong together.
 #[derive(Clone, Copy)]

@@ -78,7 +78,7 @@ impl ContrastiveLoss {
     /// `None`.
     pub fn loss<T: Element>(&self, rows: [Matrix<'_, T>; 2], same: &[bool]) -> Result<T::Scalar, Error> {
         check_reduced(self.reduction)?;
-        Ok(T::contrastive(&self.pairs(&rows, same)?, Pass::of(rows)))
+        Ok(cpu::contrastive(&self.pairs(&rows, same)?, Pass::of(rows)))
     }
 
     /// The loss of each row, whatever the reduction.
@@ -93,7 +93,7 @@ impl ContrastiveLoss {
     ) -> Result<(), Error> {
         let pairs = self.pairs(&rows, same)?;
         check_len("losses", losses.len(), pairs.paired.rows)?;
-        T::contrastive(&pairs, Pass { losses: Some(losses), ..Pass::of(rows) });
+        cpu::contrastive(&pairs, Pass { losses: Some(losses), ..Pass::of(rows) });
         Ok(())
     }
 
@@ -126,7 +126,7 @@ impl ContrastiveLoss {
         check_reduced(self.reduction)?;
         let pairs = self.pairs(&rows, same)?;
         check_grads(&pairs.paired, grads.each_ref().map(|g| Some(g.len())))?;
-        Ok(T::contrastive(&pairs, Pass { grads: grads.map(Some), ..Pass::of(rows) }))
+        Ok(cpu::contrastive(&pairs, Pass { grads: grads.map(Some), ..Pass::of(rows) }))
     }
 
     /// The gradients times `upstream`, the gradient of what follows with respect to this loss: one number for mean and
@@ -144,7 +144,7 @@ impl ContrastiveLoss {
         let pairs = self.pairs(&rows, same)?;
         check_len("upstream", upstream.len(), pairs.paired.upstreams())?;
         check_grads(&pairs.paired, grads.each_ref().map(|g| g.as_ref().map(|g| g.len())))?;
-        T::contrastive(&pairs, Pass { upstream: Some(upstream), grads, ..Pass::of(rows) });
+        cpu::contrastive(&pairs, Pass { upstream: Some(upstream), grads, ..Pass::of(rows) });
         Ok(())
     }
 

@@ -68,7 +68,7 @@ impl OnTensors<2> for Contrastive {
     }
 
     fn on_cpu<T: OfKind>(&self, pass: Pass<'_, T, 2>, others: &[&Tensor]) -> Result<T::Scalar, Error> {
-        Ok(T::contrastive(&Pairs { paired: self.0, same: &in_memory(others[0])? }, pass))
+        Ok(super::cpu::contrastive(&Pairs { paired: self.0, same: &in_memory(others[0])? }, pass))
     }
 
     #[cfg(feature = "cuda")]

@@ -14,6 +14,7 @@ use super::rows::Rows;
 use super::simd::V;
 use crate::constants::MIN_NORM;
 use crate::distance::Metric;
+use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Matrix, Scalar};
 
 /// Rows of one task.
@@ -49,7 +50,7 @@ impl<A: Scalar> Batch<A> {
             }
         });
         let mut batch = Self { metric, rows, dim, x, norms: Vec::new(), poisoned: false };
-        A::finish_batch(&mut batch, normalize || metric == Metric::Cosine);
+        A::of_scalar(&FINISH)(&mut batch, normalize || metric == Metric::Cosine);
         batch
     }
 
@@ -208,8 +209,8 @@ impl<A: Scalar> Products<A> {
 
     /// Of several sets of rows that are moved together.
     pub fn of<const K: usize>(batches: [&Batch<A>; K]) -> Vec<Self> {
-        let by = A::shift(&batches);
-        batches.map(|batch| A::products(batch, by.as_deref())).into()
+        let by = A::of_scalar(&SHIFT)(&batches);
+        batches.map(|batch| A::of_scalar(&BUILD)(batch, by.as_deref())).into()
     }
 
     /// With u the unit roundoff, products are off by `D u (n_i + n_j)` and norms by `(D / 4 + 8) u n` in the worst case,
@@ -358,32 +359,23 @@ fn shift<A: Scalar>(batches: &[&Batch<A>]) -> Option<Vec<A>> {
     best.1.map(<[A]>::to_vec)
 }
 
-/// Compiled once for each type of arithmetic, here, and not in every crate that calls a generic function.
-pub trait Engine: Sized {
-    #[doc(hidden)]
-    fn finish_batch(batch: &mut Batch<Self>, normalize: bool);
-    #[doc(hidden)]
-    fn shift(batches: &[&Batch<Self>]) -> Option<Vec<Self>>;
-    #[doc(hidden)]
-    fn products(batch: &Batch<Self>, by: Option<&[Self]>) -> Products<Self>;
+struct Finish;
+impl ScalarFn for Finish {
+    type Of<A: Scalar> = fn(&mut Batch<A>, bool);
 }
+static FINISH: ByScalar<Finish> = ByScalar { f32: Batch::finish, f64: Batch::finish };
 
-macro_rules! engine {
-    ($($t:ident),*) => {$(
-        impl Engine for $t {
-            fn finish_batch(batch: &mut Batch<Self>, normalize: bool) {
-                batch.finish(normalize);
-            }
-            fn shift(batches: &[&Batch<Self>]) -> Option<Vec<Self>> {
-                shift(batches)
-            }
-            fn products(batch: &Batch<Self>, by: Option<&[Self]>) -> Products<Self> {
-                Products::build(batch, by)
-            }
-        }
-    )*};
+struct Shift;
+impl ScalarFn for Shift {
+    type Of<A: Scalar> = fn(&[&Batch<A>]) -> Option<Vec<A>>;
 }
-engine!(f32, f64);
+static SHIFT: ByScalar<Shift> = ByScalar { f32: shift, f64: shift };
+
+struct Build;
+impl ScalarFn for Build {
+    type Of<A: Scalar> = fn(&Batch<A>, Option<&[A]>) -> Products<A>;
+}
+static BUILD: ByScalar<Build> = ByScalar { f32: Products::build, f64: Products::build };
 
 /// Loops over one row or two, each compiled for the processor at hand.
 enum Loop<'a, A> {

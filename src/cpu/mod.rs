@@ -15,3 +15,7 @@ pub(crate) mod simd;
 pub(crate) mod store;
 pub(crate) mod tiles;
 pub(crate) mod triplets;
+
+/// What loops over rows need of a type of arithmetic: vector registers, products of matrices, the bits of a number.
+pub trait Arithmetic: simd::Vectorised + gemm::Product + crate::random::Bits {}
+impl<A: simd::Vectorised + gemm::Product + crate::random::Bits> Arithmetic for A {}

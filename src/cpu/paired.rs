@@ -65,33 +65,6 @@ pub(crate) struct Row<'a, S, A, const K: usize> {
     pub weight: A,
 }
 
-/// Declares a trait `Fused`, with the loss's pass for one element type. A trait, so that it is compiled once, here, and
-/// not in every crate that calls a generic function: it is large, times each kind of processor.
-macro_rules! fused {
-    ($method:ident, $Loss:ty, $K:literal) => {
-        /// The fused version for one element type.
-        pub trait Fused: Sized {
-            /// Runs the pass; the reduced loss.
-            #[doc(hidden)]
-            fn $method(loss: &$Loss, pass: $crate::cpu::paired::Pass<'_, Self, $K>) -> Self::Scalar
-            where
-                Self: $crate::Element;
-        }
-        fused!(impl $method, $Loss, $K, f32, f64, half::f16, half::bf16);
-    };
-    (impl $method:ident, $Loss:ty, $K:literal, $($T:ty),*) => {$(
-        impl Fused for $T {
-            fn $method(
-                loss: &$Loss,
-                pass: $crate::cpu::paired::Pass<'_, Self, $K>,
-            ) -> <Self as $crate::Element>::Scalar {
-                $crate::cpu::paired::run(loss, pass)
-            }
-        }
-    )*};
-}
-pub(crate) use fused;
-
 /// Runs the pass; the reduced loss.
 pub(crate) fn run<T: Element, L: PairedLoss<K>, const K: usize>(loss: &L, pass: Pass<'_, T, K>) -> T::Scalar {
     let problem = loss.problem();

@@ -5,6 +5,7 @@ use super::against::Against;
 use super::batch::{Batch, add_scaled, add_scaled_difference};
 use super::blocks;
 use crate::distance::Metric;
+use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Scalar};
 
 /// Rows of one task.
@@ -39,9 +40,9 @@ pub fn gradients<T: Element>(
             for (i, grad) in grad.chunks_exact_mut(dim).enumerate() {
                 let row = task * TASK_ROWS + i;
                 match T::as_scalars_mut(grad) {
-                    Some(grad) => T::Scalar::gather(against, &lists, pulls, row, scale, grad),
+                    Some(grad) => T::Scalar::of_scalar(&GATHER)(against, &lists, pulls, row, scale, grad),
                     None => {
-                        T::Scalar::gather(against, &lists, pulls, row, scale, &mut wide);
+                        T::Scalar::of_scalar(&GATHER)(against, &lists, pulls, row, scale, &mut wide);
                         T::narrow(&wide, grad);
                     }
                 }
@@ -105,29 +106,11 @@ impl Lists {
     }
 }
 
-/// The gathering for each type of arithmetic. A trait, so that it is compiled once, here.
-pub trait Gather: Sized {
-    #[doc(hidden)]
-    fn gather(against: &Against<Self>, lists: &Lists, pulls: &[Pull<Self>], row: usize, scale: Self, to: &mut [Self]);
+struct Gather;
+impl ScalarFn for Gather {
+    type Of<A: Scalar> = fn(&Against<A>, &Lists, &[Pull<A>], usize, A, &mut [A]);
 }
-
-macro_rules! gather {
-    ($($t:ident),*) => {$(
-        impl Gather for $t {
-            fn gather(
-                against: &Against<Self>,
-                lists: &Lists,
-                pulls: &[Pull<Self>],
-                row: usize,
-                scale: Self,
-                to: &mut [Self],
-            ) {
-                gather(against, lists, pulls, row, scale, to);
-            }
-        }
-    )*};
-}
-gather!(f32, f64);
+static GATHER: ByScalar<Gather> = ByScalar { f32: gather, f64: gather };
 
 /// First the pairs whose anchor the row is, then those it was chosen for.
 fn gather<A: Scalar>(against: &Against<A>, lists: &Lists, pulls: &[Pull<A>], row: usize, scale: A, to: &mut [A]) {

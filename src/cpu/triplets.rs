@@ -4,6 +4,7 @@ use super::against::{Against, NONE};
 use super::blocks;
 use super::pulls::{self, Pull};
 use super::sides::TASK_ROWS;
+use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Scalar, Stats};
 
 /// The pairs of all anchors: of sorted anchor i those with the rows of its class, in their order, its own among them.
@@ -153,7 +154,7 @@ pub fn gradients<T: Element>(
     upstream: Option<&[T::Scalar]>,
     grads: [Option<&mut [T]>; 2],
 ) {
-    let pulls = T::Scalar::pulls(against, &chosen.triplets, upstream.filter(|_| divisor.is_none()));
+    let pulls = T::Scalar::of_scalar(&PULLS_OF)(against, &chosen.triplets, upstream.filter(|_| divisor.is_none()));
     let scale = match (upstream, divisor) {
         (Some(upstream), Some(_)) => upstream[0],
         _ => T::Scalar::ONE,
@@ -161,27 +162,11 @@ pub fn gradients<T: Element>(
     pulls::gradients(against, &pulls, scale / T::Scalar::from_f64(divisor.unwrap_or(1.0)), grads);
 }
 
-/// The parts for each type of arithmetic. A trait, so that they are compiled once, here.
-pub trait Hinge: Sized {
-    #[doc(hidden)]
-    fn hinge(against: &Against<Self>, margin: f64, pairs: &Pairs, chosen: &[u32]) -> Chosen<Self>;
-    #[doc(hidden)]
-    fn pulls(against: &Against<Self>, triplets: &[Triplet<Self>], upstream: Option<&[Self]>) -> Vec<Pull<Self>>;
+struct PullsOf;
+impl ScalarFn for PullsOf {
+    type Of<A: Scalar> = fn(&Against<A>, &[Triplet<A>], Option<&[A]>) -> Vec<Pull<A>>;
 }
-
-macro_rules! of_type {
-    ($($t:ident),*) => {$(
-        impl Hinge for $t {
-            fn hinge(against: &Against<Self>, margin: f64, pairs: &Pairs, chosen: &[u32]) -> Chosen<Self> {
-                hinge(against, margin, pairs, chosen)
-            }
-            fn pulls(against: &Against<Self>, triplets: &[Triplet<Self>], upstream: Option<&[Self]>) -> Vec<Pull<Self>> {
-                pulls_of(against, triplets, upstream)
-            }
-        }
-    )*};
-}
-of_type!(f32, f64);
+static PULLS_OF: ByScalar<PullsOf> = ByScalar { f32: pulls_of, f64: pulls_of };
 
 fn pulls_of<A: Scalar>(against: &Against<A>, triplets: &[Triplet<A>], upstream: Option<&[A]>) -> Vec<Pull<A>> {
     let mut all = Vec::with_capacity(2 * triplets.len());

@@ -5,11 +5,12 @@ use std::ops::Range;
 use super::Problem;
 use crate::cpu::batch::Batch;
 use crate::cpu::sides::{Sides, TASK_ROWS, TILE_COLUMNS};
+use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Matrix, Scalar};
 
 /// The distances between all rows of both matrices.
 pub(crate) fn distances<T: Element>(problem: &Problem, matrices: [&Matrix<'_, T>; 2], to: &mut [T::Scalar]) {
-    T::Scalar::distances(&batches(problem, matrices), to);
+    T::Scalar::of_scalar(&DISTANCES)(&batches(problem, matrices), to);
 }
 
 /// The gradients with respect to both matrices.
@@ -23,10 +24,10 @@ pub(crate) fn gradients<T: Element>(
     for (which, grad) in grads.into_iter().enumerate() {
         let Some(grad) = grad else { continue };
         match T::as_scalars_mut(grad) {
-            Some(grad) => T::Scalar::gradient(&batches, which, upstream, grad),
+            Some(grad) => T::Scalar::of_scalar(&GRADIENT)(&batches, which, upstream, grad),
             None => {
                 let mut wide = vec![T::Scalar::ZERO; grad.len()];
-                T::Scalar::gradient(&batches, which, upstream, &mut wide);
+                T::Scalar::of_scalar(&GRADIENT)(&batches, which, upstream, &mut wide);
                 T::narrow(&wide, grad);
             }
         }
@@ -40,45 +41,44 @@ fn batches<T: Element>(problem: &Problem, matrices: [&Matrix<'_, T>; 2]) -> [Bat
     })
 }
 
-/// The tiles for each type of arithmetic. A trait, so that they are compiled once, here.
-pub trait Tiles: Sized {
-    #[doc(hidden)]
-    fn distances(batches: &[Batch<Self>; 2], to: &mut [Self]);
-    #[doc(hidden)]
-    fn gradient(batches: &[Batch<Self>; 2], which: usize, upstream: &[Self], to: &mut [Self]);
+struct Distances;
+impl ScalarFn for Distances {
+    type Of<A: Scalar> = fn(&[Batch<A>; 2], &mut [A]);
+}
+static DISTANCES: ByScalar<Distances> = ByScalar { f32: write_distances, f64: write_distances };
+
+struct Gradient;
+impl ScalarFn for Gradient {
+    type Of<A: Scalar> = fn(&[Batch<A>; 2], usize, &[A], &mut [A]);
+}
+static GRADIENT: ByScalar<Gradient> = ByScalar { f32: write_gradient, f64: write_gradient };
+
+fn write_distances<A: Scalar>([rows, columns]: &[Batch<A>; 2], to: &mut [A]) {
+    Sides::new(rows, columns).distances(to);
 }
 
-macro_rules! tiles {
-    ($($t:ident),*) => {$(
-        impl Tiles for $t {
-            fn distances([rows, columns]: &[Batch<Self>; 2], to: &mut [Self]) {
-                Sides::new(rows, columns).distances(to);
+/// The gradient with respect to matrix `which`.
+fn write_gradient<A: Scalar>(batches: &[Batch<A>; 2], which: usize, upstream: &[A], to: &mut [A]) {
+    let (rows, columns) = (&batches[which], &batches[1 - which]);
+    let weigh = |patch: &mut Vec<A>, i: usize, run: Range<usize>, _: &mut [A], weights: &mut [A]| {
+        let k = i % TASK_ROWS;
+        let from = if which == 0 {
+            &upstream[i * columns.rows + run.start..]
+        } else {
+            // The upstream gradient is of the transpose: a task's rows together, or each number misses the caches.
+            if k == 0 {
+                let count = TASK_ROWS.min(rows.rows - i);
+                patch.resize(TASK_ROWS * TILE_COLUMNS, A::ZERO);
+                for (to, j) in run.clone().enumerate() {
+                    let from = &upstream[j * rows.rows + i..][..count];
+                    patch[to..].iter_mut().step_by(TILE_COLUMNS).zip(from).for_each(|(to, from)| *to = *from);
+                }
             }
-            fn gradient(batches: &[Batch<Self>; 2], which: usize, upstream: &[Self], to: &mut [Self]) {
-                let (rows, columns) = (&batches[which], &batches[1 - which]);
-                let weigh = |patch: &mut Vec<Self>, i: usize, run: Range<usize>, _: &mut [Self], weights: &mut [Self]| {
-                    let k = i % TASK_ROWS;
-                    let from = if which == 0 {
-                        &upstream[i * columns.rows + run.start..]
-                    } else {
-                        // The upstream gradient is of the transpose: a task's rows together, or each number misses the caches.
-                        if k == 0 {
-                            let count = TASK_ROWS.min(rows.rows - i);
-                            patch.resize(TASK_ROWS * TILE_COLUMNS, Self::ZERO);
-                            for (to, j) in run.clone().enumerate() {
-                                let from = &upstream[j * rows.rows + i..][..count];
-                                patch[to..].iter_mut().step_by(TILE_COLUMNS).zip(from).for_each(|(to, from)| *to = *from);
-                            }
-                        }
-                        &patch[k * TILE_COLUMNS..]
-                    };
-                    weights[..run.len()].copy_from_slice(&from[..run.len()]);
-                    true
-                };
-                let states = vec![Vec::new(); rows.rows.div_ceil(TASK_ROWS)];
-                Sides::new(rows, columns).gradient(to, states, weigh, |_, _, _| ());
-            }
-        }
-    )*};
+            &patch[k * TILE_COLUMNS..]
+        };
+        weights[..run.len()].copy_from_slice(&from[..run.len()]);
+        true
+    };
+    let states = vec![Vec::new(); rows.rows.div_ceil(TASK_ROWS)];
+    Sides::new(rows, columns).gradient(to, states, weigh, |_, _, _| ());
 }
-tiles!(f32, f64);

@@ -4,13 +4,22 @@
 use pulp::Simd;
 
 use super::Problem;
-use crate::Scalar;
 use crate::cpu::distance::Elementwise;
-use crate::cpu::paired::{Inverse, PairedLoss, Row, RowLoss, filled, fused, inlined, unit, write_gradient};
+use crate::cpu::paired::{Inverse, PairedLoss, Pass, Row, RowLoss, filled, inlined, run, unit, write_gradient};
 use crate::cpu::simd::V;
-use crate::paired;
+use crate::element::{ByElement, ElementFn};
+use crate::{Element, Scalar, paired};
 
-fused!(triplet_margin, Problem, 3);
+struct Run;
+impl ElementFn for Run {
+    type Of<T: Element> = fn(&Problem, Pass<'_, T, 3>) -> T::Scalar;
+}
+static RUN: ByElement<Run> = ByElement { f32: run, f64: run, f16: run, bf16: run };
+
+/// Runs the pass; the reduced loss.
+pub(crate) fn triplet_margin<T: Element>(loss: &Problem, pass: Pass<'_, T, 3>) -> T::Scalar {
+    T::of(&RUN)(loss, pass)
+}
 
 impl PairedLoss<3> for Problem {
     type Row<'a, A: Scalar> = Triplet<A>;

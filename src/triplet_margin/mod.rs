@@ -91,7 +91,7 @@ impl TripletMarginLoss {
     /// If the shapes differ or are empty, an option is out of range, or `reduction` is `None`.
     pub fn loss<T: Element>(&self, rows: [Matrix<'_, T>; 3]) -> Result<T::Scalar, Error> {
         check_reduced(self.reduction)?;
-        Ok(T::triplet_margin(&self.problem(&rows)?, Pass::of(rows)))
+        Ok(cpu::triplet_margin(&self.problem(&rows)?, Pass::of(rows)))
     }
 
     /// The loss of each row, whatever the reduction.
@@ -101,7 +101,7 @@ impl TripletMarginLoss {
     pub fn losses<T: Element>(&self, rows: [Matrix<'_, T>; 3], losses: &mut [T::Scalar]) -> Result<(), Error> {
         let problem = self.problem(&rows)?;
         check_len("losses", losses.len(), problem.paired.rows)?;
-        T::triplet_margin(&problem, Pass { losses: Some(losses), ..Pass::of(rows) });
+        cpu::triplet_margin(&problem, Pass { losses: Some(losses), ..Pass::of(rows) });
         Ok(())
     }
 
@@ -132,7 +132,7 @@ impl TripletMarginLoss {
         check_reduced(self.reduction)?;
         let problem = self.problem(&rows)?;
         check_grads(&problem.paired, grads.each_ref().map(|g| Some(g.len())))?;
-        Ok(T::triplet_margin(&problem, Pass { grads: grads.map(Some), ..Pass::of(rows) }))
+        Ok(cpu::triplet_margin(&problem, Pass { grads: grads.map(Some), ..Pass::of(rows) }))
     }
 
     /// The gradients times `upstream`, the gradient of what follows with respect to this loss: one number for mean and
@@ -149,7 +149,7 @@ impl TripletMarginLoss {
         let problem = self.problem(&rows)?;
         check_len("upstream", upstream.len(), problem.paired.upstreams())?;
         check_grads(&problem.paired, grads.each_ref().map(|g| g.as_ref().map(|g| g.len())))?;
-        T::triplet_margin(&problem, Pass { upstream: Some(upstream), grads, ..Pass::of(rows) });
+        cpu::triplet_margin(&problem, Pass { upstream: Some(upstream), grads, ..Pass::of(rows) });
         Ok(())
     }
 

@@ -52,7 +52,7 @@ impl OnTensors<3> for Problem {
     }
 
     fn on_cpu<T: OfKind>(&self, pass: Pass<'_, T, 3>, _: &[&Tensor]) -> Result<T::Scalar, Error> {
-        Ok(T::triplet_margin(self, pass))
+        Ok(super::cpu::triplet_margin(self, pass))
     }
 
     #[cfg(feature = "cuda")]
