@@ -1,26 +1,26 @@
-//! Anchors, and the rows that their positives and negatives are drawn from: the batch itself, or a reference set.
+//! Anchors, and the other rows that their positives and negatives are taken from: the batch itself, or a reference set.
 
 use super::batch::{Batch, Classes};
 use crate::distance::Metric;
 use crate::{Element, Matrix, Reference, Scalar};
 
-/// No row.
+/// Stands for no row.
 pub const NONE: u32 = u32::MAX;
 
-/// Both sides sorted by class.
+/// The anchors and the rows they are compared with, both sorted by class.
 pub struct Against<A> {
     pub anchors: Batch<A>,
     pub classes: Classes,
     reference: Option<Other<A>>,
 }
 
-/// A reference set, and where the anchors stand to it.
+/// A reference set, and where the anchors' classes and the anchors themselves lie in it.
 struct Other<A> {
     batch: Batch<A>,
     classes: Classes,
-    /// Of each sorted anchor, its class among the sorted reference rows.
+    /// For each sorted anchor, the range of its class among the sorted reference rows.
     ranges: Vec<(u32, u32)>,
-    /// The sorted reference row that each sorted anchor is itself, or [`NONE`].
+    /// For each sorted anchor, the sorted reference row that is the anchor itself, or [`NONE`].
     own: Vec<u32>,
 }
 
@@ -64,23 +64,23 @@ impl<A: Scalar> Against<A> {
         self.reference.as_ref().map_or(&self.anchors, |other| &other.batch)
     }
 
-    /// Of those rows.
+    /// The classes of the rows that anchors are compared with.
     pub fn other_classes(&self) -> &Classes {
         self.reference.as_ref().map_or(&self.classes, |other| &other.classes)
     }
 
-    /// Whether a number is NaN or infinite.
+    /// Whether any number of either side is NaN or infinite.
     pub fn poisoned(&self) -> bool {
         self.anchors.poisoned || self.others().poisoned
     }
 
-    /// Where anchor i's class starts and ends.
+    /// The range of anchor i's class among the rows it is compared with.
     pub fn class(&self, i: usize) -> std::ops::Range<usize> {
         let (start, end) = self.reference.as_ref().map_or(&self.classes.ranges, |other| &other.ranges)[i];
         start as usize..end as usize
     }
 
-    /// The row that anchor i is itself.
+    /// The row that is anchor i itself, among those it is compared with.
     pub fn own(&self, i: usize) -> Option<usize> {
         match &self.reference {
             None => Some(i),
@@ -88,7 +88,7 @@ impl<A: Scalar> Against<A> {
         }
     }
 
-    /// The rows of anchor i's class but its own, lowest given index first.
+    /// The rows of anchor i's class without its own, lowest given index first.
     pub fn positives(&self, i: usize) -> impl Iterator<Item = usize> + use<A> {
         let own = self.own(i);
         self.class(i).filter(move |&p| Some(p) != own)
@@ -103,7 +103,7 @@ impl<A: Scalar> Against<A> {
         self.others().rows - self.class(i).len()
     }
 
-    /// Of each of the other rows, where the anchors of its class start and end.
+    /// For each row that anchors are compared with, the range of the anchors of its class.
     pub fn anchors_of_others(&self) -> Vec<std::ops::Range<usize>> {
         let mut of_class = vec![0..0; self.others().rows];
         let mut start = 0;
@@ -120,12 +120,12 @@ impl<A: Scalar> Against<A> {
         self.count_positives(i) > 0 && self.count_negatives(i) > 0
     }
 
-    /// What the distance of anchor i and row j is compared by, from the rows themselves.
+    /// What the distance of anchor i and row j is [compared](Batch::direct) by, from the rows themselves.
     pub fn direct(&self, i: usize, j: usize) -> A {
         super::batch::direct(self.anchors.metric, self.anchors.row(i), self.others().row(j))
     }
 
-    /// The given index of the row at a place among the others.
+    /// The given index of a sorted row that anchors are compared with.
     pub fn given(&self, row: usize) -> u32 {
         self.other_classes().order[row]
     }

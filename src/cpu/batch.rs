@@ -20,10 +20,10 @@ use crate::{Element, Matrix, Scalar};
 /// Rows of one task.
 const TASK_ROWS: usize = 64;
 
-/// What a row was divided by, and whether that is the least that rows are divided by.
+/// What a row was divided by, and whether that is `MIN_NORM`, because the row's norm is below it.
 type Norm<A> = (A, bool);
 
-/// Some rows, with their norms where there are any.
+/// Some rows, and their norms if rows are normalised.
 type Part<'a, A> = (&'a mut [A], Option<&'a mut [Norm<A>]>);
 
 /// Rows in the type of arithmetic, in the order asked for.
@@ -31,9 +31,9 @@ pub struct Batch<A> {
     pub metric: Metric,
     pub rows: usize,
     pub dim: usize,
-    /// The embeddings, normalised where the loss does.
+    /// The embeddings, normalised if the loss does so.
     pub x: Vec<A>,
-    /// Of each row; empty without normalisation.
+    /// The norm of each row; empty without normalisation.
     norms: Vec<Norm<A>>,
     /// Whether a number is NaN or infinite, or a norm to divide by overflowed.
     pub poisoned: bool,
@@ -58,7 +58,7 @@ impl<A: Scalar> Batch<A> {
         &self.x[i * self.dim..][..self.dim]
     }
 
-    /// Normalises, and looks for what is not finite.
+    /// Normalises the rows, if asked to, and looks for numbers that are not finite.
     fn finish(&mut self, normalize: bool) {
         let dim = self.dim;
         let mut norms = vec![(A::ONE, false); if normalize { self.rows } else { 0 }];
@@ -84,8 +84,8 @@ impl<A: Scalar> Batch<A> {
         self.norms = norms;
     }
 
-    /// The gradient with respect to the given row from that with respect to row `i` of `x`, in place. For cosine the
-    /// part along the row is gone afterwards.
+    /// Turns the gradient with respect to row `i` of `x` into that with respect to the given row, in place. The part
+    /// along the row is gone afterwards.
     pub fn through_normalization(&self, i: usize, gradient: &mut [A]) {
         let Some(&(norm, flat)) = self.norms.get(i) else { return };
         // Through u = x / norm:  (g - (g·u) u) / norm.
@@ -97,12 +97,13 @@ impl<A: Scalar> Batch<A> {
         gradient.iter_mut().for_each(|g| *g = *g / norm);
     }
 
-    /// What distances are compared by, from the rows themselves: `Σ (x - y)²`, also for Euclidean, or `1 - u·v`.
+    /// What the distance of rows `i` and `j` is compared by, from the rows themselves: `Σ (x - y)²`, also for Euclidean
+    /// distances, or `1 - u·v`.
     pub fn direct(&self, i: usize, j: usize) -> A {
         direct(self.metric, self.row(i), self.row(j))
     }
 
-    /// The distance, from what distances are compared by.
+    /// The distance, from what it is [compared](Self::direct) by.
     pub fn distance(&self, compared: A) -> A {
         if self.is_root() { compared.sqrt() } else { compared }
     }
@@ -111,7 +112,7 @@ impl<A: Scalar> Batch<A> {
         matches!(self.metric, Metric::Difference { root: true, .. })
     }
 
-    /// A [`slope`](Self::slope) but for the division by the distance.
+    /// The [`slope`](Self::slope) without the division by the distance.
     pub fn slope_factor(&self) -> A {
         match self.metric {
             Metric::Difference { root: false, .. } => A::ONE + A::ONE,
@@ -128,8 +129,8 @@ impl<A: Scalar> Batch<A> {
         }
     }
 
-    /// Adds `weight` times the gradient of the distance with respect to row `i` of `x` to `gradient`, where `weight` has
-    /// [`slope`](Self::slope) in it.
+    /// Adds `weight` times the gradient of the distance with respect to row `i` of `x` to `gradient`; `weight`
+    /// includes the [`slope`](Self::slope).
     pub fn pull(&self, gradient: &mut [A], weight: A, i: usize, j: usize) {
         match self.metric {
             Metric::Cosine => add_scaled(gradient, -weight, self.row(j)),
@@ -140,11 +141,11 @@ impl<A: Scalar> Batch<A> {
 
 /// Rows sorted by class.
 pub struct Classes {
-    /// The given row of each sorted one: within a class in the given order, so that the first of equals is the lowest.
+    /// For each sorted row its given index; within a class they ascend, so that the first of equals is the lowest.
     pub order: Vec<u32>,
-    /// The sorted row of each given one.
+    /// For each given row its place in the sorted order.
     pub position: Vec<u32>,
-    /// Of each sorted row, where its class starts and ends.
+    /// For each sorted row, where its class starts and ends.
     pub ranges: Vec<(u32, u32)>,
 }
 
@@ -186,16 +187,17 @@ impl Classes {
 
 /// Rows as products see them. A distance by products is compared as `n_i + n_j - factor x_i·x_j`.
 pub struct Products<A> {
-    /// Where the rows were moved.
+    /// The rows after the move; `None` if they stay where they are.
     moved: Option<Vec<A>>,
-    /// `‖x‖²` after the move; for cosine a half.
+    /// `‖x‖²` of each row after the move; 1/2 for cosine.
     pub norms: Vec<A>,
-    /// 2, for cosine 1.
+    /// What products are multiplied by: 2, or 1 for cosine.
     pub factor: A,
     /// A distance by products differs from one from the rows themselves by at most `error (n_i + n_j) + tiny`.
     pub error: A,
+    /// The part of the bound in [`error`](Self::error) that does not depend on the norms.
     pub tiny: A,
-    /// Below `near (n_i + n_j)` a distance by products has lost too much.
+    /// Below `near (n_i + n_j)` a distance by products has lost too many digits.
     pub near: A,
     /// Whether the squares overflow, so that products tell nothing.
     pub huge: bool,
@@ -207,15 +209,16 @@ impl<A: Scalar> Products<A> {
         all.pop().expect("as many as given")
     }
 
-    /// Of several sets of rows that are moved together.
+    /// The products of several batches, whose rows are moved together.
     pub fn of<const K: usize>(batches: [&Batch<A>; K]) -> Vec<Self> {
         let by = A::of_scalar(&SHIFT)(&batches);
         batches.map(|batch| A::of_scalar(&BUILD)(batch, by.as_deref())).into()
     }
 
-    /// With u the unit roundoff, products are off by `D u (n_i + n_j)` and norms by `(D / 4 + 8) u n` in the worst case,
-    /// sums over rows themselves by `(D / 4 + 8) u d`, `d <= 2 (n_i + n_j)`; the move and the additions give 7 u, the root
-    /// and the square of a threshold 8 u more. Together less than `(2 D + 64) u`, of which `u = ε / 2`.
+    /// Moves the rows and takes their norms. With u the unit roundoff, products are off by `D u (n_i + n_j)` and norms
+    /// by `(D / 4 + 8) u n` in the worst case, sums over rows themselves by `(D / 4 + 8) u d`, `d <= 2 (n_i + n_j)`;
+    /// the move and the additions give 7 u, the root and the square of a threshold 8 u more. Together less than
+    /// `(2 D + 64) u = (D + 32) ε`.
     fn build(batch: &Batch<A>, by: Option<&[A]>) -> Self {
         let (dim, cosine) = (batch.dim, batch.metric == Metric::Cosine);
         let half = A::ONE / (A::ONE + A::ONE);
@@ -240,7 +243,7 @@ impl<A: Scalar> Products<A> {
                 }
             });
         }
-        // NaN is no norm to compare with: kept, it would hide the others.
+        // NaN is left out: kept as the largest, it would hide the others.
         let largest = norms.iter().fold(A::ZERO, |m, &n| if n > m { n } else { m });
         Self {
             moved,
@@ -253,8 +256,8 @@ impl<A: Scalar> Products<A> {
         }
     }
 
-    /// From products of one row, whose norm is `norm`, with those of `norms` to squared distances, or to cosine distances;
-    /// whether one of them is near.
+    /// Turns the products of one row, whose norm is `norm`, with rows whose norms are `norms` into squared distances,
+    /// or cosine distances. Returns whether one of them is [near](Self::near).
     pub fn to_distances(&self, products: &mut [A], norm: A, norms: &[A]) -> bool {
         pulp::Arch::new().dispatch(FromProducts { to: products, norms, norm, products: self })
     }
@@ -264,13 +267,13 @@ impl<A: Scalar> Products<A> {
         self.moved.as_deref().unwrap_or(&batch.x)
     }
 
-    /// Some of them.
+    /// Some of the rows that products are taken of.
     pub fn rows<'a>(&'a self, batch: &'a Batch<A>, rows: &std::ops::Range<usize>) -> View<'a, A> {
         View::new(&self.x(batch)[rows.start * batch.dim..], rows.len(), batch.dim, batch.dim)
     }
 }
 
-/// From products to squared distances, or to cosine distances; whether one of them is near.
+/// The work of [`Products::to_distances`].
 struct FromProducts<'a, A> {
     to: &'a mut [A],
     norms: &'a [A],
@@ -288,7 +291,7 @@ impl<A: Scalar> WithSimd for FromProducts<'_, A> {
         let (minus_factor, norm_i, limit) = (splat(-*factor), splat(norm), splat(*near));
         let (to, to_rest) = A::registers_mut::<S>(to);
         let (norms, norms_rest) = A::registers::<S>(norms);
-        // Counted, and not the least of them kept: a minimum forgets what came before a NaN.
+        // Near ones are counted, instead of keeping the least: a minimum forgets what came before a NaN.
         let mut near_ones = splat(A::ZERO);
         for (to, norm_j) in to.iter_mut().zip(norms) {
             let both = norm_i + load(*norm_j);

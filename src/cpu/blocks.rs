@@ -15,7 +15,7 @@ pub(crate) fn block_rows(dim: usize) -> usize {
     (BLOCK_NUMBERS / dim).max(1)
 }
 
-/// The sum of `f` over blocks, in order. The blocks are of [`block_rows`] each, the last one shorter.
+/// The sum of `f(i, block)` over all blocks, in order. They have [`block_rows`] rows each, the last one fewer.
 pub(crate) fn sum_blocks<W: Send>(blocks: Vec<W>, rows: usize, dim: usize, f: impl Fn(usize, W) -> f64 + Sync) -> f64 {
     if rows * dim <= SERIAL_NUMBERS {
         return blocks.into_iter().enumerate().map(|(i, block)| f(i, block)).sum();
@@ -25,7 +25,7 @@ pub(crate) fn sum_blocks<W: Send>(blocks: Vec<W>, rows: usize, dim: usize, f: im
     sums.into_iter().sum()
 }
 
-/// `f` of each item and its index, on all threads; items are begun in order.
+/// Calls `f(i, item)` for each item and its index, on all threads; items are begun in order.
 pub(crate) fn for_each<W: Send>(items: Vec<W>, f: impl Fn(usize, W) + Sync) {
     let threads = rayon::current_num_threads().min(items.len());
     if threads <= 1 {
@@ -33,7 +33,7 @@ pub(crate) fn for_each<W: Send>(items: Vec<W>, f: impl Fn(usize, W) + Sync) {
     }
     let queue = Mutex::new(items.into_iter().enumerate());
     let work = || {
-        // A poisoned lock: another thread panicked in `next`, which has no panic of its own; the scope will hand it on.
+        // The lock is poisoned only if another thread panicked in `next`, and that panic the scope passes on.
         let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
         while let Some((i, item)) = next() {
             f(i, item);

@@ -1,4 +1,4 @@
-//! What a distance of paired rows is, one element at a time, and how its value is found without leaving the numbers. The
+//! The distances of paired rows, one element at a time, and how their values are found without over- or underflow. The
 //! functions have the names of those in kernels/distance.cuh and mean the same.
 
 use pulp::Simd;
@@ -13,13 +13,13 @@ pub(crate) fn half<A: Scalar>() -> A {
     A::ONE / (A::ONE + A::ONE)
 }
 
-/// The distance of two rows, and what its slope is made of.
+/// The distance of two rows, and what its gradient is computed from.
 #[derive(Clone, Copy)]
 pub(crate) struct Measured<A> {
     pub d: A,
-    /// Of the terms.
+    /// The sum of the terms of all elements; for p = ∞ the maximum.
     sum: A,
-    /// What the elements were divided by before their powers were summed: the largest of them.
+    /// What the elements were divided by before their powers were summed: the largest of them, or 1 for [`Difference`].
     scale: A,
 }
 
@@ -32,7 +32,8 @@ pub(crate) struct Aim<A> {
 
 /// A distance over elements `x - y + eps`.
 pub(crate) trait Elementwise<A: Scalar>: Copy + Sync {
-    /// The distances of P pairs of the rows, which `unit` normalises by `inverse` or leaves as they are.
+    /// The distances of P pairs of the K rows. `unit` normalises elements of the rows by `inverse`, or leaves them as
+    /// they are if that is `None`.
     fn distances<S: Simd, const K: usize, const P: usize>(
         &self,
         rows: &Rows<'_, S, A, K>,
@@ -40,7 +41,7 @@ pub(crate) trait Elementwise<A: Scalar>: Copy + Sync {
         inverse: Option<&Inverse<A, K>>,
         pairs: [[usize; 2]; P],
     ) -> [Measured<A>; P];
-    /// How many elements of each pair reach the maximum that is its distance, where it is one; else 1.
+    /// How many elements of each pair reach its distance, if that is a maximum (p = ∞); else 1.
     fn reaching<S: Simd, const K: usize, const P: usize>(
         &self,
         rows: &Rows<'_, S, A, K>,
@@ -48,17 +49,17 @@ pub(crate) trait Elementwise<A: Scalar>: Copy + Sync {
         pairs: [[usize; 2]; P],
         lengths: [Measured<A>; P],
     ) -> [A; P];
-    /// `d²/2`.
+    /// `d²/2`, of a distance.
     fn half_square(&self, length: Measured<A>) -> A;
-    /// For the gradient of d; `reaching`: how many elements reach the maximum.
+    /// What [`slope`](Self::slope) takes for the gradient of d. `reaching`: how many elements reach the maximum.
     fn aim(&self, length: Measured<A>, reaching: A, weight: A) -> Aim<A>;
-    /// For the gradient of `d²/2`.
+    /// What [`slope`](Self::slope) takes for the gradient of `d²/2`. `reaching`: how many elements reach the maximum.
     fn half_square_aim(&self, length: Measured<A>, reaching: A, weight: A) -> Aim<A>;
-    /// One element of the gradient with respect to x, times the weight.
+    /// One element of the gradient with respect to x, times the weight that `aim` was made with.
     fn slope<S: Simd>(&self, aim: Aim<A>, x: V<S, A>, y: V<S, A>) -> V<S, A>;
 }
 
-/// `EPS`: whether there is one.
+/// `Σ e²` or its root, `e = x - y + eps`. `EPS`: whether `eps` is anything but 0.
 #[derive(Clone, Copy)]
 pub(super) struct Difference<const EPS: bool, A> {
     pub root: bool,
@@ -71,8 +72,8 @@ impl<const EPS: bool, A: Scalar> Difference<EPS, A> {
         if EPS { x - y + V::splat(x.simd, self.eps) } else { x - y }
     }
 
-    /// The Euclidean distance of rows whose squares leave the numbers although their distance does not: each element times
-    /// `lift`, which is a power of two.
+    /// The Euclidean distance of rows whose squares under- or overflow although their distance does not: from each
+    /// element times `lift`, which is a power of two.
     #[cold]
     #[inline(never)]
     fn lifted(&self, [x, y]: [&[A]; 2], [of_x, of_y]: [A; 2], lift: A) -> A {
@@ -106,7 +107,7 @@ impl<const EPS: bool, A: Scalar> Elementwise<A> for Difference<EPS, A> {
         );
         let mut lengths = sums.map(|sum| Measured { d: if self.root { sum.sqrt() } else { sum }, sum, scale: A::ONE });
         for k in 0..P {
-            // Squares below the smallest number of full precision, or above the largest. NaN is neither.
+            // The squares have lost digits below the smallest normal number, or overflowed. NaN is neither.
             let low = sums[k] < A::ONE / A::LIFT;
             if self.root && (low || sums[k] == A::INFINITY) {
                 let of = pairs[k].map(|i| inverse.map_or(A::ONE, |inverse| inverse.scale[i]));
@@ -128,11 +129,10 @@ impl<const EPS: bool, A: Scalar> Elementwise<A> for Difference<EPS, A> {
     }
     #[inline(always)]
     fn half_square(&self, Measured { d, sum, .. }: Measured<A>) -> A {
-        // The root's square is the sum, unless that has left the numbers.
+        // The root's square is the sum, unless that has overflowed.
         half::<A>() * if self.root && sum.is_finite() { sum } else { d * d }
     }
-    /// The gradient of the Euclidean distance, `e / d`, is taken as 0 at d = 0, and where d is so small that it has not the
-    /// full precision.
+    /// The gradient of the Euclidean distance, `e / d`, is taken as 0 at d = 0 and for any d below the normal numbers.
     #[inline(always)]
     fn aim(&self, Measured { d, .. }: Measured<A>, _: A, weight: A) -> Aim<A> {
         let factor = match self.root {
@@ -142,7 +142,7 @@ impl<const EPS: bool, A: Scalar> Elementwise<A> for Difference<EPS, A> {
         };
         Aim { scale: A::ONE, factor }
     }
-    /// Of the Euclidean distance it is the difference itself: no division by d.
+    /// The gradient of half the squared Euclidean distance is the difference itself: no division by d.
     #[inline(always)]
     fn half_square_aim(&self, length: Measured<A>, reaching: A, weight: A) -> Aim<A> {
         if self.root { Aim { scale: A::ONE, factor: weight } } else { self.aim(length, reaching, weight * length.d) }
@@ -153,8 +153,8 @@ impl<const EPS: bool, A: Scalar> Elementwise<A> for Difference<EPS, A> {
     }
 }
 
-/// `m (Σ (|e| / m)^p)^(1/p)` with m the largest `|e|`: the powers themselves would leave the numbers, p = 100 of elements
-/// below 0.4 or above 2.4 in f32, where the distance is an ordinary number.
+/// `m (Σ (|e| / m)^p)^(1/p)` with m the largest `|e|`: the powers themselves under- or overflow although the distance
+/// is an ordinary number, in f32 at p = 100 for elements below 0.4 or above 2.4.
 #[derive(Clone, Copy)]
 pub(super) struct Power<A> {
     pub p: A,
@@ -172,7 +172,7 @@ impl<A: Scalar> Power<A> {
     }
 }
 
-/// `f(k, x, y)` of each two elements of pair k.
+/// For each pair k, `f(k, x, y)` of its elements, lane by lane.
 #[inline(always)]
 fn of_pairs<S: Simd, A: Scalar, const K: usize, const P: usize>(
     x: [V<S, A>; K],
@@ -190,7 +190,7 @@ fn of_pairs<S: Simd, A: Scalar, const K: usize, const P: usize>(
     found
 }
 
-/// `(x / y)^p` for x, y > 0, also where the quotient, but not its power, is too small for a number.
+/// `(x / y)^p` for x, y > 0, also if the quotient underflows although its power does not.
 #[inline(always)]
 fn ratio_power<A: Scalar>(x: A, y: A, p: A) -> A {
     let ratio = x / y;
@@ -226,7 +226,7 @@ impl<A: Scalar> Elementwise<A> for Power<A> {
         if self.is_maximum() {
             return scale.map(|d| Measured { d, sum: d, scale: d });
         }
-        // Of equal rows, 1 instead of 0 / 0.
+        // For equal rows 1: not 0 / 0.
         let scale = scale.map(|scale| if scale == A::ZERO { A::ONE } else { scale });
         let sums = rows.sums(
             #[inline(always)]

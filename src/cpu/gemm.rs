@@ -11,7 +11,7 @@ pub struct View<'a, A> {
 }
 
 impl<'a, A> View<'a, A> {
-    /// Rows of `cols` numbers, each `step` numbers after the one before.
+    /// A view of `rows` rows of `cols` numbers, each `step` numbers after the one before.
     ///
     /// # Panics
     /// If the slice is too short.
@@ -20,7 +20,7 @@ impl<'a, A> View<'a, A> {
         Self { data, shape: (rows, cols), steps: (step, 1) }
     }
 
-    /// Transposed.
+    /// The transposed matrix.
     pub fn t(self) -> Self {
         Self { shape: (self.shape.1, self.shape.0), steps: (self.steps.1, self.steps.0), ..self }
     }

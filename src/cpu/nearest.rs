@@ -16,13 +16,13 @@ use super::simd::V;
 use super::tiles::Tiling;
 use crate::Scalar;
 
-/// A sorted row for each sorted anchor, and how far it is in terms of [`Batch::direct`].
+/// For each sorted anchor, a sorted row and how far it is in terms of [`Batch::direct`].
 pub struct Found<A> {
     pub compared: Vec<A>,
     pub row: Vec<u32>,
 }
 
-/// The nearest negative of each anchor that has one and a positive too.
+/// The nearest negative of each anchor that has both a negative and a positive.
 pub fn nearest_negatives<A: Scalar>(against: &Against<A>) -> Found<A> {
     if against.is_itself() { among_themselves(&against.anchors, &against.classes) } else { against_others(against) }
 }
@@ -40,7 +40,7 @@ fn against_others<A: Scalar>(against: &Against<A>) -> Found<A> {
         }
         let given = |row: u32| if row == NONE { NONE } else { against.given(row as usize) };
         for (j, &by_product) in columns.zip(distances.iter()) {
-            // An overflow is not ruled out: nothing is above it.
+            // A distance that overflowed is not ruled out before another is found: infinity is not above infinity.
             if sides.at_least(i, j, by_product) > compared[at] || class.contains(&j) {
                 continue;
             }
@@ -57,7 +57,7 @@ fn against_others<A: Scalar>(against: &Against<A>) -> Found<A> {
 fn among_themselves<A: Scalar>(batch: &Batch<A>, classes: &Classes) -> Found<A> {
     let products = Products::new(batch);
     let tiling = Tiling::new(batch.rows);
-    // What a distance by products exceeds its exact value by is at most the sum of what the norms are lowered by.
+    // A distance by products exceeds the exact one by at most the sum of what its two norms are lowered by.
     let half_tiny = products.tiny / (A::ONE + A::ONE);
     let lowered: Vec<A> = products.norms.iter().map(|&n| n - products.error * n - half_tiny).collect();
     let next = AtomicUsize::new(0);
@@ -108,7 +108,7 @@ fn among_themselves<A: Scalar>(batch: &Batch<A>, classes: &Classes) -> Found<A> 
     nearest.found
 }
 
-/// The nearest negatives so far.
+/// The nearest negatives that one worker has found so far.
 struct Nearest<'a, A> {
     batch: &'a Batch<A>,
     classes: &'a Classes,
@@ -117,7 +117,7 @@ struct Nearest<'a, A> {
 
 impl<'a, A: Scalar> Nearest<'a, A> {
     fn new(batch: &'a Batch<A>, classes: &'a Classes) -> Self {
-        // Nothing is nearer to an anchor without positives.
+        // For an anchor without a triplet -∞: nothing is nearer.
         let start = |i| if classes.is_valid(i) { A::INFINITY } else { -A::INFINITY };
         let found = Found { compared: (0..batch.rows).map(start).collect(), row: vec![NONE; batch.rows] };
         Self { batch, classes, found }
@@ -151,10 +151,10 @@ impl<'a, A: Scalar> Nearest<'a, A> {
     }
 }
 
-/// Elements of a row that are looked at together.
+/// Products of a row that are looked at together.
 const GROUP: usize = 64;
 
-/// Offers what a tile of products does not rule out.
+/// Offers the pairs that a tile of products does not rule out.
 struct Filter<'a, 'b, A> {
     nearest: &'a mut Nearest<'b, A>,
     tile: &'a [A],

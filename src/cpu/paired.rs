@@ -16,7 +16,7 @@ use crate::{Element, Matrix, Reduction, Scalar};
 /// What one pass reads and writes. What is not asked for is not computed.
 pub struct Pass<'a, T: Element, const K: usize> {
     pub inputs: [Matrix<'a, T>; K],
-    /// One number, or one a row; `None`: 1.
+    /// The upstream gradient: one number, or one a row; `None`: 1.
     pub upstream: Option<&'a [T::Scalar]>,
     pub losses: Option<&'a mut [T::Scalar]>,
     pub grads: [Option<&'a mut [T]>; K],
@@ -31,7 +31,7 @@ impl<'a, T: Element, const K: usize> Pass<'a, T, K> {
 
 /// A paired loss with the options and shape of one call.
 pub(crate) trait PairedLoss<const K: usize>: Sync {
-    /// It, in a type of arithmetic.
+    /// The loss of one row, in the type of arithmetic `A`.
     type Row<'a, A: Scalar>: RowLoss<A, K>
     where
         Self: 'a;
@@ -42,7 +42,7 @@ pub(crate) trait PairedLoss<const K: usize>: Sync {
 
 /// What a loss makes of one row of K matrices, for each kind of distance: writes the gradients to `to`, returns the loss.
 pub(crate) trait RowLoss<A: Scalar, const K: usize>: Copy + Sync {
-    /// `unit` normalises elements of the row, or does nothing where `inverse` is `None`.
+    /// For a distance over elements `x - y + eps`. `unit` normalises by `inverse`, or does nothing if that is `None`.
     fn subtractive<S: Simd, M: Elementwise<A>>(
         &self,
         row: &Row<'_, S, A, K>,
@@ -52,16 +52,16 @@ pub(crate) trait RowLoss<A: Scalar, const K: usize>: Copy + Sync {
         inverse: Option<&Inverse<A, K>>,
     ) -> A;
 
-    /// `1 - u_x·u_y` of the normalised rows.
+    /// For the distance `1 - u_x·u_y` of the normalised rows.
     fn cosine<S: Simd>(&self, row: &Row<'_, S, A, K>, to: Option<[&mut [A]; K]>, inverse: &Inverse<A, K>) -> A;
 }
 
 /// One row of K matrices.
 pub(crate) struct Row<'a, S, A, const K: usize> {
     pub rows: Rows<'a, S, A, K>,
-    /// Its number in the batch.
+    /// The row's number in the batch.
     pub number: usize,
-    /// What its gradients are multiplied by.
+    /// What the row's gradients are multiplied by.
     pub weight: A,
 }
 
@@ -87,12 +87,12 @@ pub(crate) fn run<T: Element, L: PairedLoss<K>, const K: usize>(loss: &L, pass: 
     T::Scalar::from_f64(sum * if problem.reduction == Reduction::Mean { 1.0 / problem.rows as f64 } else { 1.0 })
 }
 
-/// Numbers of one input that are widened, or whose gradients are held back, at a time: with the others small enough for the
-/// first-level cache, and gradients long enough to be worth streaming.
+/// Numbers of one input that are widened, or whose gradients are held back, at a time: with the other inputs' small
+/// enough for the first-level cache, and gradients long enough to be worth streaming.
 const HELD_NUMBERS: usize = 2048;
 
-/// A pass over some rows on this thread, the first of which is number `start` of the batch: the sum of their losses. 16-bit
-/// rows are widened, and their gradients rounded, a few rows at a time; likewise gradients that go past the cache.
+/// A pass over some rows on this thread, from row `start` of the batch on; returns the sum of their losses. 16-bit rows
+/// are widened, their gradients rounded, and gradients that go past the cache copied, a few rows at a time.
 fn block<T: Element, L: PairedLoss<K>, const K: usize>(
     loss: &L,
     start: usize,
@@ -173,7 +173,7 @@ fn dispatch<A: Scalar, L: RowLoss<A, K>, M: Pairs<A>, const K: usize>(
     pulp::Arch::new().dispatch(BlockOfRows { problem, start, pass, loss, metric })
 }
 
-/// How many rows ahead of the one being computed are asked for.
+/// How many rows ahead of the one being computed are prefetched.
 const AHEAD: usize = 4;
 
 /// Some rows' work, compiled for each distance and kind of processor.
@@ -236,14 +236,15 @@ impl<A: Scalar, L: RowLoss<A, K>, M: Pairs<A>, const K: usize> WithSimd for Bloc
     }
 }
 
-/// A closure with `#[inline(always)]` can be an argument, not yet the value of a `let`. Without it the compiler may
-/// leave a closure out of line, compiled for the least of processors, where a vector instruction is a call.
+/// The closure itself: one with `#[inline(always)]` can be an argument, not yet the value of a `let`. Without that
+/// attribute the compiler may leave a closure out of line, compiled for the plainest processor, for which a vector
+/// instruction is a call.
 #[inline(always)]
 pub(crate) fn inlined<F>(f: F) -> F {
     f
 }
 
-/// `1 / max(norm, MIN_NORM)` of each row; `flat` where the minimum took over.
+/// `1 / max(norm, MIN_NORM)` of each row; `flat` if the norm is below `MIN_NORM`.
 pub(crate) struct Inverse<A, const K: usize> {
     pub scale: [A; K],
     pub flat: [bool; K],
@@ -272,7 +273,7 @@ fn inverse_norms<S: Simd, A: Scalar, const K: usize>(rows: &Rows<'_, S, A, K>) -
     }
 }
 
-/// What makes unit rows of elements of the rows.
+/// The function that normalises elements of the rows.
 #[inline(always)]
 pub(crate) fn unit<S: Simd, A: Scalar, const K: usize>(
     rows: &Rows<'_, S, A, K>,
@@ -293,7 +294,7 @@ pub(crate) fn unit<S: Simd, A: Scalar, const K: usize>(
     )
 }
 
-/// What the gradients are that no element decides: 0 where the weight is, NaN where it is. True if so.
+/// If the weight is 0 or NaN, fills the gradients with 0 or NaN, whatever the elements, and returns true.
 #[inline(always)]
 pub(crate) fn filled<S: Simd, A: Scalar, const K: usize>(
     rows: &Rows<'_, S, A, K>,
@@ -312,8 +313,8 @@ pub(crate) fn filled<S: Simd, A: Scalar, const K: usize>(
     true
 }
 
-/// Writes what `gradient` makes of the (normalised) rows; where the loss normalises, through `u = x / norm`:
-/// `(g - (g·u) u) / norm`.
+/// Writes the gradients that `gradient` makes of elements of the rows. With `inverse` these are normalised by `unit`,
+/// and the gradients go on through `u = x / norm`: `(g - (g·u) u) / norm`.
 #[inline(always)]
 pub(crate) fn write_gradient<S: Simd, A: Scalar, const K: usize>(
     rows: &Rows<'_, S, A, K>,
@@ -353,7 +354,7 @@ pub(crate) fn write_gradient<S: Simd, A: Scalar, const K: usize>(
     rows.map(to, through);
 }
 
-/// The pairs' distance, as it meets the loss.
+/// A kind of distance, with the function of a loss that is for it.
 trait Pairs<A: Scalar>: Copy + Sync {
     fn row<S: Simd, L: RowLoss<A, K>, const K: usize>(
         &self,
@@ -390,6 +391,7 @@ impl<A: Scalar, M: Elementwise<A>> Pairs<A> for Subtractive<M> {
     }
 }
 
+/// The cosine distance.
 #[derive(Clone, Copy)]
 struct Cosine;
 

@@ -11,7 +11,7 @@ use crate::{Element, Scalar};
 /// Rows of one task.
 const TASK_ROWS: usize = 32;
 
-/// A pair of an anchor and one of the others, by their places in the order of classes.
+/// A pair of an anchor and another row, by their places in the order of classes.
 pub struct Pull<A> {
     pub anchor: u32,
     pub other: u32,
@@ -19,8 +19,8 @@ pub struct Pull<A> {
     pub weight: A,
 }
 
-/// The gradients with respect to the anchors and to the reference set, in the order given; where the batch is its own
-/// reference set the sum of both with respect to the anchors. `scale`: what all is multiplied by at last.
+/// The gradients with respect to the anchors and to the reference set, in the order given; if the batch is its own
+/// reference set, the first of them is the sum of both. `scale`: what all is multiplied by at last.
 pub fn gradients<T: Element>(
     against: &Against<T::Scalar>,
     pulls: &[Pull<T::Scalar>],
@@ -51,21 +51,21 @@ pub fn gradients<T: Element>(
     }
 }
 
-/// Whose gradients.
+/// The rows that gradients are taken with respect to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     Anchors,
     Others,
 }
 
-/// Which pairs each row is part of.
+/// The pairs that each row of a side is part of.
 pub struct Lists {
     side: Side,
     as_anchor: Option<List>,
     as_other: Option<List>,
 }
 
-/// `pairs[starts[r]..starts[r + 1]]` are row r's.
+/// Pairs by row: `pairs[starts[r]..starts[r + 1]]` are those of row r.
 struct List {
     starts: Vec<usize>,
     pairs: Vec<usize>,
@@ -112,7 +112,7 @@ impl ScalarFn for Gather {
 }
 static GATHER: ByScalar<Gather> = ByScalar { f32: gather, f64: gather };
 
-/// First the pairs whose anchor the row is, then those it was chosen for.
+/// The gradient with respect to one row: first from the pairs whose anchor it is, then from those it was chosen for.
 fn gather<A: Scalar>(against: &Against<A>, lists: &Lists, pulls: &[Pull<A>], row: usize, scale: A, to: &mut [A]) {
     let (anchors, others) = (&against.anchors, against.others());
     let (batch, classes) = match lists.side {
@@ -136,7 +136,8 @@ fn gather<A: Scalar>(against: &Against<A>, lists: &Lists, pulls: &[Pull<A>], row
     to.iter_mut().for_each(|g| *g = *g * scale);
 }
 
-/// Adds `weight`, with the distance's slope in it, times the gradient of the distance with respect to row i of `batch`.
+/// Adds `weight` times the gradient, with respect to row i of `batch`, of its distance to row j of `others`; `weight`
+/// includes the distance's slope.
 pub fn add<A: Scalar>(to: &mut [A], batch: &Batch<A>, i: usize, others: &Batch<A>, j: usize, weight: A) {
     match batch.metric {
         Metric::Cosine => add_scaled(to, -weight, others.row(j)),

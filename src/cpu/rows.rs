@@ -6,10 +6,10 @@ use pulp::Simd;
 use super::simd::V;
 use crate::Scalar;
 
-/// Registers of running sums per sum: with two sums enough to hide the latency of an addition.
+/// Registers that each sum is spread over: with two sums enough to hide the latency of an addition.
 const SUMS: usize = 4;
 
-/// Row `b` of K matrices.
+/// The same row of K matrices.
 pub(crate) struct Rows<'a, S, A, const K: usize> {
     simd: S,
     rows: [&'a [A]; K],
@@ -30,7 +30,7 @@ impl<'a, S: Simd, A: Scalar, const K: usize> Rows<'a, S, A, K> {
         V::splat(self.simd, x)
     }
 
-    /// Row `b` of matrix `k`.
+    /// The row of matrix `k`.
     #[inline(always)]
     pub fn row(&self, k: usize) -> &'a [A] {
         self.rows[k]
@@ -77,7 +77,7 @@ impl<'a, S: Simd, A: Scalar, const K: usize> Rows<'a, S, A, K> {
         )
     }
 
-    /// M sums over the row: `f` adds to them what it makes of each K elements, always in the same order.
+    /// M sums over the row, always in the same order: `f(x, sums)` adds what it makes of the K elements of a column.
     #[inline(always)]
     pub fn sums<const M: usize>(&self, f: impl Fn([V<S, A>; K], [V<S, A>; M]) -> [V<S, A>; M]) -> [A; M] {
         let mut sums = [[self.splat(A::ZERO); M]; SUMS];
@@ -108,7 +108,7 @@ impl<'a, S: Simd, A: Scalar, const K: usize> Rows<'a, S, A, K> {
         )
     }
 
-    /// The maxima over the row of the M numbers, 0 or more, that `f` makes of each K elements. NaN wins.
+    /// The maxima over the row of the M numbers, 0 or more, that `f` makes of the K elements of each column. NaN wins.
     #[inline(always)]
     pub fn maxima<const M: usize>(&self, f: impl Fn([V<S, A>; K]) -> [V<S, A>; M]) -> [A; M] {
         let mut maxima = [self.splat(A::ZERO); M];
@@ -132,7 +132,7 @@ impl<'a, S: Simd, A: Scalar, const K: usize> Rows<'a, S, A, K> {
         maxima.map(|m| m.lanes().iter().copied().fold(A::ZERO, larger))
     }
 
-    /// Writes the K numbers that `f` makes of each K elements to `to`.
+    /// Writes to `to` the K numbers that `f` makes of the K elements of each column.
     ///
     /// # Panics
     /// If `to` has not rows of the same length.
@@ -148,7 +148,7 @@ impl<'a, S: Simd, A: Scalar, const K: usize> Rows<'a, S, A, K> {
             // SAFETY: i < count.
             let y = f(unsafe { self.at(&registers, i) });
             for k in 0..K {
-                // SAFETY: a row of the same length has as many registers.
+                // SAFETY: i < count, and a target of the rows' length (asserted above) has as many registers.
                 unsafe { *to[k].0.get_unchecked_mut(i) = y[k].register };
             }
         }

@@ -1,5 +1,5 @@
-//! Distances between the rows of two batches in tiles of products, and from differences what products cannot tell. A row
-//! of tiles is one thread's from left to right: neither the number of threads nor their speed changes a bit.
+//! Distances between the rows of two batches, in tiles of products, and by difference for pairs too near for these. One
+//! thread takes a row of tiles from left to right: neither the number of threads nor their speed changes a bit.
 
 use std::ops::Range;
 
@@ -20,9 +20,9 @@ pub struct Sides<'a, A> {
     rows: &'a Batch<A>,
     columns: &'a Batch<A>,
     of_rows: Products<A>,
-    /// `None`: they are the rows.
+    /// `None`: the columns are the rows.
     of_columns: Option<Products<A>>,
-    /// Columns that are not finite.
+    /// Whether each column is not finite; empty if all are finite.
     bad: Vec<bool>,
 }
 
@@ -47,7 +47,7 @@ impl<'a, A: Scalar> Sides<'a, A> {
         self.of_columns.as_ref().unwrap_or(&self.of_rows)
     }
 
-    /// At least how far row i and column j are in terms of [`direct`], whose distance by products is `compared`.
+    /// The least that [`direct`] may be for row i and column j, whose distance by products is `compared`.
     pub fn at_least(&self, i: usize, j: usize, compared: A) -> A {
         let (of_rows, of_columns) = (&self.of_rows, self.of_columns());
         compared - (of_rows.error * (of_rows.norms[i] + of_columns.norms[j]) + of_rows.tiny)
@@ -62,7 +62,7 @@ impl<'a, A: Scalar> Sides<'a, A> {
         index * TASK_ROWS..self.rows.rows.min((index + 1) * TASK_ROWS)
     }
 
-    /// The whole matrix.
+    /// Writes the whole matrix of distances, row after row.
     pub fn distances(&self, to: &mut [A]) {
         let columns = self.columns.rows;
         blocks::for_each(to.chunks_mut(TASK_ROWS * columns).collect(), |task, to: &mut [A]| {
@@ -77,13 +77,13 @@ impl<'a, A: Scalar> Sides<'a, A> {
         });
     }
 
-    /// `visit(state, i, columns, compared)` for each row and each run of columns from left to right, with what distances are
-    /// [compared](Batch::direct) by; one state for each [`TASK_ROWS`] rows.
+    /// Calls `visit(state, i, columns, compared)` for each row i and each run of columns from left to right, with what
+    /// their distances are [compared](Batch::direct) by; one state for each [`TASK_ROWS`] rows.
     pub fn sweep<W: Send>(&self, states: Vec<W>, visit: impl Fn(&mut W, usize, Range<usize>, &mut [A]) + Sync) {
         self.sweep_where(states, |_, _| true, visit);
     }
 
-    /// Likewise, over those tiles alone that are `wanted(rows, columns)`.
+    /// A [`sweep`](Self::sweep) over those tiles alone that are `wanted(rows, columns)`.
     pub fn sweep_where<W: Send>(
         &self,
         states: Vec<W>,
@@ -103,8 +103,8 @@ impl<'a, A: Scalar> Sides<'a, A> {
         });
     }
 
-    /// Fills a tile, whose rows are `step` numbers apart, with what distances are compared by. `near(i, j)` is told what
-    /// was computed from differences.
+    /// Fills a tile, whose rows are `step` numbers apart, with what distances are compared by. Calls `near(i, j)`, with
+    /// places in the tile, for each that was computed by difference.
     fn fill(
         &self,
         rows: Range<usize>,
@@ -141,7 +141,7 @@ impl<'a, A: Scalar> Sides<'a, A> {
         }
     }
 
-    /// `Σ_j W_ij ∇_i d_ij` with respect to the given rows, row after row; one state for each [`TASK_ROWS`] of them.
+    /// Writes `Σ_j W_ij ∇_i d_ij` with respect to the given rows, row after row; one state for each [`TASK_ROWS`].
     ///
     /// `weigh(state, i, columns, distances, weights)` fills a run of W_i, zeros at first, and returns whether there is
     /// anything else; both slices have [`TILE_COLUMNS`] numbers, of which those beyond the run mean nothing. After the last
@@ -162,7 +162,7 @@ impl<'a, A: Scalar> Sides<'a, A> {
             let task = self.task(index);
             let mut tile = vec![A::ZERO; task.len() * TILE_COLUMNS];
             let mut weights = tile.clone();
-            // Σ_j W_ij and Σ_j W_ij x_j of pairs by products; the others' part goes to `to`.
+            // Σ_j W_ij and Σ_j W_ij x_j of pairs by products; the part of near pairs goes to `to`.
             let mut weight = vec![0.0; task.len()];
             let mut pulled = vec![A::ZERO; to.len()];
             let mut near = Vec::new();
@@ -200,7 +200,7 @@ impl<'a, A: Scalar> Sides<'a, A> {
                     }
                 }
                 for (weight, w) in weight.iter_mut().zip(weights.chunks_exact(TILE_COLUMNS)) {
-                    // Side by side: one after the other each addition would wait for the one before.
+                    // Eight sums side by side: in a single one each addition would wait for the one before.
                     let mut lanes = [0.0; 8];
                     for part in w[..of_tile.len()].chunks(lanes.len()) {
                         lanes.iter_mut().zip(part).for_each(|(lane, w)| *lane += w.to_f64());

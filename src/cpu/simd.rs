@@ -19,7 +19,7 @@ pub trait Vectorised: Pod {
     fn mul<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
     #[doc(hidden)]
     fn neg<S: Simd>(simd: S, x: Self::Register<S>) -> Self::Register<S>;
-    /// `x * y + z`, rounded once where the processor can.
+    /// `x * y + z`, rounded once if the processor can.
     #[doc(hidden)]
     fn mul_add<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>, z: Self::Register<S>)
     -> Self::Register<S>;
@@ -27,10 +27,10 @@ pub trait Vectorised: Pod {
     fn sum<S: Simd>(simd: S, x: Self::Register<S>) -> Self;
     #[doc(hidden)]
     fn smallest<S: Simd>(simd: S, x: Self::Register<S>) -> Self;
-    /// Of numbers: with NaN the processors differ.
+    /// The lesser of each two lanes; with NaN the processors differ.
     #[doc(hidden)]
     fn min<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
-    /// Of numbers: with NaN the processors differ.
+    /// The greater of each two lanes; with NaN the processors differ.
     #[doc(hidden)]
     fn max<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
     #[doc(hidden)]
@@ -39,18 +39,18 @@ pub trait Vectorised: Pod {
     fn sqrt_of<S: Simd>(simd: S, x: Self::Register<S>) -> Self::Register<S>;
     #[doc(hidden)]
     fn div<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
-    /// 1 where `x > y`, else 0.
+    /// 1 in lanes with `x > y`, else 0.
     #[doc(hidden)]
     fn above<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
-    /// Whole registers, and what is left.
+    /// The whole registers of a slice, and the numbers that are left.
     #[doc(hidden)]
     fn registers<S: Simd>(x: &[Self]) -> (&[Self::Register<S>], &[Self]);
     #[doc(hidden)]
     fn registers_mut<S: Simd>(x: &mut [Self]) -> (&mut [Self::Register<S>], &mut [Self]);
-    /// Fewer numbers than a register has; zeros follow them.
+    /// A register of fewer numbers than it has lanes, and zeros after them.
     #[doc(hidden)]
     fn load_part<S: Simd>(simd: S, x: &[Self]) -> Self::Register<S>;
-    /// The first numbers of a register, as many as there is room for.
+    /// Stores the first numbers of a register, as many as `to` has room for.
     #[doc(hidden)]
     fn store_part<S: Simd>(simd: S, to: &mut [Self], x: Self::Register<S>);
 }

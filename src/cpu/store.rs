@@ -9,12 +9,12 @@ const LINE: usize = 64;
 /// Bytes of output from which stores go past the cache: less may still be there when it is read.
 const STREAM_BYTES: usize = 16 << 20;
 
-/// Whether `bytes` of output are large enough.
+/// Whether `bytes` of output are enough to go past the cache.
 pub(crate) fn worth_streaming(bytes: usize) -> bool {
     cfg!(target_arch = "x86_64") && bytes >= STREAM_BYTES
 }
 
-/// Copies a few KiB past the cache where the processor can. They should be computed first and copied then: streamed
+/// Copies a few KiB past the cache if the processor can. They should be computed first and copied then: streamed
 /// stores wait long, and on some processors a load whose address has the same last 12 bits waits with them, which made
 /// rows that were loaded and streamed in turn five times slower at unlucky addresses.
 /// [`fence`] must follow before another thread reads `to`.
@@ -51,7 +51,7 @@ fn stream_avx(from: &[u8], to: &mut [u8]) {
     to[head + body..].copy_from_slice(&from[head + body..]);
 }
 
-/// Orders streamed stores before whatever this thread does next.
+/// Orders streamed stores before this thread's later stores.
 pub(crate) fn fence() {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: no precondition; SSE is part of x86-64.
@@ -60,8 +60,8 @@ pub(crate) fn fence() {
     }
 }
 
-/// Asks for the cache lines of `slice`. The processor's own prefetching stops at the end of a 4 KiB page, and six matrices
-/// come to six such ends every few rows.
+/// Prefetches the cache lines of `slice`. The processor's own prefetching stops at the end of a 4 KiB page, and six
+/// matrices come to six such ends every few rows.
 #[inline(always)]
 pub(crate) fn prefetch<T>(slice: &[T]) {
     #[cfg(target_arch = "x86_64")]

@@ -7,7 +7,7 @@ use super::sides::TASK_ROWS;
 use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Scalar, Stats};
 
-/// The pairs of all anchors: of sorted anchor i those with the rows of its class, in their order, its own among them.
+/// The pairs of all anchors: sorted anchor i has one with each row of its class, in their order, its own row included.
 pub struct Pairs {
     /// Where an anchor's pairs start.
     pub start: Vec<usize>,
@@ -31,7 +31,7 @@ impl Pairs {
         self.start[i]..self.start[i + 1]
     }
 
-    /// One number a pair, cut into the tasks of [`Sides`](super::sides::Sides).
+    /// Cuts `all`, which has one number a pair, into the parts of the tasks of [`Sides`](super::sides::Sides).
     pub fn tasks<'a, T>(&self, mut all: &'a mut [T]) -> Vec<&'a mut [T]> {
         let rows = self.start.len() - 1;
         let task = |first: usize| self.start[rows.min(first + TASK_ROWS)] - self.start[first];
@@ -61,7 +61,7 @@ impl Pairs {
     }
 }
 
-/// A chosen triplet; rows by their place in the order of classes.
+/// A chosen triplet; rows are places in the order of classes.
 #[derive(Clone, Copy, Debug)]
 pub struct Triplet<A> {
     pub anchor: u32,
@@ -72,18 +72,18 @@ pub struct Triplet<A> {
     pub loss: A,
 }
 
-/// What a batch came to.
+/// The chosen triplets of a batch, and what they come to.
 pub struct Chosen<A> {
-    /// In the given order of the anchors and of their positives.
+    /// The triplets, in the given order of the anchors and of their positives.
     pub triplets: Vec<Triplet<A>>,
-    /// Each anchor's sum, in the given order.
+    /// The sum of each anchor's losses, in the given order.
     pub losses: Vec<A>,
-    /// Of all anchors.
+    /// The sum of all losses.
     pub sum: f64,
     pub stats: Stats,
 }
 
-/// The hinge of the triplets whose negatives are `chosen`, one a pair or [`NONE`].
+/// The losses of the triplets whose negatives are `chosen`: for each pair a row, or [`NONE`].
 pub fn hinge<A: Scalar>(against: &Against<A>, margin: f64, pairs: &Pairs, chosen: &[u32]) -> Chosen<A> {
     let rows = against.anchors.rows;
     let margin = A::from_f64(margin);
@@ -130,8 +130,8 @@ pub fn hinge<A: Scalar>(against: &Against<A>, margin: f64, pairs: &Pairs, chosen
     result
 }
 
-/// Of a batch with NaN or infinity in it: every anchor with a triplet looks at every row. `is_pair(i, p)`: whether it would
-/// have one with that positive.
+/// What a batch with NaN or infinity in it comes to: NaN for every anchor with a triplet, which looks at every row.
+/// `is_pair(i, p)`: whether anchor i may have a triplet with positive p.
 pub fn poisoned<A: Scalar>(against: &Against<A>, is_pair: impl Fn(usize, usize) -> bool) -> Chosen<A> {
     let mut valid = 0;
     let losses = against.classes.position.iter().map(|&i| {
@@ -185,7 +185,7 @@ fn pulls_of<A: Scalar>(against: &Against<A>, triplets: &[Triplet<A>], upstream: 
 }
 
 /// The triplets of a batch, one for each pair of anchor and positive that has a negative, by anchor and then by positive.
-/// Rows are given indices, positives and negatives those of the reference set where there is one.
+/// Rows are given indices; those of positives and negatives are of the reference set, if there is one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Triplets<A> {
     /// The anchors.
@@ -194,9 +194,9 @@ pub struct Triplets<A> {
     pub positive: Vec<u32>,
     /// The negatives.
     pub negative: Vec<u32>,
-    /// `d(a, p)`.
+    /// `d(a, p)` of each triplet.
     pub positive_distances: Vec<A>,
-    /// `d(a, n)`.
+    /// `d(a, n)` of each triplet.
     pub negative_distances: Vec<A>,
 }
 

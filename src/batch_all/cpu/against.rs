@@ -1,5 +1,5 @@
 //! Anchors against a reference set: two passes over the tiles, with the anchors as rows and, for the reference set's gradient,
-//! with the reference rows as rows. A row of tiles is one thread's.
+//! with the reference rows as rows. One thread takes a row of tiles.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use crate::cpu::blocks;
 use crate::cpu::pulls;
 use crate::cpu::sides::{Sides, TASK_ROWS, TILE_COLUMNS};
 
-/// What one task's anchors come to.
+/// What the anchors of one task come to.
 struct Task<'a> {
     counts: &'a mut [u32],
     active_distances: &'a mut f64,
@@ -20,7 +20,7 @@ struct Task<'a> {
     overflow: &'a mut bool,
 }
 
-/// `None` where a distance overflows. Gradients are written where there is room for them.
+/// Counts the active triplets, and writes the gradients `with_grad` asks for. `None` if a distance overflows.
 pub fn sweep<A: Scalar>(
     against: &Against<A>,
     pairs: &Pairs<A>,
@@ -46,7 +46,7 @@ pub fn sweep<A: Scalar>(
         let base = pairs.start[i - i % TASK_ROWS];
         pairs.start[i] - base..pairs.start[i + 1] - base
     };
-    // c_an of a run of anchor i's row; whether there is any.
+    // Counts c_an of a run of anchor i's row; returns whether any is above 0.
     let count = |task: &mut Task<'_>, i: usize, columns: &Range<usize>, d: &mut [A], counts: &mut [A]| {
         let class = against.class(i);
         let bound = |at: usize| at.clamp(columns.start, columns.end) - columns.start;
@@ -142,7 +142,7 @@ fn push_others<A: Scalar>(against: &Against<A>, pairs: &Pairs<A>, counts: &[u32]
     Sides::new(others, anchors).gradient(to, vec![(); others.rows.div_ceil(TASK_ROWS)], weigh, add);
 }
 
-/// Rows of class order where they stand in the given one.
+/// Copies rows from class order to the given order.
 fn in_given_order<A: Scalar>(sorted: &[A], position: &[u32], dim: usize, to: &mut [A]) {
     blocks::for_each(to.chunks_mut(TASK_ROWS * dim).collect(), |task, to: &mut [A]| {
         for (to, &position) in to.chunks_exact_mut(dim).zip(&position[task * TASK_ROWS..]) {

@@ -1,4 +1,4 @@
-//! A tile's distances against the thresholds of its rows, and of its columns.
+//! Compares a tile's distances with the thresholds of its rows, and of its columns.
 
 use std::ops::Range;
 
@@ -8,16 +8,16 @@ use super::pairs::{LARGE, Pairs};
 use crate::Scalar;
 use crate::cpu::simd::V;
 
-/// Counts the active triplets of a tile with its rows as anchors, and where there are [`Columns`] with these as well.
-/// `edge` numbers a row, a multiple of every register's width, MAX where there is no negative.
+/// Counts the active triplets of a tile with its rows as anchors, and with its columns as well if there are
+/// [`Columns`]. The tile has `edge` numbers a row, a multiple of every register's width, MAX if not a negative.
 pub struct Count<'a, A> {
     pub pairs: &'a Pairs<A>,
     pub rows: Range<usize>,
     pub edge: usize,
     pub distances: &'a [A],
-    /// c_an, written; of both sides together.
+    /// c_an of both sides together, overwritten.
     pub counts: &'a mut [A],
-    /// c_ap of the rows, added to; in large classes how many d are above the thresholds before this one and not above it.
+    /// c_ap of the rows, added to; in large classes how many d are below this threshold and not below the one before.
     pub totals: &'a mut [u32],
     pub columns: Option<Columns<'a, A>>,
 }
@@ -25,7 +25,7 @@ pub struct Count<'a, A> {
 /// A tile's columns as anchors.
 pub struct Columns<'a, A> {
     pub range: Range<usize>,
-    /// As the rows' ones.
+    /// c_ap of the columns, added to; in large classes as [`Count::totals`] are.
     pub totals: &'a mut [u32],
     pub scratch: &'a mut Scratch<A>,
 }
@@ -36,17 +36,20 @@ pub struct Scratch<A> {
     /// The size of the largest class that is not [`LARGE`].
     most: usize,
     any_large: bool,
-    /// Registers of columns side by side, `most` after each other: for each column its thresholds, and -∞ after them.
+    /// For each column its thresholds, and -∞ after them: registers of columns side by side, `most` after each other.
     thresholds: Vec<A>,
-    /// Likewise: how many distances are below the threshold.
+    /// For each of the `thresholds`, in the same places, how many distances are below it.
     found: Vec<A>,
+    /// The largest threshold of each column.
     reach: Vec<A>,
+    /// How many positives each column has.
     positives: Vec<A>,
 }
 
+/// What was found in a tile.
 #[derive(Default)]
 pub struct Found {
-    /// Whether there is any.
+    /// Whether there is any active triplet.
     pub active: bool,
     /// `Σ_n c_an d_an`.
     pub active_distances: f64,
@@ -111,14 +114,14 @@ impl<A: Scalar> WithSimd for Count<'_, A> {
     }
 }
 
-/// How many of the ascending `thresholds` are above `d`, which is below the last; to `totals` goes where it lies.
+/// How many of the ascending `thresholds` are above `d`, which is below the last; counts the first in `totals`.
 fn search<A: Scalar>(thresholds: &[A], d: A, totals: &mut [u32]) -> A {
     let above = thresholds.partition_point(|t| *t <= d);
     totals[above] += 1;
     A::from_f64((thresholds.len() - above) as f64)
 }
 
-/// A row of distances against one anchor's thresholds.
+/// Compares a row of distances with one anchor's thresholds, and adds to `counts` and `totals`.
 #[inline(always)]
 fn compare<S: Simd, A: Scalar>(simd: S, thresholds: &[A], d: &[A], counts: &mut [A], totals: &mut [u32]) {
     let ((d, _), (counts, _)) = (A::registers::<S>(d), A::registers_mut::<S>(counts));
@@ -172,7 +175,7 @@ impl<A: Scalar> Columns<'_, A> {
         }
     }
 
-    /// A row of the tile; whether there is any active triplet.
+    /// Counts a row of the tile; returns whether there is any active triplet.
     #[inline(always)]
     fn count<S: Simd>(
         &mut self,

@@ -1,4 +1,4 @@
-//! Anchors with their positives.
+//! The pairs of anchors and positives, and their thresholds.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use crate::Scalar;
 use crate::cpu::against::Against;
 use crate::cpu::blocks;
 
-/// From how many rows in a class on an anchor's thresholds are sorted and searched instead of compared one by one.
+/// In classes of more rows than this an anchor's thresholds are sorted and searched instead of compared one by one.
 pub const LARGE: usize = 64;
 
 /// Each anchor with each row of its class.
@@ -16,18 +16,18 @@ pub struct Pairs<A> {
     /// Where an anchor's pairs start: one for each row of its class, itself included.
     pub start: Vec<usize>,
     distance: Vec<A>,
-    /// `d_ap + margin`, of the row itself -∞; in large classes ascending.
+    /// `d_ap + margin`, -∞ for the row itself; in large classes ascending.
     threshold: Vec<A>,
-    /// Whose a threshold is, by its place in the class; empty without large classes.
+    /// For each threshold of a large class, the index within the class of its pair; empty without large classes.
     owner: Vec<u32>,
     /// The largest threshold of each anchor.
     pub reach: Vec<A>,
-    /// How many pairs each anchor has but that with itself.
+    /// How many positives each anchor has.
     pub positives: Vec<usize>,
 }
 
 impl<A: Scalar> Pairs<A> {
-    /// `None` where a distance overflows.
+    /// `None` if a distance or a threshold overflows.
     pub fn new(against: &Against<A>, margin: A) -> Option<Self> {
         let batch = &against.anchors;
         let size = |i: usize| against.class(i).len();
@@ -97,13 +97,13 @@ impl<A: Scalar> Pairs<A> {
         &self.threshold[self.of(i)]
     }
 
-    /// In the order of the class.
+    /// The distances of anchor i's pairs, in the order of the class.
     pub fn distances(&self, i: usize) -> &[A] {
         &self.distance[self.of(i)]
     }
 
-    /// From what [`Count`](super::count::Count) has counted for anchor i to how many negatives are nearer than each threshold, in the order of
-    /// the class.
+    /// Turns the totals that [`Count`](super::count::Count) has counted for anchor i into how many negatives are nearer
+    /// than each threshold, in the order of the class.
     pub fn in_class_order(&self, i: usize, counts: &mut [u32]) {
         if counts.len() <= LARGE {
             return;
@@ -122,11 +122,12 @@ impl<A: Scalar> Pairs<A> {
     }
 }
 
-/// The first `len` numbers, which `slice` loses.
+/// Takes the first `len` numbers off `slice`.
 fn take<'a, T>(slice: &mut &'a mut [T], len: usize) -> &'a mut [T] {
     slice.split_off_mut(..len).expect("as long as all parts together")
 }
 
+/// Takes the first `len` numbers off `slice`, if there is one.
 fn cut<'a, T>(slice: &mut Option<&'a mut [T]>, len: usize) -> Option<&'a mut [T]> {
     slice.as_mut().map(|slice| take(slice, len))
 }

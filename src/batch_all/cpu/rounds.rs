@@ -1,8 +1,8 @@
 //! A batch against itself: each tile of distances serves both of its sides.
 //!
-//! Blocks of rows meet in rounds as players of a tournament do, each in one pair of a round, and a pair is one thread's: so
-//! each block is written by one thread at a time, and always in the same order. Neither the number of threads nor their
-//! speed changes a bit.
+//! Blocks of rows meet in rounds as players of a tournament do, each in one pair of a round, and one thread takes a
+//! pair: so each block is written by one thread at a time, and always in the same order. Neither the number of threads
+//! nor their speed changes a bit.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,34 +22,35 @@ use crate::cpu::tiles::Tiling;
 /// What is known of a block of rows so far.
 pub struct Block<A> {
     pub rows: Range<usize>,
-    /// Of each pair of an anchor with its class: how many negatives are nearer than the threshold.
+    /// For each pair of an anchor with a row of its class, how many negatives are nearer than its threshold.
     pub counts: Vec<u32>,
-    /// `Σ S_ij d_ij` of the tiles that this block met as the first of a pair; see [`Found`](super::count::Found).
+    /// `Σ c_an d_an` of the tiles that this block met as the first of a pair; see [`Found`](super::count::Found).
     pub active_distances: f64,
-    /// Likewise.
+    /// `Σ d_an` over all triplets of the tiles that this block met as the first of a pair.
     pub distances: f64,
-    /// `Σ_j S_ij x_j`, and `Σ_j S_ij`: S counts the active triplets that want i and j farther apart, over their distance
-    /// for the Euclidean one.
+    /// `Σ_j S_ij x_j` of each row i: `S_ij` is how many active triplets want i and j farther apart, for the Euclidean
+    /// distance divided by it.
     pulled: Vec<A>,
+    /// `Σ_j S_ij` of each row i.
     weight: Vec<f64>,
-    /// The same of pairs so near that the difference of both would be lost, and so by differences; empty without any.
+    /// The gradient of pairs that are too near for these sums, from the differences of their rows; empty without any.
     near: Vec<A>,
 }
 
-/// Room for a pair's tiles.
+/// Room for the tile of a pair of blocks.
 struct Tile<A> {
     /// `edge` numbers a row; MAX for pairs of one class and outside of the batch.
     distances: Vec<A>,
-    /// S.
+    /// Active triplets of each pair of rows, and then S.
     counts: Vec<A>,
-    /// Pairs that products cannot tell, and their S.
+    /// Pairs of rows too near for products, and their S.
     near: Vec<(usize, usize, A)>,
     scratch: Scratch<A>,
-    /// `Σ_i S_ij`.
+    /// `Σ_i S_ij` of each column j.
     columns: Vec<A>,
 }
 
-/// A pair of a round.
+/// A pair of blocks that meet in a round; `second` is `None` if nobody is left for the first.
 struct Meeting<'a, A> {
     first: &'a mut Block<A>,
     second: Option<&'a mut Block<A>>,
@@ -68,7 +69,7 @@ pub struct Rounds<'a, A> {
 
 /// The pairs of round `round` among `count` players, the first before the second; `None`: nobody is left for the first.
 fn round(count: usize, round: usize) -> impl Iterator<Item = (usize, Option<usize>)> {
-    // One stays in place, and is nobody where the number is odd; the others go round in a circle.
+    // The circle method: one player stays in place, with an odd count nobody (a bye); the others go round in a circle.
     let circle = count.next_multiple_of(2) - 1;
     (0..=circle / 2).map(move |k| {
         let (a, b) = ((round + k) % circle, if k == 0 { circle } else { (round + circle - k) % circle });
@@ -141,7 +142,7 @@ impl<'a, A: Scalar> Rounds<'a, A> {
         }
     }
 
-    /// The tile of a block with itself. Its columns are its rows: all but S comes twice.
+    /// Works on the tile of a block with itself. Its columns are its rows, so that all except S comes twice.
     fn meet_itself(&self, block: &mut Block<A>, tile: &mut Tile<A>) {
         let (rows, mut twice) = (block.rows.clone(), vec![0; block.counts.len()]);
         if self.count(block, rows.clone(), &mut twice, tile, 0.5) && self.with_grad {
@@ -153,7 +154,7 @@ impl<'a, A: Scalar> Rounds<'a, A> {
         }
     }
 
-    /// The tile of two blocks.
+    /// Works on the tile of two blocks.
     fn meet(&self, a: &mut Block<A>, b: &mut Block<A>, tile: &mut Tile<A>) {
         let (rows, columns) = (a.rows.clone(), b.rows.clone());
         if self.count(a, columns.clone(), &mut b.counts, tile, 1.0) && self.with_grad {
@@ -168,8 +169,8 @@ impl<'a, A: Scalar> Rounds<'a, A> {
         }
     }
 
-    /// Fills the tile of a block's rows with the distances to `columns`, and counts them with both as anchors; whether there
-    /// is any active triplet. A `share` of what is found is the block's.
+    /// Fills the tile of a block's rows with the distances to `columns`, and counts them with both as anchors. Returns
+    /// whether there is any active triplet. The block's sums grow by a `share` of what is found.
     fn count(
         &self,
         block: &mut Block<A>,
@@ -197,8 +198,8 @@ impl<'a, A: Scalar> Rounds<'a, A> {
         found.active
     }
 
-    /// From counts to S, without the pairs that are near; its sums over columns are added to `weight`, those over rows go to the
-    /// tile.
+    /// Turns counts into S, without the pairs that are near; adds its sums over columns to `weight`, and writes those
+    /// over rows to the tile.
     fn weigh(&self, rows: &Range<usize>, columns: &Range<usize>, tile: &mut Tile<A>, weight: &mut [f64]) {
         let (edge, root) = (self.tiling.edge, self.batch.is_root());
         for (i, j, weight) in &mut tile.near {
@@ -215,7 +216,7 @@ impl<'a, A: Scalar> Rounds<'a, A> {
         pulp::Arch::new().dispatch(Weigh { distances, counts, edge, root, rows: weight, columns });
     }
 
-    /// Adds what S times the rows of another block is, or with `transposed` S' times them.
+    /// Adds S, or with `transposed` its transpose, times the rows of another block to what the block is pulled by.
     fn pull(&self, block: &mut Block<A>, others: &Range<usize>, counts: &[A], transposed: bool) {
         let (edge, dim) = (self.tiling.edge, self.batch.dim);
         let pulls = if transposed {
@@ -226,7 +227,7 @@ impl<'a, A: Scalar> Rounds<'a, A> {
         A::product(&mut block.pulled, dim, true, pulls, self.products.rows(self.batch, others));
     }
 
-    /// Row i of the block away from row j, `weight` times.
+    /// Pushes row i of the block away from row j, which is near, with `weight` as S.
     fn push_near(&self, block: &mut Block<A>, i: usize, j: usize, weight: A) {
         let dim = self.batch.dim;
         block.near.resize(block.pulled.len(), A::ZERO);
@@ -234,6 +235,7 @@ impl<'a, A: Scalar> Rounds<'a, A> {
         self.batch.pull(&mut block.near[(i - block.rows.start) * dim..][..dim], -(weight * slope), i, j);
     }
 
+    /// Fills the tile with the distances of rows of different classes.
     fn fill(&self, rows: Range<usize>, cols: Range<usize>, tile: &mut Tile<A>) {
         let Self { batch, products, classes, .. } = self;
         let edge = self.tiling.edge;
@@ -285,15 +287,15 @@ impl<'a, A: Scalar> Rounds<'a, A> {
     }
 }
 
-/// Counts over distances where `root` asks for it, and the sums of all.
+/// Divides counts by distances, if `root` asks for it, and sums them up.
 struct Weigh<'a, A> {
     distances: &'a [A],
     counts: &'a mut [A],
     edge: usize,
     root: bool,
-    /// Added to.
+    /// The sums of the rows are added to these.
     rows: &'a mut [f64],
-    /// Written.
+    /// Overwritten with the sums of the columns.
     columns: &'a mut [A],
 }
 
@@ -311,7 +313,7 @@ impl<A: Scalar> WithSimd for Weigh<'_, A> {
             for ((register, &d), column) in counts.iter_mut().zip(d).zip(columns.iter_mut()) {
                 let mut count = V::<S, A> { simd, register: *register };
                 if root {
-                    // At a distance of 0 there is no direction: 0 over 1.
+                    // At a distance below the normal numbers there is no direction: 0 over 1.
                     let d = V::<S, A> { simd, register: d };
                     let apart = one - d.if_below(V::splat(simd, A::TINY));
                     count = (count * apart) / (d * apart + (one - apart));
@@ -325,7 +327,7 @@ impl<A: Scalar> WithSimd for Weigh<'_, A> {
     }
 }
 
-/// From what each row is pulled by to the gradient with respect to the given rows.
+/// Writes the gradient with respect to the given rows, from what each row is pulled by.
 pub fn write_gradient<A: Scalar>(rounds: &Rounds<'_, A>, blocks: &[Block<A>], grad: &mut [A]) {
     let Rounds { batch, classes, pairs, products, tiling, .. } = rounds;
     let dim = batch.dim;

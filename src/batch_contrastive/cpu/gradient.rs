@@ -17,10 +17,10 @@ struct Pulled<'a, A> {
     which: usize,
     rows: &'a Batch<A>,
     columns: &'a Batch<A>,
-    /// Of each row of the reference set, the anchors of its class.
+    /// For each row of the reference set, the range of the anchors of its class; empty for `which` 0.
     anchors_of: Vec<Range<usize>>,
     margin: A,
-    /// In class order, where there is one an anchor.
+    /// The upstream gradient of each anchor, in class order; `None`: 1 for all.
     upstream: Option<Vec<A>>,
 }
 
@@ -52,7 +52,7 @@ impl<A: Scalar> Pulled<'_, A> {
         if self.which == 0 { self.against.class(r) } else { self.anchors_of[r].clone() }
     }
 
-    /// What the loss of the pair is multiplied by, in all its orders.
+    /// What the loss of a pair is multiplied by; in a batch by itself the sum of both of its orders.
     fn upstream(&self, r: usize, c: usize) -> A {
         match &self.upstream {
             None if self.against.is_itself() => A::ONE + A::ONE,
@@ -80,7 +80,7 @@ impl<A: Scalar> Pulled<'_, A> {
         };
         for p in self.class(r).filter(|&p| !is_own(p)) {
             let compared = direct(self.rows.metric, self.rows.row(r), self.columns.row(p));
-            // For Euclidean distances d times the slope 1 / d.
+            // The derivative d times the slope: for Euclidean distances d / d.
             let weight = match self.rows.is_root() {
                 _ if !compared.is_finite() => A::NAN,
                 true => A::ONE,
@@ -140,7 +140,7 @@ impl<A: Scalar> Pulled<'_, A> {
     }
 }
 
-/// The hardest pairs of each row: `pairs[starts[r]..starts[r + 1]]` are the columns, and what distances are compared by.
+/// The hardest pairs by row: `pairs[starts[r]..starts[r + 1]]` are row r's columns, and what distances are compared by.
 struct Lists<A> {
     starts: Vec<usize>,
     pairs: Vec<(u32, A)>,

@@ -1,6 +1,6 @@
-//! As many pairs of different classes as are asked for, with the smallest distances: a list of at most about twice as many, cut
-//! whenever it is full, and the distance that it was cut at for all threads to leave out what is farther. What is chosen is
-//! the same in any order.
+//! The pairs of different classes with the smallest distances, as many as are asked for. All threads share a list of at
+//! most about twice as many, which is cut whenever it is full, and the distance that it was cut at, to leave out what
+//! is farther. In any order the same pairs are chosen.
 
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -12,10 +12,10 @@ use crate::cpu::against::Against;
 use crate::cpu::blocks;
 use crate::cpu::sides::{Sides, TASK_ROWS};
 
-/// A pair of an anchor and another row, as they were given; of a batch by itself the lower one is the anchor.
+/// A pair of an anchor and another row, by given indices; in a batch by itself the lower one is the anchor.
 #[derive(Clone, Copy)]
 pub struct Pair<A> {
-    /// As of [`Batch::direct`](crate::cpu::batch::Batch::direct).
+    /// What the distance is compared by, see [`Batch::direct`](crate::cpu::batch::Batch::direct).
     pub compared: A,
     pub anchor: u32,
     pub other: u32,
@@ -29,15 +29,15 @@ impl<A: Scalar> Pair<A> {
     }
 }
 
-/// The pairs so far.
+/// The hardest pairs so far.
 struct Hardest<A> {
     count: usize,
     pairs: Mutex<Vec<Pair<A>>>,
-    /// The bits of an f64: what is farther is not among them.
+    /// The distance that the list was last cut at, as the bits of an f64: what is farther is left out.
     cut: AtomicU64,
 }
 
-/// The list is not cut below so many pairs.
+/// The list is not cut before it has so many pairs.
 const FEW: usize = 1 << 14;
 
 impl<A: Scalar> Hardest<A> {
@@ -62,13 +62,13 @@ impl<A: Scalar> Hardest<A> {
     }
 }
 
-/// `count` pairs, of which there are as many or more, in the order of their anchors; a batch by itself has each once.
+/// The `count` hardest pairs, of as many or more, in the order of their anchors. A batch by itself has each pair once.
 pub fn select<A: Scalar>(against: &Against<A>, count: u64) -> Vec<Pair<A>> {
     let count = usize::try_from(count).expect("no more pairs than there is memory for");
     let cut = AtomicU64::new(f64::INFINITY.to_bits());
     let hardest = Hardest { count, pairs: Mutex::new(Vec::new()), cut };
     let itself = against.is_itself();
-    // Of a batch by itself what lies behind the class of a row: each pair once.
+    // In a batch by itself the columns behind the class of a row: each pair once.
     let wanted = |rows: &Range<usize>, columns: &Range<usize>| {
         let behind = if itself { against.class(rows.start).end } else { 0 };
         let class = against.class(rows.start);
@@ -98,7 +98,7 @@ pub fn select<A: Scalar>(against: &Against<A>, count: u64) -> Vec<Pair<A>> {
     let mut pairs = std::mem::take(&mut *hardest.pairs.lock().unwrap_or_else(PoisonError::into_inner));
     hardest.cut(&mut pairs);
     pairs.sort_unstable_by_key(|pair| (pair.anchor, pair.other));
-    // Products chose, but the loss is that of the rows themselves.
+    // Products decided which pairs; the loss is taken from the rows themselves.
     blocks::for_each(pairs.chunks_mut(1024).collect(), |_, pairs: &mut [Pair<A>]| {
         for pair in pairs {
             let (i, j) = pair.places(against);
@@ -109,7 +109,7 @@ pub fn select<A: Scalar>(against: &Against<A>, count: u64) -> Vec<Pair<A>> {
 }
 
 impl<A: Scalar> Pair<A> {
-    /// Where both rows are in the order of classes.
+    /// The places of both rows in the order of classes.
     pub fn places(&self, against: &Against<A>) -> (usize, usize) {
         let anchor = against.classes.position[self.anchor as usize];
         (anchor as usize, against.other_classes().position[self.other as usize] as usize)
