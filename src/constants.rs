@@ -1,14 +1,14 @@
 //! The constants that host and kernels share. `build/kernels.rs` reads this file too.
 #![allow(dead_code, reason = "each build reads its share")]
 
-/// Below this L2 norm a row is divided by it instead of by its norm, as `torch.nn.functional.normalize` does.
+/// A row whose L2 norm is below this is divided by it instead, as by `torch.nn.functional.normalize`.
 pub const MIN_NORM: f64 = 1e-12;
 
 /// Numbers whose squares' sum is below the inverse of this may be multiplied by it, and those whose squares' sum overflows
 /// divided, before they are squared: 2^100.
 pub const LIFT_F32: f64 = 1.2676506002282294e30;
 
-/// The same for f64: 2^800.
+/// What [`LIFT_F32`] is for f32, for f64: 2^800.
 pub const LIFT_F64: f64 = 6.668014432879854e240;
 
 /// Threads in a block of a paired loss.
@@ -23,5 +23,5 @@ pub const SLAB: u32 = 64;
 /// batch_all on CUDA: classes of at most so many rows are compared threshold by threshold, larger ones sorted and searched.
 pub const COMPARED: u32 = 32;
 
-/// batch_contrastive on CUDA: how many digits there are of which a distance has three.
+/// batch_contrastive on CUDA: how many different digits there are; the bits of a distance are three of them.
 pub const DIGITS: u32 = 1 << 11;

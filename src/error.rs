@@ -11,7 +11,7 @@ pub enum Error {
         argument: &'static str,
         /// What the call takes.
         expected: String,
-        /// What came.
+        /// What the call was given.
         actual: String,
     },
     /// The CUDA driver refused something.

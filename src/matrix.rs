@@ -56,13 +56,13 @@ impl<'a, T: Element> Matrix<'a, T> {
         &self.data[i * self.stride..i * self.stride + self.dim]
     }
 
-    /// Some of the rows.
+    /// The rows in a range.
     pub(crate) fn rows_in(&self, rows: std::ops::Range<usize>) -> Self {
         assert!(rows.start < rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         Self { data: &self.data[rows.start * self.stride..], rows: rows.len(), ..*self }
     }
 
-    /// The same rows in the type of arithmetic, where T is that type.
+    /// The same rows in the type of arithmetic, if T is that type.
     pub(crate) fn as_scalars(&self) -> Option<Matrix<'a, T::Scalar>> {
         let data = T::as_scalars(self.data)?;
         Some(Matrix { data, rows: self.rows, dim: self.dim, stride: self.stride })
@@ -78,7 +78,7 @@ pub(crate) fn check_extent(len: usize, rows: usize, dim: usize, stride: usize) -
         0 => Some(0),
         _ => (rows - 1).checked_mul(stride).and_then(|n| n.checked_add(dim)),
     };
-    // With a small stride the length says nothing about how many numbers the rows have, and the gradients will have.
+    // With a small stride the rows may have more numbers than the slice, and the gradients will have as many.
     let needed = needed.filter(|_| rows.checked_mul(dim).is_some());
     if needed.is_none_or(|needed| needed > len) {
         let expected = format!("{rows} rows of {dim} numbers, {stride} apart");

@@ -11,7 +11,7 @@
 
 /// The bits of a number of arithmetic that a row's hash is made of.
 pub trait Bits: Copy {
-    /// f32: its bits. f64: both words, folded.
+    /// The bits of an f32; both words of an f64, folded.
     fn word(self) -> u32;
 }
 
@@ -81,12 +81,12 @@ pub(crate) fn pair_word(session: [u32; 2], anchor: [u32; 2], positive: [u32; 2])
     philox([anchor[0], anchor[1], positive[0], positive[1]], session)[0]
 }
 
-/// What a negative adds to its priorities.
+/// What a row adds to its priorities as a negative.
 pub(crate) fn row_word(session: [u32; 2], row: [u32; 2]) -> u32 {
     philox([row[0], row[1], 1, 0], session)[1]
 }
 
-/// The candidate with the least priority is taken, of equals the one with the lowest original index.
+/// The priority of a candidate: the one with the least is taken, of equals the one with the lowest original index.
 #[inline(always)]
 pub(crate) fn priority(pair_word: u32, row_word: u32) -> u32 {
     fmix(pair_word ^ row_word)

@@ -3,11 +3,11 @@
 /// How the losses of a batch become the result; the names are PyTorch's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Reduction {
-    /// One loss per row.
+    /// One loss per row, not reduced.
     None,
-    /// Their mean. Each loss documents what it counts.
+    /// The mean of the losses. Each loss documents what it counts.
     #[default]
     Mean,
-    /// Their sum.
+    /// The sum of the losses.
     Sum,
 }

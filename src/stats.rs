@@ -3,18 +3,18 @@
 /// What a mined loss found in a batch. Each loss documents what it counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Stats {
-    /// Triplets that the loss is taken over.
+    /// The triplets, or pairs, that the loss is taken over.
     pub valid: u64,
-    /// Those whose loss is above 0.
+    /// The triplets, or pairs, whose loss is above 0.
     pub active: u64,
-    /// The mean distance between anchors and positives, 0 where there is none.
+    /// The mean distance between anchors and positives, 0 if there is none.
     pub mean_positive_distance: f64,
-    /// The mean distance between anchors and negatives, 0 where there is none.
+    /// The mean distance between anchors and negatives, 0 if there is none.
     pub mean_negative_distance: f64,
 }
 
 impl Stats {
-    /// Of a batch with NaN or infinity in it.
+    /// The statistics of a batch with NaN or infinity in it.
     pub(crate) fn poisoned() -> Self {
         Self { mean_positive_distance: f64::NAN, mean_negative_distance: f64::NAN, ..Self::default() }
     }

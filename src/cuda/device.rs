@@ -20,7 +20,7 @@ pub fn device_count() -> usize {
     CudaContext::device_count().map_or(0, |n| usize::try_from(n).unwrap_or(0))
 }
 
-/// Whether a driver's library is there that can at least be started; cudarc's other calls panic without it.
+/// Whether there is a driver's library that can at least be started; cudarc's other calls panic without it.
 pub(super) fn has_driver() -> bool {
     // SAFETY: only looks for the library and for one function of it, which is not called.
     unsafe {
@@ -44,7 +44,7 @@ struct Loaded {
 
 struct Function {
     function: CudaFunction,
-    /// The most dynamic shared memory of its launches so far: the driver was told.
+    /// The most dynamic shared memory that the driver was told its launches take.
     shared_bytes: u32,
 }
 
@@ -110,7 +110,7 @@ impl Device {
         Ok(Self { context, properties, loaded: Mutex::default() })
     }
 
-    /// What it is.
+    /// The device's properties.
     pub fn properties(&self) -> &DeviceProperties {
         &self.properties
     }
@@ -120,13 +120,13 @@ impl Device {
         &self.context
     }
 
-    /// Launches on `stream`, a stream of this device's context.
+    /// Launches a kernel on `stream`.
     ///
     /// # Safety
-    /// As [`Launcher::launch`].
+    /// The contract of [`Launcher::launch`]; `stream` is one of this device's context.
     ///
     /// # Errors
-    /// As [`Launcher::launch`].
+    /// If there is no such kernel or the device refuses.
     pub unsafe fn launch(
         &self,
         stream: sys::CUstream,
@@ -156,7 +156,7 @@ impl Device {
     /// Fills memory with zero bytes, in the order of `stream`.
     ///
     /// # Safety
-    /// As [`Launcher::clear`].
+    /// The contract of [`Launcher::clear`]; `stream` is one of this device's context.
     ///
     /// # Errors
     /// If the driver refuses.
@@ -205,7 +205,7 @@ impl Device {
             }
         };
         let function = module.load_function(kernel).map_err(|e| error(format!("finding {kernel} in {stem}"), e))?;
-        // Asked for a number of the code, the driver loads it: here, and not at the first launch, which may be captured.
+        // To answer this the driver loads the code: here, and not at the first launch, which may be captured.
         let registers = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS;
         function.get_attribute(registers).map_err(|e| error(format!("loading {kernel}"), e))?;
         Ok(Function { function, shared_bytes: 0 })
@@ -246,7 +246,7 @@ pub(crate) fn error(action: impl Into<String>, driver: DriverError) -> Error {
     Error::Cuda { action: action.into(), reason }
 }
 
-/// Makes a context current and brings back the previous one at the end: cudarc leaves its own, and PyTorch would then
+/// Makes a context current, and when dropped the previous one again: cudarc leaves its own, and PyTorch would then
 /// go on with another device.
 struct Current {
     previous: Option<Option<sys::CUcontext>>,
@@ -273,7 +273,7 @@ impl Drop for Current {
     }
 }
 
-/// Allows calls that a capture on another stream would forbid.
+/// While it lives, allows calls that a capture on another stream would forbid.
 struct RelaxedCapture {
     previous: sys::CUstreamCaptureMode,
 }
@@ -289,7 +289,7 @@ impl RelaxedCapture {
 
 impl Drop for RelaxedCapture {
     fn drop(&mut self) {
-        // SAFETY: as above; puts back what was there.
+        // SAFETY: swaps a thread-local setting with what was there before.
         unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut self.previous) };
     }
 }
@@ -301,7 +301,7 @@ pub struct CudaLauncher {
 }
 
 impl CudaLauncher {
-    /// On the caller's stream and context.
+    /// A launcher on the caller's stream and context.
     ///
     /// # Errors
     /// If the driver does not answer.
@@ -344,7 +344,7 @@ pub struct Allocation {
     _slice: CudaSlice<u8>,
 }
 
-// SAFETY: the slice is this value's alone, and cudarc frees it in the order of its stream.
+// SAFETY: the driver aligns the slice to 256 or more, it is this value's alone, and cudarc frees it in stream order.
 unsafe impl Memory for Allocation {
     fn address(&self) -> Address {
         self.address

@@ -6,14 +6,14 @@ use super::device::{error, has_driver};
 use super::images::{CUDA, IMAGES, Image, choose};
 use crate::Error;
 
-/// What decides it, of a device and its driver.
+/// What of a device and its driver decides whether kernels run there.
 #[derive(Clone, Debug)]
 pub struct Machine {
     /// The device's name.
     pub name: String,
-    /// Its compute capability: 9 and 0.
+    /// The device's compute capability, such as 9 and 0.
     pub capability: (u32, u32),
-    /// The release of CUDA that the driver is of: 13 and 0.
+    /// The release of CUDA that the driver is of, such as 13 and 0.
     pub driver: (u32, u32),
 }
 
@@ -37,7 +37,7 @@ pub fn check_device(ordinal: usize) -> Result<(), Error> {
     fit(IMAGES, CUDA, &machine(ordinal)?)
 }
 
-/// Reads what decides it, without a context.
+/// Reads what decides whether kernels run on a device, without making a context.
 fn machine(ordinal: usize) -> Result<Machine, Error> {
     let looking = "looking for CUDA devices";
     if !has_driver() {
@@ -85,7 +85,7 @@ pub(crate) fn driver_release() -> Result<(u32, u32), Error> {
     Ok((version / 1000, version % 1000 / 10)) // 12080 is 12.8
 }
 
-/// Whether each file of kernels has an image that runs there; `compiled_by` is the CUDA that made them.
+/// Whether each file of kernels has an image that runs on `machine`; `compiled_by` is the CUDA that made them.
 ///
 /// A cubin runs under any driver of the same major release of CUDA or of a later one; PTX is compiled by the driver, which
 /// has to know that very release.
@@ -115,7 +115,7 @@ pub(crate) fn nothing_for(major: u32, minor: u32) -> String {
     format!("nothing in this build runs on compute capability {major}.{minor}; 8.0 is the least")
 }
 
-/// What to say of a driver that does not take what this CUDA compiled.
+/// What to say of a driver that does not take what this release of CUDA compiled; `None` if it takes it.
 pub(crate) fn too_old(compiled_by: (u32, u32), driver: (u32, u32), ptx: bool) -> Option<String> {
     let release = |(major, minor): (u32, u32)| format!("CUDA {major}.{minor}");
     let (wanted, is) = (release(compiled_by), release(driver));
@@ -143,7 +143,7 @@ mod tests {
         Image { stem, target, size: 0, deflated: &[], kernels: &[] }
     }
 
-    /// As build.rs compiles by default.
+    /// The images that build.rs makes by default.
     static DEFAULT: [Image; 5] = [
         image("a", "sm_80"),
         image("a", "sm_90a"),
@@ -151,9 +151,9 @@ mod tests {
         image("a", "sm_120"),
         image("a", "compute_80"),
     ];
-    /// With `TERCET_CUDA_ARCHS=90a`.
+    /// The images that build.rs makes with `TERCET_CUDA_ARCHS=90a`.
     static HOPPER: [Image; 2] = [image("a", "sm_90a"), image("a", "compute_80")];
-    /// One file of kernels of two without a catch-all.
+    /// Images of two files of kernels, one of them without PTX.
     static HALF: [Image; 3] = [image("a", "sm_80"), image("a", "compute_80"), image("b", "sm_80")];
 
     fn said(images: &'static [Image], capability: (u32, u32), driver: (u32, u32)) -> Option<String> {
@@ -194,7 +194,7 @@ mod tests {
             assert!(old.contains("compiled with CUDA 13.1, and the driver is of CUDA 12.9"), "{old}");
             assert!(old.contains("CUDA 13 (580 or newer)"), "{old}");
         }
-        // Where both are unfit, the device is what cannot be mended.
+        // If both are unfit, the device is what cannot be mended.
         assert!(said(&DEFAULT, (7, 5), (12, 2)).unwrap().contains("8.0 is the least"));
     }
 }

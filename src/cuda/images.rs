@@ -32,7 +32,7 @@ pub struct KernelReport {
 /// Every image of this build.
 pub static IMAGES: &[Image] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
-/// The release of CUDA whose NVRTC compiled them: 13 and 0.
+/// The release of CUDA whose NVRTC compiled the images, such as 13 and 0.
 pub const CUDA: (u32, u32) = include!(concat!(env!("OUT_DIR"), "/compiler.rs"));
 
 impl Image {
@@ -49,7 +49,7 @@ pub fn image_for(stem: &str, major: u32, minor: u32) -> Option<&'static Image> {
     choose(IMAGES, stem, major, minor)
 }
 
-/// The same among other images.
+/// The image of `stem` among `images` for a device of compute capability `major.minor`, chosen as by [`image_for`].
 pub fn choose(images: &'static [Image], stem: &str, major: u32, minor: u32) -> Option<&'static Image> {
     let of_stem = images.iter().filter(|image| image.stem == stem);
     of_stem

@@ -11,26 +11,26 @@ pub type Address = u64;
 pub struct DeviceProperties {
     /// The device's name.
     pub name: String,
-    /// Compute capability.
+    /// The first number of the compute capability, 9 of 9.0.
     pub major: u32,
-    /// Compute capability.
+    /// The second number of the compute capability, 0 of 9.0.
     pub minor: u32,
-    /// Streaming multiprocessors.
+    /// The number of streaming multiprocessors.
     pub multiprocessors: u32,
     /// Threads that one multiprocessor holds at a time.
     pub threads_per_multiprocessor: u32,
-    /// Shared memory that one block may ask for.
+    /// Bytes of shared memory that one block may ask for.
     pub shared_bytes_per_block: u32,
 }
 
 /// The shape of a launch, in one dimension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {
-    /// Blocks.
+    /// The number of blocks.
     pub blocks: u32,
     /// Threads in each block.
     pub threads: u32,
-    /// Dynamic shared memory in each block.
+    /// Bytes of dynamic shared memory in each block.
     pub shared_bytes: u32,
 }
 
@@ -40,7 +40,7 @@ pub struct Grid {
 /// From `address`, a multiple of 256, as many bytes as were asked for belong to this value alone, and stay where they are,
 /// until it is dropped; and after that until whatever was launched before has run.
 pub unsafe trait Memory: Send + 'static {
-    /// Where it starts.
+    /// The address of the first byte.
     fn address(&self) -> Address;
 }
 
@@ -51,13 +51,13 @@ pub unsafe trait Memory: Send + 'static {
 /// launches run on. Launches and fills run one after the other, in the order of the calls, each seeing what those before
 /// it wrote. The crate's own code writes to device memory on the strength of this.
 pub unsafe trait Launcher {
-    /// Its memory.
+    /// Memory of the device.
     type Memory: Memory;
 
-    /// What it is.
+    /// The properties of the device.
     fn properties(&self) -> &DeviceProperties;
 
-    /// Uninitialised memory.
+    /// Allocates uninitialised memory.
     ///
     /// # Errors
     /// If there is not enough; nothing is leaked, and smaller requests may succeed.

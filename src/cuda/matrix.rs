@@ -27,7 +27,7 @@ impl<'a, T> CudaMatrix<'a, T> {
         Ok(Self { rows: data.len() / dim, dim, stride: dim, data: data.as_view() })
     }
 
-    /// Rows of `dim` numbers, each `stride` numbers after the one before.
+    /// `rows` rows of `dim` numbers, each `stride` numbers after the one before.
     ///
     /// # Errors
     /// If `dim` is 0 or the view is too short.

@@ -34,15 +34,15 @@ using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
 // A new node's owner, as libtorch owns nodes: since 2.13 it counts their references in themselves; before, a shared_ptr did,
-// with a deleter that takes a long graph apart without recursion. A shared_ptr without memory for its count deletes the node.
+// with a deleter that takes a long graph apart without recursion. Without memory for its count a shared_ptr deletes it.
 #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
 template <class T> c10::intrusive_ptr<T> owner_of(T* node) { return c10::intrusive_ptr<T>::unsafe_steal_from_new(node); }
 #else
 template <class T> std::shared_ptr<T> owner_of(T* node) { return std::shared_ptr<T>(node, torch::autograd::deleteNode); }
 #endif
 
-// Rust's side of a node; see autograd.rs for the contract. `apply` puts new tensors, or null, into `grads`, and returns null or
-// a message.
+// Rust's side of a node; see autograd.rs for the contract. `apply` puts new tensors, or null, into `grads`, and returns
+// null or a message.
 struct RustBackward {
     void* state;
     char* (*apply)(void* state, at::Tensor* upstream, at::Tensor** saved, const uint8_t* needed, bool keep_graph, at::Tensor** grads);
@@ -75,6 +75,7 @@ template <class F> char* guarded(F f) {
     }
 }
 
+// A node whose backward is the Rust closure of `rust`.
 class RustNode : public Node {
   public:
     RustNode(std::string name, RustBackward rust) : name_(std::move(name)), rust_(rust) {}
@@ -83,16 +84,16 @@ class RustNode : public Node {
     void save(const at::Tensor& tensor) { saved_.emplace_back(tensor, /*is_output=*/false); }
     std::string name() const override { return name_; }
 
-    // Called once the graph is no longer needed.
+    // Called by the engine once the graph is no longer needed.
     void release_variables() override {
-        if (runs_here()) return;  // by the Rust code that runs now: what it uses is let go with the node
+        if (runs_here()) return;  // called by the closure that runs now: what it uses is freed with the node
         std::lock_guard<std::mutex> lock(mutex_);
         for (auto& saved : saved_) saved.reset_data();
         release();
     }
 
     variable_list apply(variable_list&& upstream) override {
-        // Its closure is in use, and this thread holds the lock.
+        // The closure is in use, and this thread holds the lock already.
         TORCH_CHECK(!runs_here(), "the backward pass of ", name_, " ran backward through the graph that it belongs to");
         // Two threads may run backward through one graph.
         std::lock_guard<std::mutex> lock(mutex_);
@@ -131,10 +132,9 @@ class RustNode : public Node {
   private:
     bool runs_here() const { return runner_ == std::this_thread::get_id(); }
 
-    // The gradient is not differentiable: whoever differentiates through it is told, where a plain tensor would give a
-    // silent zero. The error has edges to all that the gradient depends on: without them, the engine would not pass it
-    // on the way to chosen inputs (torch's own DelayedError has none). Asking for the graph alone (create_graph) is no
-    // error.
+    // Makes differentiating through the gradients an error: plain tensors would give a silent zero. The error has edges
+    // to all that the gradient depends on: without them, the engine would not pass it on the way to chosen inputs
+    // (torch's own DelayedError has none). Asking for the graph alone (create_graph) is no error.
     variable_list refuse_further(variable_list&& grads, const at::Tensor& upstream, const variable_list& saved) {
         torch::autograd::edge_list edges = next_edges();
         for (const auto& edge : torch::autograd::collect_next_edges(upstream, saved)) edges.push_back(edge);
@@ -166,11 +166,11 @@ class RustNode : public Node {
 
 extern "C" {
 
-// *result: a tensor with the data of `output` whose backward runs `rust`. Takes `rust.state` in any case.
+// Sets *result to a tensor with the data of `output` whose backward runs `rust`. Takes `rust.state`, also if it fails.
 char* tercet_attach(at::Tensor** result, const at::Tensor* output, at::Tensor* const* inputs, size_t input_count,
                     at::Tensor* const* saved, size_t saved_count, const char* name, RustBackward rust) {
 #ifdef TERCET_WITH_TORCH_CUDA
-    // Keeps libtorch_cuda linked; a function of its own would be collected with its reference.
+    // Keeps libtorch_cuda linked: in a function of its own the reference would be dropped with that function.
     static volatile auto keep = &at::cuda::warp_size;
     (void)keep;
 #endif
@@ -197,27 +197,27 @@ char* tercet_attach(at::Tensor** result, const at::Tensor* output, at::Tensor* c
 
 void tercet_free_message(char* message) { free_message(message); }
 
-// What Rust returns as a message where it has no memory for one.
+// What Rust returns as a message if it has no memory for one.
 char* tercet_no_memory_for_a_message() { return no_memory_for_a_message; }
 
 bool tercet_grad_enabled() { return at::GradMode::is_enabled(); }
 
-// Whether sizes and strides say where a tensor's elements are: no sparse layout, of which there are five, no MKL-DNN.
+// Whether sizes and strides say where a tensor's elements are: not in the five sparse layouts, MKL-DNN and nested ones.
 bool tercet_is_strided(const at::Tensor* tensor) { return tensor->layout() == at::kStrided && !tensor->is_nested(); }
 
-// A tensor over memory of ours; `drop(owner)` is called once, when its last user is gone, or here on failure.
+// Sets *result to a tensor over `data`; calls `drop(owner)` once, when its last user is gone, or here if it fails.
 char* tercet_from_blob(at::Tensor** result, void* data, const int64_t* sizes, size_t dims, int8_t scalar_type, void* owner,
                        void (*drop)(void*)) {
     return guarded([&] {
-        // Once in any case, even where libtorch throws when it holds the deleter already: the last copy of it drops.
-        std::shared_ptr<void> held(owner, drop);  // which drops where it has no memory for its count
+        // Drops once in any case, even if libtorch throws when it holds the deleter already: the last copy of it drops.
+        std::shared_ptr<void> held(owner, drop);  // drops also if there is no memory for its count
         auto options = at::TensorOptions().dtype(static_cast<at::ScalarType>(scalar_type));
         auto deleter = [held = std::move(held)](void*) mutable { held.reset(); };
         *result = new at::Tensor(at::for_blob(data, at::IntArrayRef(sizes, dims)).deleter(std::move(deleter)).options(options).make_tensor());
     });
 }
 
-// The stream that PyTorch's own kernels on this CUDA device would use now.
+// Sets *stream to the stream that PyTorch's own kernels on this CUDA device would use now.
 char* tercet_current_stream(int device, void** stream) {
     return guarded([&] {
         c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);

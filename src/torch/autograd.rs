@@ -32,7 +32,7 @@ impl Backward<'_> {
         &self.saved[i]
     }
 
-    /// All of them.
+    /// All saved tensors, in the order they were given.
     pub(crate) fn all_saved(&self) -> &[Tensor] {
         self.saved
     }
@@ -102,13 +102,13 @@ impl<'a> CustomFunction<'a> {
         self
     }
 
-    /// A tensor with the data of `output` whose gradient is computed by `backward`; the data alone where no input
+    /// A tensor with the data of `output` whose gradient is computed by `backward`; the data alone if no input
     /// needs a gradient.
     ///
     /// `backward` runs with gradients switched off, on whichever thread runs the graph, never twice at a time. It
     /// returns one gradient per input, or `None`s. Its error or panic ends the graph's backward pass with an `Err`
-    /// from `f_backward`. It is dropped, once, with the graph. Running backward through
-    /// the same graph from within it is such an error.
+    /// from `f_backward`, and so does running backward through the same graph from within it. It is dropped, once,
+    /// with the graph.
     ///
     /// Differentiating through the gradient is refused with an error (`create_graph` alone is not).
     ///
@@ -145,6 +145,7 @@ impl<'a> CustomFunction<'a> {
 
 type BackwardFn = dyn FnMut(&Backward<'_>) -> Result<Vec<Option<Tensor>>, BackwardError> + Send;
 
+/// What the node holds as its `state`.
 struct State {
     backward: Box<BackwardFn>,
     inputs: usize,
@@ -155,7 +156,7 @@ fn pointers(tensors: &[&Tensor]) -> Vec<*const C_tensor> {
     tensors.iter().map(|t| t.as_ptr()).collect()
 }
 
-/// The same layout as in autograd.cpp.
+/// `RustBackward` of autograd.cpp, in the same layout.
 #[repr(C)]
 struct RustBackward {
     state: *mut c_void,
@@ -186,7 +187,7 @@ unsafe extern "C" {
     fn tercet_grad_enabled() -> bool;
 }
 
-/// Runs the closure; null, or the text of what went wrong.
+/// Runs the closure of a node; returns null, or the text of what went wrong.
 ///
 /// # Safety
 /// `state` is a `State` that nobody else uses during the call (C++ holds the node's lock); the pointers are to one
@@ -199,7 +200,7 @@ unsafe extern "C" fn apply(
     keep_graph: bool,
     grads: *mut *mut C_tensor,
 ) -> *mut c_char {
-    // No panic may cross into C++. After one the state is only dropped or run again, which at worst errs again.
+    // No panic may cross into C++. After a panic the state is only dropped or run again, which at worst errs again.
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: the caller's contract.
         let (state, upstream, saved, needed) = unsafe {
@@ -239,6 +240,8 @@ unsafe extern "C" fn apply(
     }
 }
 
+/// Drops the closure of a node.
+///
 /// # Safety
 /// `state` is a `State` that nobody will use again.
 unsafe extern "C" fn drop_state(state: *mut c_void) {

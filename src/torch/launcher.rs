@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 use crate::Error;
 use crate::cuda::{Address, Device, DeviceProperties, Grid, Launcher, Memory};
 
+/// Launches on one of PyTorch's streams, with tensors as memory.
 pub(crate) struct TorchLauncher {
     device: Arc<Device>,
     ordinal: usize,
@@ -16,7 +17,7 @@ pub(crate) struct TorchLauncher {
 }
 
 impl TorchLauncher {
-    /// On the stream that PyTorch's own kernels on this device would use now.
+    /// A launcher on the stream that PyTorch's own kernels on this device would use now.
     pub fn current(ordinal: usize) -> Result<Self, Error> {
         let mut stream = ptr::null_mut();
         let index =
@@ -68,6 +69,8 @@ pub fn on_pool_stream<F: FnOnce(*mut c_void) -> R, R>(ordinal: usize, f: F) -> R
         f: Option<F>,
         result: Option<std::thread::Result<R>>,
     }
+    /// Calls the `f` of `state`.
+    ///
     /// # Safety
     /// `state` is a `State<F, R>` that nothing else uses meanwhile.
     unsafe extern "C" fn run<F: FnOnce(*mut c_void) -> R, R>(state: *mut c_void, stream: *mut c_void) {
@@ -85,10 +88,12 @@ pub fn on_pool_stream<F: FnOnce(*mut c_void) -> R, R>(ordinal: usize, f: F) -> R
     state.result.expect("no error: it was called").map_or_else(|panic| std::panic::resume_unwind(panic), Ok)
 }
 
-/// The allocator gives freed memory only to later work of the same stream, so dropping it early is safe.
+/// A tensor of bytes. PyTorch's allocator gives freed memory only to later work of the same stream, so that it may be
+/// dropped before that work has run.
 pub(crate) struct Workspace(Tensor);
 
-// SAFETY: a tensor's elements do not move, and nobody else has this tensor.
+// SAFETY: PyTorch aligns memory to 512 bytes, a tensor's elements do not move, nobody else has this tensor, and what it
+// frees goes to later work of the same stream alone.
 unsafe impl Memory for Workspace {
     fn address(&self) -> Address {
         self.0.data_ptr() as Address

@@ -15,6 +15,7 @@ const MIN_BYTES: usize = 1 << 20;
 /// The size of a huge page, and the unit of block sizes.
 const UNIT: usize = 2 << 20;
 
+/// Memory on huge pages, if the system grants them.
 struct Block {
     start: NonNull<u8>,
     bytes: usize,
@@ -24,7 +25,7 @@ struct Block {
 unsafe impl Send for Block {}
 
 impl Block {
-    /// Of so many bytes, more than 0.
+    /// A block of `bytes` bytes, which must be more than 0.
     fn new(bytes: usize) -> Option<Self> {
         let layout = Layout::from_size_align(bytes, UNIT).ok()?;
         // SAFETY: the layout's size is not 0.
@@ -45,7 +46,7 @@ impl Drop for Block {
     }
 }
 
-/// Blocks in use and blocks kept, together never more than were once in use at a time.
+/// Blocks in use and blocks kept, together never more bytes than were once in use at a time.
 struct Pool {
     kept: Vec<Block>,
     used_bytes: usize,
@@ -56,7 +57,7 @@ static POOL: Mutex<Pool> = Mutex::new(Pool { kept: Vec::new(), used_bytes: 0, pe
 
 impl Pool {
     fn take(&mut self, bytes: usize) -> Option<Block> {
-        // The smallest that fits, unless half of it would lie idle.
+        // The smallest kept block that fits, unless more than half of it would lie idle.
         let fits = |b: &Block| b.bytes >= bytes && b.bytes / 2 <= bytes;
         let best = self.kept.iter().enumerate().filter(|(_, b)| fits(b)).min_by_key(|(_, b)| b.bytes).map(|(i, _)| i);
         let block = match best {
@@ -92,7 +93,7 @@ pub fn release_cpu_memory() {
 }
 
 fn lock() -> std::sync::MutexGuard<'static, Pool> {
-    // Whoever panicked did so outside of the few lines above, between consistent states.
+    // A thread that panicked left the pool consistent: nothing panics between the lines that change it.
     POOL.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -118,12 +119,14 @@ pub(crate) fn empty(sizes: &[i64], kind: Kind) -> Result<Tensor, crate::Error> {
         let message =
             unsafe { tercet_from_blob(&mut result, data, sizes.as_ptr(), sizes.len(), scalar_type, owner, give_back) };
         super::autograd::check(message)?;
-        // SAFETY: without an error a new tensor that nobody else owns.
+        // SAFETY: without an error `result` is a new tensor that nobody else owns.
         return Ok(unsafe { Tensor::from_ptr(result) });
     }
     Ok(Tensor::f_empty(sizes, (kind, tch::Device::Cpu))?)
 }
 
+/// Gives the block of a tensor back to the pool.
+///
 /// # Safety
 /// `owner` is a `Box<Block>` turned into a pointer, and comes here once.
 unsafe extern "C" fn give_back(owner: *mut c_void) {

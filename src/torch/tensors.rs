@@ -5,7 +5,7 @@ use torch_sys::C_tensor;
 
 use crate::{Element, Error, Matrix};
 
-/// The element type of a kind that losses take.
+/// An element type, with the kind of its tensors.
 pub(crate) trait OfKind: Element {
     const KIND: Kind;
 }
@@ -22,7 +22,7 @@ impl OfKind for half::bf16 {
     const KIND: Kind = Kind::BFloat16;
 }
 
-/// Runs `$body` with `$T` as the element type of `$kind`, which [`check_embeddings`] has seen.
+/// Runs `$body` with `$T` as the element type of `$kind`, which [`check_embeddings`] has accepted.
 macro_rules! with_element {
     ($kind:expr, $T:ident => $body:expr) => {
         match $kind {
@@ -53,7 +53,7 @@ pub(crate) fn largest(kind: Kind) -> f64 {
     with_element!(kind, T => crate::element::largest::<T>())
 }
 
-/// f32, f64, f16 or bf16, dense, `[B, D]`, on the CPU or a CUDA device.
+/// Checks that a tensor is f32, f64, f16 or bf16, dense, of shape `[B, D]`, and on the CPU or a CUDA device.
 pub(crate) fn check_embeddings(argument: &'static str, tensor: &Tensor) -> Result<(), Error> {
     if !tensor.defined() {
         return Err(Error::argument(argument, "a tensor", "an undefined one"));
@@ -76,7 +76,7 @@ pub(crate) fn check_embeddings(argument: &'static str, tensor: &Tensor) -> Resul
     Ok(())
 }
 
-/// The shape, dtype and device of another tensor.
+/// Checks that a tensor holds embeddings, with the shape, dtype and device of `model`.
 pub(crate) fn check_like(
     argument: &'static str,
     tensor: &Tensor,
@@ -94,7 +94,7 @@ pub(crate) fn check_like(
     check_kind_and_device(argument, tensor, other, model)
 }
 
-/// Those of another tensor.
+/// Checks that a tensor has the dtype and the device of `model`.
 pub(crate) fn check_kind_and_device(
     argument: &'static str,
     tensor: &Tensor,
@@ -111,7 +111,7 @@ pub(crate) fn check_kind_and_device(
     check_device(argument, tensor, other, model)
 }
 
-/// One number of this kind, on the device of another tensor.
+/// Checks that a tensor is one number of this kind, on the device of `model`.
 pub(crate) fn check_scalar(
     argument: &'static str,
     tensor: &Tensor,
@@ -133,7 +133,8 @@ pub(crate) fn check_scalar(
     check_device(argument, tensor, other, model)
 }
 
-/// One number a row of the matrix `model`, of a kind that `takes` has in words and as a function, dense, on its device.
+/// Checks that a tensor has one number a row of the matrix `model`, of a kind that `takes` says in words and as a
+/// function, and is dense and on its device.
 pub(crate) fn check_per_row(
     argument: &'static str,
     tensor: &Tensor,
@@ -173,22 +174,22 @@ fn check_dense(argument: &'static str, tensor: &Tensor) -> Result<(), Error> {
     Ok(())
 }
 
-/// The tensor itself where each of its rows is contiguous, else a contiguous copy.
+/// The tensor itself if each of its rows is contiguous, else a contiguous copy.
 pub(crate) fn with_contiguous_rows(tensor: &Tensor) -> Result<Tensor, Error> {
     let tensor = as_in_memory(tensor)?;
     let rows_are_contiguous = tensor.size()[1] == 1 || tensor.stride()[1] == 1;
     Ok(if rows_are_contiguous { tensor } else { tensor.f_contiguous()? })
 }
 
-/// The tensor itself, or a copy where its memory holds the negative of its numbers: libtorch leaves it to the reader to
+/// The tensor itself, or a copy if its memory holds the negative of its numbers: libtorch leaves it to the reader to
 /// negate the imaginary part of a conjugate.
 pub(crate) fn as_in_memory(tensor: &Tensor) -> Result<Tensor, Error> {
     Ok(tensor.f_resolve_neg()?)
 }
 
-/// The distance between rows, in elements.
+/// The distance from row to row of a matrix, in elements.
 pub(crate) fn row_stride(tensor: &Tensor) -> usize {
-    // Of a single row, the stride means nothing and may be anything.
+    // The stride of a single row means nothing and may be anything.
     if tensor.size()[0] <= 1 { tensor.size()[1] as usize } else { tensor.stride()[0] as usize }
 }
 
@@ -212,7 +213,8 @@ pub(crate) fn slice<T: OfKind>(tensor: &Tensor) -> &[T] {
     assert!(tensor.is_contiguous());
     match tensor.numel() {
         0 => &[],
-        // SAFETY: as in `matrix`.
+        // SAFETY: libtorch keeps the elements of a contiguous tensor in memory while it lives; the kind is T's. As with
+        // any operation on tensors, nobody may write to it from another thread meanwhile.
         len => unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>().cast_const(), len) },
     }
 }
@@ -222,7 +224,9 @@ pub(crate) fn bools(tensor: &Tensor) -> Vec<bool> {
     assert_eq!((tensor.kind(), tensor.device(), tensor.is_contiguous()), (Kind::Bool, Device::Cpu, true));
     match tensor.numel() {
         0 => Vec::new(),
-        // SAFETY: as in `matrix`. Bytes, for a view of another kind may hold other numbers than 0 and 1.
+        // SAFETY: libtorch keeps the elements of a contiguous tensor in memory while it lives; a bool is a byte. It is
+        // read as one, because a view of another kind may hold other numbers than 0 and 1. As with any operation on
+        // tensors, nobody may write to it from another thread meanwhile.
         len => unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>().cast_const(), len) }
             .iter()
             .map(|byte| *byte != 0)
@@ -236,8 +240,8 @@ pub(crate) fn slice_mut<T: OfKind>(tensor: &mut Tensor) -> &mut [T] {
     assert!(tensor.is_contiguous());
     match tensor.numel() {
         0 => &mut [],
-        // SAFETY: as in `matrix`; the tensors that are written to are made by this crate and not yet shared, or shared
-        // with nobody else any more.
+        // SAFETY: libtorch keeps the elements of a contiguous tensor in memory while it lives; the kind is T's. The
+        // tensors that are written to are made by this crate and not yet shared, or shared with nobody else any more.
         len => unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), len) },
     }
 }
