@@ -1,10 +1,10 @@
-//! What build scripts have compiled, kept in the target directory: all profiles and features share it, and `cargo clippy`,
-//! whose build scripts cargo runs apart from those of `cargo test`.
+//! A cache in the target directory of what build scripts have compiled. All profiles and features share it, and so does
+//! `cargo clippy`, whose build scripts cargo runs apart from those of `cargo test`.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io, process};
 
-/// `target/<name>`, made if need be; beside OUT_DIR's files where that is no cargo target directory.
+/// The folder `target/<name>`, made if need be; in OUT_DIR if that does not lie in a cargo target directory.
 pub fn folder(out: &Path, name: &str) -> io::Result<PathBuf> {
     // OUT_DIR is <target>/<profile>/build/<package>-<hash>/out.
     let folder = match out.ancestors().nth(4) {
@@ -15,7 +15,7 @@ pub fn folder(out: &Path, name: &str) -> io::Result<PathBuf> {
     Ok(folder)
 }
 
-/// Under a temporary name first: another build may be writing the same file.
+/// Writes a file under a temporary name first, and then renames it: another build may be writing the same file.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let part = path.with_extension(format!("part{}", process::id()));
     fs::write(&part, bytes)?;

@@ -1,4 +1,4 @@
-//! libtorch's headers: where they lie, and whether the autograd node can be compiled against them.
+//! Where libtorch's headers lie, and whether the autograd node can be compiled against them.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,13 @@ use crate::releases::{PAIRS, pairs, release};
 pub fn folder(variable: impl Fn(&str) -> Option<OsString>, lib: &Path) -> PathBuf {
     let beside = lib.parent().unwrap_or(lib).join("include");
     if variable("LIBTORCH_USE_PYTORCH").is_some() {
-        return beside; // it asks Python, and looks at none of the others
+        return beside; // torch-sys asks Python then, and reads none of the others
     }
     let named = ["LIBTORCH_INCLUDE", "LIBTORCH"].into_iter().find_map(variable);
     named.map_or(beside, |folder| PathBuf::from(folder).join("include"))
 }
 
-/// What to say of headers in this folder that Tercet cannot be compiled against; `None` where it can.
+/// What to say of headers in this folder that Tercet cannot be compiled against; `None` if it can.
 pub fn unfit(include: &Path) -> Option<String> {
     let shown = include.display();
     if !include.join("torch/csrc/autograd/function.h").is_file() {

@@ -17,10 +17,10 @@ use crate::script::{doc_only, fail};
 mod constants;
 
 const DEFAULT_ARCHS: &str = "80,90a,100,120";
-/// PTX for this architecture is compiled by the driver where no cubin fits.
+/// PTX for this architecture is compiled by the driver if no cubin fits.
 const PTX_ARCH: &str = "compute_80";
-/// What each wrapped instruction does: compiled as the losses' kernels are, but for tests/conformance.rs alone. Packages
-/// do not have it.
+/// The kernels that show what each wrapped instruction does: compiled as the losses' are, for tests/conformance.rs
+/// alone. Packages do not have them.
 const CONFORMANCE: &str = "emulator/tests/kernels/conformance.cu";
 
 /// One file of kernels for one target.
@@ -31,8 +31,9 @@ struct Job {
     target: String,
 }
 
+/// A compiled file of kernels, compressed.
 struct Image {
-    /// Before compression.
+    /// The number of bytes before compression.
     size: usize,
     deflated: Vec<u8>,
     log: String,
@@ -83,7 +84,7 @@ pub fn build() {
     let mut images = images.into_inner().expect("no compiling thread panics");
     images.sort_by_key(|(i, _)| *i);
 
-    // Said here, by the one thread that is left: to leave while NVRTC is at work in another is to crash in it.
+    // An error ends the build here, with one thread left: exiting while another thread is inside NVRTC crashes.
     let images: Vec<(usize, Image)> =
         images.into_iter().map(|(i, image)| (i, image.unwrap_or_else(|error| fail(&error)))).collect();
 
@@ -94,7 +95,7 @@ pub fn build() {
     write_table(&out, "conformance.rs", &conformance);
 }
 
-/// A table of `Image`s, with the files that it includes.
+/// Writes a table of `Image`s, with the files that it includes.
 fn write_table(out: &Path, name: &str, images: &[(&Job, &Image)]) {
     let mut table = String::from("&[\n");
     for (job, image) in images {
@@ -117,7 +118,7 @@ fn write_table(out: &Path, name: &str, images: &[(&Job, &Image)]) {
     fs::write(out.join(name), table).expect("OUT_DIR is writable");
 }
 
-/// What `TERCET_CUDA_ARCHS` asks for, as `80` and `90a`.
+/// The architectures that `TERCET_CUDA_ARCHS` asks for, such as `80` and `90a`.
 fn architectures() -> Vec<String> {
     let archs = env::var("TERCET_CUDA_ARCHS").unwrap_or_else(|_| DEFAULT_ARCHS.into());
     let archs: Vec<String> = archs.split([',', ' ']).filter(|a| !a.is_empty()).map(String::from).collect();
@@ -131,11 +132,12 @@ fn architectures() -> Vec<String> {
     archs
 }
 
-/// 90 of `90a`.
+/// The number of an architecture: 90 of `90a`.
 fn number(arch: &str) -> Option<u32> {
     arch.trim_end_matches(|c: char| c.is_ascii_lowercase()).parse().ok()
 }
 
+/// Each file of kernels for each architecture, and as PTX.
 fn jobs(archs: &[String]) -> Vec<Job> {
     let mut targets: Vec<String> = archs.iter().map(|arch| format!("sm_{arch}")).collect();
     targets.push(PTX_ARCH.into());
@@ -190,7 +192,7 @@ fn options(target: &str) -> Vec<String> {
     options.push(format!("--gpu-architecture={target}"));
     if target.starts_with("sm_") {
         options.push("--ptxas-options=-v".into());
-        // By default the assembler spills a few registers where that lets one more block fit on a multiprocessor.
+        // By default the assembler spills a few registers if that lets one more block fit on a multiprocessor.
         // These kernels hold their rows in registers; a spilled row is read twice.
         options.push("--ptxas-options=--register-usage-level=0".into());
     }
@@ -227,11 +229,11 @@ fn compile(nvrtc: &Nvrtc, job: &Job) -> Result<Image, String> {
 
 // ---- the cache ----
 
-/// Everything that all kernels depend on: the compiler and the shared headers.
+/// A hash of everything that all kernels depend on: the compiler and the shared headers.
 fn common_key(nvrtc: &Nvrtc) -> u64 {
     let mut hasher = DefaultHasher::new();
     nvrtc.to_string().hash(&mut hasher);
-    // A patch release says the same version, and pip puts it into the same place.
+    // A patch release says the same version, and pip puts it into the same place: its size tells.
     fs::metadata(&nvrtc.file).map_or(0, |file| file.len()).hash(&mut hasher);
     let mut headers: Vec<PathBuf> = fs::read_dir("kernels")
         .expect("the package has kernels/")
@@ -246,15 +248,16 @@ fn common_key(nvrtc: &Nvrtc) -> u64 {
     hasher.finish()
 }
 
+/// The compiled image, from the cache if it was compiled before.
 fn compile_cached(nvrtc: &Nvrtc, job: &Job, common: u64, cache: &Path) -> Result<Image, String> {
     let mut hasher = DefaultHasher::new();
     common.hash(&mut hasher);
     options(&job.target).hash(&mut hasher);
     fs::read(&job.source).unwrap_or_default().hash(&mut hasher);
     let stem = cache.join(format!("{}-{}-{:016x}", job.stem, job.target, hasher.finish()));
-    // The size, 8 bytes, and the compressed image: compression takes a while in an unoptimised build script.
+    // The file has the size, in 8 bytes, and the compressed image: an unoptimised build script takes long to compress.
     let (image, log) = (stem.with_extension("deflated"), stem.with_extension("log"));
-    // The log is written last: where it exists, the image is whole.
+    // The log is written last: if it exists, the image is whole.
     if let (Ok(log), Ok(bytes)) = (fs::read_to_string(&log), fs::read(&image))
         && let Some((size, deflated)) = bytes.split_first_chunk()
     {
@@ -272,7 +275,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), String> {
 
 // ---- the assembler's report ----
 
-/// `KernelReport { .. }` literals, from lines such as
+/// Makes `KernelReport { .. }` literals from lines such as
 ///
 /// ```text
 /// ptxas info    : Function properties for triplet_margin_difference_f32_l32
@@ -299,6 +302,7 @@ fn assembler_reports(log: &str) -> Vec<String> {
     reports
 }
 
+/// The number that stands before `unit`, or 0.
 fn number_before(line: &str, unit: &str) -> u64 {
     let Some((before, _)) = line.split_once(unit) else {
         return 0;

@@ -8,7 +8,7 @@ use crate::script::{doc_only, fail};
 use crate::{cache, headers};
 
 const SOURCE: &str = "src/torch/autograd.cpp";
-/// torch-sys's own: another release of libtorch is wanted.
+/// torch-sys's own variable, by which the user asks for another release of libtorch all the same.
 const BYPASS: &str = "LIBTORCH_BYPASS_VERSION_CHECK";
 
 pub fn build() {
@@ -36,7 +36,7 @@ pub fn build() {
     if with_cuda {
         shim.define("TERCET_WITH_TORCH_CUDA", None);
     }
-    // As torch-sys does; old libtorch builds use the other ABI.
+    // The C++ ABI that torch-sys takes; old libtorch builds use the other one.
     let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
     shim.define("_GLIBCXX_USE_CXX11_ABI", abi.as_str());
     let object = compile_cached(&shim, &include).unwrap_or_else(|e| fail(&format!("{SOURCE}: {e}")));
@@ -44,7 +44,8 @@ pub fn build() {
 
     println!("cargo:rustc-link-search=native={}", lib.display());
     if with_cuda {
-        // Linkers drop a library nobody refers to, and with libtorch_cuda its CUDA tensors; autograd.cpp refers to it.
+        // Linkers drop a library that nothing refers to, and without libtorch_cuda there are no CUDA tensors:
+        // autograd.cpp refers to it.
         println!("cargo:rustc-link-lib=torch_cuda");
     }
     println!("cargo:rustc-link-lib=torch_cpu");
@@ -62,7 +63,7 @@ fn compile_cached(shim: &cc::Build, include: &Path) -> std::io::Result<PathBuf> 
     let compiler = shim.get_compiler();
     let version = compiler.to_command().arg("--version").output()?.stdout;
     (compiler.path(), compiler.args(), version).hash(&mut hasher);
-    // `.libtorch` may have become another one.
+    // `.libtorch` is a link that may have come to point elsewhere.
     fs::canonicalize(include)?.hash(&mut hasher);
     for version in ["torch/version.h", "torch/headeronly/version.h"] {
         fs::read(include.join(version)).unwrap_or_default().hash(&mut hasher);

@@ -1,8 +1,8 @@
 //! NVRTC, NVIDIA's compiler as a library: where it may lie, which one is fit, and calls of the one that was opened.
 //!
-//! Trap: whoever asks the dynamic linker for `libnvrtc.so` gets the one of the system's path, if it has one, although
-//! another lies open already: images of CUDA 12 have theirs there, and the pinned packages have none of that bare name.
-//! So each function is looked up in the library that was opened, and nowhere else.
+//! Trap: who asks the dynamic linker for `libnvrtc.so` gets the one on the system's path, if there is one, although
+//! another is open already: container images of CUDA 12 have theirs there, and the pinned packages have none of that
+//! bare name. So each function is looked up in the library that was opened, and nowhere else.
 
 use std::ffi::{CStr, CString, OsString, c_char, c_int, c_void};
 use std::fs;
@@ -33,7 +33,7 @@ struct Functions {
     ptx: Text,
 }
 
-/// A pair of functions: the size of a buffer in bytes, and what is written into it.
+/// A pair of functions: one gives the size of a text in bytes, the other writes it into a buffer.
 #[derive(Clone, Copy)]
 struct Text {
     size: unsafe extern "C" fn(Program, *mut usize) -> Status,
@@ -43,19 +43,19 @@ struct Text {
 /// An open NVRTC.
 pub struct Nvrtc {
     functions: Functions,
-    /// As CUDA counts: 13 and 0.
+    /// The release of CUDA it is of, such as 13 and 0.
     pub version: (u32, u32),
-    /// Where it lies.
+    /// The library's file.
     pub file: PathBuf,
-    /// Architectures that it compiles for, as 80.
+    /// The architectures that it compiles for, such as 80.
     pub supported: Vec<u32>,
-    /// The functions above lie in it.
+    /// Keeps the library open that `functions` lie in.
     _library: Library,
-    /// NVRTC opens it by its bare name, and that is found where a library of the name is open already.
+    /// Keeps libnvrtc-builtins open: NVRTC opens it by its bare name, which finds a library of that name that is open.
     _builtins: Option<Library>,
 }
 
-/// What a compilation gives.
+/// The result of a compilation.
 pub struct Compiled {
     /// A cubin, or PTX with a final NUL.
     pub image: Vec<u8>,
@@ -63,7 +63,7 @@ pub struct Compiled {
     pub log: String,
 }
 
-/// Folders where NVRTC may lie, in the order of their claim: a named toolkit, beside libtorch, the usual place.
+/// Folders that NVRTC may lie in, in the order they are tried: a named toolkit, beside libtorch, the usual place.
 /// `variable` is `std::env::var_os`.
 pub fn folders(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let named = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -92,7 +92,7 @@ pub fn folders(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     folders
 }
 
-/// pip's packages: `cu13/lib` since CUDA 13, one folder for each package before. The newest CUDA first.
+/// The folders of pip's packages: `cu13/lib` since CUDA 13, one folder for each package before. The newest CUDA first.
 fn beside_torch(nvidia: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(nvidia).into_iter().flatten().flatten();
     let mut releases: Vec<(u32, PathBuf)> = entries
@@ -105,8 +105,8 @@ fn beside_torch(nvidia: &Path) -> Vec<PathBuf> {
     releases.into_iter().map(|(_, lib)| lib).chain([nvidia.join("cuda_nvrtc/lib")]).collect()
 }
 
-/// The first NVRTC of the folders, else of the system's path, that compiles for all of `archs`. Otherwise what was found
-/// and what each lacks, a line each; empty where nothing was found.
+/// The first NVRTC in the folders, else on the system's path, that compiles for all of `archs`. The error says, a line
+/// each, what was found and what it lacks; it is empty if nothing was found.
 pub fn find(folders: &[PathBuf], archs: &[u32]) -> Result<Nvrtc, Vec<String>> {
     let in_folders = folders.iter().filter_map(|folder| library_in(folder));
     let names = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"].map(PathBuf::from);
@@ -127,15 +127,15 @@ fn is_there(name: &Path) -> bool {
     unsafe { Library::new(name) }.is_ok()
 }
 
-/// `libnvrtc.so` with the highest version in its name. libtorch's archives put a hash into it; NVIDIA's `.alt` variants
-/// are left alone.
+/// The `libnvrtc.so` in a folder with the highest version in its name. libtorch's archives put a hash into the name;
+/// NVIDIA's `.alt` variants are left alone.
 fn library_in(folder: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(folder).ok()?.flatten();
     let versions = entries.filter_map(|entry| Some((nvrtc_version(entry.file_name().to_str()?)?, entry.path())));
     versions.max().map(|(_, path)| path)
 }
 
-/// Of a file's name: `libnvrtc.so.13.0.88` has 13, 0 and 88. As numbers, because 9 is less than 13.
+/// The version in a file's name: 13, 0 and 88 of `libnvrtc.so.13.0.88`. As numbers, because 9 is less than 13.
 fn nvrtc_version(name: &str) -> Option<Vec<u32>> {
     let (stem, version) = name.split_once(".so")?;
     let hash = stem.strip_prefix("libnvrtc")?;
@@ -147,7 +147,7 @@ fn nvrtc_version(name: &str) -> Option<Vec<u32>> {
 }
 
 impl Nvrtc {
-    /// Opens a file, or by a bare name what the system's path has.
+    /// Opens a file, or by a bare name the library on the system's path.
     pub fn open(file: &Path) -> Result<Self, String> {
         // What the dynamic linker said is the cause of libloading's error.
         let said = |error: libloading::Error| {
@@ -169,21 +169,21 @@ impl Nvrtc {
             };
             (functions, version(&library).map_err(said)?, supported(&library).map_err(said)?)
         };
-        // Beside it; for the system's own the dynamic linker finds it, as it found NVRTC.
+        // libnvrtc-builtins lies beside it; for the system's own NVRTC the dynamic linker finds both.
         let builtins = match file.parent().filter(|folder| *folder != Path::new("")) {
             None => None,
             Some(folder) => {
                 let name = format!("libnvrtc-builtins.so.{}.{}", version.0, version.1);
                 let found = Some(folder.join(&name)).filter(|file| file.is_file());
                 let found = found.ok_or_else(|| format!("{} has no {name} beside it", file.display()))?;
-                // SAFETY: as above.
+                // SAFETY: NVIDIA's library; its initialisers have no preconditions.
                 Some(unsafe { Library::new(found) }.map_err(said)?)
             }
         };
         Ok(Self { functions, version, file: file.into(), supported, _library: library, _builtins: builtins })
     }
 
-    /// This one, if it compiles for all of them.
+    /// This NVRTC, if it compiles for all of `archs`; else what it lacks.
     fn fit(self, archs: &[u32]) -> Result<Self, String> {
         let unknown: Vec<_> = archs.iter().filter(|arch| !self.supported.contains(arch)).collect();
         if unknown.is_empty() {
@@ -192,7 +192,7 @@ impl Nvrtc {
         Err(format!("{self} cannot compile for {unknown:?}; it knows {:?}", self.supported))
     }
 
-    /// Compiles a file of kernels, to a cubin for an `sm_` architecture and to PTX for others.
+    /// Compiles a file of kernels to a cubin, or without `cubin` to PTX.
     pub fn compile(&self, source: &CStr, name: &CStr, options: &[String], cubin: bool) -> Result<Compiled, String> {
         let options: Vec<CString> =
             options.iter().map(|option| CString::new(option.as_str()).expect("options hold no NUL")).collect();
@@ -253,6 +253,8 @@ impl std::fmt::Display for Nvrtc {
     }
 }
 
+/// A function of the library.
+///
 /// # Safety
 /// `T` is a pointer to a function with the symbol's signature, and is not called after the library was closed.
 unsafe fn symbol<T: Copy>(library: &Library, name: &CStr) -> Result<T, libloading::Error> {
@@ -260,13 +262,17 @@ unsafe fn symbol<T: Copy>(library: &Library, name: &CStr) -> Result<T, libloadin
     unsafe { library.get::<T>(name) }.map(|symbol| *symbol)
 }
 
+/// The two functions of a text.
+///
 /// # Safety
-/// As [`symbol`].
+/// The functions have the signatures of [`Text`], and are not called after the library was closed.
 unsafe fn text(library: &Library, size: &CStr, get: &CStr) -> Result<Text, libloading::Error> {
     // SAFETY: the caller's contract.
     unsafe { Ok(Text { size: symbol(library, size)?, get: symbol(library, get)? }) }
 }
 
+/// The release of CUDA that an NVRTC is of.
+///
 /// # Safety
 /// The library is an NVRTC.
 unsafe fn version(library: &Library) -> Result<(u32, u32), libloading::Error> {
@@ -279,6 +285,8 @@ unsafe fn version(library: &Library) -> Result<(u32, u32), libloading::Error> {
     Ok((major.unsigned_abs(), minor.unsigned_abs()))
 }
 
+/// The architectures that an NVRTC compiles for; empty if it does not say.
+///
 /// # Safety
 /// The library is an NVRTC.
 unsafe fn supported(library: &Library) -> Result<Vec<u32>, libloading::Error> {

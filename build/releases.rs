@@ -1,4 +1,4 @@
-//! Which releases of libtorch and tch go together, and of which some headers are. Also part of xtask.
+//! Which releases of libtorch and tch go together, and which release some headers are of. Also part of xtask.
 
 use std::fs;
 use std::path::Path;
@@ -9,22 +9,22 @@ pub struct Pair {
     pub tch: &'static str,
 }
 
-/// What Tercet works with, and first what `Cargo.lock` has. tch 0.24 is made for libtorch 2.11 and 0.26 for 2.13; 0.25 was never released, and both
-/// compile against 2.12.
+/// The pairs that Tercet works with, first the one in `Cargo.lock`. tch 0.24 is made for libtorch 2.11 and 0.26 for
+/// 2.13; 0.25 was never released, and both compile against 2.12.
 pub const PAIRS: [Pair; 3] = [
     Pair { libtorch: "2.11", tch: "0.24" },
     Pair { libtorch: "2.12", tch: "0.24" },
     Pair { libtorch: "2.13", tch: "0.26" },
 ];
 
-/// The table above as a message has it.
+/// [`PAIRS`] as a message has them.
 pub fn pairs() -> String {
     let pairs: Vec<String> =
         PAIRS.iter().map(|pair| format!("libtorch {} with tch {}", pair.libtorch, pair.tch)).collect();
     pairs.join(", ")
 }
 
-/// `2.11`, by the headers in this folder.
+/// The release of libtorch that the headers in this folder are of, such as `2.11`.
 pub fn release(include: &Path) -> Option<String> {
     // Newer releases moved the numbers; the old place then only includes the new one.
     ["torch/headeronly/version.h", "torch/csrc/api/include/torch/version.h"]

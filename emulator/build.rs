@@ -23,7 +23,7 @@ fn main() {
     let kernels = out.join("kernels");
     let _ = fs::remove_dir_all(&kernels);
     fs::create_dir_all(&kernels).expect("OUT_DIR is writable");
-    // An #include in quotes looks beside the including file first: beside these copies stands the stand-in.
+    // An #include in quotes looks beside the including file first: beside these copies lies the stand-in.
     for folder in ["../kernels", "tests/kernels", "cuda"] {
         println!("cargo:rerun-if-changed={folder}");
         for file in fs::read_dir(folder).expect("part of the repository") {
@@ -92,7 +92,7 @@ fn compiler() -> cc::Tool {
     cc::Build::new().cpp(true).no_default_flags(true).get_compiler()
 }
 
-/// Of all that a library is made of: every file but the other kernels, the compiler and its flags.
+/// A hash of all that a library is made of: its own kernels, every shared file, the compiler and its flags.
 fn key(compiler: &cc::Tool, out: &Path, stem: &str, detect: bool) -> u64 {
     let mut hasher = DefaultHasher::new();
     let version = compiler.to_command().arg("--version").output().map(|output| output.stdout).unwrap_or_default();
@@ -110,7 +110,7 @@ fn key(compiler: &cc::Tool, out: &Path, stem: &str, detect: bool) -> u64 {
 }
 
 fn flags(detect: bool) -> Vec<String> {
-    // A GPU fuses products and sums where the compiler chooses; the host must not, or results depend on its CPU.
+    // On a GPU the compiler may fuse a product with a sum; on the host it must not, or results would depend on the CPU.
     let fixed = "-x c++ -std=c++17 -c -O1 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing \
                  -fno-exceptions -fno-rtti -fno-threadsafe-statics -fno-optimize-sibling-calls -w";
     let mut flags: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
@@ -128,7 +128,7 @@ fn flags(detect: bool) -> Vec<String> {
     flags
 }
 
-/// The library's bytes.
+/// Compiles a library, and returns its bytes.
 fn compile(compiler: &cc::Tool, out: &Path, hooks: &Path, stem: &str, detect: bool) -> Vec<u8> {
     let linked = out.join(format!("{stem}.{detect}.linked"));
     let object = out.join(format!("{stem}.{detect}.o"));

@@ -12,7 +12,7 @@ extern char _end __attribute__((visibility("hidden")));
 #define HOOK __attribute__((noinline)) void
 
 extern "C" {
-// The library's first byte, the byte after its last, and its kernels.
+// Takes the emulator's functions, and returns the library's first byte, the byte after its last, and its kernels.
 __attribute__((visibility("default"))) void emu_open(const emu::Runtime* r, const void** first, const void** end, const emu::Kernel** list) {
     runtime = r;
     *first = &__ehdr_start;

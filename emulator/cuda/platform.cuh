@@ -13,7 +13,7 @@ using i64 = long long;
 
 // Inlined, so that a hook's return address lies in the kernel's own line.
 #define EMU_INLINE inline __attribute__((always_inline))
-// Not an access of the kernel's: the emulator's own bookkeeping.
+// For the emulator's own bookkeeping, which makes no access of the kernel's.
 #define EMU_UNSEEN __attribute__((noinline, no_sanitize("thread")))
 
 #define DEVICE inline
@@ -39,7 +39,7 @@ template <class A> constexpr size_t emu_argument_bytes(void (*)(A)) { return siz
 #define SHARED(type, name, count)                                                                                \
     static char name##_key;                                                                                      \
     type(&name)[count] = *reinterpret_cast<type(*)[count]>(emu_shared(&name##_key, sizeof(type) * (count), alignof(type)))
-// The block's dynamic shared memory as a Struct.
+// Names the block's dynamic shared memory, as a Struct.
 #define SHARED_DYNAMIC(Struct, name) \
     Struct& name = *reinterpret_cast<Struct*>(emu_shared(nullptr, sizeof(Struct), alignof(Struct)))
 
@@ -74,8 +74,9 @@ DEVICE float widen(f16 x) {
 }
 DEVICE float widen(bf16 x) { return __uint_as_float(u32(x.bits) << 16); }
 
-// Round to nearest, ties to even; overflow gives inf. Keeps the upper bits of `x`, all but `dropped`.
+// x shifted right by `dropped` bits, rounded to nearest, ties to even.
 DEVICE u32 emu_round_off(u32 x, int dropped) { return (x + ((1u << (dropped - 1)) - 1) + (x >> dropped & 1)) >> dropped; }
+// Stores x in the type of y, rounded to nearest, ties to even; overflow gives inf.
 DEVICE void narrow(float& y, float x) { y = x; }
 DEVICE void narrow(double& y, double x) { y = x; }
 DEVICE void narrow(f16& y, float x) {
@@ -89,7 +90,7 @@ DEVICE void narrow(bf16& y, float x) {
     y.bits = x != x ? 0x7fff : u16(emu_round_off(__float_as_uint(x), 16));
 }
 
-// Nothing here is compiled with contraction.
+// The rounded product x y: kernels are compiled without contraction here, so that nothing fuses it with a sum.
 DEVICE float rounded_product(float x, float y) { return x * y; }
 DEVICE double rounded_product(double x, double y) { return x * y; }
 
@@ -112,7 +113,7 @@ template <class T, int V> EMU_INLINE void store(T* p, const Pack<T, V>& x) {
 // ---- a block ----
 
 EMU_INLINE void __syncthreads() { emu_barrier(0, 0); }
-// PTX's bar.sync id, threads.
+// Waits until `threads` threads, in whole warps, have arrived at barrier `id`.
 EMU_INLINE void named_barrier(u32 id, u32 threads) { emu_barrier(id, threads); }
 
 // ---- a warp ----
@@ -125,7 +126,7 @@ template <class T> struct EmuShuffle { T value; int from; };
 template <class T> EMU_UNSEEN void emu_shuffle_lanes(u32 lanes, const void* const* in, void* const* out, int) {
     EMU_FOR_LANES(lanes) {
         const int from = static_cast<const EmuShuffle<T>*>(in[lane])->from;
-        // A lane that has exited: undefined on the device, NaN here.
+        // From a lane that has exited: undefined on the device, NaN here.
         if (lanes >> from & 1) *static_cast<T*>(out[lane]) = static_cast<const EmuShuffle<T>*>(in[from])->value;
         else memset(out[lane], 0xff, sizeof(T));
     }
@@ -147,7 +148,7 @@ template <class F> EMU_INLINE u32 emu_u32_lanes(int operation, u32 mask, u32 x, 
     emu_collective(operation, mask, F::argument, &x, &out, F::run);
     return out;
 }
-// One u32 from all lanes: what `step` makes of them, from `start`.
+// Defines a fold of the lanes' u32 x into one y: `step` gives the next y, from `start` on; each lane gets the last one.
 #define EMU_FOLD(Name, id, start, step)                                                                          \
     struct Name {                                                                                                \
         static constexpr int argument = id;                                                                      \
@@ -224,14 +225,15 @@ EMU_INLINE u32 add_release_acquire(u32* p, u32 x) {
 
 // ---- tiles: cp.async, ldmatrix, mma.sync ----
 
-// 16 bytes, global to shared; zeros where not `valid` (`from` is then not read). In flight until a wait.
+// Starts a copy of 16 bytes from global to shared memory, or if not `valid` of zeros. In flight until a wait.
 EMU_INLINE void copy_async16(void* to, const void* from, bool valid) { emu_copy_async(to, from, 16, valid); }
+// Ends this thread's current group of copies.
 EMU_INLINE void copy_async_commit() { emu_copy_commit(); }
-// Until at most N of this thread's groups are in flight.
+// Waits until at most N of this thread's groups of copies are in flight.
 template <int N> EMU_INLINE void copy_async_wait() { emu_copy_wait(N); }
 
-// Matrix j of 8x8 16-bit numbers has its rows at the addresses of lanes 8j .. 8j+7; lane l receives elements
-// 2 (l % 4) and 2 (l % 4) + 1 of row l / 4, transposed: rows 2 (l % 4) and 2 (l % 4) + 1 of column l / 4.
+// Loads four 8x8 matrices of 16-bit numbers: the rows of matrix j are at the addresses of lanes 8j .. 8j+7. Lane l gets
+// elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4, transposed: rows 2 (l % 4) and 2 (l % 4) + 1 of column l / 4.
 EMU_UNSEEN inline void emu_load_matrix_lanes(u32, const void* const* in, void* const* out, int transposed) {
     for (int lane = 0; lane < 32; ++lane)
         for (int j = 0; j < 4; ++j)
@@ -250,15 +252,15 @@ EMU_INLINE void emu_load_matrix(u32 (&r)[4], const void* row, bool transposed) {
 EMU_INLINE void load_matrix_x4(u32 (&r)[4], const void* row) { emu_load_matrix(r, row, false); }
 EMU_INLINE void load_matrix_x4_transposed(u32 (&r)[4], const void* row) { emu_load_matrix(r, row, true); }
 
-// d += a b with PTX's fragments: g = lane / 4 and t = lane % 4 place the numbers. K = 16 for 16-bit types (two a
-// register), 8 for tf32. Products are exact and summed in f64, then rounded once: tensor cores round otherwise.
+// A lane's part of d += a b with PTX's fragments: g = lane / 4 and t = lane % 4 place the numbers. K = 16 for 16-bit
+// types (two a register), 8 for tf32. Products are exact, summed in f64 and rounded once, unlike on tensor cores.
 struct EmuMma { u32 a[4], b[2]; float c[4]; };
 template <class T> DEVICE double emu_fragment(u32 x, int half) {
     T number = {u16(half ? x >> 16 : x)};
     return widen(number);
 }
 struct EmuTf32 {};
-// The 13 low bits are ignored.
+// A tf32 number is an f32 whose 13 low bits are ignored.
 template <> inline double emu_fragment<EmuTf32>(u32 x, int) { return __uint_as_float(x & 0xffffe000); }
 
 template <class T, int K> EMU_UNSEEN void emu_mma_lanes(u32, const void* const* in, void* const* out, int) {

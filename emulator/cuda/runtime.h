@@ -6,7 +6,7 @@
 
 namespace emu {
 
-// One 32-lane operation: `lanes` have arrived; reads in[lane], writes out[lane].
+// The work of an operation of a warp: reads in[lane] and writes out[lane] of each of the `lanes`, which have arrived.
 using Combine = void (*)(uint32_t lanes, const void* const* in, void* const* out, int argument);
 
 enum Operation { SYNC, SHUFFLE, VOTE, MATCH, REDUCE, LOAD_MATRIX, MMA };

@@ -16,11 +16,11 @@ use crate::library::Library;
 use crate::memory::Region;
 use crate::runtime::{Combine, Kernel};
 
-/// Enough for the kernels' arrays at -O1; a guard page lies below.
+/// Bytes of a thread's stack: enough for the kernels' arrays at -O1; a guard page lies below.
 const STACK_BYTES: usize = 128 << 10;
-/// Static shared memory of a block; more must be dynamic.
+/// Bytes of static shared memory that a block may have; more must be dynamic.
 const STATIC_SHARED_BYTES: usize = 48 << 10;
-/// Races do not stop a launch; this many do.
+/// Races do not stop a launch, but so many reports do.
 const MAX_REPORTS: usize = 16;
 
 /// What all blocks of a launch have in common.
@@ -50,10 +50,11 @@ pub(crate) struct Collective {
 const SYNC: c_int = 0;
 const LOAD_MATRIX: c_int = 5;
 
+/// What a thread can do next.
 #[derive(Clone, Copy)]
 pub(crate) enum State {
     Ready,
-    /// `threads` 0: all that are alive.
+    /// Waits at a barrier; `threads` 0: for all threads that are alive.
     Barrier {
         id: u32,
         threads: u32,
@@ -64,7 +65,7 @@ pub(crate) enum State {
 
 type Fiber = Coroutine<(), (), (), DefaultStack>;
 
-/// A `cp.async` in flight; `from` 0: zeros.
+/// A `cp.async` in flight; with `from` 0 it writes zeros.
 struct Copy {
     to: usize,
     from: usize,
@@ -73,9 +74,10 @@ struct Copy {
     site: usize,
 }
 
+/// A CUDA thread, as a coroutine.
 pub(crate) struct Thread {
     state: State,
-    /// Where it waits.
+    /// The call by which the thread waits.
     site: usize,
     fiber: Option<Fiber>,
     yielder: *const Yielder<(), ()>,
@@ -84,19 +86,21 @@ pub(crate) struct Thread {
     pub group: u32,
 }
 
+/// A shared array.
 struct Shared {
     key: usize,
     region: Region,
     shadow: Shadow,
 }
 
+/// The block that an OS thread runs.
 pub(crate) struct Block<'a> {
     pub launch: &'a Launch<'a>,
     pub index: u32,
     pub current: usize,
     threads: Vec<Thread>,
     alive: usize,
-    /// How many wait at the barrier for all of the block.
+    /// How many threads wait in `__syncthreads()`.
     at_barrier: usize,
     shared: Vec<Shared>,
     detector: Option<&'a mut Detector>,
@@ -109,11 +113,11 @@ pub(crate) struct Block<'a> {
 thread_local!(static RUNNING: Cell<*mut Block<'static>> = const { Cell::new(ptr::null_mut()) });
 static STACKS: Mutex<Vec<DefaultStack>> = Mutex::new(Vec::new());
 
-/// `__syncthreads()`: the barrier 0 for as many threads as there are.
+/// Barrier and number of threads of `__syncthreads()`: barrier 0, for all that are alive.
 const WHOLE_BLOCK: (u32, u32) = (0, 0);
 
 impl<'a> Block<'a> {
-    /// `detector` with the buffers it watches.
+    /// A block of the launch; `detector` comes with the buffers it watches.
     pub fn new(launch: &'a Launch<'a>, detector: Option<(&'a mut Detector, &'a mut BTreeMap<usize, Region>)>) -> Self {
         let (detector, heap) = detector.unzip();
         let (threads, shared, reports, seen) = Default::default();
@@ -133,11 +137,12 @@ impl<'a> Block<'a> {
         }
     }
 
-    /// The block that runs on this OS thread. `f` must not switch coroutines.
+    /// Calls `f` with the block that runs on this OS thread. `f` must not switch coroutines.
     pub fn with<R>(f: impl FnOnce(&mut Block<'_>) -> R) -> R {
         Self::try_with(f).expect("hooks are called from kernels")
     }
 
+    /// Calls `f` with the block that runs on this OS thread, if there is one. `f` must not switch coroutines.
     pub fn try_with<R>(f: impl FnOnce(&mut Block<'_>) -> R) -> Option<R> {
         // SAFETY: set by `run` while coroutines run; it and they hold no other reference to the block across a switch,
         // and `f` does not come back here.
@@ -179,9 +184,9 @@ impl<'a> Block<'a> {
         !self.stopped
     }
 
-    /// Seed 0 runs warps and lanes in order, each as far as it gets; seed 1 backwards; the others at random, sometimes
-    /// letting another warp overtake. Reaches the block as the hooks do, so that no reference to it is alive while a
-    /// coroutine runs.
+    /// Runs the threads until all have ended. Seed 0 runs warps and lanes in order, each as far as it gets; seed 1
+    /// backwards; the others at random, sometimes letting another warp overtake. Reaches the block as the hooks do, so
+    /// that no reference to it is alive while a coroutine runs.
     fn schedule() {
         let (count, seed, mut random) =
             Block::with(|b| (b.threads.len(), b.launch.seed, b.launch.seed ^ u64::from(b.index) << 32));
@@ -242,7 +247,7 @@ impl<'a> Block<'a> {
         true
     }
 
-    /// Waits in `state`, or goes on if this thread was the last to arrive.
+    /// Lets the current thread wait in `state`, or go on if it was the last to arrive.
     pub fn wait(state: State, site: usize) {
         let yielder = Block::with(|block| {
             let current = block.current;
@@ -260,19 +265,19 @@ impl<'a> Block<'a> {
             (block.stopped || !matches!(thread.state, State::Ready)).then_some(thread.yielder)
         });
         if let Some(yielder) = yielder {
-            // SAFETY: this coroutine's own, alive while it runs.
+            // SAFETY: the yielder is this coroutine's own, and alive while it runs.
             unsafe { (*yielder).suspend(()) };
         }
     }
 
-    /// Ends the launch: the current thread never goes on.
+    /// Reports what is wrong and ends the launch: the current thread never goes on.
     pub fn stop(what: &str, site: usize) -> ! {
         let yielder = Block::with(|block| {
             block.report(what, site, block.current);
             block.stopped = true;
             block.thread().yielder
         });
-        // SAFETY: as in `wait`.
+        // SAFETY: the yielder is this coroutine's own, and alive while it runs.
         unsafe { (*yielder).suspend(()) };
         unreachable!("a stopped block resumes nothing")
     }
@@ -307,7 +312,7 @@ impl<'a> Block<'a> {
     fn try_barrier(&mut self, id: u32, threads: u32) {
         let whole = (id, threads) == WHOLE_BLOCK;
         if whole && (self.at_barrier == 0 || self.at_barrier < self.alive) {
-            return; // as most often: everyone asks who arrives
+            return; // as most often: each thread that arrives asks
         }
         let here = |t: &Thread| matches!(t.state, State::Barrier { id: i, threads: n } if i == id && n == threads);
         let waiting: Vec<usize> = (0..self.threads.len()).filter(|&i| here(&self.threads[i])).collect();
@@ -318,7 +323,7 @@ impl<'a> Block<'a> {
         let first = self.threads[waiting[0]].site;
         let other = waiting.iter().copied().find(|&i| self.threads[i].site != first);
         if let (0, Some(other)) = (threads, other) {
-            // One line may have several addresses.
+            // Two addresses may belong to one line.
             let line = |i: usize| self.launch.library.line(self.threads[i].site);
             if line(waiting[0]) != line(other) {
                 let what = format!("divergent barrier: thread {other} is at {}", line(other));
@@ -339,7 +344,7 @@ impl<'a> Block<'a> {
     fn try_collective(&mut self, warp: usize, wanted: &Collective) {
         let base = warp * 32;
         let end = self.threads.len().min(base + 32);
-        // Who is in order the last to arrive is looked at first: most often not all are here.
+        // Most often not all lanes are here yet: first look at those that come last, in order or backwards.
         let outer = [31 - wanted.mask.leading_zeros().min(31), wanted.mask.trailing_zeros().min(31)];
         let runs = |lane: u32| self.threads.get(base + lane as usize).is_some_and(|t| matches!(t.state, State::Ready));
         if outer.into_iter().any(runs) {
@@ -374,7 +379,7 @@ impl<'a> Block<'a> {
         arrived.for_each(|i| self.threads[i].state = State::Ready);
     }
 
-    /// Nobody waits for a thread that has exited.
+    /// Releases the threads that wait for one that has now exited.
     fn after_exit(&mut self, thread: usize) {
         self.try_barrier(0, 0);
         let (base, end) = (thread / 32 * 32, self.threads.len().min(thread / 32 * 32 + 32));
@@ -387,7 +392,7 @@ impl<'a> Block<'a> {
 
     // ---- memory ----
 
-    /// A shared array's start. Key 0: the dynamic one.
+    /// The start of a shared array, made if need be. Key 0: the dynamic one.
     pub fn shared(&mut self, key: usize, bytes: usize, align: usize) -> Result<usize, String> {
         let dynamic = self.launch.grid.shared_bytes as usize;
         if let Some(shared) = self.shared.iter().find(|s| s.key == key) {
@@ -498,10 +503,10 @@ impl<'a> Block<'a> {
         Ok(())
     }
 
-    /// Lands all but the last `pending` groups of the current thread.
+    /// Lands all groups of copies of the current thread except the last `pending`.
     pub fn land(&mut self, pending: u32) {
         let thread = self.thread();
-        // Copies after the last commit are in no group yet; an exiting thread's land too.
+        // Copies after the last commit are in no group yet. For a thread that exits, these land too.
         let first_kept =
             if matches!(thread.state, State::Ready) { thread.group.saturating_sub(pending) } else { u32::MAX };
         let (landed, kept) = std::mem::take(&mut thread.copies).into_iter().partition(|c| c.group < first_kept);
@@ -509,7 +514,8 @@ impl<'a> Block<'a> {
         let landed: Vec<Copy> = landed;
         for Copy { to, from, bytes, site, .. } in landed {
             let to_bytes = ptr::with_exposed_provenance_mut::<u8>(to);
-            // SAFETY: checked when it started; in a plain run the caller vouches for `from`, as on a device.
+            // SAFETY: `to` was found in a shared array when the copy started; the detector has checked `from`, and
+            // without it the caller vouches for that, as on a device.
             match from {
                 0 => unsafe { to_bytes.write_bytes(0, bytes) },
                 _ => unsafe { to_bytes.copy_from_nonoverlapping(ptr::with_exposed_provenance(from), bytes) },
@@ -519,7 +525,7 @@ impl<'a> Block<'a> {
                 if let Some(s) = shared {
                     s.shadow.set_pending(to - s.region.start, bytes, false);
                 }
-                // Its bounds were checked; a race is reported by `access` itself.
+                // The bounds were checked when the copy started; a race is reported by `access` itself.
                 let _ = self.access(to, bytes, Kind::LANDING, site);
             }
         }
@@ -547,7 +553,7 @@ impl Launch<'_> {
     }
 }
 
-/// splitmix64.
+/// The next number of a splitmix64 generator.
 pub(crate) fn next(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;

@@ -2,21 +2,22 @@
 //!
 //! Each thread of the running block has a clock, and knows up to which time of each other thread everything is ordered
 //! before it: barriers and `__syncwarp` share that knowledge among their threads, a release leaves it in the atomic
-//! variable, an acquire takes it from there, whatever blocks they are in. An access that meets one of another thread at
-//! a later time than it knows of, one of them a write and not both atomic, is a race, in whatever order they ran.
+//! variable, an acquire takes it from there, whatever blocks they are in. Two accesses to a byte by two threads, one of
+//! them a write and not both atomic, are a race if the thread of the second does not know of the time of the first:
+//! then there is no order between them, whichever ran first.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::c_int;
 use std::rc::Rc;
 
-/// `emu::Access` of cuda/runtime.h, and one of our own.
+/// The flags of an access: `emu::Access` of cuda/runtime.h, and 16 for a `cp.async` that lands.
 #[derive(Clone, Copy)]
 pub(crate) struct Kind(pub c_int);
 
 impl Kind {
     pub const READ: Self = Self(0);
     pub const WRITE: Self = Self(1);
-    /// A copy that lands where it said it would.
+    /// The write of a `cp.async` when it lands.
     pub const LANDING: Self = Self(1 | 16);
     pub fn writes(self) -> bool {
         self.0 & 3 != 0
@@ -45,27 +46,28 @@ pub(crate) struct Access {
     pub block: u32,
     pub thread: u16,
     atomic: bool,
-    /// 0: nobody.
+    /// The thread's time; 0: nobody has accessed the byte.
     time: u32,
 }
 
-/// One byte of memory.
+/// The history of one byte of memory.
 #[derive(Clone, Default)]
 struct Cell {
     write: Access,
-    /// Since the last write: a reader, and up to MAX_READERS more accesses that are not ordered behind it.
+    /// A read since the last write.
     read: Access,
+    /// Up to `MAX_READERS` more accesses since the last write that are not ordered behind it.
     others: Others,
     /// A `cp.async` into it is in flight.
     pending: bool,
 }
 const MAX_READERS: usize = 64;
 
-/// In the order of who accessed, because a byte that many threads read is looked at by each of them, often.
+/// Accesses sorted by who made them: a byte that many threads read is looked up by each of them, often.
 #[derive(Clone, Default)]
 struct Others {
     all: Vec<Access>,
-    /// Whether one of them may be atomic.
+    /// Whether one of the accesses may be atomic.
     atomic: bool,
 }
 
@@ -88,7 +90,7 @@ impl Others {
     }
 }
 
-/// What is remembered of a buffer or shared array during a launch.
+/// The history of each byte of a buffer or shared array during a launch.
 #[derive(Default)]
 pub(crate) struct Shadow(Vec<Cell>);
 
@@ -104,16 +106,17 @@ impl Shadow {
 /// Times of the threads of one block.
 type Times = Rc<Vec<u32>>;
 
+/// The clock of a thread of the running block, and what it knows of others'.
 #[derive(Clone)]
 struct Clock {
     time: u32,
-    /// What of this block is ordered before this thread (its own entry is not kept up).
+    /// Up to which time of each thread of this block all is ordered before this thread (its own entry is not kept up).
     here: Times,
-    /// What of other blocks is.
+    /// Up to which time of each thread of other blocks all is ordered before this thread.
     elsewhere: Rc<BTreeMap<u32, Times>>,
 }
 
-/// What went wrong at a byte.
+/// What is wrong with an access to a byte.
 pub(crate) enum Finding {
     Race(Access),
     Uninitialised,
@@ -124,7 +127,7 @@ pub(crate) enum Finding {
 pub(crate) struct Detector {
     block: u32,
     clocks: Vec<Clock>,
-    /// What releases left, by the variable's address.
+    /// The knowledge that releases have left, by the variable's address.
     released: HashMap<usize, BTreeMap<u32, Times>>,
     pub globals: BTreeMap<usize, Shadow>,
 }
@@ -143,7 +146,7 @@ fn join_blocks(to: &mut BTreeMap<u32, Times>, from: &BTreeMap<u32, Times>) {
 }
 
 impl Detector {
-    /// `globals`: each buffer's address and size.
+    /// A detector for one launch; `globals` has each buffer's address and size.
     pub fn new(globals: impl Iterator<Item = (usize, usize)>) -> Self {
         Self { globals: globals.map(|(start, bytes)| (start, Shadow::new(bytes))).collect(), ..Self::default() }
     }
@@ -202,8 +205,8 @@ impl Detector {
             }
     }
 
-    /// The first thing wrong with this access. `shared`: the shadow of a shared array, otherwise that of the buffer at
-    /// `start`. `written`: the bytes touched, whether written before.
+    /// Remembers an access, and returns the first thing that is wrong with it. `shared`: the shadow of a shared array;
+    /// `None` for the buffer at `start`. `written`: for each byte touched, whether it was written before.
     pub fn access(
         &mut self,
         shared: Option<&mut Shadow>,
@@ -218,7 +221,7 @@ impl Detector {
         let shadow = match shared {
             Some(shadow) => shadow,
             None => {
-                // Out of the map while `self` is asked about clocks.
+                // Taken out of the map while `self` is asked about clocks.
                 let shadow = std::mem::take(self.globals.get_mut(&start).expect("every buffer has a shadow"));
                 global.insert(shadow)
             }
@@ -247,7 +250,7 @@ impl Detector {
                 if let Some(read) = std::iter::once(&cell.read).chain(&cell.others.all).find(|read| races(read)) {
                     found = found.or(Some(Finding::Race(*read)));
                 }
-                // Atomics of several threads may all be waiting for their order to the next plain access.
+                // The next plain access must be ordered behind the atomics of all threads, and not only the last one's.
                 if now.atomic && cell.write.atomic && !self.ordered(&cell.write, thread) {
                     cell.others.note(cell.write);
                 } else {

@@ -73,7 +73,7 @@ extern "C" fn copy_wait(pending: u32) {
 }
 
 unsafe extern "C" fn fault(what: *const c_char, site: usize) {
-    // SAFETY: a string constant of the stand-in.
+    // SAFETY: `what` is a string constant of the stand-in.
     let what = unsafe { CStr::from_ptr(what) }.to_string_lossy();
     Block::stop(&what, site);
 }

@@ -28,7 +28,7 @@ pub use memory::Buffer;
 const MAX_BLOCKS: u32 = i32::MAX as u32;
 const MAX_THREADS: u32 = 1024;
 
-/// How to run.
+/// How kernels are run.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Watch every access: slower, on one OS thread.
@@ -36,7 +36,7 @@ pub struct Options {
     /// The order of threads and blocks: 0 forwards, 1 backwards, any other a random one; and which of [`CAPABILITIES`] the
     /// device has. The environment variable `TERCET_EMULATOR_SEED` overrides it.
     pub seed: u64,
-    /// OS threads that take blocks.
+    /// The number of OS threads that take blocks.
     pub os_threads: usize,
 }
 
@@ -46,11 +46,11 @@ impl Default for Options {
     }
 }
 
-/// Compute capability, and the shared memory that a block may have, of devices that plans are made for.
+/// Devices that plans are made for: the compute capability, and the bytes of shared memory that a block may have.
 pub const CAPABILITIES: [([u32; 2], u32); 5] =
     [([8, 0], 163 << 10), ([8, 6], 99 << 10), ([9, 0], 227 << 10), ([12, 0], 99 << 10), ([8, 9], 99 << 10)];
 
-/// A device on the CPU. Launches are finished when they return.
+/// A device on the CPU. A launch is finished when the call returns.
 pub struct Emulator {
     options: Options,
     properties: DeviceProperties,
@@ -76,7 +76,7 @@ impl Emulator {
         Self { options, properties, heap: Heap::default(), launches: AtomicU64::new(0) }
     }
 
-    /// The properties that plans will see.
+    /// The properties that plans will see, to be changed.
     pub fn properties_mut(&mut self) -> &mut DeviceProperties {
         &mut self.properties
     }
@@ -88,7 +88,7 @@ impl Emulator {
         buffer
     }
 
-    /// Launches so far.
+    /// The number of launches so far.
     pub fn launches(&self) -> u64 {
         self.launches.load(Ordering::Relaxed)
     }
@@ -123,7 +123,7 @@ unsafe impl Launcher for Emulator {
             return Err(Error::Cuda { action: "clearing memory on the emulator".into(), reason });
         };
         region.written[offset..offset + bytes].fill(true);
-        // SAFETY: inside a live region, whose heap is locked.
+        // SAFETY: the range is inside a live region, whose heap is locked.
         unsafe { std::ptr::with_exposed_provenance_mut::<u8>(to as usize).write_bytes(0, bytes) };
         Ok(())
     }
@@ -171,7 +171,7 @@ unsafe impl Launcher for Emulator {
     }
 }
 
-/// Runs all blocks; what is wrong with them.
+/// Runs all blocks, and returns reports of what is wrong with them.
 fn run(launch: &Launch<'_>, heap: &mut BTreeMap<usize, Region>, options: &Options) -> Vec<String> {
     let mut order: Vec<usize> = (0..launch.grid.blocks as usize).collect();
     match launch.seed {

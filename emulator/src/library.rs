@@ -7,18 +7,18 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::runtime::{Kernel, Runtime};
 
-/// `(stem, with the detector, path)`.
+/// The kernel libraries: `(stem, with the detector, path)`.
 const LIBRARIES: &[(&str, bool, &str)] = include!(concat!(env!("OUT_DIR"), "/libraries.rs"));
 
 pub(crate) struct Library {
     pub kernels: HashMap<String, &'static Kernel>,
-    /// Where its code and constants lie.
+    /// The addresses of the library's code and constants.
     pub image: Range<usize>,
     lines: Mutex<addr2line::Loader>,
 }
 // SAFETY: the loader is only used under its lock; nothing in it belongs to one thread.
 unsafe impl Sync for Library {}
-// SAFETY: as above.
+// SAFETY: the loader is only used under its lock; nothing in it belongs to one thread.
 unsafe impl Send for Library {}
 
 impl Library {
@@ -47,9 +47,9 @@ impl Library {
             std::mem::forget(handle);
         }
         let mut kernels = HashMap::new();
-        // SAFETY: null or an element of the list.
+        // SAFETY: `list` is null or an element of the list, which is never freed.
         while let Some(kernel) = unsafe { list.as_ref() } {
-            // SAFETY: a C string constant.
+            // SAFETY: the name is a C string constant.
             let name = unsafe { CStr::from_ptr(kernel.name) };
             kernels.insert(name.to_string_lossy().into_owned(), kernel);
             list = kernel.next;
@@ -58,7 +58,7 @@ impl Library {
         Self { kernels, image: first..end, lines: Mutex::new(lines) }
     }
 
-    /// The source line that a hook was called from, and the lines it is inlined into, but none of the stand-in's.
+    /// The source line that a hook was called from, and the lines it is inlined into, without those of the stand-in.
     pub fn line(&self, site: usize) -> String {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let mut found: Vec<String> = Vec::new();

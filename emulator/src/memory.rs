@@ -1,4 +1,4 @@
-//! Device memory: ordinary memory with gaps around it, and what the detector remembers of it between launches.
+//! Device memory: ordinary memory with gaps around it, and which of its bytes have been written.
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use tercet::cuda::{Address, Memory};
 
 /// Bytes before and behind each buffer that belong to nobody.
 const GAP: usize = 4096;
-/// Also the poison of fresh memory: NaN in every float format, -1 in every integer.
+/// What gaps and fresh memory are filled with: NaN in every float format, -1 in every integer.
 const POISON: u8 = 0xff;
 const ALIGNMENT: usize = 256;
 
@@ -17,7 +17,7 @@ const ALIGNMENT: usize = 256;
 pub(crate) struct Region {
     pub start: usize,
     pub bytes: usize,
-    /// Which bytes have been written.
+    /// Whether each byte has been written.
     pub written: Vec<bool>,
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct Region {
 unsafe impl Send for Region {}
 
 impl Region {
-    /// `None` if the host has not so much memory.
+    /// Fresh memory; `None` if the host has not so much.
     pub fn new(bytes: usize) -> Option<Self> {
         let layout = Layout::from_size_align(bytes.checked_add(2 * GAP)?, ALIGNMENT).ok()?;
         let mut written = Vec::new();
@@ -61,7 +61,7 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: made in `new` with this layout, which is a valid one.
+        // SAFETY: the memory was allocated in `new` with this layout, which is a valid one.
         unsafe {
             let layout = Layout::from_size_align_unchecked(self.bytes + 2 * GAP, ALIGNMENT);
             dealloc(std::ptr::with_exposed_provenance_mut(self.start - GAP), layout);
@@ -87,7 +87,7 @@ impl Buffer {
         Some(Self { heap: heap.clone(), start, bytes })
     }
 
-    /// What it holds, from its first byte on.
+    /// The numbers that the buffer holds, from its first byte on.
     pub fn read<T: Pod>(&self) -> Vec<T> {
         let _heap = self.heap.lock();
         // SAFETY: the region lives as long as `self` and is initialised; launches hold the heap's lock.
