@@ -28,7 +28,7 @@ fn in_tch_operations(x: &Tensor, labels: &Tensor, pairs: &(Tensor, Tensor)) -> T
     terms.sum(Kind::Float) / active
 }
 
-/// Every anchor with every positive.
+/// The pairs of every anchor with each of its positives.
 fn pairs(labels: &Tensor) -> (Tensor, Tensor) {
     let mut same = labels.unsqueeze(0).eq_tensor(&labels.unsqueeze(1));
     let found = same.fill_diagonal_(0.0, false).nonzero();

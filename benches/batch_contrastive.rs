@@ -15,7 +15,7 @@ use tercet::BatchContrastiveLoss;
 
 const SIZES: [(i64, i64); 3] = [(256, 128), (1024, 128), (4096, 128)];
 
-/// About half of the pairs of rows of 128 standard normal numbers are nearer than that.
+/// About half of the pairs of rows of 128 standard normal numbers are nearer than this.
 const MARGIN: f64 = 16.0;
 
 fn ours() -> BatchContrastiveLoss {

@@ -12,7 +12,7 @@ use tercet::{ContrastiveLoss, Distance};
 /// Random rows of 128 numbers are 16 apart, of 512 numbers 32: all pairs have work to do, as early in training.
 const MARGIN: f64 = 64.0;
 
-/// Of what a distance and its square make; `same` is 1 or 0.
+/// The loss of pairs, from their distances and the squares of these; `same` is 1 or 0.
 fn of_distances(same: &Tensor, squared: &Tensor, d: Tensor) -> Tensor {
     let apart: Tensor = MARGIN - d;
     let different: Tensor = 1.0 - same;
@@ -26,7 +26,7 @@ fn in_tch_operations([x1, x2]: &[Tensor; 2], same: &Tensor) -> Tensor {
     of_distances(same, &squared, d)
 }
 
-/// With the distance that libtorch has.
+/// The loss with the distance that libtorch has.
 fn with_pairwise_distance([x1, x2]: &[Tensor; 2], same: &Tensor) -> Tensor {
     let d = Tensor::pairwise_distance(x1, x2, 2.0, 1e-6, false);
     of_distances(same, &d.square(), d)

@@ -19,14 +19,15 @@ use tercet::{
 
 const SIZES: [usize; 6] = [512, 1024, 2048, 4096, 8192, 16384];
 
+/// A loss at one size of the batch.
 struct Measured {
     rows: usize,
     ms: f64,
-    /// Beyond the embeddings, the labels and the gradient.
+    /// The most memory held beyond the embeddings, the labels and the gradient.
     peak_bytes: Option<u64>,
 }
 
-/// Numbers of a fixed sequence, about uniform in [-1, 1).
+/// Embeddings, numbers of a fixed sequence, about uniform in [-1, 1), and labels with `each` rows a class.
 fn batch(rows: usize, dim: usize, each: usize) -> (Vec<f32>, Vec<i64>) {
     let mut state = 1u64;
     let mut number = || {
@@ -79,7 +80,7 @@ fn print(name: &str, dim: usize, each: usize, m: &Measured) {
     println!("{name:<25} N = {:>6}  D = {dim}  {each} a class  {:>10.2} ms  {peak:>11} at most", m.rows, m.ms);
 }
 
-/// Time and memory against N, both logarithmic.
+/// Draws time and memory against N, both axes logarithmic.
 fn draw(all: &[(&str, Vec<Measured>)]) -> Result<(), Box<dyn std::error::Error>> {
     let root = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     let path = root.join("docs/images/growth.svg");

@@ -1,9 +1,9 @@
 //! Every loss on a CUDA device, forward and backward: times, workspace, and errors against f64, over the sizes that
 //! `benches/peers/*.py` time others at, and larger.
 //!
-//! `cargo bench --bench on_device -- --json FILE` adds one row a line to FILE, of the same form as theirs; `--quick` takes a
-//! few sizes, and `--profile` runs losses twice at 8192 x 128 and 32768 x 128, for a profiler to watch. The peers, and the
-//! floors, are measured by those scripts: run both in one go on one device.
+//! `cargo bench --bench on_device -- --json FILE` adds one row a line to FILE, of the same form as those scripts';
+//! `--quick` takes a few sizes, and `--profile` runs losses twice at 8192 x 128 and 32768 x 128, for a profiler to
+//! watch. The peers, and the floors, are measured by those scripts: run both in one go on one device.
 
 #[path = "support/mod.rs"]
 mod support;
@@ -31,9 +31,9 @@ const DEVICE: Device = Device::Cuda(0);
 const PAIRED: [[i64; 2]; 8] =
     [[256, 128], [4096, 128], [65536, 128], [262_144, 128], [1 << 20, 128], [4096, 512], [65536, 512], [262_144, 512]];
 const ROWS: [i64; 8] = [256, 1024, 4096, 8192, 16384, 32768, 65536, 131_072];
-/// A larger batch is not tried where it would take longer.
+/// A larger batch is not tried if it would take longer.
 const LONGEST_MS: f64 = 3000.0;
-/// Inputs take turns until they are this many bytes: more than a cache holds.
+/// So many inputs take turns that they have this many bytes together: more than a cache holds.
 const CACHE: i64 = 256 << 20;
 
 /// One row of the results.
@@ -47,7 +47,7 @@ struct Row {
     precision: Option<Precision>,
     ms: f64,
     peak_bytes: Option<u64>,
-    /// Of the loss and of the gradient.
+    /// The errors of the loss and of the gradient.
     errors: Option<[f64; 2]>,
 }
 
@@ -77,7 +77,7 @@ impl Results {
     }
 }
 
-/// The median, by events.
+/// The median milliseconds of a step, by events.
 fn milliseconds(clock: &Clock, mut step: impl FnMut(usize)) -> f64 {
     const ENOUGH: Duration = Duration::from_millis(150);
     let start = Instant::now();
@@ -96,7 +96,7 @@ fn milliseconds(clock: &Clock, mut step: impl FnMut(usize)) -> f64 {
     times[times.len() / 2]
 }
 
-/// Counts what is allocated.
+/// A launcher that counts the bytes that are allocated.
 struct Counting {
     launcher: CudaLauncher,
     now: Arc<AtomicU64>,
@@ -109,7 +109,7 @@ struct Counted<M> {
     now: Arc<AtomicU64>,
 }
 
-// SAFETY: the memory inside is.
+// SAFETY: the memory inside is this value's alone, and keeps the contract.
 unsafe impl<M: Memory> Memory for Counted<M> {
     fn address(&self) -> Address {
         self.memory.address()
@@ -122,7 +122,7 @@ impl<M> Drop for Counted<M> {
     }
 }
 
-// SAFETY: the launcher inside does everything.
+// SAFETY: the launcher inside does everything, and keeps the contract.
 unsafe impl Launcher for Counting {
     type Memory = Counted<<CudaLauncher as Launcher>::Memory>;
 
@@ -172,7 +172,7 @@ fn workspace<L: Mined>(loss: &L, x: &Tensor, labels: &Tensor) -> u64 {
             // SAFETY: tensors on the device of the shapes that the passes expect, alive to the end.
             let kept = unsafe { loss.forward_on::<$t, _>(&launcher, shape, &inputs, &output, [true, false]) };
             let (kept, to) = (kept.expect("a forward pass"), [address(&grad), 0]);
-            // SAFETY: as above.
+            // SAFETY: tensors of the shapes that the passes expect, alive to the end; `kept` is of this forward pass.
             let done = unsafe { loss.backward_on::<$t, _>(&launcher, shape, &kept, &inputs, address(&upstream), to) };
             done.expect("a backward pass");
         }};

@@ -1,4 +1,4 @@
-//! `pairwise_distance` against the same computation in tch operations: norms and one matrix product, which cancels where
+//! `pairwise_distance` against the same computation in tch operations: norms and one matrix product, which cancels if
 //! rows are near, and against `cdist`.
 //!
 //! The floor is the matrix product `X Y^T` alone, as libtorch computes it.

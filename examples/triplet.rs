@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tch::manual_seed(0);
     let device = Device::cuda_if_available();
     let vs = nn::VarStore::new(device);
-    // ImageNet's 1000 classes give way to an embedding of 128 numbers. `resnet152` is used alike.
+    // An embedding of 128 numbers takes the place of ImageNet's 1000 classes. `resnet152` is used in the same way.
     let identities = Tensor::randn([IDENTITIES, 3, SIDE, SIDE], (Kind::Float, device));
     let encoder = vision::resnet::resnet18(&vs.root(), 128);
     let mut optimiser = nn::Adam::default().build(&vs, 1e-3)?;

@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Clock, Row, medians, peak_bytes, recycling, run_again_recycling, write_rows};
 
-/// Rows of a class: each anchor has seven positives.
+/// The number of rows in a class: each anchor has seven positives.
 pub const EACH: i64 = 8;
 
 /// Embeddings and labels on the device that is benched.
@@ -28,20 +28,20 @@ pub fn squared_distances(x: &Tensor) -> Tensor {
     &norms + norms.tr() - x.matmul(&x.tr()) * 2.0
 }
 
-/// A loss against the same in tch operations.
+/// A loss against the same computation in tch operations.
 #[allow(dead_code, reason = "each bench uses its share")]
 pub struct Contest<'a> {
     pub op: &'a str,
     pub sizes: &'a [(i64, i64)],
     pub ours: &'a dyn Fn(&Tensor, &Tensor) -> Tensor,
     pub theirs: &'a dyn Fn(&Tensor, &Tensor) -> Tensor,
-    /// Whether both give the same number: not where they draw.
+    /// Whether both give the same number: not if they draw at random.
     pub agree: bool,
 }
 
 #[allow(dead_code, reason = "each bench uses its share")]
 impl Contest<'_> {
-    /// The floor is the matrix product `X X^T` alone, as libtorch computes it.
+    /// The measurements; their floor is the matrix product `X X^T` alone, as libtorch computes it.
     fn tables(&self) -> Vec<Row> {
         let device = Device::cuda_if_available();
         let clock = Clock::of(device);

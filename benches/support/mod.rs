@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use cudarc::driver::{result::event, sys};
 use tch::{Device, Kind, Tensor};
 
-/// Set in a second run of the same program, in which the C library keeps the memory that is freed.
+/// The variable that is set in a second run of the same program, in which the C library keeps the memory that is freed.
 const RECYCLING: &str = "TERCET_BENCH_RECYCLING_MALLOC";
 
 /// One measurement; the fields of `target/bench.json`.
@@ -72,7 +72,7 @@ impl Clock {
     }
 }
 
-/// Median milliseconds of both.
+/// The median milliseconds of `ours` and of `peer`.
 ///
 /// They run in turn, several times each: so a machine whose speed drifts is fair to both, and neither pays for what the
 /// other left behind, its data in the caches and its threads that spin for a while before they sleep. The first third of
@@ -81,7 +81,7 @@ pub fn medians(clock: &Clock, mut ours: impl FnMut(), mut peer: impl FnMut()) ->
     medians_of(clock, || (), |()| ours(), || (), |()| peer())
 }
 
-/// Likewise, each with a preparation that is not timed; nor is the end of what it prepared.
+/// [`medians`] of two that each have a preparation, which is not timed; nor is the end of what it prepared.
 pub fn medians_of<A, B, X, Y>(
     clock: &Clock,
     mut prepare: impl FnMut() -> A,
@@ -114,7 +114,7 @@ pub fn medians_of<A, B, X, Y>(
     (median(&mut a), median(&mut b))
 }
 
-/// What counts of a turn's times.
+/// The times of a turn that count.
 fn a_turn(mut run: impl FnMut() -> f64) -> Vec<f64> {
     const RUNS: usize = 6;
     const LASTS: Duration = Duration::from_millis(30);
@@ -160,8 +160,8 @@ pub fn copy_bandwidth(device: Device) -> f64 {
     bytes / (ms / 1e3)
 }
 
-/// The most memory that the process holds during one run of `f`, beyond what it held before: Linux counts it. Memory that
-/// was freed before is given back first.
+/// The most memory that the process holds during one run of `f`, beyond what it held before, as Linux counts it. Memory
+/// that was freed before is given back to the system first.
 pub fn peak_bytes<X>(f: impl FnOnce() -> X) -> Option<u64> {
     tercet::torch::release_cpu_memory();
     // SAFETY: no precondition.
@@ -177,6 +177,7 @@ pub fn peak_bytes<X>(f: impl FnOnce() -> X) -> Option<u64> {
     Some(peak.saturating_sub(before))
 }
 
+/// A field of `/proc/self/status`, in bytes.
 fn status_bytes(field: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;
@@ -195,7 +196,7 @@ pub fn run_again_recycling() {
     let status = std::process::Command::new(program)
         .arg("--bench")
         .env(RECYCLING, "1")
-        // glibc's: no block of its own for a large request, nothing given back.
+        // Variables of glibc: no mapping of its own for a large request, and nothing given back.
         .env("MALLOC_MMAP_MAX_", "0")
         .env("MALLOC_TRIM_THRESHOLD_", (1u64 << 62).to_string())
         .env("MALLOC_TOP_PAD_", (64u64 << 20).to_string())

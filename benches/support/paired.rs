@@ -29,10 +29,10 @@ pub struct Pair<'a, const K: usize> {
     pub theirs: Loss<'a, K>,
 }
 
-/// The first loss and its gradients, on slices.
+/// Computes the first loss and its gradients on slices.
 type OnSlices<'a, const K: usize> = &'a dyn Fn([Matrix<'_, f32>; K], [&mut [f32]; K]) -> f32;
 
-/// What is compared for B rows. The first pair is measured in all passes, the others forward and backward together.
+/// What is compared for so many rows. The first pair is measured in all passes, the others in both together.
 pub struct Subject<'a, const K: usize> {
     pub pairs: &'a [Pair<'a, K>],
     pub on_slices: OnSlices<'a, K>,
@@ -94,7 +94,7 @@ fn tables<const K: usize>(of: impl Fn(i64, &mut dyn FnMut(Subject<'_, K>))) -> V
             let backward = medians_of(&clock, || ours(&x), timed, || theirs(&x), timed);
             rows.push(row(op, "backward", peer, backward, 1.0, None));
 
-            // Into the caller's own memory, against a copy of as many bytes.
+            // Gradients into the caller's own memory, against a copy of as many bytes.
             let host = x.each_ref().map(|t| Vec::<f32>::try_from(t.to_device(Device::Cpu).flatten(0, -1)).unwrap());
             let mut grads = host.each_ref().map(|x| vec![0.0f32; x.len()]);
             let mut copies = host.each_ref().map(|x| vec![0.0f32; x.len()]);

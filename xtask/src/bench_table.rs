@@ -1,4 +1,4 @@
-//! The table of `target/bench.json`, where each bench program writes its rows.
+//! The table of `target/bench.json`, to which each bench program adds its rows.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use crate::checkout::Checkout;
 use crate::error::{Doing, Error, Result};
 use crate::json::{self, Value};
 
-/// What each row has. Texts first: they say what was measured.
+/// The fields of a row that are texts: they say what was measured.
 const TEXTS: [&str; 5] = ["op", "size", "dtype", "backend", "pass"];
 const HEADER: [&str; 11] =
     ["op", "size", "dtype", "backend", "pass", "ms", "peer", "peer ms", "ratio", "of floor", "peak"];
@@ -49,6 +49,7 @@ fn table(source: &str) -> Result<String, String> {
     Ok(aligned(&cells))
 }
 
+/// A row as the cells of the table.
 fn line(row: &Value) -> Result<[String; 11], String> {
     let text = |key: &str| row.get(key).text().map(String::from).ok_or(format!("`{key}` is not a text"));
     let number = |key: &str| match row.get(key) {
@@ -77,7 +78,7 @@ fn line(row: &Value) -> Result<[String; 11], String> {
     ])
 }
 
-/// Four significant digits, down to the nanosecond.
+/// Milliseconds with four significant digits, below 1 with five decimals.
 fn milliseconds(ms: f64) -> String {
     let digits = match ms {
         _ if ms >= 1000.0 => 0,
@@ -98,7 +99,7 @@ fn bytes(count: f64) -> String {
     }
 }
 
-/// Texts to the left, numbers to the right.
+/// The cells as lines of text, aligned: texts to the left, numbers to the right.
 fn aligned(cells: &[[String; 11]]) -> String {
     let mut widths = [0; 11];
     for row in cells {

@@ -11,12 +11,12 @@ use crate::error::{Doing, Error, Result};
 use crate::gpu_status::Hashes;
 use crate::json;
 
-/// The script that runs the bundle there.
+/// The script that runs the bundle on the GPU machine.
 const RUN: &str = include_str!("bundle_run.sh");
-/// What may be copied to such a machine in one go, with room for the checkout itself.
+/// The most bytes that may be copied to such a machine in one go, with room for the checkout itself.
 const LARGEST: u64 = 60 << 20;
-/// The architecture of the machines that bundles are made for. Only `tercet` is built again for it: the variable
-/// is none of the bindings' business, so libtorch's bindings stay as they are.
+/// The variable, with the architecture of the machines that bundles are made for. Only `tercet` is built again for it:
+/// libtorch's bindings do not read the variable.
 const ARCHITECTURES: (&str, &str) = ("TERCET_CUDA_ARCHS", "90a");
 
 /// One executable of the bundle.
@@ -24,7 +24,7 @@ const ARCHITECTURES: (&str, &str) = ("TERCET_CUDA_ARCHS", "90a");
 struct Program {
     kind: &'static str,
     name: String,
-    /// The package's folder: tests find their data files from there.
+    /// The package's folder, from which tests find their data files.
     package: PathBuf,
     built: PathBuf,
 }
@@ -62,7 +62,7 @@ pub fn make(checkout: &Checkout) -> Result<()> {
     fs::remove_dir_all(&bin).doing("remove .bundle/bin, which is packed")
 }
 
-/// Packs `bin` of `dir`. The programs all hold the same kernels: a window over several of them makes them a tenth as large.
+/// Packs `bin` of `dir`. All programs hold the same kernels: a window over several of them makes them a tenth as large.
 fn pack(dir: &Path, packed: &Path) -> Result<()> {
     let mut tar = Command::new("tar");
     let mut tar = tar.arg("-C").arg(dir).args(["-c", "bin"]).stdout(Stdio::piped()).spawn().doing("start tar")?;
@@ -137,7 +137,7 @@ fn collect(messages: &str, subcommand: &str, root: &Path) -> Result<Vec<Program>
         let manifest = Path::new(message.get("manifest_path").text().ok_or("a target without a manifest")?);
         let package = manifest.parent().ok_or("a manifest without a folder")?;
         let harness = message.get("profile").get("test") == &json::Value::Bool(true);
-        // Stable names. Unit tests carry their package's name; so do tests of the crates that are not the root.
+        // The names are stable. Unit tests carry their package's name; so do tests of the crates that are not the root.
         let folder = package.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let owner = if package == root { String::new() } else { format!("{folder}-") };
         let (kind, name) = match (subcommand, kind, harness) {
@@ -155,7 +155,7 @@ fn collect(messages: &str, subcommand: &str, root: &Path) -> Result<Vec<Program>
     Ok(programs)
 }
 
-/// Copies without symbols. The profile does not strip, for a profile of its own would build everything twice.
+/// Copies an executable without symbols. The profile does not strip: a profile of its own would build everything twice.
 fn strip(from: &Path, to: &Path) -> Result<()> {
     run(Command::new("strip").arg("-o").arg(to).arg(from)).map_err(|error| match error {
         Error::Failed(text) => Error::Failed(format!("{text}\n`strip` is part of binutils.")),
@@ -163,7 +163,7 @@ fn strip(from: &Path, to: &Path) -> Result<()> {
     })
 }
 
-/// What the bundle was made from, for the records. A checkout that is not git's has no commit to name.
+/// The commit that the bundle was made from, for the records. A checkout that is not git's has no commit to name.
 fn commit(checkout: &Checkout) -> String {
     let git = |arguments: &[&str]| {
         let output = Command::new("git").args(arguments).current_dir(&checkout.root).output().ok()?;
@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(names("build", &messages), [pair("tercet", "/t/tercet")]);
         let bench = message("bench", "triplet_margin", &here, false, "\"/t/deps/triplet_margin-4e\"");
         assert_eq!(names("bench", &bench), [pair("bench-triplet_margin", "/t/deps/triplet_margin-4e")]);
-        // Two of a name would overwrite each other.
+        // Two executables of one name would overwrite each other.
         let twice = format!("{bench}\n{bench}");
         assert!(collect(&twice, "bench", Path::new(&here)).unwrap_err().contains("two executables"));
         assert!(collect("{nonsense", "bench", Path::new(&here)).is_err());

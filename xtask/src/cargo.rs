@@ -7,8 +7,8 @@ use crate::checkout::{Checkout, named_libtorch, variable};
 use crate::error::{Doing, Error, Result};
 use crate::setup::toolkit;
 
-/// What `cargo run` tells the program it runs about *its* package. A nested cargo must not hand it on to other
-/// packages' tests and build scripts.
+/// Whether a variable is one by which `cargo run` tells the program about *its* package. A nested cargo must not hand
+/// these on to other packages' tests and build scripts.
 fn about_our_package(name: &str) -> bool {
     name.starts_with("CARGO_PKG_")
         || name.starts_with("CARGO_MANIFEST_")
@@ -44,12 +44,13 @@ pub fn cargo_in(workspace: &Checkout, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs a command to its end; its failure is ours.
+/// Runs a command to its end; fails with its exit code.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().doing(format_args!("start {}", command.get_program().display()))?;
     check(status)
 }
 
+/// Fails with the exit code of a program that failed.
 pub fn check(status: ExitStatus) -> Result<()> {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {

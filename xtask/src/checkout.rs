@@ -1,4 +1,4 @@
-//! Where the checkout is and what lies where in it.
+//! Where the checkout is, and what lies where in it.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ impl Checkout {
         self.root.join("requirements.txt")
     }
 
-    /// A path as messages show it: relative to the root where it lies inside.
+    /// A path as messages show it: relative to the root if it lies inside.
     pub fn show(&self, path: &Path) -> String {
         path.strip_prefix(&self.root).unwrap_or(path).display().to_string()
     }
@@ -56,7 +56,7 @@ pub struct Libtorch {
     pub include: PathBuf,
 }
 
-/// The libtorch that the user named, if all of it: by `LIBTORCH`, or its parts by `LIBTORCH_LIB` and `LIBTORCH_INCLUDE`.
+/// The libtorch that the user named in whole: by `LIBTORCH`, or its parts by `LIBTORCH_LIB` and `LIBTORCH_INCLUDE`.
 pub fn user_libtorch(checkout: &Checkout) -> Option<Libtorch> {
     let part = |name| variable(name).map(PathBuf::from).or_else(|| named_libtorch(checkout));
     Some(Libtorch { lib: part("LIBTORCH_LIB")?, include: part("LIBTORCH_INCLUDE")? })

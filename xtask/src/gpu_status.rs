@@ -12,14 +12,15 @@ const COLUMNS: [&str; 7] = ["date", "device", "commit", "kernels hash", "cuda ha
 /// Digits of a hash that are kept: enough that two contents never share them by chance.
 const DIGITS: usize = 16;
 
-/// What stands before a hash of `Hashes::of`. The first rows have none: theirs are of `Hashes::of_the_first_rows`.
+/// What stands before a hash of [`Hashes::of`]. The hashes of the first rows have nothing before them: they are of
+/// [`Hashes::of_the_first_rows`].
 const SCOPE: &str = "2-";
 
 /// What decides a verification: the machine code, and the code that plans and launches it.
 pub struct Hashes {
-    /// Over what makes the machine code: `kernels/`, the constants and options they are compiled with, and the compiler.
+    /// The hash of what makes the machine code: `kernels/`, their constants and compile options, and the compiler.
     pub kernels: String,
-    /// Over `src/`, but for what runs on the CPU alone. So a new file counts, until somebody says that it does not.
+    /// The hash of `src/` without what runs on the CPU alone. A new file counts, until somebody says that it does not.
     pub cuda: String,
 }
 
@@ -35,8 +36,8 @@ impl Hashes {
         Ok(Self { kernels: format!("{SCOPE}{}", hash(root, kernels)?), cuda: format!("{SCOPE}{}", hash(root, cuda)?) })
     }
 
-    /// Over `kernels/`, and over `src/cuda/` and each `src/<stem>/cuda.rs`. They did not see a constant that every kernel is
-    /// compiled with, nor PyTorch's side of a launch.
+    /// Hashes of `kernels/`, and of `src/cuda/` and each `src/<stem>/cuda.rs`. They did not cover a constant that every
+    /// kernel is compiled with, nor PyTorch's side of a launch.
     fn of_the_first_rows(checkout: &Checkout) -> Result<Self> {
         let root = &checkout.root;
         let mut cuda = files(&root.join("src/cuda"))?;
@@ -60,7 +61,7 @@ fn is_of_the_cpu(file: &Path) -> bool {
     }
 }
 
-/// All files under `dir`, at any depth; none where there is no such folder.
+/// All files under `dir`, at any depth; none if there is no such folder.
 fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     if dir.is_dir() {
@@ -76,7 +77,7 @@ fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Over each file's path from the root, length and bytes, in the order of the paths: the same on every machine,
+/// The hash of each file's path from the root, length and bytes, in the order of the paths: the same on every machine,
 /// and with no git at hand.
 fn hash(root: &Path, mut files: Vec<PathBuf>) -> Result<String> {
     files.sort();
@@ -102,7 +103,7 @@ struct Row {
     result: String,
 }
 
-/// The newest row, which is the last; the error names the line that is not a row of the table.
+/// The newest row of the table, which is the last; the error names a line that is not a row.
 fn newest(page: &str) -> Result<Option<Row>, String> {
     let lines = page.lines().enumerate().filter(|(_, line)| line.starts_with('|'));
     let mut rows = lines.map(|(index, line)| (index + 1, cells(line)));

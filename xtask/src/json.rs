@@ -13,7 +13,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// The member of an object; `Null` where there is none.
+    /// The member of an object; `Null` if there is none.
     pub fn get(&self, key: &str) -> &Value {
         match self {
             Value::Object(members) => members.get(key).unwrap_or(&Value::Null),
@@ -29,7 +29,7 @@ impl Value {
     }
 }
 
-/// Reads one JSON value; the error names the byte it stands at.
+/// Reads one JSON value; the error names the byte at which something is wrong.
 pub fn parse(source: &str) -> Result<Value, String> {
     let mut reader = Reader { source, at: 0 };
     let value = reader.value(0)?;
@@ -165,7 +165,7 @@ impl Reader<'_> {
         Ok(meant)
     }
 
-    /// The digits after `\u`, and a second `\uXXXX` where the first is half of a pair.
+    /// The digits after `\u`, and a second `\uXXXX` if the first is half of a pair.
     fn unicode(&mut self) -> Result<char, String> {
         let first = self.hex4()?;
         let code = if (0xd800..0xdc00).contains(&first) {

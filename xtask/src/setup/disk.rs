@@ -7,9 +7,9 @@ use crate::error::{Error, Result};
 
 const GIB: u64 = 1 << 20; // in the KiB that `df -k` counts
 
-/// What the environment takes, with a margin.
+/// The space that the environment takes, with a margin.
 const ENVIRONMENT: u64 = 6 * GIB;
-/// What pip downloads to the folder for temporary files before it unpacks.
+/// The space that pip's downloads take in the folder for temporary files before they are unpacked.
 const DOWNLOADS: u64 = 3 * GIB;
 
 /// Refuses a set-up that would run out of space half-way.
@@ -48,8 +48,9 @@ fn filesystem(path: &Path) -> Option<(String, u64)> {
     read(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// POSIX format: a header, then `device blocks used available capacity mountpoint`. A device name may hold
-/// blanks, so count from the column that ends in `%`.
+/// The mountpoint and the free KiB, from the POSIX format of `df`: a header, then
+/// `device blocks used available capacity mountpoint`. A device name may hold blanks, so count from the column that
+/// ends in `%`.
 fn read(df: &str) -> Option<(String, u64)> {
     let words: Vec<&str> = df.lines().nth(1)?.split_whitespace().collect();
     let percent = words.iter().position(|word| word.ends_with('%')).filter(|at| *at >= 4)?;

@@ -11,14 +11,14 @@ use crate::sha256;
 /// everything is there, and only then `ready`; so whatever ends a set-up, kill -9 included, leaves `making`.
 const MARK: &str = "tercet-setup";
 
-/// `requirements.txt`, as far as it counts.
+/// What set-up takes from `requirements.txt`.
 pub struct Requirements {
     pub file: PathBuf,
     /// The version in `torch==VERSION`.
     pub torch: String,
     /// The lines that are neither empty nor comments.
     lines: Vec<String>,
-    /// Whether `torch` is another one than the file's.
+    /// Whether `torch` is another version than the file's.
     replaced: bool,
 }
 
@@ -32,7 +32,7 @@ impl Requirements {
         Ok(Self { torch: torch.into(), lines, replaced: false, file })
     }
 
-    /// The same with another torch.
+    /// The same requirements with another version of torch.
     pub fn with_torch(mut self, version: &str) -> Self {
         for line in self.lines.iter_mut().filter(|line| line.starts_with("torch==")) {
             *line = format!("torch=={version}");
@@ -51,7 +51,7 @@ impl Requirements {
         sha256::hex(self.lines.join("\n").as_bytes())
     }
 
-    /// A file for `pip install -r`: this one, or one in the environment that it is for.
+    /// A file for `pip install -r`: `requirements.txt` itself, or with another torch one in the environment it is for.
     pub fn for_pip(&self, environment: &Path) -> Result<PathBuf> {
         if !self.replaced {
             return Ok(self.file.clone());
@@ -61,7 +61,7 @@ impl Requirements {
         Ok(file)
     }
 
-    /// What to type where an environment is somebody else's.
+    /// What to type after `pip install` if an environment is somebody else's.
     pub fn by_hand(&self) -> String {
         if self.replaced { self.lines.join(" ") } else { format!("-r {}", self.file.display()) }
     }
@@ -71,13 +71,13 @@ impl Requirements {
 pub enum State {
     /// Nothing, or an empty folder.
     Missing,
-    /// All there: the folder of torch in it.
+    /// An environment that has all: the folder of torch in it.
     Ready(PathBuf),
-    /// Made by set-up and not fit, and why. Set-up may delete it.
+    /// Made by set-up and not fit, with the reason. Set-up may delete it.
     Broken(String),
-    /// Made by set-up, and whole, for another `requirements.txt`.
+    /// Made by set-up and whole, for another `requirements.txt` than the checkout's.
     Outdated,
-    /// Not made by set-up and not fit, and why. `venv` where it is a Python environment.
+    /// Not made by set-up and not fit, with the reason. `venv`: whether it is a Python environment.
     Foreign { why: String, venv: bool },
 }
 
@@ -105,6 +105,7 @@ pub fn inspect(dir: &Path, requirements: &Requirements, nvrtc: bool) -> State {
     }
 }
 
+/// The state that the mark of an environment tells, if it is not ready for these requirements.
 fn unfit_by_mark(mark: &str, dir: &Path, requirements: &Requirements) -> Option<State> {
     let mut lines = mark.lines();
     if lines.next() != Some("ready") {
@@ -119,12 +120,13 @@ fn unfit_by_mark(mark: &str, dir: &Path, requirements: &Requirements) -> Option<
     None
 }
 
-/// From the environment's own description.
+/// The version of an environment's Python, from the environment's own description.
 fn python_version(dir: &Path) -> Option<String> {
     let description = fs::read_to_string(dir.join("pyvenv.cfg")).ok()?;
     description.lines().find_map(|line| Some(line.strip_prefix("version")?.split_once('=')?.1.trim().to_string()))
 }
 
+/// The folder of torch in an environment that has all; else what is missing.
 fn check_content(dir: &Path, requirements: &Requirements, nvrtc: bool) -> Result<PathBuf, String> {
     let site = site_packages(dir).ok_or("it has no torch")?;
     let torch = site.join("torch");
@@ -153,7 +155,7 @@ fn check_content(dir: &Path, requirements: &Requirements, nvrtc: bool) -> Result
     Ok(torch)
 }
 
-/// `lib/python3.X/site-packages`, the one that has a torch.
+/// The `lib/python3.X/site-packages` that has a torch.
 fn site_packages(dir: &Path) -> Option<PathBuf> {
     let versions = dir.join("lib").read_dir().ok()?;
     let sites = versions.filter_map(|entry| Some(entry.ok()?.path().join("site-packages")));
@@ -166,13 +168,13 @@ pub fn around(torch: &Path) -> Option<PathBuf> {
     dir.join("pyvenv.cfg").is_file().then_some(dir)
 }
 
-/// Before the first other file.
+/// Marks an environment as unfinished, before any other file is written.
 pub fn mark_as_making(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).doing(format_args!("make the folder {}", dir.display()))?;
     fs::write(dir.join(MARK), "making\n").doing(format_args!("write into {}", dir.display()))
 }
 
-/// After the last other file, in one step.
+/// Marks an environment as finished, after the last other file and in one step.
 pub fn mark_as_ready(dir: &Path, requirements: &Requirements) -> Result<()> {
     let text = format!("ready\n{}\n{}\n", requirements.hash(), python_version(dir).unwrap_or_default());
     let new = dir.join(format!("{MARK}.new"));

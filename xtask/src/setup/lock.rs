@@ -21,7 +21,7 @@ unsafe extern "C" {
 pub struct Lock(File);
 
 impl Lock {
-    /// Waits for the lock, and says so when another set-up has it.
+    /// Waits for the lock, and says so if another set-up has it.
     pub fn take(path: &Path, environment: &str) -> Result<Self> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).doing(format_args!("make the folder {}", parent.display()))?;
@@ -42,7 +42,7 @@ impl Lock {
             );
             locked(&file, LOCK_EX)?;
         }
-        // Who holds it, for the message above; the lock works without.
+        // The holder's process, for the message above; the lock works without it.
         file.rewind().and_then(|()| file.set_len(0)).and_then(|()| write!(file, "{}", process::id())).ok();
         Ok(Self(file))
     }
@@ -54,7 +54,7 @@ impl Lock {
     }
 }
 
-/// Whether the lock was got; false only for `LOCK_NB`.
+/// Whether the lock was got; false only with `LOCK_NB`.
 fn locked(file: &File, operation: i32) -> Result<bool> {
     loop {
         if flock(file.as_raw_fd(), operation) == 0 {

@@ -22,7 +22,7 @@ use environment::{Requirements, State};
 use lock::Lock;
 use pip::say;
 
-/// What to say when there is nothing to do.
+/// Whether to say something when there is nothing to do.
 #[derive(PartialEq)]
 pub enum WhenReady {
     SaySo,
@@ -33,12 +33,12 @@ pub enum WhenReady {
 struct Sources {
     libtorch: Option<Libtorch>,
     toolkit: Option<PathBuf>,
-    /// What the user should know: a variable that is of no use.
+    /// What the user should know: which variables are of no use.
     notes: Vec<String>,
 }
 
 impl Sources {
-    /// From `LIBTORCH` and its parts, where a libtorch of the user's may be taken, and `CUDA_HOME`.
+    /// The parts that the user's variables name: `libtorch`, if one of the user's may be taken, and `CUDA_HOME`.
     fn from_variables(libtorch: Option<Libtorch>, requirements: &Requirements) -> Result<Self> {
         let mut notes = Vec::new();
         if let Some(libtorch) = &libtorch {
@@ -74,7 +74,7 @@ struct Place {
 }
 
 impl Place {
-    /// Of the torch that is pinned.
+    /// The place for the torch that is pinned.
     fn choose(checkout: &Checkout, requirements: &Requirements, nvrtc: bool) -> Self {
         if let Some(named) = variable("TERCET_VENV") {
             // `join` keeps an absolute path as it is; `components` drops a slash at the end, which would put what
@@ -94,7 +94,7 @@ impl Place {
         Self { dir: own, own: true }
     }
 
-    /// Of another torch: beside it, with the release in its name.
+    /// The place for another torch: beside that of the pinned one, with the release in its name.
     fn for_torch(checkout: &Checkout, pair: &Pair) -> Self {
         let named = variable("TERCET_VENV");
         let own = named.is_none();
@@ -103,7 +103,7 @@ impl Place {
     }
 }
 
-/// Whether `ensure` would find nothing to do.
+/// Whether [`ensure`] would find nothing to do.
 pub fn is_ready(checkout: &Checkout) -> bool {
     let look = || -> Result<bool> {
         let requirements = Requirements::read(checkout.requirements())?;
@@ -121,7 +121,7 @@ pub fn is_ready(checkout: &Checkout) -> bool {
     look().unwrap_or(false)
 }
 
-/// Makes what is missing.
+/// Makes what the build needs and the machine lacks.
 pub fn ensure(checkout: &Checkout, when_ready: WhenReady) -> Result<()> {
     let start = Instant::now();
     compiler::check()?;
@@ -152,7 +152,7 @@ pub fn ensure(checkout: &Checkout, when_ready: WhenReady) -> Result<()> {
     Ok(())
 }
 
-/// Makes what is missing for another torch than the pinned one: its environment, and the workspace that is given back.
+/// Makes what is missing for another torch than the pinned one: its environment, and the workspace that is returned.
 pub fn ensure_torch(checkout: &Checkout, pair: &Pair, when_ready: WhenReady) -> Result<Checkout> {
     let start = Instant::now();
     compiler::check()?;
@@ -193,7 +193,7 @@ fn found_or_made(
     })
 }
 
-/// Makes the environment, or makes it anew.
+/// Makes the environment, anew if there is one that is not fit; returns the folder of torch in it.
 fn make(
     checkout: &Checkout,
     place: &Place,
@@ -266,6 +266,7 @@ fn not_ours(place: &Place, shown: &str, why: &str, requirements: &Requirements) 
     Error::Failed(text)
 }
 
+/// Makes the environment in an empty place.
 fn fill(
     place: &Place,
     requirements: &Requirements,
@@ -296,7 +297,7 @@ fn fill(
     environment::mark_as_ready(&place.dir, requirements)
 }
 
-/// Beside the environment, not in it: making it anew deletes the folder while the lock is held.
+/// The lock's file, beside the environment and not in it: making it anew deletes the folder while the lock is held.
 fn lock_path(environment: &Path) -> PathBuf {
     beside(environment, ".lock")
 }
@@ -306,6 +307,7 @@ fn old_path(environment: &Path) -> PathBuf {
     beside(environment, ".old")
 }
 
+/// The path of the environment with `suffix` behind its name.
 fn beside(environment: &Path, suffix: &str) -> PathBuf {
     let mut path = environment.as_os_str().to_os_string();
     path.push(suffix);
@@ -337,7 +339,7 @@ fn is_linked(link: &Path, torch: &Path) -> bool {
     }
 }
 
-/// Points `.libtorch` at `torch`; true where it did not point there before.
+/// Points `.libtorch` at `torch`; true if it did not point there before.
 fn link(checkout: &Checkout, torch: &Path) -> Result<bool> {
     let link = checkout.libtorch_link();
     if is_linked(&link, torch) {

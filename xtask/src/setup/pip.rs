@@ -12,7 +12,7 @@ use super::lock::Lock;
 use super::python;
 use crate::error::{Doing, Error, Result};
 
-/// Without a terminal, a sign of life at least this often.
+/// Without a terminal, a sign of life is printed at least this often.
 const QUIET: Duration = Duration::from_secs(20);
 /// How many of pip's last lines a failure shows.
 const LAST_LINES: usize = 12;
@@ -85,6 +85,7 @@ pub fn say(start: Instant, text: &str) {
     println!("set-up: {:4.0} s  {text}", start.elapsed().as_secs_f64());
 }
 
+/// Sends each line of a stream, on a thread of its own.
 fn forward(stream: impl Read + Send + 'static, sender: Sender<Line>, kind: fn(String) -> Line) {
     thread::spawn(move || {
         let mut reader = BufReader::new(stream);
@@ -100,7 +101,7 @@ fn forward(stream: impl Read + Send + 'static, sender: Sender<Line>, kind: fn(St
     });
 }
 
-/// What of pip's output is worth a line.
+/// The line of progress that a line of pip's output is worth, if any.
 fn stage(line: &str) -> Option<String> {
     let line = line.trim();
     let (first, rest) = line.split_once(' ')?;
@@ -122,6 +123,7 @@ fn short(file: &str) -> String {
     format!("{} {size}", name.join(" ")).trim().to_string()
 }
 
+/// What to do about a failure, from pip's output.
 fn advice(output: &str) -> &'static str {
     let says = |needles: &[&str]| needles.iter().any(|needle| output.contains(needle));
     if says(&["No space left on device", "Disk quota exceeded"]) {

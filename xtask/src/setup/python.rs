@@ -11,7 +11,7 @@ const NEWEST: (u32, u32) = (3, 14);
 /// `python3` first: it is the one that the user chose.
 const CANDIDATES: [&str; 6] = ["python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.14"];
 
-/// Also what `python3 -m venv` needs: Debian keeps `ensurepip` in a package of its own.
+/// Prints version, bits, and whether `python3 -m venv` has what it needs: Debian packages `ensurepip` on its own.
 const PROBE: &str = "import sys
 print('%d.%d.%d' % sys.version_info[:3])
 print(64 if sys.maxsize > 2**32 else 32)
@@ -48,7 +48,7 @@ pub fn find() -> Result<Python> {
     }))
 }
 
-/// `None` where there is no such program.
+/// The version of a Python, or what is wrong with it; `None` if there is no such program.
 fn probe(program: &str) -> Option<Result<String, String>> {
     // It is run, not only looked for: a version manager leaves shims on PATH for Pythons that are switched off.
     let output = clean(&mut Command::new(program)).args(["-c", PROBE]).stdin(Stdio::null()).output().ok()?;

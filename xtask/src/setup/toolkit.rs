@@ -1,4 +1,4 @@
-//! Where a libtorch and a CUDA toolkit can be used as they are.
+//! Whether a libtorch and a CUDA toolkit can be used as they are.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ pub fn check_libtorch(libtorch: &Libtorch, wanted: &str) -> Result<(), String> {
     }
 }
 
-/// From `build-version` (the libtorch archive), else from the headers.
+/// The version of a libtorch, from `build-version` (the libtorch archive has it), else from the headers.
 fn libtorch_version(libtorch: &Libtorch) -> Option<String> {
     if let Ok(text) = fs::read_to_string(libtorch.lib.join("build-version")) {
         return Some(text.trim().split('+').next().unwrap_or_default().to_string());
@@ -55,7 +55,7 @@ pub fn check_toolkit(dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The toolkit that `CUDA_HOME` names, checked; `None` where it is not set.
+/// The toolkit that `CUDA_HOME` names, checked; `None` if it is not set.
 pub fn from_cuda_home() -> Option<Result<PathBuf, String>> {
     let dir = PathBuf::from(variable("CUDA_HOME")?);
     Some(check_toolkit(&dir).map(|()| dir))

@@ -13,13 +13,13 @@ use crate::error::{Doing, Error, Result};
 use crate::releases::Pair;
 use crate::sha256;
 
-/// What of the checkout's root is not linked: what cargo or set-up make, and `Cargo.lock`, which is another one.
+/// Whether a name in the checkout's root is not linked: what cargo or set-up make, and `Cargo.lock`, which differs.
 fn belongs_to_the_checkout(name: &str) -> bool {
     let hidden = name.starts_with('.') && !matches!(name, ".cargo" | ".ci");
     hidden || matches!(name, "target" | "runs" | "Cargo.lock")
 }
 
-/// Makes the workspace, or what has changed of it.
+/// Makes the workspace, or brings it up to date.
 pub fn make(checkout: &Checkout, pair: &Pair) -> Result<Checkout> {
     let root = checkout.root.join("target").join(format!("torch-{}", pair.libtorch));
     fs::create_dir_all(&root).doing(format_args!("make the folder {}", root.display()))?;
@@ -28,6 +28,7 @@ pub fn make(checkout: &Checkout, pair: &Pair) -> Result<Checkout> {
     Ok(Checkout { root })
 }
 
+/// Links each file of the checkout into the workspace, and removes links to files that are gone.
 fn link_files(from: &Path, to: &Path) -> std::io::Result<()> {
     let mut wanted = BTreeSet::<OsString>::new();
     for entry in from.read_dir()? {
@@ -53,7 +54,7 @@ fn link_files(from: &Path, to: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The checkout's `Cargo.lock` with the pair's tch, made again where the checkout's has changed.
+/// Makes the checkout's `Cargo.lock` with the pair's tch, again if the checkout's has changed.
 fn lock(checkout: &Checkout, root: &Path, pair: &Pair) -> Result<()> {
     let (own, made_from) = (root.join("Cargo.lock"), root.join("Cargo.lock.from"));
     let pinned = fs::read(checkout.root.join("Cargo.lock")).doing("read Cargo.lock")?;
