@@ -2,8 +2,9 @@
 
 use image::{DynamicImage, RgbImage, Rgba, RgbaImage};
 
-/// Lays a picture on white: `value alpha + 255 (1 - alpha)`. Grey stays grey. Says whether the alpha was left out:
-/// programs that know nothing of it leave a BMP's at 0 everywhere, and then the pixels, where there are any, are meant to be seen.
+/// Lays a picture on white: `value alpha + 255 (1 - alpha)`. Grey stays grey. Returns also whether the alpha was
+/// ignored: programs that know nothing of it leave a BMP's at 0 everywhere, and its pixels, unless they are all equal,
+/// are meant to be seen.
 pub fn on_white(picture: DynamicImage) -> (DynamicImage, bool) {
     let colour = picture.color().has_color();
     let rgba = picture.into_rgba8();
@@ -16,8 +17,8 @@ pub fn on_white(picture: DynamicImage) -> (DynamicImage, bool) {
     (if colour { rgb } else { rgb.into_luma8().into() }, ignored)
 }
 
-/// The same of values that were multiplied with their alpha before they were stored ("associated"), as TIFF has them:
-/// `value + 255 (1 - alpha)`.
+/// Lays a picture on white whose values were multiplied by their alpha before they were stored ("associated"), as in
+/// TIFF: `value + 255 (1 - alpha)`.
 pub fn premultiplied_on_white(picture: DynamicImage) -> DynamicImage {
     laid(&picture.into_rgba8(), |value, alpha| value.saturating_add(255 - alpha))
 }
@@ -44,10 +45,10 @@ mod tests {
         assert!(laid.to_luma8().pixels().all(|p| p.0 == [255]) && !ignored);
         let half = RgbaImage::from_pixel(4, 4, Rgba([0, 100, 255, 128]));
         assert_eq!(on_white(half.clone().into()).0.to_rgb8().get_pixel(0, 0).0, [127, 177, 255]);
-        // 0, 50 and 128 are 0, 100 and 255 of which half is seen.
+        // 0, 50 and 128 are 0, 100 and 255 at half the alpha.
         let associated = RgbaImage::from_pixel(4, 4, Rgba([0, 50, 128, 128]));
         assert_eq!(premultiplied_on_white(associated.into()).to_rgb8().get_pixel(0, 0).0, [127, 177, 255]);
-        // Grey with alpha stays grey, of 16 bits too.
+        // Grey with alpha stays grey, also if it has 16 bits.
         let grey = ImageBuffer::from_pixel(4, 4, LumaA([0u16, 32_896]));
         assert_eq!(on_white(DynamicImage::ImageLumaA16(grey)).0.as_luma8().unwrap().get_pixel(0, 0).0, [127]);
     }
@@ -59,7 +60,7 @@ mod tests {
         let (laid, ignored) = on_white(picture.clone().into());
         assert!(ignored);
         assert_eq!(laid.to_rgb8().get_pixel(1, 2).0, [10, 20, 30]);
-        // One pixel that can be seen: the others are meant not to be.
+        // One pixel can be seen, so the others are meant not to be.
         picture.put_pixel(0, 0, Rgba([7, 7, 7, 255]));
         let (laid, ignored) = on_white(picture.into());
         assert!(!ignored);

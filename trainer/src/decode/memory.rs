@@ -1,20 +1,20 @@
-//! Memory for decoding: what a picture takes is known from its header, before anything is allocated.
+//! Memory for decoding: what a picture needs is known from its header, before anything is allocated.
 //!
-//! An allocation that fails ends the process, whatever catches panics, and a file of 23 bytes can declare 10^12 pixels. So a
-//! picture's whole need is compared with [`ALL`] first, and pictures that are decoded at the same time share that.
+//! An allocation that fails ends the process, whatever catches panics, and a file of 23 bytes can declare 10^12 pixels.
+//! So a picture's whole need is compared with [`ALL`] first, and pictures that are decoded at the same time share that.
 
 use anyhow::{Result, bail};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-/// Bytes for all pictures that are being decoded at one moment, and so the most that one of them may need.
+/// Bytes for all pictures that are being decoded at one moment, and so the most that one picture may need.
 pub const ALL: u64 = 1 << 30;
 
 static MEMORY: Memory = Memory::new(ALL);
 
-/// Waits until so many bytes are free, and takes them. `what` is the picture, for the error.
+/// Waits until this many bytes are free, and takes them. `what` names the picture in the error.
 ///
 /// # Errors
-/// If there will never be so many.
+/// If there will never be so many bytes.
 pub fn take(bytes: u64, what: &str) -> Result<Share<'static>> {
     if bytes > ALL {
         bail!("{what}: decoding takes {}, and the limit is {}", human(bytes), human(ALL));
@@ -32,7 +32,7 @@ impl Memory {
         Self { free: Mutex::new(bytes), freed: Condvar::new() }
     }
 
-    /// Who holds a share never waits for another one, so every wait ends.
+    /// A holder of a share never waits for another one, so every wait ends.
     fn take(&self, bytes: u64) -> Share<'_> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         while *free < bytes {
@@ -56,7 +56,7 @@ impl Drop for Share<'_> {
     }
 }
 
-/// `3.5 GiB`.
+/// A number of bytes for people, such as `3.5 GiB`.
 fn human(bytes: u64) -> String {
     let (mut value, mut unit) = (bytes as f64, "bytes");
     for larger in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {

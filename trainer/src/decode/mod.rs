@@ -16,25 +16,25 @@ use std::panic;
 use std::path::Path;
 use std::sync::{Mutex, Once, PoisonError};
 
-/// The extensions of the formats that are read, in lower case. What a file is, its content says.
+/// The extensions of the formats that are read, in lower case. Which format a file has, its content says.
 pub const EXTENSIONS: [&str; 19] = [
     "png", "apng", "jpg", "jpeg", "jpe", "jfif", "jif", "pjpeg", "pjp", "pgm", "ppm", "pbm", "pnm", "pam", "bmp",
     "dib", "tif", "tiff", "webp",
 ];
-/// The same for people.
+/// The formats that are read, for people.
 pub const FORMATS: &str = "PNG, JPEG, PGM, BMP, TIFF or WebP";
 
-/// Larger files are read one at a time.
+/// Files with more bytes than this are read one at a time.
 const LARGE: u64 = 32 << 20;
 
-/// A picture as it is learned from, and what a user should know of it.
+/// A picture as the encoder gets it, and what a user should know of it.
 #[derive(Debug)]
 pub struct Decoded {
     /// `size * size` bytes if it is grey, else three times as many (`[row][column][channel]`).
     pub pixels: Box<[u8]>,
-    /// The file has other pages or frames too, which are not looked at.
+    /// Whether the file has other pages or frames, which are ignored.
     pub several: bool,
-    /// It would be invisible everywhere: its alpha was left out.
+    /// Whether the alpha was ignored, as the picture would be invisible everywhere.
     pub alpha_ignored: bool,
 }
 
@@ -44,7 +44,7 @@ struct Opened<'a> {
     height: u32,
     /// Bytes of the picture that `decode` returns.
     decoded: u64,
-    /// Bytes that decoding takes beside that.
+    /// Bytes that decoding needs beside those of the picture.
     working: u64,
     orientation: Orientation,
     several: bool,
@@ -74,7 +74,7 @@ fn read_unguarded(file: &Path, size: usize) -> Result<Decoded> {
     Ok(Decoded { pixels, several: opened.several, alpha_ignored })
 }
 
-/// By content, not by name: a PNG named .jpg is common.
+/// Opens a file by its content, not by its name: a PNG named .jpg is common.
 fn open(bytes: &[u8]) -> Result<Opened<'_>> {
     let big_tiff = bytes.starts_with(b"II+\0") || bytes.starts_with(b"MM\0+");
     match image::guess_format(bytes) {
@@ -103,23 +103,23 @@ fn open(bytes: &[u8]) -> Result<Opened<'_>> {
 }
 
 impl Opened<'_> {
-    /// Bytes that there must be for all of it, the file's own `length` included.
+    /// How many bytes reading needs in all, the file's own `length` included.
     fn need(&self, length: usize, size: usize) -> u64 {
         let pixels = u64::from(self.width).saturating_mul(self.height.into());
-        // Copies: turned, of 8 bits, laid on white.
+        // Copies of the picture: turned, of 8 bits, laid on white.
         let copies = self.decoded.saturating_add(pixels.saturating_mul(7));
-        // `resize` goes by way of four floats for each column of the picture and row of the square.
+        // `resize` needs four floats for each column of the picture and row of the square in between.
         let columns = u64::from(self.width.max(self.height)).saturating_mul(16 * size as u64);
         [self.decoded, self.working, copies, columns, length as u64].into_iter().fold(0, u64::saturating_add)
     }
 }
 
-/// What such an error says contains what its source says.
+/// The error without its source, whose text its own text contains.
 fn alone(error: image::ImageError) -> Error {
     Error::msg(error.to_string())
 }
 
-/// What EXIF says of how the camera was held. In WebP and PNG some programs begin it as it begins in JPEG.
+/// How the camera was held, by EXIF. In WebP and PNG some programs begin it as in JPEG.
 fn orientation_of(exif: &[u8]) -> Option<Orientation> {
     Orientation::from_exif_chunk(exif.strip_prefix(jpeg::EXIF).unwrap_or(exif))
 }
@@ -128,8 +128,8 @@ thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// `decode`, with a panic as its error: decoders assert what a file that is no good can break, and one file of many thousands
-/// must not end a run.
+/// Calls `decode`, with a panic as its error: decoders assert what a broken file can violate, and one file of many
+/// thousands must not end a run.
 fn guarded<T>(decode: impl FnOnce() -> Result<T>) -> Result<T> {
     static QUIET: Once = Once::new();
     QUIET.call_once(|| {
@@ -141,7 +141,7 @@ fn guarded<T>(decode: impl FnOnce() -> Result<T>) -> Result<T> {
         }));
     });
     GUARDED.set(true);
-    // Nothing that `decode` had hold of is used after a panic.
+    // Nothing that `decode` had access to is used after a panic.
     let outcome = panic::catch_unwind(panic::AssertUnwindSafe(decode));
     GUARDED.set(false);
     outcome.unwrap_or_else(|panic| {
@@ -150,8 +150,8 @@ fn guarded<T>(decode: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-/// 8 bits, no transparency, `size x size` (the aspect ratio is not kept, as in `Resize((s, s))`), and whether alpha was left
-/// out.
+/// Makes a picture of 8 bits, without transparency, `size x size` (the aspect ratio is not kept, as in `Resize((s,
+/// s))`). Returns also whether its alpha was ignored.
 pub fn square(picture: DynamicImage, size: usize) -> (Box<[u8]>, bool) {
     let side = size as u32;
     let (picture, alpha_ignored) = match (picture.color().has_alpha(), picture.color().has_color()) {

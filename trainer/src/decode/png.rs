@@ -1,4 +1,4 @@
-//! PNG: the chunks that hold the picture, with their checksums, and the orientation, wherever it stands.
+//! PNG: the chunks that hold the picture, with their checksums, and the orientation, wherever it is in the file.
 
 use super::Opened;
 use anyhow::{Result, bail};
@@ -11,14 +11,14 @@ const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 /// The end chunk, which is always the same.
 const END: &[u8] = b"\0\0\0\0IEND\xae\x42\x60\x82";
 
-/// Opens a file. The decoder gets no chunk but those of the picture: a profile that unpacks to gigabytes, a comment or EXIF
-/// that is damaged cannot keep it from its pixels. It stops reading when it has them, before the checksum that would tell that
-/// they are damaged, so checksums are compared here.
+/// Opens a file. The decoder gets only the chunks of the picture, so neither a profile that unpacks to gigabytes nor a
+/// damaged comment or EXIF can keep it from the pixels. It stops reading when it has them, before the checksum that
+/// would tell that they are damaged, so checksums are compared here.
 pub fn open(bytes: &[u8]) -> Result<Opened<'_>> {
     let mut kept = SIGNATURE.to_vec();
     let (mut exif, mut animated, mut header) = (None, false, None);
     let mut rest = bytes.get(SIGNATURE.len()..).unwrap_or_default();
-    // Behind the last chunk of pixels nothing is needed; the end chunk is put there.
+    // No chunk after the last one of pixels is needed; the end chunk is put there.
     while let Some((length, name)) = rest.get(..8).map(|head| head.split_at(4)) {
         let length = u32::from_be_bytes(length.try_into().expect("four bytes")) as usize;
         let Some(whole) = length.checked_add(12).and_then(|end| rest.get(..end)) else {

@@ -13,7 +13,7 @@ const NAMES: [(&str, ImageFormat); 6] = [
     ("f.webp", ImageFormat::WebP),
 ];
 
-/// Left half dark, right half light: survives JPEG and any resize.
+/// A picture whose left half is dark and whose right half is light: that survives JPEG and any resize.
 fn halves() -> GrayImage {
     GrayImage::from_fn(32, 32, |x, _| Luma([if x < 16 { 20 } else { 230 }]))
 }
@@ -53,7 +53,7 @@ fn all_formats_give_the_same_picture_whatever_the_name_says() {
 #[test]
 fn a_file_that_is_cut_off_is_an_error_in_every_format() {
     let dir = tempfile::tempdir().unwrap();
-    // Noise: what can be compressed away can be cut away.
+    // Noise cannot be compressed, so no part of the file can be cut away unnoticed.
     let noise = GrayImage::from_fn(64, 64, |x, y| Luma([(x * x * 31 + y * 17 * x + y * y * 7) as u8]));
     for file in saved(dir.path(), &noise.into()) {
         let bytes = std::fs::read(&file).unwrap();
@@ -78,14 +78,14 @@ fn a_decoder_that_panics_is_an_error() {
     assert!(!GUARDED.get());
 }
 
-/// EXIF, with its prefix, that says `Orientation` alone.
+/// EXIF with its prefix, which says only the orientation.
 fn exif(orientation: u8) -> Vec<u8> {
     let mut exif = b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\0\0\0\0\0\0\0".to_vec();
     exif[25] = orientation; // the high half of the value's four bytes, big-endian
     exif
 }
 
-/// That in an APP1 segment, behind the start marker of a JPEG file.
+/// A JPEG file with EXIF of this orientation in an APP1 segment after its start marker.
 fn turned(jpeg: &[u8], orientation: u8) -> Vec<u8> {
     let exif = exif(orientation);
     let length = (exif.len() + 2) as u16;
@@ -103,7 +103,7 @@ fn a_camera_that_was_held_upright_is_believed() {
         let channels = pixels.len() / 16;
         [(0, 1), (1, 3), (3, 1), (1, 0)].map(|(row, column)| pixels[(row * 4 + column) * channels] < 100)
     };
-    // Of the picture's top, right, bottom and left. 6: turn by 90 degrees clockwise, left goes up.
+    // Whether the picture is dark at the top, right, bottom and left. 6: turn by 90 degrees clockwise, left goes up.
     for (orientation, expected) in [
         (1, [true, false, true, true]),
         (2, [false, true, false, false]),
@@ -116,7 +116,7 @@ fn a_camera_that_was_held_upright_is_believed() {
     ] {
         std::fs::write(&file, turned(&jpeg, orientation)).unwrap();
         assert_eq!(dark(&file), expected, "{orientation}");
-        // WebP with the prefix, and as it should be.
+        // WebP whose EXIF has the prefix of JPEG, and as it should be.
         for skipped in [0, jpeg::EXIF.len()] {
             let mut bytes = Vec::new();
             let mut encoder = WebPEncoder::new_lossless(&mut bytes);
@@ -158,13 +158,13 @@ fn chunk(name: &[u8], data: &[u8]) -> Vec<u8> {
     [&(data.len() as u32).to_be_bytes()[..], &named, &crc32fast::hash(&named).to_be_bytes()].concat()
 }
 
-/// A PNG file's header, of 8 bits and colour with alpha.
+/// A PNG file's header, for colour with alpha of 8 bits.
 fn png_header(width: u32, height: u32) -> Vec<u8> {
     let data = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 6, 0, 0, 0]].concat();
     [b"\x89PNG\r\n\x1a\n".to_vec(), chunk(b"IHDR", &data)].concat()
 }
 
-/// A TIFF file of one strip without compression: tags as (number, value), grey of 8 bits where they do not say otherwise.
+/// A TIFF file of one strip without compression: tags as (number, value), grey of 8 bits unless they say otherwise.
 fn tiff_file(tags: &[(u16, u32)], pixels: &[u8]) -> Vec<u8> {
     let mut all = std::collections::BTreeMap::from([(258, 8), (259, 1), (262, 1), (273, 8), (277, 1)]);
     all.extend([(279, pixels.len() as u32)]);
@@ -176,7 +176,7 @@ fn tiff_file(tags: &[(u16, u32)], pixels: &[u8]) -> Vec<u8> {
     values.resize(values.len().next_multiple_of(2), 0);
     let long = |value: u32| value.to_le_bytes();
     for (&tag, &value) in &all {
-        // Bits of each sample do not fit into the entry.
+        // The bits of more than two samples do not fit into the entry.
         let (count, value) = if tag == 258 && samples > 2 {
             let place = 8 + values.len() as u32;
             (0..samples).for_each(|_| values.extend((value as u16).to_le_bytes()));
@@ -219,7 +219,7 @@ fn a_file_that_declares_more_than_fits_is_an_error_before_anything_is_allocated(
     for (name, bytes) in [
         ("binary.pgm", b"P5\n1000000 1000000\n255\n".to_vec()),
         ("wide.pgm", b"P5\n1000000000 1\n255\n".to_vec()),
-        // Fewer pixels than fit, and then so many floats a column.
+        // The pixels fit, but not as many floats for each column.
         ("resized.pgm", b"P5\n50000000 1\n255\n".to_vec()),
         ("ascii.ppm", b"P3 400000 400000 255 0".to_vec()),
         ("bits.pbm", b"P4 100000 100000\n".to_vec()),
@@ -239,7 +239,7 @@ fn a_file_that_declares_more_than_fits_is_an_error_before_anything_is_allocated(
         let text = format!("{:#}", read(&file, 224).unwrap_err());
         assert!(text.contains(name) && text.contains("it declares") && text.contains("the limit is 1.0 GiB"), "{text}");
     }
-    // A file of its own size: sparse, so that it takes none of the disk.
+    // A file that is itself too long: it is sparse, so that it takes no room on the disk.
     let file = dir.path().join("long.png");
     std::fs::File::create(&file).unwrap().set_len(memory::ALL + 1).unwrap();
     let text = format!("{:#}", read(&file, 16).unwrap_err());
@@ -251,7 +251,7 @@ fn a_file_that_declares_more_than_fits_is_an_error_before_anything_is_allocated(
 #[test]
 fn metadata_that_is_damaged_costs_no_picture() {
     let dir = tempfile::tempdir().unwrap();
-    // Left half dark; turned by 6, the upper half is.
+    // The left half is dark; turned by orientation 6, the upper half is.
     let turned = exif(6)[jpeg::EXIF.len()..].to_vec();
     let [(mut png, png_name), (jpeg, jpeg_name)] =
         [(ImageFormat::Png, "a.png"), (ImageFormat::Jpeg, "a.jpg")].map(|(f, n)| {
@@ -270,7 +270,7 @@ fn metadata_that_is_damaged_costs_no_picture() {
     assert!(is_turned(png_name, &with(&png, &chunk(b"eXIf", &turned))));
     let prefixed = chunk(b"eXIf", &exif(6));
     assert!(is_turned(png_name, &with(&png, &prefixed)));
-    // Behind the pixels, where some programs put it.
+    // The chunk after the pixels, where some programs put it.
     let end = png.len() - 12;
     assert!(is_turned(png_name, &[&png[..end], &chunk(b"eXIf", &turned), &png[end..]].concat()));
     for cut in 0..turned.len() - 8 {
@@ -281,7 +281,7 @@ fn metadata_that_is_damaged_costs_no_picture() {
     let mut wrong = chunk(b"eXIf", &turned);
     *wrong.last_mut().unwrap() ^= 1;
     assert!(!is_turned(png_name, &with(&png, &wrong)), "its checksum is wrong");
-    // A profile and a text that are no zlib data, a profile of JPEG with a number that there is not.
+    // A profile and a text that are no zlib data; a JPEG profile with the number of a part that does not exist.
     assert!(!is_turned(png_name, &with(&png, &[chunk(b"iCCP", b"x\0\0zzzz"), chunk(b"zTXt", b"x\0\0zz")].concat())));
     assert!(!is_turned(jpeg_name, &[&jpeg[..2], b"\xff\xe2\0\x12ICC_PROFILE\0\xff\x01zz", &jpeg[2..]].concat()));
     png.truncate(end);
@@ -304,7 +304,7 @@ fn metadata_that_is_damaged_costs_no_picture() {
     endless[length..length + 4].fill(0xff);
     assert!(is_turned("a.webp", &endless), "what there is of it is whole");
 
-    // TIFF's own tag.
+    // TIFF has a tag of its own for the orientation.
     let picture = halves().into_raw();
     let sizes = [(256, 32), (257, 32)];
     assert!(!is_turned("a.tif", &tiff_file(&sizes, &picture)));
@@ -321,7 +321,8 @@ fn alpha_is_what_the_format_says_of_it() {
         let decoded = read(&file, 8).unwrap();
         (decoded.pixels[..3].to_vec(), decoded.alpha_ignored)
     };
-    // BMP with masks and an alpha that is 0 everywhere, as programs write that know of none: its colours are meant.
+    // BMP with masks and an alpha that is 0 everywhere, as from programs that know no alpha: its colours are meant to
+    // be seen.
     let masks = [0x00ff_0000u32, 0xff00, 0xff, 0xff00_0000].map(u32::to_le_bytes).concat();
     let mut header = bmp_header(8, 8);
     header[10..14].copy_from_slice(&(14u32 + 56).to_le_bytes());
@@ -334,7 +335,8 @@ fn alpha_is_what_the_format_says_of_it() {
     assert_eq!(read("a.bmp", &[&header[..], &masks, &pixels(9)].concat()), (vec![255, 255, 255], false));
     // Without a mask the fourth byte is no alpha.
     assert_eq!(read("a.bmp", &[&bmp_header(8, 8)[..], &pixels(0)].concat()), (vec![200, 20, 30], false));
-    // TIFF: colours that are multiplied with their alpha already, that are not, and a fourth sample that is no alpha.
+    // TIFF: colours that are multiplied by their alpha already, colours that are not, and a fourth sample that is no
+    // alpha.
     for (extra, expected) in [(1, [127, 177, 255]), (2, [127, 152, 191]), (0, [0, 50, 128])] {
         let tags = [(256, 8), (257, 8), (262, 2), (277, 4), (338, extra)];
         let (pixels, _) = read("a.tif", &tiff_file(&tags, &[0, 50, 128, 128].repeat(64)));
@@ -353,7 +355,7 @@ fn of_several_pages_or_frames_the_first_is_taken_and_that_is_said() {
     };
     let page = tiff_file(&[(256, 4), (257, 4)], &[77; 16]);
     assert_eq!(several("a.tif", &page), (false, 77));
-    // The directory of a second page, which is the first one's.
+    // A second page whose directory is the first one's.
     let (end, directory) = (page.len() - 4, u32::from_le_bytes(page[4..8].try_into().unwrap()));
     let count = usize::from(u16::from_le_bytes([page[directory as usize], page[directory as usize + 1]]));
     let second =
@@ -404,7 +406,7 @@ fn damage_in_the_middle_is_an_error() {
     std::fs::write(&file, [&jpeg[..jpeg.len() / 3], &jpeg[jpeg.len() / 2..]].concat()).unwrap();
     let text = format!("{:#}", read(&file, 16).unwrap_err());
     assert!(text.contains("the file is damaged"), "{text}");
-    // All of it but the end marker is a whole picture.
+    // A file without its end marker alone is a whole picture.
     std::fs::write(&file, &jpeg).unwrap();
     let whole = pixels(&file, 16);
     std::fs::write(&file, &jpeg[..jpeg.len() - 2]).unwrap();
@@ -418,7 +420,7 @@ fn damage_in_the_middle_is_an_error() {
 
 #[test]
 fn ink_is_not_paper() {
-    /// A JPEG of 16 x 16 whose blocks have a DC alone, with Adobe's marker.
+    /// A JPEG of 16 x 16 whose blocks have only a DC coefficient, with Adobe's marker.
     fn ink(values: [u8; 4], transform: u8) -> Vec<u8> {
         let (mut bits, mut scan) = (String::new(), Vec::new());
         for block in 0..4 {

@@ -7,13 +7,13 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder};
 use std::io::Cursor;
 
-/// Where the flags of a `VP8X` chunk are, which comes first of all chunks.
+/// Where the flags of a `VP8X` chunk are, which is the first of all chunks.
 const FLAGS: usize = 20;
 const EXIF: u8 = 0x08;
 const XMP: u8 = 0x04;
 
-/// Opens a file. The decoder is told of no EXIF and no XMP: it refuses a file that announces what is not there, and allocates
-/// what a chunk says that it has. The orientation is found here.
+/// Opens a file. The decoder is told of no EXIF and no XMP: it refuses a file that announces what is not there, and
+/// allocates as much as a chunk declares. The orientation is found here.
 pub fn open(bytes: &[u8]) -> Result<Opened<'_>> {
     let mut kept = bytes.to_vec();
     if bytes.get(12..16) == Some(b"VP8X")
@@ -35,7 +35,7 @@ pub fn open(bytes: &[u8]) -> Result<Opened<'_>> {
         width,
         height,
         decoded: decoder.total_bytes(),
-        // Four bytes a pixel of a lossless picture, one and a half of a lossy one, four of its packed alpha.
+        // Bytes per pixel: four of a lossless picture, one and a half of a lossy one, four of its packed alpha.
         working: frame.saturating_mul(8).saturating_add(bytes.len() as u64),
         orientation: exif.and_then(super::orientation_of).unwrap_or(Orientation::NoTransforms),
         several: decoder.has_animation(),
@@ -43,7 +43,7 @@ pub fn open(bytes: &[u8]) -> Result<Opened<'_>> {
     })
 }
 
-/// Calls `with` for each chunk, those of frames too. One that is cut off is as long as the file has it.
+/// Calls `with` for each chunk, those of frames included. A chunk that is cut off gets what the file has of it.
 fn chunks<'a>(mut rest: &'a [u8], with: &mut impl FnMut(&[u8], &'a [u8])) {
     while let Some((name, length)) = rest.get(..8).map(|head| head.split_at(4)) {
         let length = u32::from_le_bytes(length.try_into().expect("four bytes")) as usize;

@@ -33,7 +33,7 @@ const NAMES: [&str; 36] = [
     "#snapshot",
     ".snapshot",
     "~snapshot",
-    // others
+    // other programs
     "lost+found",
     ".git",
     ".svn",
@@ -47,7 +47,8 @@ const NAMES: [&str; 36] = [
 /// Ends of names, in lower case: what other file systems keep beside a file's content, under names of its own.
 const ENDS: [&str; 3] = [":zone.identifier", "@synoeastream", "@synoresource"];
 
-/// Whether it is such, by its name. `._x.jpg` is what a Mac keeps beside `x.jpg` where the file system has no place for it.
+/// Whether a file of this name is a leftover. `._x.jpg` is what a Mac keeps beside `x.jpg` if the file system has no
+/// place for it.
 pub fn is_leftover(name: &str) -> bool {
     let lower = name.to_lowercase();
     name.starts_with("._") || NAMES.contains(&lower.as_str()) || ENDS.iter().any(|end| lower.ends_with(end))

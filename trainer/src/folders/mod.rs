@@ -1,4 +1,4 @@
-//! Finding images: every folder that directly holds images is one identity, or patterns say whose they are.
+//! Finding images: every folder that directly holds images is one identity, unless patterns say whose they are.
 
 mod leftovers;
 pub mod names;
@@ -15,20 +15,20 @@ use std::path::{Path, PathBuf};
 
 pub use walk::{below, images_in, is_image};
 
-/// Identity (its folder's path below the root, with `/` between the parts, or what a pattern makes of a file's path) to its
-/// files, all sorted: the order that a directory lists its entries in must not change a run.
+/// For each identity its files, all sorted, as the order in which a directory lists its entries must not change a run.
+/// The name is the folder's path below the root, with `/` between the parts, or what a pattern makes of a file's path.
 pub type Identities = BTreeMap<String, Vec<PathBuf>>;
 
 /// The pictures of a folder.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// By whose they are.
+    /// Genuine pictures by identity.
     pub genuine: Identities,
-    /// Skilled forgeries, by whom they imitate. Each of these has genuine pictures too.
+    /// Skilled forgeries by the identity that they imitate. Each of these has genuine pictures too.
     pub forged: Identities,
 }
 
-/// Looks through `root`, to any depth, and says what was left out.
+/// Finds the pictures below `root`, at any depth, and says what was left out.
 pub fn find(root: &Path, patterns: &Patterns) -> Result<Found> {
     if !root.is_dir() {
         return Err(bad_input(format!("{} is not a folder", root.display())));
@@ -72,7 +72,7 @@ pub fn find(root: &Path, patterns: &Patterns) -> Result<Found> {
     Ok(found)
 }
 
-/// Drops forgeries of whom there is no genuine picture, and says so. Names that look the same are the same.
+/// Drops forgeries of identities without a genuine picture, and says so. Names that look the same are the same.
 pub fn keep_forgeries_of_known(found: &mut Found, before: &str) {
     let known: BTreeMap<String, &String> = found.genuine.keys().map(|name| (names::composed(name), name)).collect();
     let mut unknown = Named::default();
@@ -87,7 +87,7 @@ pub fn keep_forgeries_of_known(found: &mut Found, before: &str) {
     unknown.say(&format!("{before}left out "), "forgeries of identities that have no genuine images");
 }
 
-/// Says what may be otherwise than it looks.
+/// Warns of what may be otherwise than it looks.
 fn warn(identities: &Identities, paths: &[String], root: &Path, patterns: &Patterns) {
     let shown = root.display();
     let mut alike: BTreeMap<String, Vec<&str>> = BTreeMap::new();
@@ -123,7 +123,7 @@ fn warn(identities: &Identities, paths: &[String], root: &Path, patterns: &Patte
     }
 }
 
-/// Names of identities that are in two top-level folders of those that data sets are divided into.
+/// The names of identities that are in two of the top-level folders that data sets are commonly divided into.
 fn repeated(identities: &Identities) -> Option<Named> {
     const PARTS: [&str; 14] = [
         "train",
@@ -236,7 +236,7 @@ pub mod tests {
         }
         touch(dir.path(), "full_forg/forgeries_77_1.png"); // of nobody
         touch(dir.path(), "full_org/scan.png");
-        touch(dir.path(), "original_2_9.png"); // in no folder: patterns do not mind
+        touch(dir.path(), "original_2_9.png"); // in no folder: with patterns that does not matter
         let found = find(dir.path(), &patterns(Some(r"original_(\d+)_"), Some(r"forgeries_(\d+)_"))).unwrap();
         let counts = |of: &Identities| of.iter().map(|(name, files)| (name.clone(), files.len())).collect::<Vec<_>>();
         let expected = |counts: [(&str, usize); 3]| counts.map(|(name, count)| (name.to_owned(), count)).to_vec();
@@ -263,7 +263,7 @@ pub mod tests {
             |names: &[&str]| names.iter().map(|name| (name.to_string(), Vec::new())).collect::<Identities>();
         let found = repeated(&identities(&["test/ada", "train/ada", "train/bo", "test/cy"])).unwrap();
         assert_eq!(found.examples(), "test/ada and train/ada");
-        // Omniglot's characters repeat rightly.
+        // Omniglot's characters rightly repeat.
         assert_eq!(repeated(&identities(&["Greek/character01", "Latin/character01"])), None);
     }
 }

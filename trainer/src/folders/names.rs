@@ -1,11 +1,11 @@
-//! Names of files as text: every name has one, no two have the same, and it can be printed.
+//! Names of files as text: every name has a text, no two names have the same, and it can be printed.
 
 use std::ffi::OsStr;
 use std::path::Path;
 use unicode_normalization::UnicodeNormalization;
 
-/// A path with `/` between its parts. Bytes that are no UTF-8 and control characters stand there as `\xE9`, and so that this
-/// can be undone a `\` as `\\`.
+/// A path as text, with `/` between its parts. Bytes that are no UTF-8 and control characters become `\xE9` and the
+/// like and, so that this can be undone, `\` becomes `\\`.
 pub fn text(path: &Path) -> String {
     let parts: Vec<String> = path.iter().map(part).collect();
     match path.is_absolute() {
@@ -14,7 +14,7 @@ pub fn text(path: &Path) -> String {
     }
 }
 
-/// The same of one part of a path.
+/// One part of a path as text, escaped as by [`text`].
 pub fn part(name: &OsStr) -> String {
     let mut text = String::new();
     for chunk in name.as_encoded_bytes().utf8_chunks() {
@@ -34,7 +34,7 @@ fn hexadecimal(byte: u8) -> String {
     format!("\\x{byte:02X}")
 }
 
-/// In the one form of several that look the same: macOS takes é apart, other systems do not.
+/// The name in one of several forms that look the same: macOS takes é apart, other systems do not.
 pub fn composed(name: &str) -> String {
     name.nfc().collect()
 }
@@ -56,7 +56,7 @@ mod tests {
     #[test]
     fn no_two_names_are_the_same_text_and_all_can_be_undone() {
         use std::os::unix::ffi::OsStrExt;
-        /// The bytes of a text, as the documentation of `text` has it.
+        /// The bytes that the documentation of `text` gives for a text.
         fn undone(text: &str) -> Vec<u8> {
             let (mut bytes, mut rest) = (Vec::new(), text);
             while let Some(place) = rest.find('\\') {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// What there is below a folder.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Pictures, by their suffix.
+    /// Files that are pictures by their suffix.
     pub pictures: Vec<PathBuf>,
     /// Files of other kinds: how many of each suffix, and some of them.
     others: (BTreeMap<String, usize>, Named),
@@ -23,8 +23,8 @@ pub struct Listing {
     twice: Named,
 }
 
-/// Looks through `root`, to any depth. Folders are known by where they really are: through links after all that is there
-/// without them, each once, so a loop of links ends and no name depends on the order of a directory.
+/// Lists what is below `root`, to any depth. A folder is known by its real path and listed once, links last: so a loop
+/// of links ends, and no name depends on the order of a directory.
 pub fn list(root: &Path) -> Result<Listing> {
     let mut walk = Walk { root, seen: HashSet::new(), links: BTreeSet::new(), found: Listing::default() };
     walk.folder(root)?;
@@ -40,13 +40,13 @@ pub fn list(root: &Path) -> Result<Listing> {
 struct Walk<'a> {
     root: &'a Path,
     seen: HashSet<PathBuf>,
-    /// To folders, not followed yet.
+    /// Links to folders, not followed yet.
     links: BTreeSet<PathBuf>,
     found: Listing,
 }
 
 impl Walk<'_> {
-    /// Returns whether it was a new one.
+    /// Lists a folder, unless it has been listed before. Returns whether it was new.
     fn folder(&mut self, folder: &Path) -> Result<bool> {
         let unreadable = |error| bad_input(format!("cannot read the folder {}: {error}", names::text(folder)));
         if !self.seen.insert(folder.canonicalize().map_err(unreadable)?) {
@@ -57,7 +57,7 @@ impl Walk<'_> {
         entries.sort_by_key(std::fs::DirEntry::file_name);
         for entry in entries {
             let (path, name) = (entry.path(), names::part(&entry.file_name()));
-            // Of a link, what it leads to; a broken one is read like a file, and then an error names it.
+            // A link counts as what it leads to; a broken one is read like a file, and then an error names it.
             let is_folder = path.is_dir();
             let is_link = entry.file_type().map_err(unreadable)?.is_symlink();
             if is_leftover(&entry.file_name().to_string_lossy()) {
@@ -116,13 +116,13 @@ impl Listing {
         self.twice.say(&root, "links lead to folders that are looked through anyway, and are not followed");
     }
 
-    /// Files of other kinds.
+    /// How many files of other kinds there are.
     pub fn others(&self) -> usize {
         self.others.1.count()
     }
 }
 
-/// By its suffix.
+/// Whether a file is a picture, by its suffix.
 pub fn is_image(path: &Path) -> bool {
     let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase());
     extension.is_some_and(|e| EXTENSIONS.contains(&e.as_str()))
@@ -177,7 +177,7 @@ mod tests {
         let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
         touch(&root, "z/deep/x.png");
         touch(&outside, "y.png");
-        // A loop; names that sort before the real one's; and one to a folder elsewhere, by two names.
+        // A loop; names that sort before the real one's; a link to a folder elsewhere, under two names.
         symlink(&root, root.join("z/back")).unwrap();
         symlink(root.join("z/deep"), root.join("a")).unwrap();
         symlink(&outside, root.join("m")).unwrap();

@@ -1,4 +1,4 @@
-//! Reading files of pairs: text as LFW has it, and CSV as it is passed on.
+//! Reading files of pairs: text as LFW has it, and CSV as people pass it on.
 
 use super::find::Finder;
 use super::{Line, Pairs};
@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 
 /// A pair as it is written.
 struct Written {
-    /// Of the file.
+    /// The line of the file.
     line: u64,
-    /// A name and an image's number or file.
+    /// For each image, a name and a number or a file.
     ends: [(String, String); 2],
     genuine: bool,
 }
 
-/// Reads `files`, of which each has folds of its own or one kind of pairs, and finds the images under `data`. Errors name the
-/// line.
+/// Reads `files`, each of which has folds of its own or one kind of pairs, and finds the images under `data`. Errors
+/// name the line.
 pub fn read(files: &[PathBuf], data: &Path) -> Result<Pairs> {
     let mut finder = Finder::new(data);
     let mut folds = Vec::new();
@@ -45,7 +45,7 @@ pub fn read(files: &[PathBuf], data: &Path) -> Result<Pairs> {
             folds.push(pairs);
         }
     }
-    // Matched and mismatched pairs from two files.
+    // Files of matched and of mismatched pairs make one fold.
     let has = |fold: &[Line], genuine| fold.iter().any(|pair| pair.genuine == genuine);
     if !folds.iter().all(|fold| has(fold, true) && has(fold, false)) {
         folds = vec![folds.concat()];
@@ -62,7 +62,7 @@ pub fn read(files: &[PathBuf], data: &Path) -> Result<Pairs> {
     Ok(Pairs { files: finder.files, folds })
 }
 
-/// UTF-8 with or without a mark in front, or UTF-16 with one, as Windows writes it.
+/// The text of UTF-8 with or without a byte order mark, or of UTF-16 with one, as Windows writes it.
 fn text_of(bytes: &[u8]) -> std::result::Result<String, String> {
     let wide = |read: fn([u8; 2]) -> u16| {
         let words: Vec<u16> = bytes[2..].chunks_exact(2).map(|pair| read([pair[0], pair[1]])).collect();
@@ -90,7 +90,7 @@ fn folds_of(text: &str) -> std::result::Result<Vec<Vec<Written>>, String> {
 fn lines(text: &str) -> Vec<(u64, Vec<String>)> {
     let fields = |line: &str| -> Vec<String> {
         match line.contains('\t') {
-            // A name may end with a space; a field that is empty is none.
+            // A name may end with a space; an empty field does not count.
             true => line.split('\t').filter(|field| !field.trim().is_empty()).map(str::to_owned).collect(),
             false => line.split_whitespace().map(str::to_owned).collect(),
         }
@@ -99,7 +99,7 @@ fn lines(text: &str) -> Vec<(u64, Vec<String>)> {
     numbered.filter(|(_, line)| !line.trim().is_empty()).map(|(number, line)| (number, fields(line))).collect()
 }
 
-/// With a first line of counts.
+/// The folds of a text whose first line has counts.
 fn lfw(lines: &[(u64, Vec<String>)]) -> std::result::Result<Vec<Vec<Written>>, String> {
     let Some(((number, header), lines)) = lines.split_first() else { return Err("empty".into()) };
     let counts: Vec<usize> = header.iter().map_while(|field| field.trim().parse().ok()).collect();
@@ -126,7 +126,7 @@ fn lfw(lines: &[(u64, Vec<String>)]) -> std::result::Result<Vec<Vec<Written>>, S
     lines.chunks(2 * each).map(of_fold).collect()
 }
 
-/// By its fields: `name image image` belong together, `name image name image` do not.
+/// The pair with these fields: `name image image` is genuine, `name image name image` an impostor pair.
 fn pair(line: u64, fields: &[String]) -> Option<Written> {
     let end = |name: &String, image: &String| (name.clone(), image.trim().to_owned());
     match fields {
@@ -136,7 +136,7 @@ fn pair(line: u64, fields: &[String]) -> Option<Written> {
     }
 }
 
-/// Fields parted by `mark`, with a line of headings, of counts, or neither.
+/// The folds of fields separated by `mark`, with a first line of headings, of counts, or neither.
 fn csv_folds(text: &str, mark: u8) -> std::result::Result<Vec<Vec<Written>>, String> {
     let mut reader = csv::ReaderBuilder::new();
     let mut reader = reader.delimiter(mark).flexible(true).has_headers(false).from_reader(text.as_bytes());
@@ -156,7 +156,7 @@ fn csv_folds(text: &str, mark: u8) -> std::result::Result<Vec<Vec<Written>>, Str
         while fields.last().is_some_and(|field| field.is_empty()) {
             fields.pop();
         }
-        // And its whole numbers, where a column has gaps, are 1.0.
+        // pandas writes the whole numbers of a column with gaps as 1.0.
         for field in fields {
             if let Some(whole) = field.strip_suffix(".0").filter(|whole| whole.parse::<usize>().is_ok()) {
                 *field = whole.to_owned();
@@ -175,14 +175,14 @@ fn csv_folds(text: &str, mark: u8) -> std::result::Result<Vec<Vec<Written>>, Str
     if all.is_empty() { Err("no pairs".into()) } else { Ok(folds_in_turn(all)) }
 }
 
-/// A first line whose second field is neither a number nor a file's name.
+/// Whether a first line is one of headings: no field but the first is a number or a file's name.
 fn is_headings(fields: &[String]) -> bool {
     let is_image = |field: &String| field.parse::<f64>().is_ok() || is_image(Path::new(field));
     fields.len() > 1 && !fields[1..].iter().any(is_image)
 }
 
-/// LFW's folds are there in CSV too, without their counts: genuine pairs, impostor pairs, and so on, always as many. Any
-/// other order is one fold.
+/// LFW's folds in CSV, which has no counts: genuine pairs, impostor pairs, and so on, always equally many. Pairs in any
+/// other order are one fold.
 fn folds_in_turn(pairs: Vec<Written>) -> Vec<Vec<Written>> {
     let blocks: Vec<usize> = pairs.chunk_by(|a, b| a.genuine == b.genuine).map(<[_]>::len).collect();
     let each = blocks[0];
@@ -205,7 +205,7 @@ mod tests {
         read(&[file], &root.join("data"))
     }
 
-    /// Ada has images 1, 2 and 10; Bob is counted through.
+    /// A folder in which Ada has images 1, 2 and 10, and Bob's are numbered without a gap.
     fn data() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for file in ["Ada_X/Ada_X_0001.jpg", "Ada_X/Ada_X_0002.png", "Ada_X/Ada_X_0010.jpg", "Ada_X/notes.txt"] {
@@ -270,7 +270,7 @@ mod tests {
         let pairs = written(dir.path(), both).unwrap();
         assert_eq!(pairs.folds.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4], "LFW's folds, without their counts");
         assert_eq!(names(&pairs)[1], ["Ada_X_0001.jpg", "Ada_X_0010.jpg"]);
-        // A mark in front, another separator, a column of numbers, 1.0 for 1; and 16 bits a character.
+        // A byte order mark, another separator, a column of numbers, 1.0 for 1; and then all of it in UTF-16.
         let odd = "\u{feff};name;imagenum1;imagenum2;\n0;Ada_X;1.0;2.0\n1;Ada_X;1;deep/bob;1\n";
         let wide: Vec<u8> = odd.encode_utf16().flat_map(u16::to_le_bytes).collect();
         for bytes in [odd.as_bytes(), &wide] {
@@ -278,10 +278,10 @@ mod tests {
             let pairs = read(&[dir.path().join("odd.csv")], &dir.path().join("data")).unwrap();
             assert_eq!(names(&pairs), [["Ada_X_0001.jpg", "Ada_X_0002.png"], ["Ada_X_0001.jpg", "a.png"]]);
         }
-        // A heading that pandas has told from another one.
+        // Headings as pandas renames them if two are the same.
         let pandas = "name,imagenum1,name.1,imagenum2\nAda_X,1,2,\nAda_X,1,deep/bob,1\n";
         assert_eq!(written(dir.path(), pandas).unwrap().folds[0].len(), 2);
-        // No headings, and LFW's counts.
+        // No headings, and then LFW's counts.
         assert_eq!(written(dir.path(), "Ada_X,1,2\nAda_X,1,deep/bob,1\n").unwrap().folds.len(), 1);
         assert_eq!(
             written(dir.path(), "2,1\nAda_X,1,2\nAda_X,1,deep/bob,1\nAda_X,1,10\nAda_X,2,deep/bob,2")
@@ -317,9 +317,9 @@ mod tests {
     fn the_picture_with_that_number_or_an_error_and_never_another_one() {
         let dir = tempfile::tempdir().unwrap();
         let all = [
-            // What an aligner leaves: no face was found in 2, and two in 4.
+            // As an aligner leaves them: no face was found in 2, and two in 4.
             "aligned/aligned_0001_0.png aligned/aligned_0003_0.png aligned/aligned_0004_0.png aligned/aligned_0004_1.png",
-            // As AT&T's: by name 10 comes before 2.
+            // As in AT&T's: by name 10 comes before 2.
             "s1/1.pgm s1/2.pgm s1/10.pgm",
             "omni/0709_01.png omni/0709_02.png omni/0709_04.png",
             "zero/0000.png zero/0001.png zero/0002.png",

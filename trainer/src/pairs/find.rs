@@ -1,10 +1,10 @@
 //! Which file an image's number means.
 //!
-//! Image 7 of `Ada_Example` is the file `Ada_Example/Ada_Example_0007` with an image's extension, or what a program that cuts out
-//! faces makes of it (`Ada_Example_0007_0`). In a folder without any file of that form it is the one whose last number is 7
-//! (`7.pgm`, `0709_07.png`). Where images have no numbers, or count from 0 without a gap, it is the 7th by name. In all other
-//! cases it is an error, never another image. A file's own name may stand in the place of a number; `./a/b.png` is one below the
-//! folder itself.
+//! Image 7 of `Ada_Example` is the file `Ada_Example/Ada_Example_0007` with an image's extension, or what a program
+//! that cuts out faces makes of it (`Ada_Example_0007_0`). In a folder without any file of that form it is the one
+//! whose last number is 7 (`7.pgm`, `0709_07.png`). If the images have no numbers, or count from 0 without a gap, it is
+//! the 7th by name. In all other cases it is an error, never another image. A file's own name may stand in the place of
+//! a number; `./a/b.png` is a path below the folder of images itself.
 
 use crate::folders::{images_in, names};
 use crate::named::Named;
@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 
 type Found<T> = std::result::Result<T, String>;
 
-/// Finds images, each once.
+/// Finds images, and lists each once.
 pub struct Finder<'a> {
     data: &'a Path,
-    /// Those found.
+    /// The images found so far.
     pub files: Vec<PathBuf>,
-    /// By file: its place in `files`.
+    /// For each image found, its place in `files`.
     known: HashMap<PathBuf, usize>,
     folders: BTreeMap<String, Folder>,
     /// Folders that count from 0, of which images were taken by their place.
@@ -26,7 +26,7 @@ pub struct Finder<'a> {
 }
 
 impl<'a> Finder<'a> {
-    /// Below `data`.
+    /// A finder of images below `data`.
     pub fn new(data: &'a Path) -> Self {
         let (known, folders, from_zero) = Default::default();
         Self { data, files: Vec::new(), known, folders, from_zero }
@@ -60,7 +60,7 @@ impl<'a> Finder<'a> {
 
     fn folder(&mut self, name: &str) -> Found<&Folder> {
         if !self.folders.contains_key(name) {
-            // A field may have a space too many, and so may a name.
+            // A field may have a space too many, but a name may also end with one.
             let path = resolve(self.data, name).or_else(|error| resolve(self.data, name.trim()).map_err(|_| error))?;
             let images = images_in(&path).map_err(|e| format!("{}: {e}", names::text(&path)))?;
             let numbers = Numbers::of(&images, path.file_name().map(names::part).as_deref().unwrap_or_default());
@@ -76,7 +76,7 @@ impl<'a> Finder<'a> {
     }
 }
 
-/// The folder of that name: as it is written, or as it looks, since accents are stored in two ways.
+/// The folder of that name: as it is written, or as it looks, since accents can be stored in two ways.
 fn resolve(data: &Path, name: &str) -> Found<PathBuf> {
     let mut path = data.to_owned();
     for part in name.split('/').filter(|_| !name.is_empty()) {
@@ -108,16 +108,16 @@ pub struct Folder {
 /// What the names of a folder's images say of their numbers.
 #[derive(Debug, PartialEq)]
 pub enum Numbers {
-    /// By number: places among the images. A number that comes twice is an error once somebody asks for it.
+    /// For each number, its images by their places. A number with several images is an error once somebody asks for it.
     Known(BTreeMap<usize, Vec<usize>>),
-    /// 0, 1, 2 and so on.
+    /// The numbers are 0, 1, 2 and so on.
     FromZero,
-    /// There are none.
+    /// The names have no numbers.
     None,
 }
 
 impl Numbers {
-    /// Of images in a folder called `own`.
+    /// The numbers of images in a folder called `own`.
     pub fn of(images: &[PathBuf], own: &str) -> Self {
         let stems: Vec<String> =
             images.iter().map(|file| file.file_stem().map(names::part).unwrap_or_default()).collect();
@@ -140,7 +140,7 @@ impl Numbers {
     }
 }
 
-/// `NAME_0007`, or `NAME_0007` and something that does not begin with a letter or a digit.
+/// The number of `NAME_0007`, or of `NAME_0007` and something that does not begin with a letter or a digit.
 fn as_lfw(stem: &str, name: &str) -> Option<usize> {
     let rest = stem.strip_prefix(name)?.strip_prefix('_')?;
     let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());

@@ -1,4 +1,4 @@
-//! `tercet pairs`: a file of pairs for a folder of one's own.
+//! `tercet pairs`: writes a file of pairs for a folder of images.
 
 use super::find::Numbers;
 use crate::atomic;
@@ -18,13 +18,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-/// Where the options do not say: as LFW has them.
+/// The folds, and pairs of each kind in a fold, if the options say nothing: as many as LFW has.
 const FOLDS: usize = 10;
 const PAIRS: usize = 300;
-/// Pixels: images are only looked at to know that they can be read, and which are equal.
+/// The side in pixels: images are only looked at to know that they can be read, and which are equal.
 const SIDE: usize = 32;
 
-/// An identity: its name, and its images as the file has them.
+/// An identity: its name, and its images as the file names them.
 struct Identity {
     name: String,
     images: Vec<String>,
@@ -47,7 +47,7 @@ pub fn make(args: &PairsArgs) -> Result<()> {
     ))
 }
 
-/// Those of a folder, with the images that can be read.
+/// The identities of a folder, with the images that can be read.
 fn identities(folder: &Path, patterns: &Patterns) -> Result<Vec<Identity>> {
     let found = folders::find(folder, patterns)?.genuine;
     let files: Vec<PathBuf> = found.values().flatten().cloned().collect();
@@ -74,8 +74,8 @@ fn identities(folder: &Path, patterns: &Patterns) -> Result<Vec<Identity>> {
     Ok(readable.into_iter().map(identity).collect())
 }
 
-/// The numbers of `readable` images where their names have such, of which each means one image alone, else their names.
-/// `all` are those of the folder.
+/// How the file names `readable` images: by the number in the image's name if it means this image alone, else by name.
+/// `all` are the images of the folder.
 fn written(all: &[PathBuf], readable: &[&PathBuf]) -> Vec<String> {
     let own = all[0].parent().and_then(Path::file_name).map(names::part).unwrap_or_default();
     let mut numbers = BTreeMap::new();
@@ -107,7 +107,7 @@ fn deal(mut identities: Vec<Identity>, args: &PairsArgs) -> Result<Vec<Vec<Ident
     Ok(folds)
 }
 
-/// The file, and how many pairs of each kind a fold has.
+/// The text of the file, and how many pairs of each kind a fold has.
 fn text(folds: &[Vec<Identity>], args: &PairsArgs) -> Result<(String, usize)> {
     let possible = folds.iter().map(|fold| genuine(fold).min(impostor(fold))).min().unwrap_or(0);
     let each = args.pairs.map_or(PAIRS.min(possible), |pairs| pairs as usize);
@@ -135,7 +135,7 @@ fn text(folds: &[Vec<Identity>], args: &PairsArgs) -> Result<(String, usize)> {
     Ok((out, each))
 }
 
-/// How many pairs of one identity there are.
+/// How many pairs of one identity a fold has.
 fn genuine(fold: &[Identity]) -> usize {
     fold.iter().map(|identity| pairs_of(identity.images.len())).sum()
 }
@@ -144,12 +144,12 @@ fn pairs_of(images: usize) -> usize {
     images * images.saturating_sub(1) / 2
 }
 
-/// How many pairs of two identities there are.
+/// How many pairs of two identities a fold has.
 fn impostor(fold: &[Identity]) -> usize {
     pairs_of(fold.iter().map(|identity| identity.images.len()).sum()) - genuine(fold)
 }
 
-/// The `n`-th: the identity, and two of its images, the first before the second.
+/// The `n`-th genuine pair: the identity, and two of its images, the first before the second.
 fn genuine_pair(fold: &[Identity], mut n: usize) -> (usize, usize, usize) {
     for (place, identity) in fold.iter().enumerate() {
         let own = pairs_of(identity.images.len());
@@ -162,7 +162,7 @@ fn genuine_pair(fold: &[Identity], mut n: usize) -> (usize, usize, usize) {
     unreachable!("there are fewer pairs")
 }
 
-/// The `n`-th: two identities, the first before the second, and an image of each.
+/// The `n`-th impostor pair: two identities, the first before the second, and an image of each.
 fn impostor_pair(fold: &[Identity], mut n: usize) -> [(usize, usize); 2] {
     let mut behind: usize = fold.iter().map(|identity| identity.images.len()).sum();
     for (one, identity) in fold.iter().enumerate() {
@@ -203,7 +203,7 @@ mod tests {
         PairsArgs { folder: folder.to_owned(), patterns, out: folder.with_file_name(out), folds, pairs, seed }
     }
 
-    /// Ten identities of 1 to 4 images, in folders of all kinds of names; one image is torn.
+    /// Makes ten identities of 1 to 4 images, in folders with all kinds of names; one image is torn.
     fn data(root: &Path) {
         for i in 0..10 {
             for image in 0..=i % 4 {

@@ -1,9 +1,9 @@
-//! Files of pairs, and what a set of folds amounts to.
+//! Files of pairs, and the scores of a set of folds.
 //!
-//! As LFW has them (`pairs.txt`), the first line is `FOLDS PAIRS` (LFW: `10 300`), or `PAIRS` alone for one fold. Each fold
-//! follows with `PAIRS` genuine pairs `name number number` and `PAIRS` impostor pairs `name number name number`, fields parted by
-//! tabs, or by spaces where a line has no tab. CSV has a line of headings instead, and the same fields. Which file a number means,
-//! [`find`] says.
+//! As in LFW's `pairs.txt`, the first line is `FOLDS PAIRS` (LFW: `10 300`), or `PAIRS` alone for one fold. Each fold
+//! follows with `PAIRS` genuine pairs `name number number` and `PAIRS` impostor pairs `name number name number`, with
+//! fields separated by tabs, or by spaces if a line has no tab. CSV has a line of headings instead, and the same
+//! fields. Which file a number means, [`find`] says.
 
 mod file;
 mod find;
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 pub use file::read;
 pub use make::make;
 
-/// Two images of [`Pairs::files`].
+/// A pair of two images, by their places in [`Pairs::files`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Line {
     pub first: usize,
@@ -28,14 +28,14 @@ pub struct Line {
 /// A file of pairs.
 #[derive(Debug, PartialEq)]
 pub struct Pairs {
-    /// Each image once.
+    /// The images, each once.
     pub files: Vec<PathBuf>,
     /// The pairs of each fold.
     pub folds: Vec<Vec<Line>>,
 }
 
-/// LFW's number: the accuracy of each fold at the threshold that is most accurate on the other folds; mean and
-/// standard error. `None` for one fold.
+/// LFW's score: each fold's accuracy at the threshold that is most accurate on the other folds, as mean and standard
+/// error. `None` for one fold.
 pub fn cross_validated(folds: &[Vec<(f32, bool)>]) -> Option<(f64, f64)> {
     if folds.len() < 2 {
         return None;

@@ -1,7 +1,7 @@
 //! JPEG: segments, whether all of the picture is there, and what the decoder is given.
 //!
-//! The decoder fills what it does not find, or cannot make out, with grey and says nothing, as browsers do. A data set that is
-//! trained on must not have such pictures, so all scans are gone through before ([`scan`]).
+//! The decoder fills what it does not find, or cannot make out, with grey and says nothing, as browsers do. A data set
+//! that is trained on must not have such pictures, so [`scan`] checks all scans first.
 
 mod scan;
 
@@ -13,11 +13,11 @@ use image::{DynamicImage, ImageDecoder};
 use std::io::Cursor;
 use std::ops::Range;
 
-/// What stands before EXIF in a segment.
+/// What comes before EXIF in a segment.
 pub const EXIF: &[u8] = b"Exif\0\0";
 const END: u8 = 0xd9;
 
-/// Opens a file. A file without its end marker is whole if its pixels are: cameras and scrapers write such.
+/// Opens a file. A file without its end marker is whole if its pixels are: cameras and scrapers write such files.
 pub fn open(bytes: &[u8]) -> Result<Opened<'_>> {
     let parts = Parts::read(bytes);
     let Some(frame) = &parts.frame else { bail!("the file is cut off: its JPEG data have no header") };
@@ -25,8 +25,8 @@ pub fn open(bytes: &[u8]) -> Result<Opened<'_>> {
     let samples = pixels * frame.components.len() as u64;
     let scans = parts.scans.len() as u64;
     let (width, height) = (frame.width.into(), frame.height.into());
-    // Before the scans are looked at, which takes memory too: coefficients of 16 bits where they come in several scans, and
-    // a bit for each.
+    // The scans are looked at only after this is known, as that needs memory too: with several scans, 16 bits for each
+    // coefficient, and one more bit.
     let working = parts.image.len() as u64 * 2 + if scans > 1 { samples * 2 + samples / 8 } else { 0 };
     let orientation = parts.exif.and_then(super::orientation_of).unwrap_or(Orientation::NoTransforms);
     Ok(Opened {
@@ -45,27 +45,28 @@ pub fn open(bytes: &[u8]) -> Result<Opened<'_>> {
     })
 }
 
-/// Pixels of the frame that a JPEG file declares, 0 where it declares none.
+/// The pixels of the frame that a JPEG file declares, 0 if it declares none.
 pub fn declared_pixels(bytes: &[u8]) -> u64 {
     Parts::read(bytes).frame.map_or(0, |frame| u64::from(frame.width) * u64::from(frame.height))
 }
 
-/// A file, taken apart.
+/// A file taken apart.
 struct Parts<'a> {
     exif: Option<&'a [u8]>,
     frame: Option<Frame>,
-    /// In the order of the file: tables change between scans.
+    /// The scans in the order of the file: tables change between them.
     scans: Vec<Scan<'a>>,
     /// Whether the picture's own end marker is there.
     ended: bool,
-    /// What the decoder needs: neither profiles, comments and thumbnails nor what follows the end, and always an end.
+    /// What the decoder gets: neither profiles, comments and thumbnails nor what follows the end, and always an end
+    /// marker.
     image: Vec<u8>,
 }
 
-/// How the samples lie.
+/// How the samples are stored.
 #[derive(Clone)]
 struct Frame {
-    /// Of Huffman codes and 8 bits, which are the ones that are gone through.
+    /// Whether the scans can be checked: they have Huffman codes and samples of 8 bits.
     known: bool,
     progressive: bool,
     width: u16,
@@ -80,11 +81,11 @@ struct Component {
     vertical: u32,
 }
 
-/// A scan: its header, its pixels, and the tables that it finds.
+/// A scan: its header, its data, and the tables defined before it.
 struct Scan<'a> {
     header: &'a [u8],
     data: &'a [u8],
-    /// Payloads of the segments `DHT` since the last scan.
+    /// Payloads of the `DHT` segments since the last scan.
     tables: Vec<&'a [u8]>,
     restart_interval: usize,
 }
@@ -93,7 +94,7 @@ impl<'a> Parts<'a> {
     fn read(bytes: &'a [u8]) -> Self {
         let mut parts = Self { exif: None, frame: None, scans: Vec::new(), ended: false, image: vec![0xff, 0xd8] };
         let (mut tables, mut restart_interval) = (Vec::new(), 0);
-        let mut at = 2; // behind the start marker
+        let mut at = 2; // after the start marker
         while let Some(marker) = next_marker(bytes, at, false) {
             let code = bytes[marker + 1];
             match code {
@@ -101,7 +102,7 @@ impl<'a> Parts<'a> {
                     parts.ended = !parts.scans.is_empty();
                     break;
                 }
-                0x01 | 0xd0..=0xd8 => at = marker + 2, // stand alone
+                0x01 | 0xd0..=0xd8 => at = marker + 2, // markers without a segment
                 _ => {
                     let Some(segment) = segment(bytes, marker) else { break };
                     let data = &bytes[marker + 4..segment.end];
@@ -119,7 +120,7 @@ impl<'a> Parts<'a> {
                         _ => {}
                     }
                     if code == 0xda {
-                        // The pixels of a scan follow its segment. They hold no marker but restarts.
+                        // The data of a scan follow its segment. They contain no marker except restarts.
                         at = next_marker(bytes, segment.end, true).unwrap_or(bytes.len());
                         let data = &bytes[segment.end..at];
                         let header = &bytes[marker + 4..segment.end];
@@ -136,8 +137,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Where the next marker begins. Before one there may be any number of 0xff; in a scan 0xff 0x00 stands for a byte 0xff, and
-/// restarts (0xd0 to 0xd7) belong to it.
+/// Where the next marker begins. Before one there may be any number of 0xff; in a scan 0xff 0x00 stands for a byte
+/// 0xff, and restarts (0xd0 to 0xd7) belong to the scan.
 fn next_marker(bytes: &[u8], from: usize, in_scan: bool) -> Option<usize> {
     let is_marker = |pair: &[u8]| {
         pair[0] == 0xff && pair[1] != 0x00 && pair[1] != 0xff && !(in_scan && (0xd0..=0xd7).contains(&pair[1]))
@@ -145,14 +146,14 @@ fn next_marker(bytes: &[u8], from: usize, in_scan: bool) -> Option<usize> {
     bytes.get(from..)?.windows(2).position(is_marker).map(|place| from + place)
 }
 
-/// The segment whose marker is there, with it. `None` if the file ends before it does.
+/// The segment that begins with this marker. `None` if the file ends before it does.
 fn segment(bytes: &[u8], marker: usize) -> Option<Range<usize>> {
     let length = u16::from_be_bytes(bytes.get(marker + 2..marker + 4)?.try_into().ok()?);
     let end = marker + 2 + usize::from(length).max(2);
     (end <= bytes.len()).then_some(marker..end)
 }
 
-/// EXIF, profiles, comments. Adobe's segment is none: it says what the colours mean.
+/// Whether a segment is EXIF, a profile or a comment. Adobe's segment is not: it says what the colours mean.
 fn is_metadata(code: u8, data: &[u8]) -> bool {
     match code {
         0xee => !data.starts_with(b"Adobe"),
@@ -200,7 +201,7 @@ mod tests {
         assert!(ended(&[&bytes[..], b"a camera's trailer"].concat()));
         let cut = &bytes[..bytes.len() - 2];
         assert!(!ended(cut));
-        // A thumbnail's end in a segment before the pixels.
+        // The end of a thumbnail, in a segment before the pixels.
         let thumbnail = [&cut[..2], &[0xff, 0xe1, 0, 6, 0xff, 0xda, 0xff, 0xd9], &cut[2..]].concat();
         assert!(!ended(&thumbnail));
         assert!(ended(&[&thumbnail[..], &[0xff, 0xd9]].concat()));

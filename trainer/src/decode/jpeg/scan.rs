@@ -1,16 +1,17 @@
-//! Goes through the codes of all scans without decoding a pixel: are there as many blocks as the picture has, and nothing else?
+//! Reads the codes of all scans without decoding a pixel: are there as many blocks as the picture has, and nothing
+//! else?
 //!
-//! A damaged byte makes all codes after it others. Sooner or later there is one that does not exist, or the data are over before
-//! the blocks are, or the other way round. What is no code of 8 bits after Huffman is left to the decoder.
+//! A damaged byte changes all codes after it. Sooner or later one of them does not exist, or the data end before the
+//! blocks do, or the other way round. Files without Huffman codes or samples of 8 bits are left to the decoder.
 
 use super::{Frame, Parts, Scan};
 use anyhow::{Result, bail, ensure};
 use std::rc::Rc;
 
-/// Bytes behind a scan's last block that are no sign of damage. Files with one or two are about, and read everywhere.
+/// Bytes after a scan's last block that are no sign of damage. Files with one or two are common, and read everywhere.
 const LEFT_OVER: usize = 4;
 
-/// Refuses a file whose pixels are not all there, or damaged.
+/// Refuses a file whose pixels are damaged or not all there.
 pub fn check(parts: &Parts) -> Result<()> {
     let Some(frame) = parts.frame.as_ref().filter(|frame| frame.known) else { return Ok(()) };
     let cut_off = "the file is cut off: its JPEG data have no end";
@@ -30,7 +31,7 @@ pub fn check(parts: &Parts) -> Result<()> {
             Err(Fault::Unknown) => return Ok(()),
         }
     }
-    // With an end marker the file says that there is no more to come.
+    // An end marker says that no more was to come.
     ensure!(parts.ended || walk.is_complete(), cut_off);
     Ok(())
 }
@@ -39,35 +40,35 @@ enum Fault {
     Short,
     Long(usize),
     Code,
-    /// Not a stream that this follows.
+    /// A stream that this cannot follow.
     Unknown,
 }
 
 type Walked<T> = std::result::Result<T, Fault>;
 
-/// By the next 16 bits: the code's length (0: there is none) and its symbol.
+/// For each value of the next 16 bits, the code's length (0 if there is none) and its symbol.
 type Table = Rc<Vec<(u8, u8)>>;
 
 struct Walk<'a> {
     frame: &'a Frame,
-    /// MCUs in a row and rows of them, and the largest sampling factors.
+    /// How many MCUs a row has, and how many rows there are.
     mcus: [u32; 2],
     largest: [u32; 2],
-    /// DC, then AC.
+    /// The tables of DC, then those of AC.
     tables: [[Option<Table>; 4]; 2],
-    /// Of progressive files: which coefficients of each block are not zero, for each component.
+    /// In progressive files, for each component, which coefficients of each block are not zero.
     nonzero: Vec<Vec<u64>>,
-    /// The lowest bit of each coefficient that has come, for each component; 255: none yet.
+    /// For each component, the lowest bit of each coefficient that has come; 255 for none yet.
     low: Vec<[u8; 64]>,
 }
 
-/// What a scan's header says.
+/// The content of a scan's header.
 struct Spectrum {
-    /// Components, by their place in the frame, with their tables of DC and AC.
+    /// The components, by their place in the frame, with their tables of DC and AC.
     of: Vec<(usize, usize, usize)>,
     from: usize,
     to: usize,
-    /// Refines what earlier scans began.
+    /// Whether the scan refines what earlier ones began.
     refines: bool,
     low: u8,
 }
@@ -102,7 +103,7 @@ impl<'a> Walk<'a> {
             self.define(tables)?;
         }
         let spectrum = self.spectrum(scan.header)?;
-        // A scan of one component has its blocks alone, as many as it takes to cover the picture.
+        // A scan of one component has only its blocks, as many as cover the picture.
         let units = match spectrum.of[..] {
             [(own, ..)] => {
                 let component = &self.frame.components[own];
@@ -190,7 +191,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Tables of a segment: a byte for class and number, 16 counts of codes by length, the symbols.
+    /// Reads the tables of a segment: a byte for class and number, 16 counts of codes by length, the symbols.
     fn define(&mut self, mut segment: &[u8]) -> Walked<()> {
         while let Some((&[name, ref counts @ ..], rest)) = segment.split_first_chunk::<17>() {
             let symbols = counts.iter().map(|&n| usize::from(n)).sum();
@@ -213,7 +214,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The data between restart markers.
+/// The pieces of data between restart markers.
 fn restarts(data: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(data);
     std::iter::from_fn(move || {
@@ -224,10 +225,10 @@ fn restarts(data: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Bits, the highest of a byte first; 0xff 0x00 is a byte 0xff.
+/// A reader of bits, the highest of a byte first; 0xff 0x00 is a byte 0xff.
 struct Bits<'a> {
     rest: &'a [u8],
-    /// The next bits, at the top.
+    /// The next bits, at the top of the word.
     held: u64,
     count: u32,
 }
@@ -276,7 +277,7 @@ impl<'a> Bits<'a> {
         }
     }
 
-    /// A code for the length of a number, and the number.
+    /// Reads a code for the length of a number, and the number.
     fn number(&mut self, table: &Table) -> Walked<()> {
         match self.symbol(table)? {
             length @ 0..=16 => self.skip(length),
@@ -284,7 +285,7 @@ impl<'a> Bits<'a> {
         }
     }
 
-    /// A block of a sequential scan.
+    /// Reads a block of a sequential scan.
     fn block(&mut self, dc: &Table, ac: &Table) -> Walked<()> {
         self.number(dc)?;
         let mut k = 1;
@@ -302,7 +303,7 @@ impl<'a> Bits<'a> {
         if k > 64 { Err(Fault::Code) } else { Ok(()) }
     }
 
-    /// A block of the first scan of a part of the spectrum.
+    /// Reads a block of the first scan of a part of the spectrum.
     fn first(&mut self, table: &Table, of: &Spectrum, nonzero: &mut u64, run: &mut u32) -> Walked<()> {
         if *run > 0 {
             *run -= 1;
@@ -331,8 +332,8 @@ impl<'a> Bits<'a> {
         Ok(())
     }
 
-    /// A block of a scan that adds a bit to each coefficient: those that are not zero have one each, between the codes for
-    /// those that become so.
+    /// Reads a block of a scan that adds a bit to each coefficient: those that are not zero have one each, between the
+    /// codes for those that become so.
     fn refine(&mut self, table: &Table, of: &Spectrum, nonzero: &mut u64, run: &mut u32) -> Walked<()> {
         let mut k = of.from;
         while *run == 0 && k <= of.to {
@@ -372,12 +373,12 @@ impl<'a> Bits<'a> {
         Ok(())
     }
 
-    /// Behind the last block: less than a byte of padding, or what is tolerated.
+    /// Checks what follows the last block: less than a byte of padding, or what is tolerated.
     fn end(mut self) -> Walked<()> {
         self.fill();
         let held = (self.count / 8) as usize;
         let left = self.rest.len() + held;
-        // Some writers fill up to a block of the disk.
+        // Some writers fill up the last block of the disk.
         let filled = |byte: u8| {
             let held_too = (0..held).all(|i| (self.held << (self.count % 8)) >> (56 - 8 * i) & 255 == u64::from(byte));
             held_too && self.rest.iter().all(|&b| b == byte)
@@ -393,7 +394,7 @@ mod tests {
     use image::{DynamicImage, ImageFormat, RgbImage};
     use std::io::Cursor;
 
-    /// Bits to bytes, filled up with ones, and with a 0 behind each 0xff.
+    /// Bits as bytes, filled up with ones, and with a 0 after each 0xff.
     fn packed(bits: &str) -> Vec<u8> {
         let filled = bits.to_owned() + &"1".repeat(bits.len().next_multiple_of(8) - bits.len());
         let bytes = filled.as_bytes().chunks(8).map(|byte| byte.iter().fold(0, |value, bit| value << 1 | (bit - b'0')));
@@ -404,11 +405,12 @@ mod tests {
         [&[0xff, code], &(data.len() as u16 + 2).to_be_bytes()[..], data].concat()
     }
 
-    /// A progressive file of 16 x 16, so of four blocks, without its end marker: DC and AC, a bit each, and then the lower bits.
+    /// A progressive file of 16 x 16, and so of four blocks, without its end marker: DC and AC, a bit each, then the
+    /// lower bits.
     fn progressive() -> Vec<u8> {
         let scan = |from: u8, to: u8, bits: u8| segment(0xda, &[1, 1, 0, from, to, bits]);
-        // DC: codes 0, 10, 110 and 1110 for numbers of 0, 1, 2 and 3 bits. AC: 0 and 10 for runs of 1 and 2 blocks without more, 110
-        // for a number of one bit, 1110 for one behind a zero.
+        // DC: codes 0, 10, 110 and 1110 for numbers of 0, 1, 2 and 3 bits. AC: 0 and 10 for runs of 1 and 2 blocks
+        // without more coefficients, 110 for a number of one bit, 1110 for such a number after a zero.
         let tables = [
             segment(0xc4, &[&[0x00, 1, 1, 1, 1][..], &[0; 12], &[0, 1, 2, 3]].concat()),
             segment(0xc4, &[&[0x10, 1, 1, 1, 1][..], &[0; 12], &[0x00, 0x10, 0x01, 0x11]].concat()),
@@ -423,7 +425,7 @@ mod tests {
             scan(0, 0, 0x10),
             packed("1010"),
             scan(1, 63, 0x01),
-            // A coefficient in the first block, and no more; one behind a zero in the second; nothing in the other two.
+            // A coefficient in the first block, and no more; one after a zero in the second; nothing in the other two.
             packed("1101011100101"),
             scan(1, 63, 0x10),
             // One more in the first block, between the bits of those that were there.
@@ -469,7 +471,7 @@ mod tests {
         assert_eq!(bytes[last..last + 2], [0xff, 0xda]);
         assert!(checked(&bytes[..last]).unwrap_err().to_string().contains("cut off"));
         checked(&[&bytes[..last], &[0xff, 0xd9]].concat()).unwrap();
-        // The last byte, 0xff, is two in the file.
+        // The last byte, 0xff, takes two in the file.
         for cut in 2..4 {
             assert!(checked(&bytes[..bytes.len() - cut]).unwrap_err().to_string().contains("cut off"), "{cut}");
         }
@@ -495,7 +497,7 @@ mod tests {
             damaged[place] = damaged[place].wrapping_mul(7).wrapping_add(91);
             found += u32::from(damaged[place] != bytes[place] && checked(&damaged).is_err());
         }
-        // Codes find their way back after a while, often with as many blocks.
+        // After damage the codes often fall into step again, with as many blocks as before.
         assert!(found >= 60, "{found}");
     }
 }
