@@ -319,7 +319,7 @@ pub fn poison<T: Element>(len: usize) -> Vec<T> {
 /// The precisions to draw from: half of the time the default.
 pub const PRECISIONS: &[Precision] = &[Precision::Highest, Precision::Highest, Precision::High, Precision::Medium];
 
-/// The same with the one without tensor cores.
+/// The precisions of [`PRECISIONS`], and that without tensor cores.
 pub const WITH_PLAIN: &[Precision] =
     &[Precision::Highest, Precision::Highest, Precision::High, Precision::Medium, Precision::Plain];
 
