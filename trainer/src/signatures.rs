@@ -16,8 +16,8 @@
 //! - **Genuine drawings** of one signer move every target a little, let widths and heights drift along
 //!   the line, and vary slant, size, pen, tempo and each stroke's timing; a flourish is sometimes left out.
 //! - **Skilled forgeries** are the plan as another signer copies it from one drawing: with errors of proportion, with
-//! some of the forger's own slant and width, and with the forger's own hand, slower than usual: strokes that overlap
-//! less, the tremor of a slow hand, now and then a stop in the middle of a word.
+//!   some of the forger's own slant and width, and with the forger's own hand, slower than usual: strokes that overlap
+//!   less, the tremor of a slow hand, now and then a stop in the middle of a word.
 
 use crate::random::{Purpose, normal, stream, symmetric};
 use image::{GrayImage, Luma};
