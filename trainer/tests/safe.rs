@@ -25,7 +25,7 @@ fn train_at(size: &str, data: &Path, arguments: &[&str]) -> Command {
     command.args(["--classes-per-batch", "3", "--samples-per-class", "2", "--hold-out", "group1", "--data"]);
     command.arg(data).args(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
+    heeding_signals(command)
 }
 
 /// `tercet train --resume`, with `arguments` added.
@@ -33,7 +33,7 @@ fn resume(run: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(program());
     command.arg("train").arg("--resume").arg(run).args(arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
+    heeding_signals(command)
 }
 
 #[track_caller]
@@ -97,6 +97,22 @@ fn wait(child: &mut Child, what: &str, condition: impl Fn() -> bool) {
 /// `INT` as Ctrl-C, `TERM` as `kill` and job schedulers, `HUP` as a connection that is lost.
 fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap().success());
+}
+
+/// Lets signals end the program unless it handles them, even if the tests themselves run under `nohup`, or in a script's
+/// background, where a shell has Ctrl-C ignored.
+fn heeding_signals(mut command: Command) -> Command {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: `signal` may be called between fork and exec; it allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(|| {
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            Ok(())
+        });
+    }
+    command
 }
 
 /// Waits until the run says `words`. Returns the rest of its lines, so that the pipe stays open.
@@ -190,7 +206,8 @@ fn a_second_interrupt_stops_at_once() {
     let options = ["--encoder", "resnet18", "--image-size", "512", "--out", out.to_str().unwrap()];
     let mut command = Command::new(program());
     command.args(["train", "--device", "cpu", "--hold-out", "group1", "--data"]).arg(&data).args(options);
-    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    command.stderr(Stdio::piped()).stdout(Stdio::null());
+    let mut child = heeding_signals(command).spawn().unwrap();
     let _open = wait_for(&mut child, "evaluated on");
     // Nobody else may use the folder meanwhile.
     let other = train(&data, &["--out", out.to_str().unwrap()]).output().unwrap();
@@ -205,18 +222,6 @@ fn a_second_interrupt_stops_at_once() {
     assert!(!out.join("checkpoint.safetensors").exists(), "it did not wait to save");
 }
 
-/// Lets a hang-up end the program unless it handles it, even if the tests themselves run under `nohup`.
-fn heeding_hup(command: &mut Command) -> &mut Command {
-    use std::os::unix::process::CommandExt;
-    // SAFETY: `signal` may be called between fork and exec; it allocates nothing and takes no lock.
-    unsafe {
-        command.pre_exec(|| {
-            libc::signal(libc::SIGHUP, libc::SIG_DFL);
-            Ok(())
-        })
-    }
-}
-
 #[test]
 fn a_signal_is_heard_wherever_the_run_is() {
     let dir = tempfile::tempdir().unwrap();
@@ -224,7 +229,7 @@ fn a_signal_is_heard_wherever_the_run_is() {
     // Evaluations of many batches of large images, which take seconds.
     let start = |run: &Path, options: &[&str]| {
         let fixed = ["--steps", "1", "--out", run.to_str().unwrap()];
-        heeding_hup(&mut train_at("160", &data, &[&fixed[..], options].concat())).spawn().unwrap()
+        train_at("160", &data, &[&fixed[..], options].concat()).spawn().unwrap()
     };
     // In the evaluation before training there is nothing to save, and the folder can be used again.
     let run = dir.path().join("run");
