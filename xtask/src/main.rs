@@ -11,6 +11,7 @@ mod checkout;
 mod error;
 mod gpu_status;
 mod json;
+mod records;
 #[path = "../../build/releases.rs"]
 mod releases;
 mod setup;
@@ -37,6 +38,8 @@ Commands:
                 (`--table` alone only prints the table of the last run)
   bundle        executables and a run.sh in .bundle, for a GPU machine that has no Rust
   gpu-status    whether the kernels as they are were verified on a GPU (docs/gpu-verification.md)
+  records       a hash over all bits that the recorded cases of each loss compute, on each backend.
+                `--diff COMMIT`: which cases have other bits than at COMMIT, or none have
   help          this text; also -h, --help
 
 Environment:
@@ -79,7 +82,7 @@ fn run(arguments: &[String]) -> Result<()> {
             print!("{HELP}");
             Ok(())
         }
-        "setup" | "bundle" | "gpu-status" if wants_help => {
+        "setup" | "bundle" | "gpu-status" | "records" if wants_help => {
             print!("{HELP}");
             Ok(())
         }
@@ -113,6 +116,10 @@ fn run(arguments: &[String]) -> Result<()> {
             no_arguments("gpu-status", &rest)?;
             gpu_status::print(&Checkout::find()?)
         }
+        "records" => match diff(&rest)? {
+            None => records::print(&ready()?),
+            Some(commit) => records::diff(&ready()?, commit),
+        },
         other => Err(Error::Usage(format!("unknown command `{other}`"))),
     }
 }
@@ -142,6 +149,23 @@ fn torch<'a>(arguments: &'a [&'a str]) -> Result<(Option<&'static releases::Pair
     let at = releases::PAIRS.iter().position(|pair| pair.libtorch == named);
     let at = at.ok_or_else(|| Error::Usage(format!("--torch {named}: expected one of {}", releases::pairs())))?;
     Ok(((at > 0).then_some(&releases::PAIRS[at]), rest))
+}
+
+/// The commit that `--diff` of `records` names.
+fn diff<'a>(rest: &[&'a str]) -> Result<Option<&'a str>> {
+    let (commit, extra) = match rest {
+        ["--diff", commit, extra @ ..] => (Some(*commit), extra),
+        ["--diff"] => (Some(""), &[][..]),
+        [first, extra @ ..] if first.starts_with("--diff=") => (Some(&first["--diff=".len()..]), extra),
+        extra => (None, extra),
+    };
+    match (commit, extra.first()) {
+        (Some(""), _) => Err(Error::Usage("--diff: expected a commit, got nothing".into())),
+        (_, Some(extra)) => {
+            Err(Error::Usage(format!("unexpected argument `{extra}`: `records` takes `--diff COMMIT` alone")))
+        }
+        (commit, None) => Ok(commit),
+    }
 }
 
 fn train(rest: &[&str], wants_help: bool) -> Result<()> {

@@ -18,6 +18,7 @@ fn help_is_shown_and_names_every_command() {
             "bench",
             "bundle",
             "gpu-status",
+            "records",
             "TERCET_VENV",
             "LIBTORCH",
             "CUDA_HOME",
@@ -34,6 +35,11 @@ fn wrong_usage_names_the_argument_and_exits_with_2() {
     run(&mut sandbox.xtask(&["setup", "now"])).fails(2).says(&["unexpected argument `now`", "setup"]);
     run(&mut sandbox.xtask(&["bundle", "--fast"])).fails(2).says(&["`--fast`"]);
     run(&mut sandbox.xtask(&["gpu-status", "x"])).fails(2).says(&["`x`"]);
+    run(&mut sandbox.xtask(&["records", "HEAD"])).fails(2).says(&["`HEAD`", "--diff COMMIT"]);
+    run(&mut sandbox.xtask(&["records", "--diff", "HEAD", "x"])).fails(2).says(&["`x`"]);
+    for nothing in [&["records", "--diff"][..], &["records", "--diff="]] {
+        run(&mut sandbox.xtask(nothing)).fails(2).says(&["--diff: expected a commit, got nothing"]);
+    }
     run(&mut sandbox.xtask(&["bench", "--table", "y"])).fails(2).says(&["`y`"]);
     assert!(!sandbox.exists("calls") && !sandbox.exists("cargo-calls"));
 }
@@ -128,8 +134,91 @@ fn the_page_in_this_repository_is_readable() {
     run(command.arg("gpu-status").current_dir(checkout)).succeeds().says(&["kernels hash"]);
 }
 
-/// Packs a bundle with a cargo that reports two executables of `size` bytes, and `xz` as the script that compresses
-/// them.
+/// A checkout in git whose "tests" copy `bits-of-the-tests`, and git in it.
+fn with_records(sandbox: &Sandbox) -> impl Fn(&[&str]) -> String {
+    sandbox.program("git", "#!/bin/sh\nPATH=/usr/local/bin:/usr/bin:/bin\nexec git \"$@\"\n");
+    sandbox.write("checkout/.gitignore", "/target\n/.venv*\n/.libtorch\n");
+    sandbox.write("checkout/tests/support/records.rs", "TERCET_RECORD_BITS");
+    sandbox.write("checkout/tests/op.rs", "fn cpu_computes_what_it_did() {}");
+    sandbox.write("checkout/tests/other.rs", "fn another_test() {}");
+    sandbox.write("checkout/emulator/tests/op.rs", "fn the_emulator_computes_what_it_did() {}");
+    let root = sandbox.path("checkout");
+    let git = move |arguments: &[&str]| {
+        let who = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"];
+        let output = std::process::Command::new("git").args(who).args(arguments).current_dir(&root).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    git(&["init", "--quiet"]);
+    git
+}
+
+#[test]
+fn records_of_a_commit_are_compared_case_by_case() {
+    let sandbox = Sandbox::new();
+    let git = with_records(&sandbox);
+    let bits = "checkout/bits-of-the-tests";
+    let case = |digit: char| format!("000000000000000{digit} f32, one\n");
+    let copies = "/bin/cp bits-of-the-tests \"$TERCET_RECORD_BITS/op-cpu.txt\"";
+    let records = |arguments: &[&str], cargo: &str| {
+        run(sandbox.xtask(&[&["records"], arguments].concat()).env("FAKE_CARGO", cargo))
+    };
+    let clean = || {
+        assert_eq!(git(&["worktree", "list"]).lines().count(), 1);
+        assert!(!sandbox.exists("checkout/target/records/commit"));
+    };
+    sandbox.write(bits, &case('a'));
+    git(&["add", "."]);
+    git(&["commit", "--quiet", "-m", "a"]);
+
+    records(&[], copies).succeeds().says(&["op", "cpu", "total"]);
+    let call = "test --release --workspace --quiet --test op computes_what_it_did\n";
+    assert_eq!(sandbox.read("cargo-calls"), call);
+    records(&["--diff", "HEAD"], copies).succeeds().says(&["equal: 1 cases, hash "]);
+    clean();
+    let environment = sandbox.read("cargo-environment");
+    let root = sandbox.path("checkout").display().to_string();
+    for line in [&format!("CARGO_TARGET_DIR={root}/target\n"), &format!("LIBTORCH={root}/.libtorch\n")] {
+        assert!(environment.contains(line), "{line} in\n{environment}");
+    }
+
+    sandbox.write(bits, &case('b'));
+    let differs = records(&["--diff", "HEAD"], copies).fails(1);
+    let short = &git(&["rev-parse", "HEAD"])[..10];
+    differs.says(&[
+        &format!("op on cpu: f32, one: 000000000000000a at {short}, 000000000000000b now"),
+        &format!("1 cases are not as they were at {short}, 0 are"),
+    ]);
+    clean();
+
+    // Tests that fail there, or write nothing.
+    let fails_there = format!("case $PWD in */commit) echo broken; exit 101;; *) {copies};; esac");
+    records(&["--diff", "HEAD"], &fails_there).fails(101).says(&["broken", &format!("{short}: its tests failed")]);
+    clean();
+    let silent_there = format!("case $PWD in */commit) ;; *) {copies};; esac");
+    records(&["--diff", "HEAD"], &silent_there)
+        .fails(1)
+        .says(&[&format!("{short}: expected its tests"), "got no file"]);
+    clean();
+    records(&[], "echo nothing >\"$TERCET_RECORD_BITS/op-cpu.txt\"")
+        .fails(1)
+        .says(&["op-cpu.txt: line 1", "`nothing`"]);
+}
+
+#[test]
+fn a_commit_without_records_is_named() {
+    let sandbox = Sandbox::new();
+    let git = with_records(&sandbox);
+    sandbox.write("checkout/tests/support/records.rs", "");
+    git(&["add", "."]);
+    git(&["commit", "--quiet", "-m", "old"]);
+    let diff = |commit: &str| run(&mut sandbox.xtask(&["records", "--diff", commit]));
+    diff("HEAD").fails(1).says(&["--diff HEAD: expected a commit whose tests write hashes", "TERCET_RECORD_BITS"]);
+    diff("nowhere").fails(2).says(&["--diff: expected a commit, got `nowhere`"]);
+    assert!(!sandbox.exists("cargo-calls"));
+}
+
+/// A cargo that reports two executables, whose files are `size` bytes long; `xz` is a script that packs them.
 fn bundle(sandbox: &Sandbox, size: &str, xz: &str) -> Outcome {
     let root = sandbox.path("checkout").display().to_string();
     let message = |kind: &str, name: &str, test: bool, file: &str| {
