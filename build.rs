@@ -1,5 +1,8 @@
 //! Compiles the kernels (`build/kernels.rs`) and the autograd node (`build/libtorch.rs`), as the features ask.
 
+#[cfg(feature = "cuda")]
+#[path = "build/arguments.rs"]
+mod arguments;
 #[cfg(any(feature = "cuda", feature = "torch"))]
 #[path = "build/cache.rs"]
 mod cache;

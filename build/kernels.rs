@@ -1,5 +1,6 @@
 //! Compiles every `kernels/*.cu` with NVRTC to one cubin per architecture, plus PTX as the catch-all for GPUs that are
-//! not in the list, and writes them compressed into `OUT_DIR` with the assembler's report on each kernel.
+//! not in the list, and writes them compressed into `OUT_DIR` with the assembler's report on each kernel. Before that the
+//! structs that kernels take are compared with the host's (`arguments.rs`).
 
 use std::ffi::CString;
 use std::fmt::Write as _;
@@ -9,6 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, thread};
 
+use crate::arguments;
 use crate::cache;
 use crate::nvrtc::{self, Nvrtc};
 use crate::script::{doc_only, fail};
@@ -48,6 +50,12 @@ pub fn build() {
     if Path::new(CONFORMANCE).exists() {
         println!("cargo:rerun-if-changed={CONFORMANCE}");
     }
+    let [host, kernels] =
+        arguments::sources(Path::new("")).unwrap_or_else(|error| fail(&format!("src and kernels: {error}")));
+    for source in &host {
+        println!("cargo:rerun-if-changed={}", source.path);
+    }
+    arguments::check(&host, &kernels).unwrap_or_else(|error| fail(&error));
 
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     if doc_only() {

@@ -48,7 +48,6 @@ struct Args {
     u32 splits, kind, mean;  // mean: 0 sum, 1 over active triplets, 2 over valid ones
     u32 which;        // the sweep's rows: the anchors or, 1, the reference set
 };
-static_assert(sizeof(Args) == sizeof(Sides) + 152, "Args must match src/batch_all/cuda.rs");
 
 // Whether there is memory for all pairs.
 DEVICE bool fits(const Args& args) { return args.start[args.sides.anchors.rows] <= args.capacity; }

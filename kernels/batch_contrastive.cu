@@ -53,7 +53,6 @@ struct Args {
     u32 splits, kind, hardest, mean, phase;
     u32 which;          // the sweep's rows: the anchors or, 1, the reference set
 };
-static_assert(sizeof(Args) == sizeof(Sides) + 144, "Args must match src/batch_contrastive/cuda.rs");
 
 // ---- which pairs are selected ----
 

@@ -32,7 +32,6 @@ struct Args {
     u32 which;            // whose gradient: the anchors' or, 1, the reference set's
     u32 at_once;          // rows that a warp gathers the gradients of
 };
-static_assert(sizeof(Args) == sizeof(Sides) + 160, "Args must match src/batch_hard/cuda.rs");
 
 // A block finds the nearest negative, in every `splits`-th column tile, of each row of a row tile. P: the precision.
 template <class P> DEVICE void negatives(const Args& args) {

@@ -8,16 +8,19 @@
 // pair that is far enough apart.
 #include "paired.cuh"
 
-// The same layout as `Args` of src/cuda/paired.rs with `Same` of src/contrastive/cuda.rs.
+// Which pairs belong together. The same layout as `Same` in src/contrastive/cuda.rs.
+struct Same {
+    const void* address;  // one number a row, of whatever type
+    u64 one;              // the bits of its 1
+    u64 magnitude;        // the bits that are all 0 in its 0
+    u32 bytes;            // the size of one
+    u32 padding;          // to the end of 8 bytes: the host's struct has no gaps
+};
+// The same layout as `Args` in src/contrastive/cuda.rs.
 struct Args {
     PairedArgs<2> paired;  // x1, x2
-    const void* same;      // one number a row, of whatever type
-    u64 one;               // the bits of its 1
-    u64 magnitude;         // the bits that are all 0 in its 0
-    u32 same_bytes;        // the size of one
-    u32 padding;           // to the end of 8 bytes: the host's struct has no gaps
+    Same same;
 };
-static_assert(sizeof(Args) == 200, "Args must match src/contrastive/cuda.rs");
 
 // The formula of one row. A: the type of arithmetic.
 template <class A> struct Contrastive {
@@ -30,9 +33,9 @@ template <class A> struct Contrastive {
     };
     DEVICE Force force(A d, A half_square, A upstream, i64 row) const {
         const u64 bits = same_bits(row);
-        const bool same = bits == args.one;
-        const bool known = same || (bits & args.magnitude) == 0;
-        // If `same` is neither 1 nor 0, the loss is NaN: the host cannot look without waiting for the device.
+        const bool same = bits == args.same.one;
+        const bool known = same || (bits & args.same.magnitude) == 0;
+        // Neither 1 nor 0: the host cannot look without waiting for the device, but the loss shows it.
         if (!known || !is_finite(d)) return {nan_value<A>(), nan_value<A>(), false};
         const A weight = upstream * A(args.paired.grad_scale);
         if (same) return {half_square, weight, true};
@@ -41,11 +44,11 @@ template <class A> struct Contrastive {
         return {A(0), A(0), false};
     }
     DEVICE u64 same_bits(i64 row) const {
-        switch (args.same_bytes) {
-            case 1: return static_cast<const u8*>(args.same)[row];
-            case 2: return static_cast<const u16*>(args.same)[row];
-            case 4: return static_cast<const u32*>(args.same)[row];
-            default: return static_cast<const u64*>(args.same)[row];
+        switch (args.same.bytes) {
+            case 1: return static_cast<const u8*>(args.same.address)[row];
+            case 2: return static_cast<const u16*>(args.same.address)[row];
+            case 4: return static_cast<const u32*>(args.same.address)[row];
+            default: return static_cast<const u64*>(args.same.address)[row];
         }
     }
 

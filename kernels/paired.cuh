@@ -19,10 +19,10 @@
 #error "TERCET_PAIRED_THREADS comes from src/constants.rs"
 #endif
 
-// The arguments of every paired loss; the `Args` of a loss hold them as `paired`, and behind them what it alone needs.
-// The same layout as `Args` in src/cuda/paired.rs. `scalar` is f64 for f64 inputs, f32 for all others.
+// What every loss of K matrices is told; its `Args` holds this as `paired`, and behind it what it alone needs. The same
+// layout as `PairedArgs` in src/cuda/paired.rs. `scalar` is f64 for f64 inputs, f32 for all others.
 template <int K> struct PairedArgs {
-    Matrices<K> in;
+    Matrices<K> input;
     void* grad[K];        // [rows, dim] contiguous, like the inputs; null: not wanted
     void* losses;         // scalar[rows]; null: not wanted
     void* loss;           // scalar: loss_scale * sum of the rows' losses; null: not wanted
@@ -231,7 +231,7 @@ template <Kind KIND, class Rows, int K, class Loss> DEVICE void paired(const Pai
         const bool mine = first + group < args.rows;
         const i64 row = mine ? first + group : args.rows - 1;
         Rows rows;
-        rows.open(args.in, row, args.dim, lane);
+        rows.open(args.input, row, args.dim, lane);
         const A weight = upstream ? upstream[row * args.upstream_stride] : A(1);
         Targets<K> to;
         to.row = row;

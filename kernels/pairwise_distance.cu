@@ -18,7 +18,6 @@ struct Args {
     u32 kind, which, splits;
     u32 padding;            // to the end of 8 bytes: the host's struct has no gaps
 };
-static_assert(sizeof(Args) == 2 * sizeof(Batch) + 56, "Args must match src/pairwise_distance/cuda.rs");
 
 // A block computes a tile of distances, or of weights. P: a precision.
 template <class P> DEVICE void tiles(const Args& args) {

@@ -12,7 +12,8 @@
 template <class T> struct Arithmetic { using type = float; };
 template <> struct Arithmetic<double> { using type = double; };
 
-// K matrices [rows, dim]; matrix k has stride[k] elements from row to row.
+// K matrices [rows, dim], each with its own distance between rows, in elements. The same layout as `Matrices` in
+// src/cuda/paired.rs.
 template <int K> struct Matrices {
     const void* data[K];
     i64 stride[K];

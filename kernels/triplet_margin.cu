@@ -8,13 +8,12 @@
 // in the negative alone, would otherwise pass as an inactive triplet.
 #include "paired.cuh"
 
-// The same layout as `Args` of src/cuda/paired.rs with `Swap` of src/triplet_margin/cuda.rs.
+// The same layout as `Args` in src/triplet_margin/cuda.rs.
 struct Args {
     PairedArgs<3> paired;  // a, p, n
     u32 swap;
     u32 padding;           // to the end of 8 bytes: the host's struct has no gaps
 };
-static_assert(sizeof(Args) == 200, "Args must match src/triplet_margin/cuda.rs");
 
 // The formula of one row. A: the type of arithmetic.
 template <class A> struct Triplet {

@@ -1,6 +1,9 @@
-//! What the build script finds on a machine: NVRTC, libtorch's headers, and files that other processes have open.
+//! What the build script finds on a machine, NVRTC, libtorch's headers and files that others have open; and what it says of
+//! arguments that host and kernels declare differently.
 #![cfg(feature = "cuda")]
 
+#[path = "../build/arguments.rs"]
+mod arguments;
 #[path = "../build/cache.rs"]
 mod cache;
 #[path = "../build/headers.rs"]
@@ -222,4 +225,180 @@ fn what_is_open_keeps_its_bytes_when_it_is_written_anew() {
     assert_eq!(fs::read(&path).unwrap(), b"");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file was left");
     assert!(cache::folder(folder.path(), "x").unwrap().starts_with(folder.path()));
+}
+
+// ---- the structs that kernels take ----
+
+/// A host's declaration and the kernels'; each is changed in the tests below.
+const HOST: &str = "
+    /// What all rows share: `Row` of kernels/rows.cuh.
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    pub(crate) struct Row<const K: usize> {
+        pub data: [Address; K],
+    }
+
+    /// Part of `Args` of kernels/loss.cu: all but the rows.
+    #[repr(C)]
+    struct Places {
+        /// A comment; with more.
+        from: Address,
+        to: Address,
+        stride: i64,
+        seed: u64,
+        margin: f64,
+        eps: f32,
+        at: [u32; 3],
+        splits: u32,
+        kind: u32,
+    }
+
+    /// `Args` of kernels/loss.cu.
+    #[repr(C)]
+    #[derive(Clone, Copy, Pod, Zeroable)]
+    struct Args {
+        rows: super::Row<2>,
+        places: Places,
+    }";
+const ROWS: &str = "
+    template <int K> struct Row {
+        const void* data[K];
+        DEVICE bool any() const { if (data[0]) { return true; } return false; }
+    };";
+const LOSS: &str = "
+    #include \"rows.cuh\"
+    struct Other { float x[2]; bool y; };
+    struct Args {
+        Row<2> rows;
+        const float* from;  // a comment; with more
+        Other *to;
+        long long stride;
+        unsigned long long seed;
+        double margin;
+        float eps;
+        u32 at[3];
+        /* two at a time */ u32 splits, kind;
+    };
+    KERNEL(loss, 256, const Args args) { struct { int x; } local; }";
+
+/// What is said of the three texts.
+fn arguments_of(host: &str, rows: &str, loss: &str) -> Result<(), String> {
+    let source = |path: &str, text: &str| arguments::Source { path: path.into(), text: text.into() };
+    arguments::check(
+        &[source("src/loss/cuda.rs", host)],
+        &[source("kernels/loss.cu", loss), source("kernels/rows.cuh", rows)],
+    )
+}
+
+/// What is said where `from` is changed `to` in the text of `text` that has it.
+fn said_of_a_change(from: &str, to: &str) -> String {
+    let texts = [HOST, ROWS, LOSS];
+    let held: usize = texts.iter().map(|text| text.matches(from).count()).sum();
+    assert_eq!(held, 1, "{from}");
+    let [host, rows, loss] = texts.map(|text| text.replace(from, to));
+    arguments_of(&host, &rows, &loss).err().unwrap_or_else(|| panic!("`{to}` in place of `{from}` goes unnoticed"))
+}
+
+#[test]
+fn arguments_declared_alike_pass() {
+    assert_eq!(arguments_of(HOST, ROWS, LOSS), Ok(()));
+}
+
+#[test]
+fn arguments_declared_differently_name_the_field() {
+    let ours = "src/loss/cuda.rs, `Args`: field";
+    let theirs = "as in kernels/loss.cu, `Args`, and is";
+    for (from, to, said) in [
+        // Swapped, on either side.
+        (
+            "splits: u32,\n        kind: u32,",
+            "kind: u32, splits: u32,",
+            "8 should be `splits: u32`, THEIRS `kind: u32`",
+        ),
+        ("u32 splits, kind;", "u32 kind, splits;", "8 should be `kind: u32`, THEIRS `splits: u32`"),
+        // Missing.
+        ("to: Address,", "", "2 should be `to: pointer`, THEIRS `stride: i64`"),
+        ("u32 splits, kind;", "u32 splits;", "9 should be none, THEIRS `kind: u32`"),
+        ("Row<2> rows;", "", "0 should be `from: pointer`, THEIRS `rows: Row<2>`"),
+        ("kind: u32,", "", "9 should be `kind: u32`, THEIRS none"),
+        // Renamed.
+        ("double margin;", "double gap;", "5 should be `gap: f64`, THEIRS `margin: f64`"),
+        // Of another type.
+        ("long long stride;", "u32 stride;", "3 should be `stride: u32`, THEIRS `stride: i64`"),
+        ("seed: u64,", "seed: Address,", "4 should be `seed: u64`, THEIRS `seed: pointer`"),
+        ("Other *to;", "double to;", "2 should be `to: f64`, THEIRS `to: pointer`"),
+        ("float eps;", "double eps;", "6 should be `eps: f64`, THEIRS `eps: f32`"),
+        ("u32 at[3];", "u32 at[2];", "7 should be `at: [u32; 2]`, THEIRS `at: [u32; 3]`"),
+        ("Row<2> rows;", "Row<3> rows;", "0 should be `rows: Row<3>`, THEIRS `rows: Row<2>`"),
+    ] {
+        let said = format!("{ours} {}", said.replace("THEIRS", theirs));
+        assert_eq!(said_of_a_change(from, to), said);
+    }
+    let said = said_of_a_change("void* data[K]", "void* data");
+    assert!(said.starts_with("src/loss/cuda.rs, `Row`: field 0") && said.contains("kernels/rows.cuh"), "{said}");
+}
+
+#[test]
+fn arguments_that_nothing_is_compared_with_are_refused() {
+    for (from, to, said) in [
+        (
+            "/// `Args` of kernels/loss.cu.",
+            "/// The argument.",
+            "src/loss/cuda.rs, `Args`: its documentation does not say",
+        ),
+        ("/// `Args` of kernels/loss.cu.", "/// `Args` of kernels/other.cu.", "there is no kernels/other.cu"),
+        ("Part of `Args`", "Part of `Other`", "`Args`: it holds `Places`, which is part of another struct"),
+        ("places: Places", "places: Other", "field 1 should be `from: pointer`"),
+        (
+            "struct Args {\n        Row",
+            "struct Argument {\n        Row",
+            "kernels/loss.cu, `Args`: expected one such struct",
+        ),
+        ("struct Row<", "struct Line<", "its name should be that of kernels/rows.cuh, `Row`"),
+        ("template <int K>", "template <int N>", "its parameters are [\"K\"]"),
+        ("struct Other {", "struct Row { int x; };\n struct Other {", "which 2 files of kernels define"),
+        // Beyond the grammar.
+        ("double margin;", "bool margin;", "kernels/loss.cu, `Args`: cannot read the field `bool margin;`"),
+        ("double margin;", "const Other& margin;", "cannot read the field"),
+        ("double margin;", "double margin = 0;", "cannot read the field"),
+        ("double margin;", "union { double margin; };", "cannot read `union {`"),
+        ("margin: f64,", "margin: usize,", "src/loss/cuda.rs, `Places`: cannot read the field `margin : usize`"),
+    ] {
+        let all = said_of_a_change(from, to);
+        assert!(all.contains(said), "`{to}` in place of `{from}`: {all}");
+    }
+    let unnamed = arguments_of(&HOST[..HOST.find("/// `Args` of").unwrap()], ROWS, LOSS).unwrap_err();
+    assert!(unnamed.contains("`Places`: 0 structs of its file hold this part"), "{unnamed}");
+    let unnamed = arguments_of("", ROWS, LOSS).unwrap_err();
+    assert_eq!(unnamed, "kernels/loss.cu, `Args`: 0 host structs name it; expected one");
+}
+
+/// This package's own structs as they are, and with each pair of neighbours exchanged.
+#[test]
+fn no_two_fields_of_the_arguments_can_be_exchanged() {
+    if !support::package().join("kernels").is_dir() {
+        skipped::skipped("no sources here: no_two_fields_of_the_arguments_can_be_exchanged");
+        return;
+    }
+    let [host, kernels] = arguments::sources(&support::package()).unwrap();
+    assert_eq!(arguments::check(&host, &kernels), Ok(()));
+    let mut exchanged = 0;
+    for (which, source) in host.iter().enumerate() {
+        let lines: Vec<&str> = source.text.lines().collect();
+        for start in (0..lines.len()).filter(|&at| lines[at] == "#[repr(C)]") {
+            let end = (start..lines.len()).find(|&at| lines[at] == "}").unwrap();
+            let fields: Vec<usize> =
+                (start..end).filter(|&at| lines[at].ends_with(',') && !lines[at].trim().starts_with("//")).collect();
+            for pair in fields.windows(2) {
+                let mut changed = host.clone();
+                let mut lines = lines.clone();
+                lines.swap(pair[0], pair[1]);
+                changed[which].text = lines.join("\n");
+                let said = arguments::check(&changed, &kernels).unwrap_err();
+                assert!(said.starts_with(&format!("{}, `", source.path)), "{said}");
+                exchanged += 1;
+            }
+        }
+    }
+    assert!(exchanged > 100, "{exchanged}");
 }

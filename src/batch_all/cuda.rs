@@ -24,7 +24,7 @@ pub struct Swept<M> {
     _memory: (Vec<M>, M),
 }
 
-/// `Args` of kernels/batch_all.cu, but for the sides.
+/// Part of `Args` of kernels/batch_all.cu: all but the sides.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Places {
@@ -58,7 +58,6 @@ struct Args {
     sides: Sides,
     at: Places,
 }
-const _: () = assert!(size_of::<Args>() == size_of::<Sides>() + 152, "Args must match kernels/batch_all.cu");
 
 /// valid, active, sums of the distances, and what the sum of the losses is multiplied by.
 const STATS: usize = 5;

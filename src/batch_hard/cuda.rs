@@ -25,7 +25,7 @@ pub struct Mined<M> {
     _memory: (Vec<M>, M),
 }
 
-/// `Args` of kernels/batch_hard.cu, but for the sides.
+/// Part of `Args` of kernels/batch_hard.cu: all but the sides.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Places {
@@ -61,7 +61,6 @@ struct Args {
     sides: Sides,
     at: Places,
 }
-const _: () = assert!(size_of::<Args>() == size_of::<Sides>() + 160, "Args must match kernels/batch_hard.cu");
 
 /// valid, active, sums of the distances, and what the sum of the losses is multiplied by.
 const STATS: usize = 5;

@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr};
 
 use super::{ContrastiveLoss, NAMES, check_same};
-use crate::cuda::paired::{self, Wanted};
+use crate::cuda::paired::{self, PairedArgs, Wanted};
 use crate::cuda::{Address, CudaMatrix, DeviceProperties, Launcher};
 use crate::element::largest;
 use crate::paired::{Problem, one_shape};
@@ -19,8 +19,16 @@ pub type Pass = paired::Pass<2>;
 
 const STEM: &str = "contrastive";
 
-/// Which pairs belong together: one number a row in device memory, 1 or 0. A row with any other gets NaN. It is what
-/// `Args` of kernels/contrastive.cu has after `paired`.
+/// `Args` of kernels/contrastive.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Args {
+    paired: PairedArgs<2>,
+    same: Same,
+}
+
+/// Which pairs belong together: one number a row in device memory, 1 or 0. A row with any other gets NaN. It is
+/// `Same` of kernels/contrastive.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Same {
@@ -66,8 +74,8 @@ pub(crate) unsafe fn run<T: Element, L: Launcher>(
     pass: &Pass,
     same: Same,
 ) -> Result<(), Error> {
-    // SAFETY: the caller's contract, and `Same` is the rest of these kernels' argument.
-    unsafe { paired::run::<T, L, _, 2>(launcher, STEM, problem, pass, same) }
+    // SAFETY: the caller's contract, and `Args` is these kernels' argument.
+    unsafe { paired::run::<T, L, _, 2>(launcher, STEM, problem, pass, |paired| Args { paired, same }) }
 }
 
 /// For callers that hold device memory of their own: tests on whatever implements [`Launcher`].
@@ -159,12 +167,12 @@ impl ContrastiveLoss {
     {
         let problem = self.checked(one_shape(NAMES, paired::shapes(rows))?, largest::<T>())?;
         check_same(same.len(), &problem)?;
-        // SAFETY: `Same` is the rest of these kernels' argument, and there is a bool for each row.
+        // SAFETY: `Args` is these kernels' argument, and there is a bool for each row.
         unsafe {
             paired::run_on_stream(stream, STEM, &problem, rows, wanted, grads, |guards| {
                 let (address, guard) = same.device_ptr(stream);
                 guards.push(guard);
-                Same::integers(address, 1)
+                move |paired| Args { paired, same: Same::integers(address, 1) }
             })
         }
     }

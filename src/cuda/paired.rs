@@ -92,13 +92,25 @@ impl<const K: usize> Default for Pass<K> {
     }
 }
 
-/// The kernel's argument: `PairedArgs` of kernels/paired.cuh, and what the loss alone needs.
+/// `Matrices` of kernels/rows.cuh.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Args<E, const K: usize> {
-    inputs: [Address; K],
-    strides: [i64; K],
-    grads: [Address; K],
+pub(crate) struct Matrices<const K: usize> {
+    data: [Address; K],
+    stride: [i64; K],
+}
+
+// SAFETY: all numbers, which may be zero.
+unsafe impl<const K: usize> Zeroable for Matrices<K> {}
+// SAFETY: two arrays of K numbers of 8 bytes, in C's order: no padding for any K.
+unsafe impl<const K: usize> Pod for Matrices<K> {}
+
+/// What the kernels of every paired loss are told: `PairedArgs` of kernels/paired.cuh.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct PairedArgs<const K: usize> {
+    input: Matrices<K>,
+    grad: [Address; K],
     losses: Address,
     loss: Address,
     partials: Address,
@@ -115,20 +127,19 @@ struct Args<E, const K: usize> {
     root: u32,
     normalize: u32,
     idle_if_one: u32,
-    /// Four bytes that a compiler would leave unnamed before `extra`: `Pod` allows no gaps.
+    /// Four bytes that a compiler would leave unnamed at the end: `Pod` allows no gaps.
     padding: u32,
-    extra: E,
 }
 
-impl<E: Pod, const K: usize> Args<E, K> {
-    /// No more than its 3 K + 13 words, its four half words and `E`: nothing is between them.
-    const HAS_NO_PADDING: () = assert!(size_of::<Self>() == 8 * (3 * K + 13) + 16 + size_of::<E>());
+impl<const K: usize> PairedArgs<K> {
+    /// No more than its 3 K + 13 words and its four half words: nothing is between them.
+    const HAS_NO_PADDING: () = assert!(size_of::<Self>() == 8 * (3 * K + 13) + 16);
 }
 
-// SAFETY: each field may be all zero.
-unsafe impl<E: Pod, const K: usize> Zeroable for Args<E, K> {}
+// SAFETY: all numbers, which may be zero.
+unsafe impl<const K: usize> Zeroable for PairedArgs<K> {}
 // SAFETY: each field is `Pod`, the order is C's, and `run` has the compiler see that there is no padding.
-unsafe impl<E: Pod, const K: usize> Pod for Args<E, K> {}
+unsafe impl<const K: usize> Pod for PairedArgs<K> {}
 
 /// Every kernel of a paired loss that a plan can name.
 pub(crate) fn kernel_names(stem: &str) -> Vec<String> {
@@ -187,30 +198,29 @@ pub(crate) fn plan<T: Element, const K: usize>(
     }
 }
 
-/// Launches the pass of the kernels `stem`, whose argument ends with `extra`.
+/// Launches the pass of the kernels `stem`, whose argument is what `whole` makes of the part that all losses share.
 ///
 /// # Safety
 /// The addresses in `pass` are device memory of the launcher: inputs of `problem.rows` rows of `problem.dim` elements
-/// of T, `strides` apart; outputs as [`Pass`] describes. `extra` is what `Args` of the kernels has after `paired`, and
-/// its addresses are as the kernels expect. All memory is alive until the kernel has run.
-pub(crate) unsafe fn run<T: Element, L: Launcher, E: Pod, const K: usize>(
+/// of T, `strides` apart; outputs as [`Pass`] describes. `whole` returns `Args` of these kernels with what it is given, and
+/// the addresses that it adds are as the kernels expect. All memory is alive until the kernel has run.
+pub(crate) unsafe fn run<T: Element, L: Launcher, A: Pod, const K: usize>(
     launcher: &L,
     stem: &str,
     problem: &Problem,
     pass: &Pass<K>,
-    extra: E,
+    whole: impl FnOnce(PairedArgs<K>) -> A,
 ) -> Result<(), Error> {
-    const { Args::<E, K>::HAS_NO_PADDING };
+    const { PairedArgs::<K>::HAS_NO_PADDING };
     let plan = plan::<T, K>(stem, problem, pass, launcher.properties());
     let (root, p, eps) = match problem.metric {
         Metric::Difference { root, eps } => (root, 2.0, eps),
         Metric::Power { p, eps } => (false, p, eps),
         Metric::Cosine => (false, 0.0, 0.0),
     };
-    let mut args = Args {
-        inputs: pass.inputs,
-        strides: pass.strides.map(|s| s as i64),
-        grads: pass.grads,
+    let mut paired = PairedArgs {
+        input: Matrices { data: pass.inputs, stride: pass.strides.map(|s| s as i64) },
+        grad: pass.grads,
         losses: pass.losses,
         loss: pass.loss,
         upstream: pass.upstream,
@@ -225,8 +235,7 @@ pub(crate) unsafe fn run<T: Element, L: Launcher, E: Pod, const K: usize>(
         root: root.into(),
         normalize: problem.normalize.into(),
         idle_if_one: pass.idle_if_one.into(),
-        extra,
-        ..Args::zeroed()
+        ..PairedArgs::zeroed()
     };
     // The ticket first: it needs 0, the partial sums need nothing.
     const TICKET_BYTES: usize = 8;
@@ -235,14 +244,14 @@ pub(crate) unsafe fn run<T: Element, L: Launcher, E: Pod, const K: usize>(
         _ => Some(launcher.allocate(TICKET_BYTES + plan.grid.blocks as usize * size_of::<f64>())?),
     };
     if let Some(workspace) = &workspace {
-        args.ticket = workspace.address();
-        args.partials = workspace.address() + TICKET_BYTES as Address;
+        paired.ticket = workspace.address();
+        paired.partials = workspace.address() + TICKET_BYTES as Address;
         // SAFETY: the first bytes of our own workspace.
-        unsafe { launcher.clear(args.ticket, TICKET_BYTES)? };
+        unsafe { launcher.clear(paired.ticket, TICKET_BYTES)? };
     }
-    // SAFETY: `Args` is the kernel's argument; the caller vouches for the pass and the rest, and the workspace, one f64 a
-    // block, outlives the kernel (`Memory`).
-    unsafe { launcher.launch(stem, &plan.kernel, plan.grid, bytemuck::bytes_of(&args)) }
+    // SAFETY: the caller vouches that `whole` makes the kernel's argument, and for the pass; the workspace, one f64 a block,
+    // outlives the kernel (`Memory`).
+    unsafe { launcher.launch(stem, &plan.kernel, plan.grid, bytemuck::bytes_of(&whole(paired))) }
 }
 
 /// What a call on slices is for.
@@ -253,19 +262,19 @@ pub(crate) enum Wanted<'a, A> {
     Upstream(&'a CudaSlice<A>),
 }
 
-/// Fills in a pass from slices, `rest` the part of it that the loss alone needs, and launches it. The guards tell cudarc
-/// when the slices are done with.
+/// Fills in a pass from slices and launches it. The guards tell cudarc when the slices are done with; `rest` adds those of
+/// the slices that the loss alone needs.
 ///
 /// # Safety
-/// `rest` returns what [`run`] wants as `extra`.
-pub(crate) unsafe fn run_on_stream<'a, T: Element + DeviceRepr, E: Pod, const K: usize>(
+/// `rest` returns what [`run`] wants as `whole`.
+pub(crate) unsafe fn run_on_stream<'a, T: Element + DeviceRepr, A: Pod, W: FnOnce(PairedArgs<K>) -> A, const K: usize>(
     stream: &'a Arc<CudaStream>,
     stem: &str,
     problem: &Problem,
     rows: &'a [CudaMatrix<'a, T>; K],
     wanted: Wanted<'a, T::Scalar>,
     mut grads: [Option<&'a mut CudaSlice<T>>; K],
-    rest: impl FnOnce(&mut Vec<SyncOnDrop<'a>>) -> E,
+    rest: impl FnOnce(&mut Vec<SyncOnDrop<'a>>) -> W,
 ) -> Result<(), Error>
 where
     T::Scalar: DeviceRepr,
@@ -303,10 +312,10 @@ where
             guards.push(guard);
         }
     }
-    let extra = rest(&mut guards);
+    let whole = rest(&mut guards);
     // SAFETY: the addresses come from slices of T and its scalar whose lengths were checked here and by `CudaMatrix`,
-    // borrowed for the call; cudarc frees a slice on its stream, after the kernel. The caller vouches for `extra`.
-    unsafe { run::<T, _, E, K>(&launcher, stem, problem, &pass, extra) }
+    // borrowed for the call; cudarc frees a slice on its stream, after the kernel. The caller vouches for `whole`.
+    unsafe { run::<T, _, A, K>(&launcher, stem, problem, &pass, whole) }
 }
 
 /// The shapes of matrices on a device.

@@ -79,7 +79,7 @@ pub struct Chosen<M> {
     _memory: (Vec<M>, M),
 }
 
-/// `Args` of kernels/triplets.cuh, but for the sides.
+/// Part of `Args` of kernels/triplets.cuh: all but the sides.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct Places {
@@ -126,7 +126,6 @@ struct Args {
     sides: Sides,
     at: Places,
 }
-const _: () = assert!(size_of::<Args>() == size_of::<Sides>() + 256, "Args must match kernels/triplets.cuh");
 
 /// valid, active, sums of the distances, and what the sum of the losses is multiplied by.
 const STATS: usize = 5;

@@ -31,7 +31,6 @@ struct Args {
     /// Four bytes that a compiler would leave unnamed at the end: `Pod` allows no gaps.
     padding: u32,
 }
-const _: () = assert!(size_of::<Args>() == 2 * size_of::<Batch>() + 56, "Args must match kernels/pairwise_distance.cu");
 
 /// Every kernel that a call can launch.
 #[doc(hidden)]

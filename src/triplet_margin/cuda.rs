@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
 
 use super::{NAMES, Problem, TripletMarginLoss};
-use crate::cuda::paired::{self, Wanted};
+use crate::cuda::paired::{self, PairedArgs, Wanted};
 use crate::cuda::{CudaMatrix, DeviceProperties, Launcher};
 use crate::element::largest;
 use crate::paired::one_shape;
@@ -19,18 +19,20 @@ pub type Pass = paired::Pass<3>;
 
 const STEM: &str = "triplet_margin";
 
-/// What `Args` of kernels/triplet_margin.cu has after `paired`.
+/// `Args` of kernels/triplet_margin.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct Swap {
+struct Args {
+    paired: PairedArgs<3>,
     swap: u32,
     /// Four bytes that a compiler would leave unnamed at the end: `Pod` allows no gaps.
     padding: u32,
 }
 
-impl Swap {
-    fn of(problem: &Problem) -> Self {
-        Self { swap: problem.swap.into(), padding: 0 }
+impl Args {
+    fn of(problem: &Problem) -> impl FnOnce(PairedArgs<3>) -> Self {
+        let swap = problem.swap.into();
+        move |paired| Self { paired, swap, padding: 0 }
     }
 }
 
@@ -45,8 +47,8 @@ pub fn kernel_names() -> Vec<String> {
 /// The addresses in `pass` are device memory of the launcher: inputs of the problem's rows of T, `strides` apart; outputs
 /// as [`paired::Pass`] describes; all alive until the kernel has run.
 pub(crate) unsafe fn run<T: Element, L: Launcher>(launcher: &L, problem: &Problem, pass: &Pass) -> Result<(), Error> {
-    // SAFETY: the caller's contract, and `Swap` is the rest of these kernels' argument.
-    unsafe { paired::run::<T, L, _, 3>(launcher, STEM, &problem.paired, pass, Swap::of(problem)) }
+    // SAFETY: the caller's contract, and `Args` is these kernels' argument.
+    unsafe { paired::run::<T, L, _, 3>(launcher, STEM, &problem.paired, pass, Args::of(problem)) }
 }
 
 /// For callers that hold device memory of their own: tests on whatever implements [`Launcher`].
@@ -133,8 +135,7 @@ impl TripletMarginLoss {
         T::Scalar: DeviceRepr,
     {
         let problem = self.checked(one_shape(NAMES, paired::shapes(rows))?, largest::<T>())?;
-        let swap = Swap::of(&problem);
-        // SAFETY: `Swap` is the rest of these kernels' argument.
-        unsafe { paired::run_on_stream(stream, STEM, &problem.paired, rows, wanted, grads, |_| swap) }
+        // SAFETY: `Args` is these kernels' argument.
+        unsafe { paired::run_on_stream(stream, STEM, &problem.paired, rows, wanted, grads, |_| Args::of(&problem)) }
     }
 }
