@@ -204,22 +204,8 @@ fn options(target: &str) -> Vec<String> {
         // These kernels hold their rows in registers; a spilled row is read twice.
         options.push("--ptxas-options=--register-usage-level=0".into());
     }
-    options.extend(definitions().into_iter().map(|(name, value)| format!("--define-macro={name}={value}")));
+    options.extend(constants::definitions().into_iter().map(|(name, value)| format!("--define-macro={name}={value}")));
     options
-}
-
-/// The constants that host and kernels share; a kernel refuses to compile without the ones it needs.
-fn definitions() -> [(&'static str, String); 8] {
-    [
-        ("TERCET_TILE", constants::TILE.to_string()),
-        ("TERCET_SLAB", constants::SLAB.to_string()),
-        ("TERCET_COMPARED", constants::COMPARED.to_string()),
-        ("TERCET_DIGITS", constants::DIGITS.to_string()),
-        ("TERCET_PAIRED_THREADS", constants::PAIRED_THREADS.to_string()),
-        ("TERCET_MIN_NORM", format!("{:e}", constants::MIN_NORM)),
-        ("TERCET_LIFT_F32", format!("{:e}", constants::LIFT_F32)),
-        ("TERCET_LIFT_F64", format!("{:e}", constants::LIFT_F64)),
-    ]
 }
 
 fn compile(nvrtc: &Nvrtc, job: &Job) -> Result<Image, String> {

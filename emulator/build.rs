@@ -114,14 +114,7 @@ fn flags(detect: bool) -> Vec<String> {
     let fixed = "-x c++ -std=c++17 -c -O1 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing \
                  -fno-exceptions -fno-rtti -fno-threadsafe-statics -fno-optimize-sibling-calls -w";
     let mut flags: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
-    flags.push(format!("-DTERCET_PAIRED_THREADS={}", constants::PAIRED_THREADS));
-    flags.push(format!("-DTERCET_MIN_NORM={:e}", constants::MIN_NORM));
-    flags.push(format!("-DTERCET_LIFT_F32={:e}", constants::LIFT_F32));
-    flags.push(format!("-DTERCET_LIFT_F64={:e}", constants::LIFT_F64));
-    flags.push(format!("-DTERCET_TILE={}", constants::TILE));
-    flags.push(format!("-DTERCET_SLAB={}", constants::SLAB));
-    flags.push(format!("-DTERCET_COMPARED={}", constants::COMPARED));
-    flags.push(format!("-DTERCET_DIGITS={}", constants::DIGITS));
+    flags.extend(constants::definitions().into_iter().map(|(name, value)| format!("-D{name}={value}")));
     if detect {
         flags.push("-fsanitize=thread".into());
     }

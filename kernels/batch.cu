@@ -7,7 +7,7 @@
 #include "batch.cuh"
 
 // Rows that a block ranks, one a lane of each warp; every warp looks at its share of the labels.
-constexpr u32 RANKED = 32;
+constexpr u32 RANKED = TERCET_RANKED;
 static_assert(BATCH_THREADS % RANKED == 0, "whole warps");
 
 // Visits this warp's share of the labels. All threads of the block must call.
@@ -89,8 +89,8 @@ KERNEL(batch_match, BATCH_THREADS, const Sides s) {
     s.own[i] = own < among.rows ? among.position[own] : NONE;
 }
 
-// Rows that a block of `survey` sums up.
-constexpr u32 SURVEYED = 64;
+// Rows of a chunk of the mean.
+constexpr u32 SURVEYED = TERCET_SURVEYED;
 
 // The sums of the columns over chunks of rows; the last block makes the mean of them. T: the type of the caller's rows.
 template <class T> DEVICE void survey(const Batch& b) {

@@ -5,11 +5,11 @@
 #include "reduce.cuh"
 #include "tile.cuh"
 
-#define BATCH_THREADS 256
+#define BATCH_THREADS TERCET_BATCH_THREADS
 
 constexpr u32 NONE = 0xffffffff;  // no row
 
-// What the preparation finds out about a batch; zeros at launch.
+// What the preparation finds out; zeros at launch. The same layout as `Survey` in src/cuda/batch.rs.
 struct Survey {
     u64 nearest;     // the largest ~(bits of the squared distance to the mean, row), two halves of 32 bits
     u32 tickets[2];  // of the kernels survey and nearest

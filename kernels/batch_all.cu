@@ -17,10 +17,7 @@
 #include "batch.cuh"
 #include "push.cuh"
 
-#ifndef TERCET_COMPARED
-#error "TERCET_COMPARED comes from src/constants.rs"
-#endif
-// Distances are compared with each threshold of classes of at most so many rows; those of larger ones are searched.
+// Classes of at most so many rows are compared threshold by threshold.
 constexpr u32 COMPARED = TERCET_COMPARED;
 constexpr float MASKED = 3.402823466e38f;  // farther than any threshold
 
@@ -37,8 +34,8 @@ struct Args {
     float* pushed;    // [splits, padded, dim]: sum_j S_ij (y_i - y_j), for cosine -sum_j S_ij y_j, of the sweep's rows
     double* sums;     // [splits, padded, 2]: sum_n c_an d_an, sum_n d_an
     float* gradient;  // [rows, dim] by original index, times M, of the sweep's rows; null: not wanted
-    double* partials; // 5 a block
-    u32* state;       // 0 at launch: a ticket, and whether a distance overflowed or the pairs do not fit
+    double* partials; // TERCET_STATS a block
+    u32* state;       // 0 at launch: a ticket, and whether a distance overflowed
     float* loss;      // null: not wanted
     double* stats;    // valid, active, sums of d_ap and d_an over the valid triplets, what the sum is multiplied by
     const float* upstream;
@@ -122,7 +119,6 @@ template <class P> struct Shared {
     WeightTile weight;
     u32 count[COMPARED][TILE];  // c_ap, by pair and row of the tile
 };
-constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
 
 // What the two threads of an anchor know of it.
 struct Anchor {
@@ -192,8 +188,7 @@ struct Anchor {
 // A block takes a row tile with every `splits`-th column tile. P: the precision.
 template <class P> DEVICE void sweep(const Args& args) {
     SHARED_DYNAMIC(Shared<P>, s);
-    static_assert(sizeof(Shared<P>) == larger(sizeof(TileBuffers<P>), sizeof(RowChunks)) + 2 * sizeof(WeightTile) + sizeof(u32) * COMPARED * TILE,
-                  "shared_bytes in src/batch_all/cuda.rs");
+    static_assert(has_size<P, Shared<P>>(TERCET_BATCH_ALL_SHARED), "src/constants.rs");
     SHARED(u32, any, 1);
     using Tile = GramTile<P>;
     const Sides& sides = args.sides;
@@ -372,7 +367,7 @@ template <class T> DEVICE void finish(const Args& args) {
     const Sides& sides = args.sides;
     const u32 lane = threadIdx.x % 32, rows = args.which ? sides.others.rows : sides.anchors.rows;
     const bool bad = sides.bad(), lost = bad || args.state[1];
-    double sums[5] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
+    double sums[TERCET_STATS] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
     for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < rows; row += gridDim.x * (BATCH_THREADS / 32)) {
         if (args.which == 0) {
             const u32 size = sides.size_of_class(row), positives = sides.positives(row), negatives = sides.negatives(row);
@@ -394,7 +389,7 @@ template <class T> DEVICE void finish(const Args& args) {
         if (args.gradient && fits(args)) gradient<T>(args, row);
     }
     if (args.which == 1) return;
-    double total[5];
+    double total[TERCET_STATS];
     if (!grid_sums<BATCH_THREADS>(sums, args.partials, &args.state[0], total)) return;
     const double over = args.mean == 0 ? 1 : args.mean == 1 ? total[2] : total[1];
     const double scale = over > 0 ? 1 / over : 1;

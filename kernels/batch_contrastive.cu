@@ -15,15 +15,13 @@
 #include "batch.cuh"
 #include "push.cuh"
 
-#ifndef TERCET_DIGITS
-#error "TERCET_DIGITS comes from src/constants.rs"
-#endif
 constexpr u32 DIGITS = TERCET_DIGITS;
 static_assert(DIGITS == 1 << 11, "three digits have 11, 11 and 10 bits");
 enum Phase : u32 { DIGIT_0, DIGIT_1, DIGIT_2, TIED_ANCHORS, TIED_ROWS, SUMS, PUSH };
+static_assert(SUMS == TERCET_PHASE_SUMS && PUSH == TERCET_PHASE_PUSH, "src/constants.rs");
 
-// Which pairs of two classes are selected: those below (key, anchor, row) in lexicographic order. Anchors and rows are
-// by original index, in a batch by itself the lower one first.
+// What is selected: pairs (key, anchor, row) below (key, anchor, row) in lexicographic order; anchors and rows by original
+// index, and of a batch by itself the lower one first. The same layout as `Choice` in src/batch_contrastive/cuda.rs.
 struct Choice {
     u64 left;   // how many pairs are wanted of those that agree with `key` in all digits so far
     u32 key;
@@ -36,12 +34,12 @@ struct Choice {
 struct Args {
     Sides sides;
     Choice* choice;
-    u64* histogram;     // [DIGITS]: how many pairs have each digit; 0 at launch
-    u32* tied_anchors;  // [anchors] by original index: how many pairs at the last distance each has; 0 at launch
-    u32* tied_rows;     // [others] by original index: whether the last anchor has such a pair with it; 0 at launch
-    double* sums;       // [splits, padded, 3] per anchor: sum max(m - d, 0)^2, how many are above 0, sum d
+    u64* histogram;     // [DIGITS]: pairs; 0 at launch
+    u32* tied_anchors;  // [anchors] by original index: pairs at the last distance; 0 at launch
+    u32* tied_rows;     // [others] by original index: whether the last anchor has one with it; 0 at launch
+    double* sums;       // [splits, padded, TERCET_SUMS_OF_ROW] of the anchors: sum max(m - d, 0)^2, how many are above 0, sum d
     float* pushed;      // [splits, padded, dim]: sum_j w_ij (y_i - y_j), for cosine -sum_j w_ij y_j, of the sweep's rows
-    double* partials;   // 6 a block
+    double* partials;   // TERCET_TOTALS a block
     u32* ticket;        // 0 at launch
     float* losses;      // [anchors] by original index; null: not wanted
     float* loss;        // null: not wanted
@@ -166,13 +164,11 @@ template <class P> struct Shared {
     WeightTile d;  // the distances of a tile, and then their weights
     u32 digits[DIGITS];
 };
-constexpr u32 larger(u32 a, u32 b) { return a > b ? a : b; }
 
 // A block takes a row tile with every `splits`-th column tile. P: the precision.
 template <class P> DEVICE void sweep(const Args& args) {
     SHARED_DYNAMIC(Shared<P>, s);
-    static_assert(sizeof(Shared<P>) == larger(sizeof(TileBuffers<P>), sizeof(RowChunks)) + sizeof(WeightTile) + sizeof(u32) * DIGITS,
-                  "shared_bytes in src/batch_contrastive/cuda.rs");
+    static_assert(has_size<P, Shared<P>>(TERCET_BATCH_CONTRASTIVE_SHARED), "src/constants.rs");
     SHARED(u32, any, 1);
     using Tile = GramTile<P>;
     const Sides& sides = args.sides;
@@ -307,7 +303,7 @@ template <class P> DEVICE void sweep(const Args& args) {
     distances = group_sum<2>(distances);
     active = group_sum<2>(active);
     if (row < rows.rows && half == 0) {
-        double* sums = args.sums + (i64(split) * rows.padded + row) * 3;
+        double* sums = args.sums + (i64(split) * rows.padded + row) * TERCET_SUMS_OF_ROW;
         sums[0] = squares;
         sums[1] = active;
         sums[2] = distances;
@@ -322,7 +318,7 @@ template <class T> DEVICE void finish(const Args& args) {
     const Batch &a = sides.anchors, &b = sides.others;
     const u32 lane = threadIdx.x % 32;
     const bool bad = sides.bad();
-    double sums[6] = {0, 0, 0, 0, 0, 0};  // loss, pairs of one class and of two, active, distances of one class and of two
+    double sums[TERCET_TOTALS] = {0, 0, 0, 0, 0, 0};  // loss, pairs of one class and of two, active, distances of one class and of two
     for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < a.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
         const Row<T> x = original_row<T>(a, row);
         const u32 own = sides.own_of(row), positives = sides.positives(row), negatives = sides.negatives(row);
@@ -337,7 +333,7 @@ template <class T> DEVICE void finish(const Args& args) {
             distances[0] += double(d);
         }
         for (u32 split = 0; split < args.splits; ++split) {
-            const double* of_row = args.sums + (i64(split) * a.padded + row) * 3;
+            const double* of_row = args.sums + (i64(split) * a.padded + row) * TERCET_SUMS_OF_ROW;
             loss += of_row[0];
             active += of_row[1];
             distances[1] += of_row[2];
@@ -356,7 +352,7 @@ template <class T> DEVICE void finish(const Args& args) {
             sums[5] += distances[1];
         }
     }
-    double total[6];
+    double total[TERCET_TOTALS];
     if (!grid_sums<BATCH_THREADS>(sums, args.partials, args.ticket, total)) return;
     const double selected = args.hardest && total[1] < total[2] ? total[1] : total[2], valid = total[1] + selected;
     const double scale = args.mean && valid > 0 ? 1 / valid : 1;

@@ -21,7 +21,7 @@ struct Args {
     float* losses;        // per anchor; null: not wanted
     float* loss;          // null: not wanted
     double* stats;        // valid, active, sums of d_ap and d_an over the valid, what the sum is multiplied by
-    double* partials;     // 5 a block
+    double* partials;     // TERCET_STATS a block
     u32* ticket;          // 0 at launch
     const float* upstream;  // [1] (stride 0) or per anchor (stride 1)
     i64 upstream_stride;
@@ -133,7 +133,7 @@ template <class T> DEVICE void finish(const Args& args) {
     const Batch &a = sides.anchors, &b = sides.others;
     const u32 lane = threadIdx.x % 32;
     const bool bad = sides.bad();
-    double sums[5] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
+    double sums[TERCET_STATS] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
     for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < a.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
         const u32 anchor = a.order[row], first = sides.first[row], end = sides.end[row], own = sides.own_of(row);
         const Row<T> x = original_row<T>(a, row);
@@ -194,7 +194,7 @@ template <class T> DEVICE void finish(const Args& args) {
             }
         }
     }
-    double total[5];
+    double total[TERCET_STATS];
     if (!grid_sums<BATCH_THREADS>(sums, args.partials, args.ticket, total)) return;
     const double scale = args.mean ? 1 / (total[1] > 0 ? total[1] : 1) : 1;
     if (args.loss) *args.loss = bad ? nan_value<float>() : float(total[0] * scale);
@@ -202,7 +202,7 @@ template <class T> DEVICE void finish(const Args& args) {
     args.stats[4] = scale;
 }
 
-constexpr u32 AT_ONCE = 8;  // the largest at_once
+constexpr u32 AT_ONCE = TERCET_BATCH_HARD_AT_ONCE;
 
 // A warp writes the gradients of at_once rows of one side. T: the type of the caller's rows.
 template <class T> DEVICE void backward(const Args& args) {
@@ -278,11 +278,10 @@ template <class T> DEVICE void backward(const Args& args) {
         write_gradient<T>(mine, from + k, args.work + i64(mine.order[from + k]) * mine.dim, 1.f, bad, args.grad);
 }
 
-KERNEL_OF(3, batch_hard_negatives_highest, TILE_THREADS, const Args args) { negatives<Split>(args); }
-KERNEL_OF(3, batch_hard_negatives_high, TILE_THREADS, const Args args) { negatives<Tf32>(args); }
-KERNEL_OF(3, batch_hard_negatives_f16, TILE_THREADS, const Args args) { negatives<Half<f16>>(args); }
-KERNEL_OF(3, batch_hard_negatives_bf16, TILE_THREADS, const Args args) { negatives<Half<bf16>>(args); }
-// The kernels for rows of type T.
+KERNEL_OF(TERCET_BATCH_HARD_RESIDENT, batch_hard_negatives_highest, TILE_THREADS, const Args args) { negatives<Split>(args); }
+KERNEL_OF(TERCET_BATCH_HARD_RESIDENT, batch_hard_negatives_high, TILE_THREADS, const Args args) { negatives<Tf32>(args); }
+KERNEL_OF(TERCET_BATCH_HARD_RESIDENT, batch_hard_negatives_f16, TILE_THREADS, const Args args) { negatives<Half<f16>>(args); }
+KERNEL_OF(TERCET_BATCH_HARD_RESIDENT, batch_hard_negatives_bf16, TILE_THREADS, const Args args) { negatives<Half<bf16>>(args); }
 #define OF_TYPE(dtype, T)                                                              \
     KERNEL(batch_hard_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); }     \
     KERNEL(batch_hard_backward_##dtype, BATCH_THREADS, const Args args) { backward<T>(args); }

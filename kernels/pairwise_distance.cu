@@ -55,6 +55,7 @@ struct PushShared {
     WeightTile weights;
     RowChunks y;
 };
+static_assert(sizeof(PushShared) == TERCET_PUSH_SHARED, "src/constants.rs");
 
 KERNEL(pairwise_distance_push, TILE_THREADS, const Args args) {
     SHARED_DYNAMIC(PushShared, s);

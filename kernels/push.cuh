@@ -6,8 +6,8 @@
 
 // Numbers from row to row of the weights: the two threads of each of a warp's 16 rows are in 32 different banks.
 constexpr int PITCH = TILE + 2;
-// Columns of the embeddings that `push` takes at a time.
-constexpr int CHUNK = 64, CHUNK_PITCH = CHUNK + 4;
+// Columns of the embeddings that are pushed at a time.
+constexpr int CHUNK = TERCET_PUSH_CHUNK, CHUNK_PITCH = CHUNK + 4;
 
 using WeightTile = float[TILE][PITCH];
 using RowChunks = float[2][TILE][CHUNK_PITCH];  // of the embeddings of the tile's rows, and of its columns

@@ -5,12 +5,12 @@
 #pragma once
 #include "platform.cuh"
 
-#if !defined(TERCET_TILE) || !defined(TERCET_SLAB)
-#error "TERCET_TILE and TERCET_SLAB come from src/constants.rs"
+#ifndef TERCET_TILE
+#error "TERCET_TILE and the like come from src/constants.rs"
 #endif
-#define TILE_THREADS 128
+#define TILE_THREADS TERCET_TILE_THREADS
 
-constexpr int TILE = TERCET_TILE, SLAB = TERCET_SLAB, STAGES = 3, QUARTER = TILE / 2;
+constexpr int TILE = TERCET_TILE, SLAB = TERCET_SLAB, STAGES = TERCET_STAGES, QUARTER = TILE / 2;
 constexpr int ROW_FRAGMENTS = QUARTER / 16, COLUMN_FRAGMENTS = QUARTER / 8;
 static_assert(TILE % 32 == 0 && SLAB == 64, "the swizzle below is for 64 bytes a row");
 
@@ -128,6 +128,8 @@ struct Pieces {
 template <class P> struct TileBuffers {
     alignas(128) u8 bytes[STAGES][2][P::planes][BLOCK];
 };
+// Whether a struct has the size that the host gives: one number for products of one plane, and one of two.
+template <class P, class S> constexpr bool has_size(u32 one, u32 two) { return sizeof(S) == (P::planes == 1 ? one : two); }
 
 // A tile of TILE x TILE products of the rows of two operands, in the registers of the block's TILE_THREADS threads.
 // P: the precision.
@@ -146,6 +148,7 @@ template <class P> struct GramTile {
     // Computes the products of TILE rows of side 0, from first[0] on, with TILE rows of side 1, from first[1] on. All
     // threads of the block must call; the buffers are free again when it returns.
     DEVICE void run(TileBuffers<P>& buffers, const Operand (&side)[2], const u32 (&first)[2]) {
+        static_assert(has_size<P, TileBuffers<P>>(TERCET_TILE_SHARED), "src/constants.rs");
         const u32 slabs = side[0].slabs;
         const Pieces pieces(slabs);
 #pragma unroll
@@ -307,13 +310,14 @@ struct Lengths {
 // tile, the next one's slabs are in flight. The slabs of the row tile stay in shared memory if all fit; else they are
 // brought again for each column tile. P: the precision.
 template <class P> struct TileStream {
-    static constexpr int RING = 4, RESIDENT = 8;
+    static constexpr int RING = TERCET_STREAM_RING, RESIDENT = TERCET_STREAM_RESIDENT;
     static constexpr int BLOCKS = RESIDENT + RING * P::planes;
     static_assert(2 * RING * P::planes <= BLOCKS, "a ring of both sides");
     struct Buffers {
         alignas(128) u8 bytes[BLOCKS][BLOCK];
         float lengths[2][2][TILE];  // [turn][norm or scale]: of the columns of the last tile and of the one before
     };
+    static_assert(has_size<P, Buffers>(TERCET_STREAM_SHARED), "src/constants.rs");
 
     Buffers& buffers;
     Operand rows, columns;

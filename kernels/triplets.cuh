@@ -41,7 +41,7 @@ struct Args {
     float* losses;    // per anchor by original index; null: not wanted
     float* loss;      // null: not wanted
     double* stats;    // valid, active, sums of d_ap and d_an over the valid, what the sum is multiplied by
-    double* partials; // 5 a block
+    double* partials; // TERCET_STATS a block
     u32* ticket;      // 0 at launch
     const i64* step;  // of the random choices; null: 0
     const float* upstream;  // [1] (stride 0) or per anchor (stride 1)
@@ -131,6 +131,7 @@ template <class P> struct ChooseShared {
 // P: the precision. R: the rule.
 template <class P, Rule R> DEVICE void choose(const Args& args) {
     SHARED_DYNAMIC(ChooseShared<P>, s);
+    static_assert(has_size<P, ChooseShared<P>>(TERCET_CHOOSE_SHARED), "src/constants.rs");
     constexpr int HALF = TILE / 2;
     static_assert(TILE_THREADS == 2 * TILE, "two threads a row");
     using Tile = GramTile<P>;
@@ -228,7 +229,7 @@ template <class T, Rule R> DEVICE void finish(const Args& args) {
     const u32 lane = threadIdx.x % 32;
     const bool bad = sides.bad(), lost = bad || !fits(args);
     const float margin = float(args.margin);
-    double sums[5] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
+    double sums[TERCET_STATS] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
     for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < a.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
         const u32 anchor = a.order[row], first = sides.first[row], end = sides.end[row];
         const Row<T> x = original_row<T>(a, row);
@@ -288,7 +289,7 @@ template <class T, Rule R> DEVICE void finish(const Args& args) {
         sums[0] += sum;
         if (args.losses) args.losses[anchor] = fits(args) ? float(sum) : nan_value<float>();
     }
-    double total[5];
+    double total[TERCET_STATS];
     if (!grid_sums<BATCH_THREADS>(sums, args.partials, args.ticket, total)) return;
     const double scale = lost ? double(nan_value<float>()) : args.mean ? 1 / (total[1] > 0 ? total[1] : 1) : 1;
     if (args.loss) *args.loss = lost ? nan_value<float>() : float(total[0] * scale);

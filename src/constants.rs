@@ -1,27 +1,204 @@
-//! The constants that host and kernels share. `build/kernels.rs` reads this file too.
+//! The one table of the constants that host and kernels share, and of what was tuned.
+//!
+//! The build scripts read this file too, and hand every constant of `shared!` to the kernels as a macro, `TERCET_` and its
+//! name. So a number that both sides need stands here and nowhere else.
 #![allow(dead_code, reason = "each build reads its share")]
 
-/// A row whose L2 norm is below this is divided by it instead, as by `torch.nn.functional.normalize`.
-pub const MIN_NORM: f64 = 1e-12;
+/// Declares constants and `definitions`, which has all of them: none can be forgotten there.
+macro_rules! shared {
+    ($($(#[$documentation:meta])* pub const $name:ident: $type:ty = $value:expr;)*) => {
+        $($(#[$documentation])* pub const $name: $type = $value;)*
 
-/// Numbers whose squares' sum is below the inverse of this may be multiplied by it, and those whose squares' sum overflows
-/// divided, before they are squared: 2^100.
-pub const LIFT_F32: f64 = 1.2676506002282294e30;
+        /// The names and values of the macros that kernels are compiled with.
+        pub fn definitions() -> Vec<(String, String)> {
+            vec![$((format!("TERCET_{}", stringify!($name)), $name.literal())),*]
+        }
+    };
+}
 
-/// What [`LIFT_F32`] is for f32, for f64: 2^800.
-pub const LIFT_F64: f64 = 6.668014432879854e240;
+/// How a constant is written in C++.
+trait Literal {
+    fn literal(&self) -> String;
+}
+impl Literal for u32 {
+    fn literal(&self) -> String {
+        self.to_string()
+    }
+}
+impl Literal for usize {
+    fn literal(&self) -> String {
+        self.to_string()
+    }
+}
+impl Literal for f64 {
+    fn literal(&self) -> String {
+        format!("{self:e}")
+    }
+}
+/// As arguments of a function.
+impl Literal for [u32; 2] {
+    fn literal(&self) -> String {
+        format!("{},{}", self[0], self[1])
+    }
+}
 
-/// Threads in a block of a paired loss.
-pub const PAIRED_THREADS: u32 = 256;
+shared! {
+    // ---- numbers ----
 
-/// Rows and columns of a tile of the Gram matrix.
-pub const TILE: u32 = 64;
+    /// Below this L2 norm a row is divided by it instead of by its norm, as `torch.nn.functional.normalize` does.
+    pub const MIN_NORM: f64 = 1e-12;
 
-/// Bytes of a row that one stage of a tile's pipeline brings.
-pub const SLAB: u32 = 64;
+    /// Numbers whose squares' sum is below the inverse of this may be multiplied by it, and those whose squares' sum overflows
+    /// divided, before they are squared: 2^100.
+    pub const LIFT_F32: f64 = 1.2676506002282294e30;
 
-/// batch_all on CUDA: classes of at most so many rows are compared threshold by threshold, larger ones sorted and searched.
-pub const COMPARED: u32 = 32;
+    /// The same for f64: 2^800.
+    pub const LIFT_F64: f64 = 6.668014432879854e240;
 
-/// batch_contrastive on CUDA: how many different digits there are; the bits of a distance are three of them.
-pub const DIGITS: u32 = 1 << 11;
+    // ---- paired losses ----
+
+    /// Threads in a block of a paired loss.
+    pub const PAIRED_THREADS: u32 = 256;
+
+    // ---- all mined losses ----
+
+    /// Threads in a block of the mined losses' kernels that take rows.
+    pub const BATCH_THREADS: u32 = 256;
+
+    /// Rows that a block of `batch_order` or `batch_match` ranks, one a lane of each warp.
+    pub const RANKED: u32 = 32;
+
+    /// Rows of which a block of `batch_survey` makes one sum.
+    pub const SURVEYED: u32 = 64;
+
+    /// What a mined loss writes about a batch: valid, active, sums of both distances, and what the sum of the losses is
+    /// multiplied by. Losses over triplets sum up as many numbers over the anchors, with the loss and without the last.
+    pub const STATS: usize = 5;
+
+    /// Rows and columns of a tile of the Gram matrix.
+    pub const TILE: u32 = 64;
+
+    /// Threads in a block that multiplies tiles.
+    pub const TILE_THREADS: u32 = 128;
+
+    /// Bytes of a row that one stage of a tile's pipeline brings.
+    pub const SLAB: u32 = 64;
+
+    /// Slabs of both sides of a single tile that shared memory holds at a time.
+    pub const STAGES: u32 = 3;
+
+    /// Blocks of one row tile, TILE x SLAB bytes each, that stay in shared memory while its row of tiles is multiplied.
+    pub const STREAM_RESIDENT: u32 = 8;
+
+    /// Slabs of the column tiles of a row of tiles that shared memory holds at a time.
+    pub const STREAM_RING: u32 = 4;
+
+    /// Columns of the embeddings that the second product multiplies with weights at a time.
+    pub const PUSH_CHUNK: u32 = 64;
+
+    // Dynamic shared memory, in bytes; two numbers are for products of one plane and of two. The kernels assert that each is
+    // the size of the struct that they lay over it.
+
+    /// Dynamic shared memory of a block that multiplies single tiles.
+    pub const TILE_SHARED: [u32; 2] = [tile_bytes(1), tile_bytes(2)];
+
+    /// Dynamic shared memory of a block that multiplies a row of tiles.
+    pub const STREAM_SHARED: [u32; 2] = [stream_bytes(1), stream_bytes(2)];
+
+    /// Dynamic shared memory of a block of `pairwise_distance_push`.
+    pub const PUSH_SHARED: u32 = WEIGHTS_BYTES + CHUNKS_BYTES;
+
+    // ---- batch_all ----
+
+    /// batch_all on CUDA: classes of at most so many rows are compared threshold by threshold, larger ones sorted and searched.
+    pub const COMPARED: u32 = 32;
+
+    /// Dynamic shared memory of a block of `batch_all_sweep`.
+    pub const BATCH_ALL_SHARED: [u32; 2] = [batch_all_bytes(1), batch_all_bytes(2)];
+
+    // ---- batch_contrastive ----
+
+    /// batch_contrastive on CUDA: how many digits there are of which a distance has three.
+    pub const DIGITS: u32 = 1 << 11;
+
+    /// The pass of `batch_contrastive_sweep` that sums up the loss. Those before it select.
+    pub const PHASE_SUMS: u32 = 5;
+
+    /// The pass of `batch_contrastive_sweep` that makes the gradient.
+    pub const PHASE_PUSH: u32 = 6;
+
+    /// What batch_contrastive sums up over an anchor's negatives: squares, how many are active, distances.
+    pub const SUMS_OF_ROW: usize = 3;
+
+    /// What batch_contrastive sums up over the anchors: the loss, pairs of one class and of two, active, distances of both.
+    pub const TOTALS: usize = 6;
+
+    /// Dynamic shared memory of a block of `batch_contrastive_sweep`.
+    pub const BATCH_CONTRASTIVE_SHARED: [u32; 2] = [batch_contrastive_bytes(1), batch_contrastive_bytes(2)];
+
+    // ---- batch_hard ----
+
+    /// Blocks of `batch_hard_negatives` that a multiprocessor holds: its threads may have only so many registers.
+    pub const BATCH_HARD_RESIDENT: u32 = 3;
+
+    /// Rows that a warp of `batch_hard_backward` gathers the gradients of, at most.
+    pub const BATCH_HARD_AT_ONCE: u32 = 8;
+
+    // ---- batch_semi_hard and batch_negative ----
+
+    /// Dynamic shared memory of a block of `choose`.
+    pub const CHOOSE_SHARED: [u32; 2] = [choose_bytes(1), choose_bytes(2)];
+}
+
+// ---- what was tuned of the launches alone ----
+
+/// Blocks of `choose` that a multiprocessor holds: their shared memory allows no more.
+pub const CHOOSE_RESIDENT: u32 = 2;
+
+/// Blocks of tiles that there should be for each multiprocessor: rows of tiles are split until there are.
+pub const TILE_BLOCKS: u32 = 2;
+
+/// Into how many parts a row of tiles may be split at least, if that fills the device in whole turns.
+pub const EVEN_SPLITS: u32 = 8;
+
+/// The share of the device that blocks in whole turns must keep busy: the first split that does is taken.
+pub const EVEN_ENOUGH: f64 = 0.9;
+
+/// Pairs of an anchor and a row of its class that any batch has room for.
+pub const PAIRS: usize = 1 << 22;
+
+/// Rows of its class for each anchor, on average, that a batch has room for: as many pairs, if these are more than [`PAIRS`].
+pub const PAIRS_OF_ROW: usize = 128;
+
+// ---- sizes of what lies in shared memory ----
+
+/// A tile of weights: two threads of a row, and of the 16 rows of a warp, are in 32 banks.
+const WEIGHTS_BYTES: u32 = TILE * (TILE + 2) * 4;
+
+/// Columns of the embeddings of a tile's rows and of its columns, in f32.
+const CHUNKS_BYTES: u32 = 2 * TILE * (PUSH_CHUNK + 4) * 4;
+
+const fn tile_bytes(planes: u32) -> u32 {
+    STAGES * 2 * planes * TILE * SLAB
+}
+
+/// With the norms and scales of two tiles' columns.
+const fn stream_bytes(planes: u32) -> u32 {
+    (STREAM_RESIDENT + STREAM_RING * planes) * TILE * SLAB + 2 * 2 * TILE * 4
+}
+
+const fn batch_all_bytes(planes: u32) -> u32 {
+    larger(tile_bytes(planes), CHUNKS_BYTES) + 2 * WEIGHTS_BYTES + COMPARED * TILE * 4
+}
+
+const fn batch_contrastive_bytes(planes: u32) -> u32 {
+    larger(tile_bytes(planes), CHUNKS_BYTES) + WEIGHTS_BYTES + DIGITS * 4
+}
+
+const fn choose_bytes(planes: u32) -> u32 {
+    stream_bytes(planes) + WEIGHTS_BYTES
+}
+
+const fn larger(a: u32, b: u32) -> u32 {
+    if a > b { a } else { b }
+}

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{BatchAllTripletLoss, MeanOver, Problem};
-use crate::constants::{COMPARED, TILE};
+use crate::constants::{BATCH_ALL_SHARED, COMPARED, STATS};
 use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};
 use crate::cuda::mined::{Inputs, OnDevice, Output};
 use crate::cuda::{Address, Grid, Launcher, Memory};
@@ -59,9 +59,6 @@ struct Args {
     at: Places,
 }
 
-/// valid, active, sums of the distances, and what the sum of the losses is multiplied by.
-const STATS: usize = 5;
-
 /// Every kernel that a call can launch.
 #[doc(hidden)]
 pub fn kernel_names() -> Vec<String> {
@@ -72,9 +69,9 @@ pub fn kernel_names() -> Vec<String> {
     tiles.into_iter().chain(typed).chain(untyped).collect()
 }
 
-/// `sizeof(Shared)` of kernels/batch_all.cu.
+/// Dynamic shared memory of a block of the sweep.
 fn shared_bytes(product: Product) -> u32 {
-    product.shared_bytes().max(batch::ROW_CHUNKS_BYTES) + 2 * batch::WEIGHT_TILE_BYTES + COMPARED * TILE * 4
+    product.of_planes(BATCH_ALL_SHARED)
 }
 
 impl OnDevice for BatchAllTripletLoss {

@@ -3,7 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{BatchContrastiveLoss, Negatives, Problem};
-use crate::constants::DIGITS;
+use crate::constants::{
+    BATCH_CONTRASTIVE_SHARED, DIGITS, PHASE_PUSH as PUSH, PHASE_SUMS as SUMS, STATS, SUMS_OF_ROW, TOTALS,
+};
 use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};
 use crate::cuda::mined::{Inputs, OnDevice, Output};
 use crate::cuda::{Address, Grid, Launcher, Memory};
@@ -58,20 +60,20 @@ struct Args {
     at: Places,
 }
 
-/// `Phase` of kernels/batch_contrastive.cu: those that select, and then the two sweeps of the loss and of the gradient.
-const SELECTING: std::ops::Range<u32> = 0..5;
-const SUMS: u32 = 5;
-const PUSH: u32 = 6;
+/// The passes that select.
+const SELECTING: std::ops::Range<u32> = 0..SUMS;
 
-/// `sizeof(Choice)` of kernels/batch_contrastive.cu.
-const CHOICE_BYTES: usize = 24;
-
-/// valid, active, distances, and what the sum of the losses is multiplied by.
-const STATS: usize = 5;
-
-/// What is summed over the anchors, and over an anchor's negatives.
-const TOTALS: usize = 6;
-const SUMS_OF_ROW: usize = 3;
+/// Which pairs are selected: `Choice` of kernels/batch_contrastive.cu. The host only makes room for it.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Choice {
+    left: u64,
+    key: u32,
+    anchor: u32,
+    row: u32,
+    done: u32,
+}
+const CHOICE_BYTES: usize = size_of::<Choice>();
 
 /// Every kernel that a call can launch.
 #[doc(hidden)]
@@ -92,8 +94,7 @@ fn sweep<T: Element, L: Launcher>(
     at: Places,
 ) -> Result<(), Error> {
     let product = Product::of::<T>(problem.precision);
-    // `sizeof(Shared)` of the kernel.
-    let shared_bytes = product.shared_bytes().max(batch::ROW_CHUNKS_BYTES) + batch::WEIGHT_TILE_BYTES + 4 * DIGITS;
+    let shared_bytes = product.of_planes(BATCH_CONTRASTIVE_SHARED);
     let grid = Grid { blocks: shape.tiles() * at.splits, threads: batch::TILE_THREADS, shared_bytes };
     let args = Args { sides, at };
     // SAFETY: `Args` is this kernel's argument; the sides are prepared, and both passes lay out what the rest points to.

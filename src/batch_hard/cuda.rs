@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::{BatchHardTripletLoss, Problem};
+use crate::constants::{BATCH_HARD_AT_ONCE as AT_ONCE, BATCH_HARD_RESIDENT as RESIDENT, STATS};
 use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};
 use crate::cuda::mined::{Inputs, OnDevice, Output};
 use crate::cuda::{Address, Grid, Launcher, Memory};
@@ -11,10 +12,6 @@ use crate::{Element, Error, Reduction};
 crate::cuda::mined::cuda_calls!(BatchHardTripletLoss);
 
 const STEM: &str = "batch_hard";
-/// Of kernels/batch_hard.cu.
-const AT_ONCE: u32 = 8;
-/// Blocks of the tiles on a multiprocessor: their `KERNEL_OF`.
-const RESIDENT: u32 = 3;
 
 /// What the backward pass needs of a forward pass.
 #[doc(hidden)]
@@ -61,9 +58,6 @@ struct Args {
     sides: Sides,
     at: Places,
 }
-
-/// valid, active, sums of the distances, and what the sum of the losses is multiplied by.
-const STATS: usize = 5;
 
 /// Every kernel that a call can launch.
 #[doc(hidden)]

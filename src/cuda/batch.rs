@@ -4,23 +4,16 @@ use bytemuck::{Pod, Zeroable};
 
 use super::mined::Inputs;
 use super::{Address, DeviceProperties, Grid, Launcher, Memory};
-use crate::constants::{SLAB, TILE};
+use crate::constants::{
+    EVEN_ENOUGH, EVEN_SPLITS, PAIRS, PAIRS_OF_ROW, RANKED, SLAB, STREAM_SHARED, SURVEYED, TILE, TILE_BLOCKS,
+    TILE_SHARED,
+};
 use crate::distance::Metric;
 use crate::{Element, Error, Own, Precision};
 
+pub(crate) use crate::constants::{BATCH_THREADS as THREADS, TILE_THREADS};
+
 const STEM: &str = "batch";
-/// `BATCH_THREADS` of kernels/batch.cuh.
-pub(crate) const THREADS: u32 = 256;
-/// `TILE_THREADS` of kernels/tile.cuh.
-pub(crate) const TILE_THREADS: u32 = 128;
-const STAGES: u32 = 3;
-/// Of `TileStream` in kernels/tile.cuh.
-const RESIDENT: u32 = 8;
-const RING: u32 = 4;
-/// `sizeof(WeightTile)` of kernels/push.cuh.
-pub(crate) const WEIGHT_TILE_BYTES: u32 = TILE * (TILE + 2) * 4;
-/// `sizeof(RowChunks)` of kernels/push.cuh.
-pub(crate) const ROW_CHUNKS_BYTES: u32 = 2 * TILE * (64 + 4) * 4;
 
 /// How a Gram tile is multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,14 +38,19 @@ impl Product {
         }
     }
 
-    /// Dynamic shared memory of a block that multiplies tiles.
-    pub fn shared_bytes(&self) -> u32 {
-        STAGES * 2 * self.planes * TILE * SLAB
+    /// The one of two numbers that is for products of as many planes.
+    pub fn of_planes(&self, numbers: [u32; 2]) -> u32 {
+        numbers[self.planes as usize - 1]
     }
 
-    /// `sizeof(TileStream<P>::Buffers)` of kernels/tile.cuh: of a block that multiplies a row of tiles.
+    /// Dynamic shared memory of a block that multiplies single tiles.
+    pub fn shared_bytes(&self) -> u32 {
+        self.of_planes(TILE_SHARED)
+    }
+
+    /// Dynamic shared memory of a block that multiplies a row of tiles.
     pub fn stream_bytes(&self) -> u32 {
-        (RESIDENT + RING * self.planes) * TILE * SLAB + 2 * 2 * TILE * 4
+        self.of_planes(STREAM_SHARED)
     }
 }
 
@@ -81,14 +79,14 @@ impl Problem {
         (self.rows as u32).div_ceil(TILE)
     }
 
-    /// Blocks that rank the rows: `RANKED` of kernels/batch.cu.
+    /// Blocks that rank the rows.
     fn rankings(&self) -> u32 {
-        (self.rows as u32).div_ceil(32)
+        (self.rows as u32).div_ceil(RANKED)
     }
 
-    /// Blocks that sum the rows: `SURVEYED` of kernels/batch.cu.
+    /// Blocks that sum the rows.
     fn surveys(&self) -> u32 {
-        (self.rows as u32).div_ceil(64)
+        (self.rows as u32).div_ceil(SURVEYED)
     }
 
     /// Rows of whole tiles.
@@ -96,21 +94,21 @@ impl Problem {
         self.tiles() as usize * TILE as usize
     }
 
-    /// Into how many parts so many column tiles are split, so that each multiprocessor has two blocks of a row of tiles.
+    /// Into how many parts so many column tiles are split, so that each multiprocessor has `TILE_BLOCKS` blocks.
     pub fn splits_of(&self, columns: u32, device: &DeviceProperties) -> u32 {
-        (2 * device.multiprocessors).div_ceil(self.tiles()).clamp(1, columns)
+        (TILE_BLOCKS * device.multiprocessors).div_ceil(self.tiles()).clamp(1, columns)
     }
 
-    /// Likewise, so that the blocks fill the device in whole turns, `resident` on a multiprocessor at a time: the fewest parts
-    /// with at most a tenth of it idle, or else those with the least.
+    /// Into how many parts so many column tiles are split, so that the blocks fill the device in whole turns, `resident` on a
+    /// multiprocessor at a time: the fewest parts that keep `EVEN_ENOUGH` of it busy, or else those that keep the most.
     pub fn even_splits_of(&self, columns: u32, resident: u32, device: &DeviceProperties) -> u32 {
         let slots = resident * device.multiprocessors;
         let busy = |splits: u32| {
             let blocks = self.tiles() * splits;
             f64::from(blocks) / f64::from(blocks.div_ceil(slots) * slots)
         };
-        let most = self.splits_of(columns, device).max(8).min(columns);
-        let enough = (1..=most).find(|&splits| busy(splits) >= 0.9);
+        let most = self.splits_of(columns, device).max(EVEN_SPLITS).min(columns);
+        let enough = (1..=most).find(|&splits| busy(splits) >= EVEN_ENOUGH);
         enough.unwrap_or_else(|| (1..=most).max_by(|&a, &b| busy(a).total_cmp(&busy(b))).unwrap_or(1))
     }
 
@@ -233,8 +231,16 @@ pub(crate) struct Prepared<M> {
     pub scratch: M,
 }
 
-/// Size of `Survey` of kernels/batch.cuh.
-const SURVEY_BYTES: usize = 24;
+/// What the preparation finds out: `Survey` of kernels/batch.cuh. The host only clears it.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Survey {
+    nearest: u64,
+    tickets: [u32; 2],
+    bad: u32,
+    shifted: u32,
+}
+const SURVEY_BYTES: usize = size_of::<Survey>();
 
 /// Launches the preparation. Batches whose rows are compared with each other are moved alike: `origin` is the first of
 /// them, prepared before.
@@ -386,11 +392,11 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher>(
 }
 
 /// How many pairs of an anchor and a row of its class there is room for. Their number is known on the device alone, and to
-/// ask it would be to wait for it; so there is room for any classes of up to 2^22 pairs in all, and beyond for 128 rows a
-/// class.
+/// ask it would be to wait for it; so there is room for any classes of up to `PAIRS` pairs in all, and beyond for
+/// `PAIRS_OF_ROW` an anchor.
 #[doc(hidden)]
 pub fn capacity(rows: usize, others: usize) -> usize {
-    count_of([rows, others]).min((128 * rows).max(1 << 22))
+    count_of([rows, others]).min((PAIRS_OF_ROW * rows).max(PAIRS))
 }
 
 /// Every kernel of the preparation.

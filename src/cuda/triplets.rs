@@ -5,6 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::batch::{self, Layout, PreparedSides, Product, Sides};
 use super::mined::{Inputs, OnDevice, Output};
 use super::{Address, Grid, Launcher, Memory};
+use crate::constants::{CHOOSE_RESIDENT as RESIDENT, CHOOSE_SHARED, STATS};
 use crate::distance::Metric;
 use crate::mined::Loss;
 use crate::{Element, Error, Precision, Reduction};
@@ -127,9 +128,6 @@ struct Args {
     at: Places,
 }
 
-/// valid, active, sums of the distances, and what the sum of the losses is multiplied by.
-const STATS: usize = 5;
-
 const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 
 /// Every kernel that a loss can launch which chooses negatives in these ways.
@@ -146,12 +144,9 @@ pub(crate) fn kernel_names(stem: &str, choices: &[&str]) -> Vec<String> {
     names
 }
 
-/// Blocks of the tiles on a multiprocessor: their shared memory allows no more.
-const RESIDENT: u32 = 2;
-
-/// `sizeof(ChooseShared)` of kernels/triplets.cuh.
+/// Dynamic shared memory of a block of `choose`.
 fn shared_bytes(product: Product) -> u32 {
-    product.stream_bytes() + batch::WEIGHT_TILE_BYTES
+    product.of_planes(CHOOSE_SHARED)
 }
 
 /// # Safety

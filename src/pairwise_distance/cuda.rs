@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop};
 
 use super::{PairwiseDistance, Problem};
-use crate::constants::TILE;
+use crate::constants::{PUSH_SHARED, TILE};
 use crate::cuda::batch::{self, Batch, Input, Layout, Prepared, Product, count_of};
 use crate::cuda::{Address, CudaLauncher, CudaMatrix, Grid, Launcher, Memory, refuse_f64};
 use crate::distance::Metric;
@@ -143,8 +143,7 @@ pub(crate) unsafe fn backward<T: Element, L: Launcher>(
             // SAFETY: `Args` is these kernels' argument; our memory is laid out above and lives as `Memory` says.
             unsafe { launcher.launch(STEM, &kernel, grid, bytemuck::bytes_of(&args)) }
         };
-        let shared_bytes = batch::WEIGHT_TILE_BYTES + batch::ROW_CHUNKS_BYTES;
-        launch(format!("{STEM}_push"), shape.tiles() * splits, batch::TILE_THREADS, shared_bytes)?;
+        launch(format!("{STEM}_push"), shape.tiles() * splits, batch::TILE_THREADS, PUSH_SHARED)?;
         let rows = (shape.rows as u32).div_ceil(batch::THREADS / 32);
         launch(format!("{STEM}_finish_{}", T::NAME), rows, batch::THREADS, 0)?;
     }
