@@ -24,6 +24,12 @@ use memory::{Heap, Region};
 
 pub use memory::Buffer;
 
+/// The names of the kernels of `kernels/<stem>.cu`; `None` without such a file.
+pub fn kernels(stem: &str) -> Option<Vec<String>> {
+    let library = Library::open(stem, false, &hooks::RUNTIME)?;
+    Some(library.kernels.keys().cloned().collect())
+}
+
 /// The largest grid and block of every CUDA device, in one dimension.
 const MAX_BLOCKS: u32 = i32::MAX as u32;
 const MAX_THREADS: u32 = 1024;

@@ -59,16 +59,6 @@ struct Args {
     at: Places,
 }
 
-/// Every kernel that a call can launch.
-#[doc(hidden)]
-pub fn kernel_names() -> Vec<String> {
-    let tiles = ["highest", "high", "f16", "bf16"].map(|tile| format!("{STEM}_sweep_{tile}"));
-    let typed = ["pairs", "finish", "backward"].into_iter();
-    let typed = typed.flat_map(|step| ["f32", "f16", "bf16"].map(|dtype| format!("{STEM}_{step}_{dtype}")));
-    let untyped = ["starts", "sort", "ranks"].map(|step| format!("{STEM}_{step}"));
-    tiles.into_iter().chain(typed).chain(untyped).collect()
-}
-
 /// Dynamic shared memory of a block of the sweep.
 fn shared_bytes(product: Product) -> u32 {
     product.of_planes(BATCH_ALL_SHARED)

@@ -75,16 +75,6 @@ struct Choice {
 }
 const CHOICE_BYTES: usize = size_of::<Choice>();
 
-/// Every kernel that a call can launch.
-#[doc(hidden)]
-pub fn kernel_names() -> Vec<String> {
-    let tiles = ["highest", "high", "f16", "bf16"].map(|tile| format!("{STEM}_sweep_{tile}"));
-    let typed = ["finish", "backward"].into_iter();
-    let typed = typed.flat_map(|step| ["f32", "f16", "bf16"].map(|dtype| format!("{STEM}_{step}_{dtype}")));
-    let untyped = ["count", "pick"].map(|step| format!("{STEM}_{step}"));
-    tiles.into_iter().chain(typed).chain(untyped).collect()
-}
-
 /// A sweep over the tiles of one side against the other, `splits` blocks for each row of tiles.
 fn sweep<T: Element, L: Launcher>(
     launcher: &L,

@@ -59,15 +59,6 @@ struct Args {
     at: Places,
 }
 
-/// Every kernel that a call can launch.
-#[doc(hidden)]
-pub fn kernel_names() -> Vec<String> {
-    let tiles = ["highest", "high", "f16", "bf16"].map(|tile| format!("{STEM}_negatives_{tile}"));
-    let steps = ["finish", "backward"].into_iter();
-    let steps = steps.flat_map(|step| ["f32", "f16", "bf16"].map(|dtype| format!("{STEM}_{step}_{dtype}")));
-    tiles.into_iter().chain(steps).collect()
-}
-
 impl OnDevice for BatchHardTripletLoss {
     type Kept<M: Memory> = Mined<M>;
 

@@ -9,15 +9,6 @@ const STEM: &str = "batch_negative";
 const HARDEST: &str = "batch_negative_hardest";
 const DRAWN: &str = "batch_negative_drawn";
 
-/// Every kernel that a call can launch.
-#[doc(hidden)]
-pub fn kernel_names() -> Vec<String> {
-    let words = ["f32", "f16", "bf16"].map(|dtype| format!("{STEM}_words_{dtype}"));
-    let mut names = triplets::kernel_names(STEM, &[HARDEST, DRAWN]);
-    names.extend(words);
-    names
-}
-
 impl Plan for BatchNegativeTripletLoss {
     fn plan(problem: &Problem) -> triplets::Problem {
         triplets::Problem {

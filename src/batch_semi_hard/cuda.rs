@@ -7,12 +7,6 @@ crate::cuda::mined::cuda_calls!(BatchSemiHardTripletLoss);
 
 const STEM: &str = "batch_semi_hard";
 
-/// Every kernel that a call can launch.
-#[doc(hidden)]
-pub fn kernel_names() -> Vec<String> {
-    triplets::kernel_names(STEM, &[STEM])
-}
-
 impl Plan for BatchSemiHardTripletLoss {
     fn plan(problem: &Problem) -> triplets::Problem {
         triplets::Problem {

@@ -57,11 +57,6 @@ impl Same {
     }
 }
 
-/// Every kernel that a plan can name.
-pub fn kernel_names() -> Vec<String> {
-    paired::kernel_names(STEM)
-}
-
 /// Launches the pass.
 ///
 /// # Safety

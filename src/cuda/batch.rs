@@ -398,18 +398,3 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher>(
 pub fn capacity(rows: usize, others: usize) -> usize {
     count_of([rows, others]).min((PAIRS_OF_ROW * rows).max(PAIRS))
 }
-
-/// Every kernel of the preparation.
-#[doc(hidden)]
-pub fn kernel_names() -> Vec<String> {
-    let mut names = vec!["batch_order".to_string(), "batch_match".into(), "batch_gather_f32_high".into()];
-    for dtype in ["f32", "f16", "bf16"] {
-        for step in ["survey", "nearest"] {
-            names.push(format!("batch_{step}_{dtype}"));
-        }
-        for mode in ["highest", "medium", "plain"] {
-            names.push(format!("batch_gather_{dtype}_{mode}"));
-        }
-    }
-    names
-}

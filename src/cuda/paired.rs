@@ -141,23 +141,6 @@ unsafe impl<const K: usize> Zeroable for PairedArgs<K> {}
 // SAFETY: each field is `Pod`, the order is C's, and `run` has the compiler see that there is no padding.
 unsafe impl<const K: usize> Pod for PairedArgs<K> {}
 
-/// Every kernel of a paired loss that a plan can name.
-pub(crate) fn kernel_names(stem: &str) -> Vec<String> {
-    let streamed = [Shape::Scalar, Shape::Vector];
-    let held = [Shape::L16, Shape::L32, Shape::L32x4];
-    let mut names = Vec::new();
-    for dtype in ["f64", "f32", "f16", "bf16"] {
-        names.push(kernel_name(stem, "power", dtype, Shape::Scalar));
-        for metric in ["difference", "cosine"] {
-            names.extend(streamed.map(|shape| kernel_name(stem, metric, dtype, shape)));
-            if dtype != "f64" {
-                names.extend(held.map(|shape| kernel_name(stem, metric, dtype, shape)));
-            }
-        }
-    }
-    names
-}
-
 fn kernel_name(stem: &str, metric: &str, dtype: &str, shape: Shape) -> String {
     format!("{stem}_{metric}_{dtype}_{}", shape.name())
 }

@@ -128,22 +128,6 @@ struct Args {
     at: Places,
 }
 
-const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
-
-/// Every kernel that a loss can launch which chooses negatives in these ways.
-pub(crate) fn kernel_names(stem: &str, choices: &[&str]) -> Vec<String> {
-    let mut names: Vec<String> =
-        ["starts", "links", "fill", "order"].iter().map(|step| format!("{stem}_{step}")).collect();
-    names.extend(DTYPES.map(|dtype| format!("{stem}_backward_{dtype}")));
-    for choice in choices {
-        names.extend(["highest", "high", "f16", "bf16"].map(|tile| format!("{choice}_choose_{tile}")));
-        for step in ["pairs", "finish"] {
-            names.extend(DTYPES.map(|dtype| format!("{choice}_{step}_{dtype}")));
-        }
-    }
-    names
-}
-
 /// Dynamic shared memory of a block of `choose`.
 fn shared_bytes(product: Product) -> u32 {
     product.of_planes(CHOOSE_SHARED)

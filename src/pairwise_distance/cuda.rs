@@ -32,14 +32,6 @@ struct Args {
     padding: u32,
 }
 
-/// Every kernel that a call can launch.
-#[doc(hidden)]
-pub fn kernel_names() -> Vec<String> {
-    let tiles = ["highest", "high", "f16", "bf16", "plain"].map(|tile| format!("{STEM}_tiles_{tile}"));
-    let finish = ["f32", "f16", "bf16"].map(|dtype| format!("{STEM}_finish_{dtype}"));
-    tiles.into_iter().chain(finish).chain([format!("{STEM}_push")]).collect()
-}
-
 /// Both matrices, made ready.
 struct Sides<M> {
     shape: [batch::Problem; 2],

@@ -36,11 +36,6 @@ impl Args {
     }
 }
 
-/// Every kernel that a plan can name.
-pub fn kernel_names() -> Vec<String> {
-    paired::kernel_names(STEM)
-}
-
 /// Launches the pass.
 ///
 /// # Safety
