@@ -9,6 +9,11 @@
 
 constexpr u32 NONE = 0xffffffff;  // no row
 
+// The distances of mined losses.
+enum Distance : u32 { SQUARED = TERCET_SQUARED, EUCLIDEAN = TERCET_EUCLIDEAN, COSINE = TERCET_COSINE };
+// How the rows of a reference set that anchors are themselves are told.
+enum Own : u32 { OWN_NONE = TERCET_OWN_NONE, OWN_OFFSET = TERCET_OWN_OFFSET, OWN_ROWS = TERCET_OWN_ROWS };
+
 // What the preparation finds out; zeros at launch. The same layout as `Survey` in src/cuda/batch.rs.
 struct Survey {
     u64 nearest;     // the largest ~(bits of the squared distance to the mean, row), two halves of 32 bits
@@ -54,9 +59,9 @@ struct Sides {
     u32* own;           // per anchor: the other row that is the anchor itself, or NONE; not used if `itself`
     u32* other_first;   // per other row: its class is the anchors other_first .. other_end
     u32* other_end;
-    const i64* own_rows;  // own_kind 2: the own rows of the anchors, both by original index
-    i64 own_offset;       // own_kind 1: anchor i is other row own_offset + i, both by original index
-    u32 own_kind;         // 0: no anchor is among the other rows
+    const i64* own_rows;  // [anchors.rows] by original index, for OWN_ROWS
+    i64 own_offset;       // for OWN_OFFSET
+    u32 own_kind;         // an Own
     u32 itself;           // whether the others are the anchors
 
     DEVICE u32 own_of(u32 anchor) const { return itself ? anchor : own[anchor]; }
@@ -82,15 +87,15 @@ template <class T> DEVICE Row<T> original_row(const Batch& b, u32 row) {
     return {static_cast<const T*>(b.x) + b.order[row] * b.stride, fabsf(b.inverse[row])};
 }
 
-// The distance of two rows from their elements, by a warp. kind: 0 squared, 1 Euclidean, 2 cosine. T: the rows' type.
+// The distance of two rows by a warp, directly. kind: a Distance.
 template <class T> DEVICE float direct_distance(const Row<T>& x, const Row<T>& y, u32 dim, u32 kind) {
     float sum = 0;
     for (u32 c = threadIdx.x % 32; c < dim; c += 32) {
         const float a = x(c), b = y(c), e = a - b;
-        sum += kind == 2 ? a * b : e * e;
+        sum += kind == COSINE ? a * b : e * e;
     }
     sum = group_sum<32>(sum);
-    return kind == 0 ? sum : kind == 1 ? sqrtf(sum) : 1.f - sum;
+    return kind == SQUARED ? sum : kind == EUCLIDEAN ? sqrtf(sum) : 1.f - sum;
 }
 
 // |y_i - y_j|^2 from the product of the rows' planes. Sets `near` if it is below a fixed fraction of the norms: then it

@@ -224,8 +224,8 @@ template <class P> DEVICE void sweep(const Args& args) {
             Tile tile;
             tile.run(s.buffers, side, base);
             const auto keep = [&](int r, int c, float squared) {
-                // Not squares, although they compare alike: t comes from a rounded root, and t^2 would not tell equals.
-                s.d[r][c] = args.kind == 0 ? squared : args.kind == 1 ? sqrtf(squared) : squared * .5f;
+                // Squares compare alike, but t^2 would not tell equals: t is a rounded root already.
+                s.d[r][c] = args.kind == SQUARED ? squared : args.kind == EUCLIDEAN ? sqrtf(squared) : squared * .5f;
             };
             tile.each(
                 [&](int slot, int r, int c, float product) {
@@ -272,7 +272,7 @@ template <class P> DEVICE void sweep(const Args& args) {
         const auto add = [&](int q, float d, u32 c) {
             float& weight = s.weight[2 * q + half][mine];
             const float both = weight + float(c);
-            weight = args.kind != 1 ? both : d > 0.f ? both / d : 0.f;
+            weight = args.kind != EUCLIDEAN ? both : d > 0.f ? both / d : 0.f;
         };
         active = column.count(args, [&](int q) { return s.d[2 * q + half][mine]; }, add, [](u32, u32) {}) || active;
         if (active) atomicOr(&any[0], 1u);
@@ -282,7 +282,7 @@ template <class P> DEVICE void sweep(const Args& args) {
             continue;
         }
 
-        push(s.weight, s.y, a.y + i64(base[0]) * a.dim, b.y + i64(base[1]) * b.dim, b.dim, args.kind != 2, pushed);
+        push(s.weight, s.y, a.y + i64(base[0]) * a.dim, b.y + i64(base[1]) * b.dim, b.dim, args.kind != COSINE, pushed);
     }
     // The sums of both threads of a row.
     active_distances = group_sum<2>(active_distances);
@@ -337,7 +337,7 @@ template <class T> DEVICE void gradient(const Args& args, u32 row) {
     const u32 end = (args.which ? sides.other_end : sides.end)[row];
     const Row<T> x = original_row<T>(a, row);
     float* g = args.gradient + i64(a.order[row]) * a.dim;
-    const float inverse = a.inverse[row], sign = args.kind == 0 ? -2.f : -1.f;
+    const float inverse = a.inverse[row], sign = args.kind == SQUARED ? -2.f : -1.f;
     float along = 0;
     for (u32 c = threadIdx.x % 32; c < a.dim; c += 32) {
         float sum = 0;
@@ -350,9 +350,9 @@ template <class T> DEVICE void gradient(const Args& args, u32 row) {
             if (args.which == 1 || sides.itself) count += count_of(args, p, row - sides.first[p]);
             if (!count) continue;
             const float d = args.distance[args.which ? args.start[p] + row - sides.first[p] : args.start[row] + p - first];
-            const float slope = float(count) * (args.kind == 0 ? 2.f : args.kind == 2 ? 1.f : d > 0.f ? 1.f / d : 0.f);
+            const float slope = float(count) * (args.kind == SQUARED ? 2.f : args.kind == COSINE ? 1.f : d > 0.f ? 1.f / d : 0.f);
             const float y = original_row<T>(b, p)(c);
-            sum += args.kind == 2 ? -slope * y : slope * (x(c) - y);
+            sum += args.kind == COSINE ? -slope * y : slope * (x(c) - y);
         }
         g[c] = sum;
         along += sum * x(c);

@@ -231,12 +231,12 @@ template <class P> DEVICE void sweep(const Args& args) {
                     bool near;
                     const float d = squared_distance(sides.anchors, i, sides.others, j, product, near);
                     near = near || !is_finite(d);
-                    if (!near) keep(r, c, args.kind == 2 ? d * .5f : d);
+                    if (!near) keep(r, c, args.kind == COSINE ? d * .5f : d);
                     return near;
                 },
                 [&](int, int r, int c) {
                     const float d = near_squared_distance(sides.anchors, base[0] + r, sides.others, base[1] + c);
-                    keep(r, c, args.kind == 2 ? d * .5f : d);
+                    keep(r, c, args.kind == COSINE ? d * .5f : d);
                 });
         }
         if (threadIdx.x == 0) any[0] = 0;
@@ -269,7 +269,7 @@ template <class P> DEVICE void sweep(const Args& args) {
                 const Named pair = pair_of(column);
                 if (pair.anchor > choice.anchor || (pair.anchor == choice.anchor && pair.row >= choice.row)) continue;
             }
-            const float d = args.kind == 1 ? sqrtf(compared) : compared;
+            const float d = args.kind == EUCLIDEAN ? sqrtf(compared) : compared;
             const bool lost = !(d < infinity);
             if (phase == SUMS) {
                 const float gap = d < margin ? margin - d : 0.f;
@@ -277,7 +277,7 @@ template <class P> DEVICE void sweep(const Args& args) {
                 tile_distances += d;
                 active += d < margin;
             } else if (lost || d < margin) {
-                const float slope = args.kind == 0 ? 2.f : args.kind == 2 ? 1.f : d > 0.f ? 1.f / d : 0.f;
+                const float slope = args.kind == SQUARED ? 2.f : args.kind == COSINE ? 1.f : d > 0.f ? 1.f / d : 0.f;
                 const float up = !itself ? upstream_of(args.which ? column : row) : upstream_of(row) + upstream_of(column);
                 s.d[mine][c] = lost ? masked : (d - margin) * slope * up;
                 pulled = true;
@@ -287,8 +287,8 @@ template <class P> DEVICE void sweep(const Args& args) {
         distances += double(tile_distances);
         if (phase == PUSH) {
             if (pulled) atomicOr(&any[0], 1u);
-            __syncthreads();  // the weights are there
-            if (any[0]) push(s.d, s.y, rows.y + i64(row_base) * rows.dim, columns.y + i64(column_base) * rows.dim, rows.dim, args.kind != 2, pushed);
+            __syncthreads();
+            if (any[0]) push(s.d, s.y, rows.y + i64(row_base) * rows.dim, columns.y + i64(column_base) * rows.dim, rows.dim, args.kind != COSINE, pushed);
         }
         __syncthreads();  // all threads are done with the shared memory, which the next tile overwrites
     }
@@ -325,10 +325,10 @@ template <class T> DEVICE void finish(const Args& args) {
         double loss = 0, active = 0, distances[2] = {0, 0};
         for (u32 p = sides.first[row]; p < sides.end[row]; ++p) {
             if (p == own) continue;
-            // The loss is of the square of a Euclidean distance: no root that is squared again.
-            const float compared = direct_distance(x, original_row<T>(b, p), b.dim, args.kind == 1 ? 0 : args.kind);
-            const float d = args.kind == 1 ? sqrtf(compared) : compared;
-            loss += !is_finite(compared) ? nan_value<double>() : args.kind == 1 ? double(compared) : double(d) * double(d);
+            // For Euclidean no root that is squared again.
+            const float compared = direct_distance(x, original_row<T>(b, p), b.dim, args.kind == EUCLIDEAN ? SQUARED : args.kind);
+            const float d = args.kind == EUCLIDEAN ? sqrtf(compared) : compared;
+            loss += !is_finite(compared) ? nan_value<double>() : args.kind == EUCLIDEAN ? double(compared) : double(d) * double(d);
             active += d != 0.f ? 1 : 0;
             distances[0] += double(d);
         }
@@ -382,12 +382,12 @@ template <class T> DEVICE void backward(const Args& args) {
     for (u32 p = first; p < end; ++p) {
         if (args.which ? sides.own_of(p) == row : sides.own_of(row) == p) continue;
         const Row<T> y = original_row<T>(columns, p);
-        const float compared = direct_distance(x, y, rows.dim, args.kind == 1 ? 0 : args.kind);
-        // The weight is d times the slope of d: for Euclidean distances nothing is divided.
-        float weight = args.kind == 0 ? 2.f * compared : args.kind == 1 ? 1.f : compared;
+        const float compared = direct_distance(x, y, rows.dim, args.kind == EUCLIDEAN ? SQUARED : args.kind);
+        // d times the slope: for Euclidean nothing is divided.
+        float weight = args.kind == SQUARED ? 2.f * compared : args.kind == EUCLIDEAN ? 1.f : compared;
         weight *= sides.itself ? upstream_of(row) + upstream_of(p) : upstream_of(args.which ? p : row);
         if (!is_finite(compared)) weight = nan_value<float>();
-        for (u32 c = lane; c < rows.dim; c += 32) g[c] += args.kind == 2 ? -weight * y(c) : weight * (x(c) - y(c));
+        for (u32 c = lane; c < rows.dim; c += 32) g[c] += args.kind == COSINE ? -weight * y(c) : weight * (x(c) - y(c));
     }
     write_gradient<T>(rows, row, g, float(args.stats[4]), sides.bad(), args.grad);
 }

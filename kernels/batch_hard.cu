@@ -139,8 +139,8 @@ template <class T> DEVICE void finish(const Args& args) {
         const Row<T> x = original_row<T>(a, row);
         u32 positive = NONE, negative = NONE;
         float d_ap = 0, d_an = 0;
-        // Euclidean distances are compared before the root, which would make some of them equal.
-        const u32 compared = args.kind == 1 ? 0 : args.kind;
+        // Compared before the root, which would make some of them equal.
+        const u32 compared = args.kind == EUCLIDEAN ? SQUARED : args.kind;
         for (u32 p = first; p < end; ++p) {
             if (p == own) continue;
             const float d = direct_distance(x, original_row<T>(b, p), b.dim, compared);
@@ -149,7 +149,7 @@ template <class T> DEVICE void finish(const Args& args) {
                 positive = p;
             }
         }
-        if (args.kind == 1) d_ap = sqrtf(d_ap);
+        if (args.kind == EUCLIDEAN) d_ap = sqrtf(d_ap);
         float best = 0;
         u32 index = NONE;
         for (u32 s = 0; s < args.splits; ++s) {
@@ -235,8 +235,8 @@ template <class T> DEVICE void backward(const Args& args) {
     const auto add = [&](u32 i, const Row<T>& x, const Batch& b, u32 index, float distance, float weight) {
         float* g = args.work + i64(i) * mine.dim;
         const Row<T> y = row_of(b, index);
-        const float slope = args.kind == 0 ? 2.f * weight : distance > 0.f ? weight / distance : 0.f;
-        for (u32 c = lane; c < b.dim; c += 32) g[c] += args.kind == 2 ? -weight * y(c) : slope * (x(c) - y(c));
+        const float slope = args.kind == SQUARED ? 2.f * weight : distance > 0.f ? weight / distance : 0.f;
+        for (u32 c = lane; c < b.dim; c += 32) g[c] += args.kind == COSINE ? -weight * y(c) : slope * (x(c) - y(c));
     };
     const float scale = float(args.stats[4]);
     // Adds to the gradient of row i that of the anchor's triplet, which row i is part of.

@@ -30,7 +30,7 @@ template <class P> DEVICE void tiles(const Args& args) {
     tile.run(buffers, side, base);
     const auto write = [&](u32 i, u32 j, float squared) {
         const u64 at = u64(i) * b.rows + j;
-        const float d = args.kind == 0 ? squared : args.kind == 1 ? sqrtf(squared) : squared * .5f;
+        const float d = args.kind == SQUARED ? squared : args.kind == EUCLIDEAN ? sqrtf(squared) : squared * .5f;
         args.out[at] = !args.upstream ? d : d > 0.f ? args.upstream[at] / d : 0.f;
     };
     tile.each(
@@ -73,8 +73,8 @@ KERNEL(pairwise_distance_push, TILE_THREADS, const Args args) {
             const u64 at = args.which ? u64(j) * mine.rows + i : u64(i) * other.rows + j;
             s.weights[r][c] = i < mine.rows && j < other.rows ? args.weight[at] : 0.f;
         }
-        __syncthreads();  // the weights are there
-        push(s.weights, s.y, mine.y + i64(base) * mine.dim, other.y + i64(columns) * mine.dim, mine.dim, args.kind != 2, pushed);
+        __syncthreads();
+        push(s.weights, s.y, mine.y + i64(base) * mine.dim, other.y + i64(columns) * mine.dim, mine.dim, args.kind != COSINE, pushed);
     }
 }
 
@@ -83,7 +83,7 @@ template <class T> DEVICE void finish(const Args& args) {
     const Batch& b = args.side[args.which];
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
     if (row >= b.rows) return;
-    const float slope = args.kind == 0 ? 2.f : 1.f, inverse = b.inverse[row];
+    const float slope = args.kind == SQUARED ? 2.f : 1.f, inverse = b.inverse[row];
     const float* y = b.y + i64(row) * b.dim;
     float* g = args.pushed + i64(row) * b.dim;
     float along = 0;

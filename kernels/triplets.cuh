@@ -61,9 +61,8 @@ DEVICE bool fits(const Args& args) { return args.start[args.sides.anchors.rows] 
 // The number of pairs, those of anchors with themselves included.
 DEVICE u64 pairs_of(const Args& args) { return args.start[args.sides.anchors.rows]; }
 
-// The kind of distance that is compared: Euclidean ones before the root, which would make some of them equal, except by
-// DRAWN, which adds the margin to them. R: the rule.
-template <Rule R> DEVICE u32 compared_kind(const Args& args) { return R != DRAWN && args.kind == 1 ? 0 : args.kind; }
+// Distances are compared before the root, which would make some of them equal, but where the margin is added to them.
+template <Rule R> DEVICE u32 compared_kind(const Args& args) { return R != DRAWN && args.kind == EUCLIDEAN ? SQUARED : args.kind; }
 
 // Integers in the order of the numbers; -0 comes before 0.
 DEVICE u32 ordered(float x) {
@@ -158,7 +157,7 @@ template <class P, Rule R> DEVICE void choose(const Args& args) {
         Tile tile;
         stream.take(tile);
         const auto keep = [&](int r, int c, float squared) {
-            s.d[r][c] = kind == 0 ? squared : kind == 1 ? sqrtf(squared) : squared * .5f;
+            s.d[r][c] = kind == SQUARED ? squared : kind == EUCLIDEAN ? sqrtf(squared) : squared * .5f;
         };
         tile.each(
             [&](int slot, int r, int c, float product) {
@@ -337,8 +336,8 @@ template <class T> DEVICE void backward(const Args& args) {
         if (weight == 0.f) return;
         weight *= sign * args.upstream[sides.anchors.order[args.anchor[at]] * args.upstream_stride] * scale;
         const Row<T> y = original_row<T>(b, other);
-        const float slope = args.kind == 0 ? 2.f * weight : distance > 0.f ? weight / distance : 0.f;
-        for (u32 c = lane; c < mine.dim; c += 32) g[c] += args.kind == 2 ? -weight * y(c) : slope * (x(c) - y(c));
+        const float slope = args.kind == SQUARED ? 2.f * weight : distance > 0.f ? weight / distance : 0.f;
+        for (u32 c = lane; c < mine.dim; c += 32) g[c] += args.kind == COSINE ? -weight * y(c) : slope * (x(c) - y(c));
     };
     if (!lost && args.which == 0)
         for (u64 at = args.start[row]; at < args.start[row + 1]; ++at) {

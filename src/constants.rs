@@ -75,6 +75,24 @@ shared! {
     /// multiplied by. Losses over triplets sum up as many numbers over the anchors, with the loss and without the last.
     pub const STATS: usize = 5;
 
+    /// A mined loss's distance is the squared Euclidean one.
+    pub const SQUARED: u32 = 0;
+
+    /// A mined loss's distance is the Euclidean one.
+    pub const EUCLIDEAN: u32 = 1;
+
+    /// A mined loss's distance is the cosine one.
+    pub const COSINE: u32 = 2;
+
+    /// No anchor is one of the rows of the reference set.
+    pub const OWN_NONE: u32 = 0;
+
+    /// Anchor i is row i of the reference set and so many further.
+    pub const OWN_OFFSET: u32 = 1;
+
+    /// Each anchor says which row of the reference set it is.
+    pub const OWN_ROWS: u32 = 2;
+
     /// Rows and columns of a tile of the Gram matrix.
     pub const TILE: u32 = 64;
 

@@ -5,8 +5,8 @@ use bytemuck::{Pod, Zeroable};
 use super::mined::Inputs;
 use super::{Address, DeviceProperties, Grid, Launcher, Memory};
 use crate::constants::{
-    EVEN_ENOUGH, EVEN_SPLITS, PAIRS, PAIRS_OF_ROW, RANKED, SLAB, STREAM_SHARED, SURVEYED, TILE, TILE_BLOCKS,
-    TILE_SHARED,
+    COSINE, EUCLIDEAN, EVEN_ENOUGH, EVEN_SPLITS, OWN_NONE, OWN_OFFSET, OWN_ROWS, PAIRS, PAIRS_OF_ROW, RANKED, SLAB,
+    SQUARED, STREAM_SHARED, SURVEYED, TILE, TILE_BLOCKS, TILE_SHARED,
 };
 use crate::distance::Metric;
 use crate::{Element, Error, Own, Precision};
@@ -57,9 +57,9 @@ impl Product {
 /// The distances of mined losses as kernels number them.
 pub(crate) fn kind(metric: Metric) -> u32 {
     match metric {
-        Metric::Difference { root: false, .. } => 0,
-        Metric::Difference { root: true, .. } => 1,
-        Metric::Cosine => 2,
+        Metric::Difference { root: false, .. } => SQUARED,
+        Metric::Difference { root: true, .. } => EUCLIDEAN,
+        Metric::Cosine => COSINE,
         Metric::Power { .. } => unreachable!("refused by the checks of mined losses"),
     }
 }
@@ -378,9 +378,9 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher>(
     let [other_first, other_end] = of_others.map(|at| memory.address() + at);
     kept.push(memory);
     let (own_kind, own_offset, own_rows) = match reference.own {
-        Own::None => (0, 0, 0),
-        Own::Offset(offset) => (1, offset, 0),
-        Own::Rows(rows) => (2, 0, rows),
+        Own::None => (OWN_NONE, 0, 0),
+        Own::Offset(offset) => (OWN_OFFSET, offset, 0),
+        Own::Rows(rows) => (OWN_ROWS, 0, rows),
     };
     let sides =
         Sides { anchors, others, first, end, own, other_first, other_end, own_rows, own_offset, own_kind, itself: 0 };
