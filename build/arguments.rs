@@ -128,7 +128,7 @@ impl Field {
 struct Struct {
     file: String,
     name: String,
-    /// Of a template, or a generic struct.
+    /// The parameters of a template, or of a generic struct.
     parameters: Vec<String>,
     fields: Vec<Field>,
     /// The struct that a host struct stands for, and its file.
@@ -282,7 +282,7 @@ fn kernel_struct(source: &Source, tokens: &[&str], name: &str) -> Result<Struct,
     }
 }
 
-/// `const float *x, y[2]`, without the semicolon.
+/// The fields of a declaration such as `const float *x, y[2]`; the semicolon is left out.
 fn kernel_fields(statement: &[&str]) -> Option<Vec<Field>> {
     let statement = statement.strip_prefix(&["const"]).unwrap_or(statement);
     // The type ends before a star; without one, before the first name.
@@ -323,7 +323,7 @@ fn kernel_fields(statement: &[&str]) -> Option<Vec<Field>> {
 
 // ---- both ----
 
-/// `Name` or `Name < K >`.
+/// How messages write a struct's type, with its argument if it has one: `Matrices<K>`.
 fn struct_kind(name: &str, arguments: &[&str]) -> Option<String> {
     let mut kind = name.starts_with(|c: char| c.is_ascii_uppercase()).then(|| name.to_string())?;
     match arguments {

@@ -35,7 +35,7 @@ impl Literal for f64 {
         format!("{self:e}")
     }
 }
-/// As arguments of a function.
+// A pair is written as two arguments of a function.
 impl Literal for [u32; 2] {
     fn literal(&self) -> String {
         format!("{},{}", self[0], self[1])
@@ -52,7 +52,7 @@ shared! {
     /// divided, before they are squared: 2^100.
     pub const LIFT_F32: f64 = 1.2676506002282294e30;
 
-    /// The same for f64: 2^800.
+    /// The power of two that f64 numbers are multiplied by where their squares would underflow, or divided by: 2^800.
     pub const LIFT_F64: f64 = 6.668014432879854e240;
 
     // ---- paired losses ----
@@ -200,7 +200,7 @@ const fn tile_bytes(planes: u32) -> u32 {
     STAGES * 2 * planes * TILE * SLAB
 }
 
-/// With the norms and scales of two tiles' columns.
+/// What a row of tiles needs: planes, and the norms and scales of two tiles' columns.
 const fn stream_bytes(planes: u32) -> u32 {
     (STREAM_RESIDENT + STREAM_RING * planes) * TILE * SLAB + 2 * 2 * TILE * 4
 }
