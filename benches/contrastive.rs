@@ -7,7 +7,7 @@ mod support;
 
 use paired::{Pair, Subject, device};
 use tch::{Kind, Tensor};
-use tercet::{ContrastiveLoss, Distance};
+use tercet::{ContrastiveLoss, PairedDistance};
 
 /// Random rows of 128 numbers are 16 apart, of 512 numbers 32: all pairs have work to do, as early in training.
 const MARGIN: f64 = 64.0;
@@ -34,7 +34,7 @@ fn with_pairwise_distance([x1, x2]: &[Tensor; 2], same: &Tensor) -> Tensor {
 
 fn main() {
     let ours = ContrastiveLoss { margin: MARGIN, ..Default::default() };
-    let torch = ContrastiveLoss { distance: Distance::Lp { p: 2.0, eps: 1e-6 }, ..ours };
+    let torch = ContrastiveLoss { distance: PairedDistance::Lp { p: 2.0, eps: 1e-6 }, ..ours };
     paired::main(|rows, run| {
         let flags: Vec<bool> = (0..rows).map(|b| b % 2 == 0).collect();
         let same = Tensor::from_slice(&flags).to_device(device());

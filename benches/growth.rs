@@ -42,7 +42,7 @@ type Loss = fn(&[f32], &[i64], usize, &mut [f32]) -> f32;
 macro_rules! of_default {
     ($($loss:ident),*) => {
         [$((stringify!($loss), |x: &[f32], labels: &[i64], dim: usize, grad: &mut [f32]| {
-            $loss::default().loss_and_grad(Matrix::new(x, dim).expect("rows"), labels, grad).expect("valid")
+            $loss::default().on(Matrix::new(x, dim).expect("rows"), labels).loss_and_grad(grad).expect("valid")
         })),*]
     };
 }

@@ -19,9 +19,9 @@ use half::bf16;
 use support::Clock;
 use support::mined::gradient;
 use tch::{Cuda, Device, Kind, Tensor};
-use tercet::cuda::batch::Input;
-use tercet::cuda::mined::{Inputs, OnDevice as Mined, Output};
-use tercet::cuda::{Address, CudaLauncher, DeviceProperties, Grid, Launcher, Memory};
+use tercet::internal::Input;
+use tercet::internal::{self, Inputs, OnDevice as Mined, Output};
+use tercet::internal::{Address, CudaLauncher, DeviceProperties, Grid, Launcher, Memory};
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
     BatchSemiHardTripletLoss, ContrastiveLoss, Error, Matrix, Precision, TripletMarginLoss,
@@ -170,10 +170,13 @@ fn workspace<L: Mined>(loss: &L, x: &Tensor, labels: &Tensor) -> u64 {
     macro_rules! run {
         ($t:ty) => {{
             // SAFETY: tensors on the device of the shapes that the passes expect, alive to the end.
-            let kept = unsafe { loss.forward_on::<$t, _>(&launcher, shape, &inputs, &output, [true, false]) };
+            let kept =
+                unsafe { internal::mined_forward::<_, $t, _>(loss, &launcher, shape, &inputs, &output, [true, false]) };
             let (kept, to) = (kept.expect("a forward pass"), [address(&grad), 0]);
             // SAFETY: tensors of the shapes that the passes expect, alive to the end; `kept` is of this forward pass.
-            let done = unsafe { loss.backward_on::<$t, _>(&launcher, shape, &kept, &inputs, address(&upstream), to) };
+            let done = unsafe {
+                internal::mined_backward::<_, $t, _>(loss, &launcher, shape, &kept, &inputs, address(&upstream), to)
+            };
             done.expect("a backward pass");
         }};
     }
@@ -232,7 +235,7 @@ macro_rules! mined {
                         let ids = Vec::<i64>::try_from(labels.to_device(Device::Cpu)).expect("i64");
                         let mut exact = vec![0.0; wide.len()];
                         let rows = Matrix::new(&wide, dim as usize).expect("rows");
-                        let value = loss.loss_and_grad(rows, &ids, &mut exact).expect("f64 on the CPU");
+                        let value = loss.on(rows, &ids).loss_and_grad(&mut exact).expect("f64 on the CPU");
                         let got = loss.forward(&x, &labels);
                         let grad = gradient(&got, &x);
                         errors([&got.detach(), &grad[0]], [&[value], &exact])

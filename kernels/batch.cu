@@ -84,12 +84,12 @@ KERNEL(batch_match, BATCH_THREADS, const Sides s) {
     (of_anchors ? s.end : s.other_end)[i] = smaller + equal;
     if (!of_anchors) return;
     const u32 anchor = rows.order[i];
-    // Beyond the reference set, or below its first row: the anchor is not in it. An offset may wrap around.
+    // An anchor whose own row would lie outside of the reference set is not in it. A negative offset wraps around.
     const u64 own = s.own_kind == OWN_OFFSET ? u64(s.own_offset) + anchor : s.own_kind == OWN_ROWS ? u64(s.own_rows[anchor]) : ~u64(0);
     s.own[i] = own < among.rows ? among.position[own] : NONE;
 }
 
-// Rows of a chunk of the mean.
+// Rows that a block of `survey` sums up.
 constexpr u32 SURVEYED = TERCET_SURVEYED;
 
 // The sums of the columns over chunks of rows; the last block makes the mean of them. T: the type of the caller's rows.

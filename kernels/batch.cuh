@@ -14,7 +14,7 @@ enum Distance : u32 { SQUARED = TERCET_SQUARED, EUCLIDEAN = TERCET_EUCLIDEAN, CO
 // How the rows of a reference set that anchors are themselves are told.
 enum Own : u32 { OWN_NONE = TERCET_OWN_NONE, OWN_OFFSET = TERCET_OWN_OFFSET, OWN_ROWS = TERCET_OWN_ROWS };
 
-// What the preparation finds out; zeros at launch. The same layout as `Survey` in src/cuda/batch.rs.
+// What the preparation finds out about a batch; zeros at launch. The same layout as `Survey` in src/cuda/batch.rs.
 struct Survey {
     u64 nearest;     // the largest ~(bits of the squared distance to the mean, row), two halves of 32 bits
     u32 tickets[2];  // of the kernels survey and nearest
@@ -59,8 +59,8 @@ struct Sides {
     u32* own;           // per anchor: the other row that is the anchor itself, or NONE; not used if `itself`
     u32* other_first;   // per other row: its class is the anchors other_first .. other_end
     u32* other_end;
-    const i64* own_rows;  // [anchors.rows] by original index, for OWN_ROWS
-    i64 own_offset;       // for OWN_OFFSET
+    const i64* own_rows;  // for OWN_ROWS: the own rows of the anchors, both by original index
+    i64 own_offset;       // for OWN_OFFSET: anchor i is other row own_offset + i, both by original index
     u32 own_kind;         // an Own
     u32 itself;           // whether the others are the anchors
 
@@ -87,7 +87,7 @@ template <class T> DEVICE Row<T> original_row(const Batch& b, u32 row) {
     return {static_cast<const T*>(b.x) + b.order[row] * b.stride, fabsf(b.inverse[row])};
 }
 
-// The distance of two rows by a warp, directly. kind: a Distance.
+// The distance of two rows from their elements, by a warp. kind: a Distance. T: the rows' type.
 template <class T> DEVICE float direct_distance(const Row<T>& x, const Row<T>& y, u32 dim, u32 kind) {
     float sum = 0;
     for (u32 c = threadIdx.x % 32; c < dim; c += 32) {

@@ -17,7 +17,7 @@
 #include "batch.cuh"
 #include "push.cuh"
 
-// Classes of at most so many rows are compared threshold by threshold.
+// Distances are compared with each threshold of classes of at most so many rows; those of larger ones are searched.
 constexpr u32 COMPARED = TERCET_COMPARED;
 constexpr float MASKED = 3.402823466e38f;  // farther than any threshold
 
@@ -35,7 +35,7 @@ struct Args {
     double* sums;     // [splits, padded, 2]: sum_n c_an d_an, sum_n d_an
     float* gradient;  // [rows, dim] by original index, times M, of the sweep's rows; null: not wanted
     double* partials; // TERCET_STATS a block
-    u32* state;       // 0 at launch: a ticket, and whether a distance overflowed
+    u32* state;       // 0 at launch: a ticket, and whether a distance overflowed or the pairs do not fit
     float* loss;      // null: not wanted
     double* stats;    // valid, active, sums of d_ap and d_an over the valid triplets, what the sum is multiplied by
     const float* upstream;
@@ -224,7 +224,7 @@ template <class P> DEVICE void sweep(const Args& args) {
             Tile tile;
             tile.run(s.buffers, side, base);
             const auto keep = [&](int r, int c, float squared) {
-                // Squares compare alike, but t^2 would not tell equals: t is a rounded root already.
+                // Not squares, although they compare alike: t comes from a rounded root, and t^2 would not tell equals.
                 s.d[r][c] = args.kind == SQUARED ? squared : args.kind == EUCLIDEAN ? sqrtf(squared) : squared * .5f;
             };
             tile.each(

@@ -20,8 +20,8 @@ static_assert(DIGITS == 1 << 11, "three digits have 11, 11 and 10 bits");
 enum Phase : u32 { DIGIT_0, DIGIT_1, DIGIT_2, TIED_ANCHORS, TIED_ROWS, SUMS, PUSH };
 static_assert(SUMS == TERCET_PHASE_SUMS && PUSH == TERCET_PHASE_PUSH, "src/constants.rs");
 
-// What is selected: pairs (key, anchor, row) below (key, anchor, row) in lexicographic order; anchors and rows by original
-// index, and of a batch by itself the lower one first. The same layout as `Choice` in src/batch_contrastive/cuda.rs.
+// Which pairs of two classes are selected: those below (key, anchor, row) in lexicographic order. Anchors and rows are by
+// original index, in a batch by itself the lower one first. The same layout as `Choice` in src/batch_contrastive/cuda.rs.
 struct Choice {
     u64 left;   // how many pairs are wanted of those that agree with `key` in all digits so far
     u32 key;
@@ -34,10 +34,10 @@ struct Choice {
 struct Args {
     Sides sides;
     Choice* choice;
-    u64* histogram;     // [DIGITS]: pairs; 0 at launch
-    u32* tied_anchors;  // [anchors] by original index: pairs at the last distance; 0 at launch
-    u32* tied_rows;     // [others] by original index: whether the last anchor has one with it; 0 at launch
-    double* sums;       // [splits, padded, TERCET_SUMS_OF_ROW] of the anchors: sum max(m - d, 0)^2, how many are above 0, sum d
+    u64* histogram;     // [DIGITS]: how many pairs have each digit; 0 at launch
+    u32* tied_anchors;  // [anchors] by original index: how many pairs at the last distance each has; 0 at launch
+    u32* tied_rows;     // [others] by original index: whether the last anchor has such a pair with it; 0 at launch
+    double* sums;       // [splits, padded, TERCET_SUMS_OF_ROW] per anchor: sum max(m - d, 0)^2, how many are above 0, sum d
     float* pushed;      // [splits, padded, dim]: sum_j w_ij (y_i - y_j), for cosine -sum_j w_ij y_j, of the sweep's rows
     double* partials;   // TERCET_TOTALS a block
     u32* ticket;        // 0 at launch
@@ -287,7 +287,7 @@ template <class P> DEVICE void sweep(const Args& args) {
         distances += double(tile_distances);
         if (phase == PUSH) {
             if (pulled) atomicOr(&any[0], 1u);
-            __syncthreads();
+            __syncthreads();  // the weights are there
             if (any[0]) push(s.d, s.y, rows.y + i64(row_base) * rows.dim, columns.y + i64(column_base) * rows.dim, rows.dim, args.kind != COSINE, pushed);
         }
         __syncthreads();  // all threads are done with the shared memory, which the next tile overwrites
@@ -325,7 +325,7 @@ template <class T> DEVICE void finish(const Args& args) {
         double loss = 0, active = 0, distances[2] = {0, 0};
         for (u32 p = sides.first[row]; p < sides.end[row]; ++p) {
             if (p == own) continue;
-            // For Euclidean no root that is squared again.
+            // The loss is of the square of a Euclidean distance: no root that is squared again.
             const float compared = direct_distance(x, original_row<T>(b, p), b.dim, args.kind == EUCLIDEAN ? SQUARED : args.kind);
             const float d = args.kind == EUCLIDEAN ? sqrtf(compared) : compared;
             loss += !is_finite(compared) ? nan_value<double>() : args.kind == EUCLIDEAN ? double(compared) : double(d) * double(d);
@@ -383,7 +383,7 @@ template <class T> DEVICE void backward(const Args& args) {
         if (args.which ? sides.own_of(p) == row : sides.own_of(row) == p) continue;
         const Row<T> y = original_row<T>(columns, p);
         const float compared = direct_distance(x, y, rows.dim, args.kind == EUCLIDEAN ? SQUARED : args.kind);
-        // d times the slope: for Euclidean nothing is divided.
+        // The weight is d times the slope of d: for Euclidean distances nothing is divided.
         float weight = args.kind == SQUARED ? 2.f * compared : args.kind == EUCLIDEAN ? 1.f : compared;
         weight *= sides.itself ? upstream_of(row) + upstream_of(p) : upstream_of(args.which ? p : row);
         if (!is_finite(compared)) weight = nan_value<float>();

@@ -139,7 +139,7 @@ template <class T> DEVICE void finish(const Args& args) {
         const Row<T> x = original_row<T>(a, row);
         u32 positive = NONE, negative = NONE;
         float d_ap = 0, d_an = 0;
-        // Compared before the root, which would make some of them equal.
+        // Euclidean distances are compared before the root, which would make some of them equal.
         const u32 compared = args.kind == EUCLIDEAN ? SQUARED : args.kind;
         for (u32 p = first; p < end; ++p) {
             if (p == own) continue;
@@ -202,7 +202,7 @@ template <class T> DEVICE void finish(const Args& args) {
     args.stats[4] = scale;
 }
 
-constexpr u32 AT_ONCE = TERCET_BATCH_HARD_AT_ONCE;
+constexpr u32 AT_ONCE = TERCET_BATCH_HARD_AT_ONCE;  // the largest at_once
 
 // A warp writes the gradients of at_once rows of one side. T: the type of the caller's rows.
 template <class T> DEVICE void backward(const Args& args) {

@@ -35,7 +35,7 @@ template <class A> struct Contrastive {
         const u64 bits = same_bits(row);
         const bool same = bits == args.same.one;
         const bool known = same || (bits & args.same.magnitude) == 0;
-        // Neither 1 nor 0: the host cannot look without waiting for the device, but the loss shows it.
+        // If `same` is neither 1 nor 0, the loss is NaN: the host cannot look without waiting for the device.
         if (!known || !is_finite(d)) return {nan_value<A>(), nan_value<A>(), false};
         const A weight = upstream * A(args.paired.grad_scale);
         if (same) return {half_square, weight, true};

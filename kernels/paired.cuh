@@ -19,7 +19,7 @@
 #error "TERCET_PAIRED_THREADS comes from src/constants.rs"
 #endif
 
-// What every loss of K matrices is told; its `Args` holds this as `paired`, and behind it what it alone needs. The same
+// The arguments of every paired loss; the `Args` of a loss hold them as `paired`, and behind them what it alone needs. The same
 // layout as `PairedArgs` in src/cuda/paired.rs. `scalar` is f64 for f64 inputs, f32 for all others.
 template <int K> struct PairedArgs {
     Matrices<K> input;

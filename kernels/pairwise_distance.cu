@@ -73,7 +73,7 @@ KERNEL(pairwise_distance_push, TILE_THREADS, const Args args) {
             const u64 at = args.which ? u64(j) * mine.rows + i : u64(i) * other.rows + j;
             s.weights[r][c] = i < mine.rows && j < other.rows ? args.weight[at] : 0.f;
         }
-        __syncthreads();
+        __syncthreads();  // the weights are there
         push(s.weights, s.y, mine.y + i64(base) * mine.dim, other.y + i64(columns) * mine.dim, mine.dim, args.kind != COSINE, pushed);
     }
 }

@@ -6,7 +6,7 @@
 
 // Numbers from row to row of the weights: the two threads of each of a warp's 16 rows are in 32 different banks.
 constexpr int PITCH = TILE + 2;
-// Columns of the embeddings that are pushed at a time.
+// Columns of the embeddings that `push` takes at a time.
 constexpr int CHUNK = TERCET_PUSH_CHUNK, CHUNK_PITCH = CHUNK + 4;
 
 using WeightTile = float[TILE][PITCH];

@@ -61,7 +61,8 @@ DEVICE bool fits(const Args& args) { return args.start[args.sides.anchors.rows] 
 // The number of pairs, those of anchors with themselves included.
 DEVICE u64 pairs_of(const Args& args) { return args.start[args.sides.anchors.rows]; }
 
-// Distances are compared before the root, which would make some of them equal, but where the margin is added to them.
+// The kind of distance that is compared: Euclidean ones before the root, which would make some of them equal, except by
+// DRAWN, which adds the margin to them. R: the rule.
 template <Rule R> DEVICE u32 compared_kind(const Args& args) { return R != DRAWN && args.kind == EUCLIDEAN ? SQUARED : args.kind; }
 
 // Integers in the order of the numbers; -0 comes before 0.

@@ -35,7 +35,7 @@ impl Literal for f64 {
         format!("{self:e}")
     }
 }
-// A pair is written as two arguments of a function.
+/// Two constants are written as the arguments of a function.
 impl Literal for [u32; 2] {
     fn literal(&self) -> String {
         format!("{},{}", self[0], self[1])
@@ -45,14 +45,14 @@ impl Literal for [u32; 2] {
 shared! {
     // ---- numbers ----
 
-    /// Below this L2 norm a row is divided by it instead of by its norm, as `torch.nn.functional.normalize` does.
+    /// A row whose L2 norm is below this is divided by it instead, as by `torch.nn.functional.normalize`.
     pub const MIN_NORM: f64 = 1e-12;
 
     /// Numbers whose squares' sum is below the inverse of this may be multiplied by it, and those whose squares' sum overflows
     /// divided, before they are squared: 2^100.
     pub const LIFT_F32: f64 = 1.2676506002282294e30;
 
-    /// The power of two that f64 numbers are multiplied by where their squares would underflow, or divided by: 2^800.
+    /// What [`LIFT_F32`] is for f32, for f64: 2^800.
     pub const LIFT_F64: f64 = 6.668014432879854e240;
 
     // ---- paired losses ----
@@ -136,7 +136,7 @@ shared! {
 
     // ---- batch_contrastive ----
 
-    /// batch_contrastive on CUDA: how many digits there are of which a distance has three.
+    /// batch_contrastive on CUDA: how many different digits there are; the bits of a distance are three of them.
     pub const DIGITS: u32 = 1 << 11;
 
     /// The pass of `batch_contrastive_sweep` that sums up the loss. Those before it select.

@@ -1,4 +1,5 @@
-//! The number types of embeddings, the types they are computed in, and functions that are compiled once for each of them.
+//! The number types of embeddings, the types they are computed in, and functions that are compiled once for each of
+//! them.
 
 use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
@@ -10,22 +11,22 @@ use half::{bf16, f16};
 pub trait Element: Pod + Debug + Default + PartialEq + Send + Sync + sealed::Sealed {
     /// The type of arithmetic and of losses: `f64` for `f64`, `f32` for all others.
     type Scalar: Scalar;
-    /// `"f32"` and so on, as in kernel names.
+    /// The type's name, `"f32"` and so on, as in kernel names.
     const NAME: &'static str;
-    /// Nearest to `x`, ties to even.
+    /// The number of this type nearest to `x`, ties to even.
     fn from_f64(x: f64) -> Self;
-    /// Exact.
+    /// The same number as an f64, exactly.
     fn to_f64(self) -> f64;
     #[doc(hidden)]
     fn widen(from: &[Self], to: &mut [Self::Scalar]);
     #[doc(hidden)]
     fn narrow(from: &[Self::Scalar], to: &mut [Self]);
-    /// The slice itself where it needs no widening.
+    /// The slice itself, if its numbers are of the type of arithmetic already.
     #[doc(hidden)]
     fn as_scalars(slice: &[Self]) -> Option<&[Self::Scalar]>;
     #[doc(hidden)]
     fn as_scalars_mut(slice: &mut [Self]) -> Option<&mut [Self::Scalar]>;
-    /// The function for this type.
+    /// The function among `all` for this type.
     #[doc(hidden)]
     fn of<F: ElementFn>(all: &ByElement<F>) -> F::Of<Self>;
 }
@@ -57,10 +58,10 @@ pub trait Scalar:
     /// The distance from 1 to the next number.
     #[doc(hidden)]
     const EPSILON: Self;
-    /// The smallest number of full precision: more than what a sum loses where its terms have less.
+    /// The smallest number of full precision: more than a sum loses to terms that are below it.
     #[doc(hidden)]
     const TINY: Self;
-    /// See [`LIFT_F32`](crate::constants::LIFT_F32).
+    /// The power of two that rescales rows whose squares leave the range; see [`LIFT_F32`](crate::constants::LIFT_F32).
     #[doc(hidden)]
     const LIFT: Self;
     #[doc(hidden)]
@@ -73,7 +74,7 @@ pub trait Scalar:
     fn is_finite(self) -> bool;
     #[doc(hidden)]
     fn is_nan(self) -> bool;
-    /// The function for this type of arithmetic.
+    /// The function among `both` for this type of arithmetic.
     #[doc(hidden)]
     fn of_scalar<F: ScalarFn>(both: &ByScalar<F>) -> F::Of<Self>;
 }
@@ -84,8 +85,8 @@ pub trait ScalarFn {
     type Of<A: Scalar>: Copy;
 }
 
-/// A generic function for each type of arithmetic. In a `static` of this type it is compiled once, in this crate, and not in
-/// every crate that calls it: loops over rows are large, times each kind of processor.
+/// A generic function for each type of arithmetic. In a `static` of this type it is compiled once, in this crate, and
+/// not in every crate that calls it: loops over rows are large, and compiled for each kind of processor.
 ///
 /// ```text
 /// struct Sum;
@@ -107,7 +108,7 @@ pub trait ElementFn {
     type Of<T: Element>: Copy;
 }
 
-/// A generic function for each number type of embeddings, compiled once as [`ByScalar`] says.
+/// A generic function for each number type of embeddings, compiled once, in this crate, like that of a [`ByScalar`].
 #[derive(Debug)]
 pub struct ByElement<F: ElementFn> {
     /// The function for f32.
@@ -120,7 +121,7 @@ pub struct ByElement<F: ElementFn> {
     pub bf16: F::Of<bf16>,
 }
 
-/// The largest number of T's arithmetic.
+/// The largest number of the type that T is computed in.
 pub(crate) fn largest<T: Element>() -> f64 {
     T::Scalar::MAX.to_f64()
 }

@@ -2,20 +2,20 @@
 
 use crate::distance::Metric;
 use crate::matrix::check_len;
-use crate::{Distance, Error, Reduction};
+use crate::problem::check_margin;
+use crate::{Error, PairedDistance, Reduction};
 
 /// The options that every paired loss has, as the caller set them.
 pub(crate) struct Options {
     pub margin: f64,
-    pub distance: Distance,
+    pub distance: PairedDistance,
     pub normalize: bool,
     pub reduction: Reduction,
 }
 
-/// The options and shape of one call, checked.
+/// The options and shape of one call of a paired loss, checked.
 #[derive(Clone, Copy, Debug)]
-#[doc(hidden)]
-pub struct Problem {
+pub struct PairedProblem {
     pub rows: usize,
     pub dim: usize,
     pub metric: Metric,
@@ -25,9 +25,9 @@ pub struct Problem {
 }
 
 impl Options {
-    /// The checks of every call. `first`: the name of the matrix that the shape is of; `largest`: the largest number of the
-    /// arithmetic.
-    pub fn checked(&self, first: &'static str, [rows, dim]: [usize; 2], largest: f64) -> Result<Problem, Error> {
+    /// Checks the options and the shape of a call. `first`: the name of the matrix of this shape; `largest`: the
+    /// largest number of the arithmetic.
+    pub fn checked(&self, first: &'static str, [rows, dim]: [usize; 2], largest: f64) -> Result<PairedProblem, Error> {
         check_margin(self.margin, largest)?;
         let metric = self.distance.metric()?;
         if let Metric::Difference { eps, .. } | Metric::Power { eps, .. } = metric
@@ -39,7 +39,7 @@ impl Options {
         if rows == 0 || dim == 0 {
             return Err(Error::argument(first, "at least one row and one column", format!("[{rows}, {dim}]")));
         }
-        Ok(Problem {
+        Ok(PairedProblem {
             rows,
             dim,
             metric,
@@ -50,19 +50,7 @@ impl Options {
     }
 }
 
-/// Of every loss. A margin beyond f32 would be infinite, and so would the loss.
-pub(crate) fn check_margin(margin: f64, largest: f64) -> Result<(), Error> {
-    if !margin.is_finite() || margin < 0.0 {
-        return Err(Error::argument("margin", "a finite number, 0 or more", margin.to_string()));
-    }
-    if margin > largest {
-        let expected = format!("at most {largest:e}, the largest number of this dtype's arithmetic");
-        return Err(Error::argument("margin", expected, format!("{margin:e}")));
-    }
-    Ok(())
-}
-
-impl Problem {
+impl PairedProblem {
     /// What the sum of the rows' losses, and each row's gradient, is multiplied by.
     pub fn scale(&self) -> f64 {
         match self.reduction {
@@ -77,7 +65,7 @@ impl Problem {
     }
 }
 
-/// The one shape `[rows, dim]` of all.
+/// The shape `[rows, dim]` that all matrices have, or an error.
 pub(crate) fn one_shape<const K: usize>(
     names: [&'static str; K],
     shapes: [[usize; 2]; K],
@@ -91,7 +79,7 @@ pub(crate) fn one_shape<const K: usize>(
     Ok(shapes[0])
 }
 
-/// Of calls that return one number.
+/// Checks that the losses are reduced, for calls that return one number.
 pub(crate) fn check_reduced(reduction: Reduction) -> Result<(), Error> {
     if reduction == Reduction::None {
         return Err(Error::argument("reduction", "Mean or Sum (`losses` and `grad` take None)", "None"));
@@ -99,8 +87,8 @@ pub(crate) fn check_reduced(reduction: Reduction) -> Result<(), Error> {
     Ok(())
 }
 
-/// The lengths of the gradients that are wanted.
-pub(crate) fn check_grads(problem: &Problem, lens: impl IntoIterator<Item = Option<usize>>) -> Result<(), Error> {
+/// Checks the lengths of the gradients that are wanted.
+pub(crate) fn check_grads(problem: &PairedProblem, lens: impl IntoIterator<Item = Option<usize>>) -> Result<(), Error> {
     for (argument, len) in ["grads[0]", "grads[1]", "grads[2]"].into_iter().zip(lens) {
         if let Some(len) = len {
             check_len(argument, len, problem.rows * problem.dim)?;

@@ -14,7 +14,4 @@ pub enum Precision {
     High,
     /// Products of 16-bit numbers: f16 for f16 embeddings, else bf16.
     Medium,
-    /// f32 on CUDA cores, slow, to check the tensor cores against: [`PairwiseDistance`](crate::PairwiseDistance) alone has it,
-    /// the losses refuse it on a device.
-    Plain,
 }

@@ -11,3 +11,13 @@ pub enum Reduction {
     /// The sum of the losses.
     Sum,
 }
+
+/// The triplets that a mean is taken over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum MeanOver {
+    /// Those whose loss is above 0.
+    #[default]
+    Active,
+    /// All.
+    Valid,
+}

@@ -1,278 +1,138 @@
-//! Distances, reference sets and gradients for the oracles: f64, one obvious loop after another.
+//! Reference sets: rows that positives and negatives are drawn from instead of the batch itself.
 
-use crate::{Distance, Error, Matrix, Own, Reduction, Stats};
-
-const MIN_NORM: f64 = 1e-12;
-
-fn norm(x: &[f64]) -> f64 {
-    x.iter().map(|x| x * x).sum::<f64>().sqrt()
+/// Rows that positives and negatives are drawn from instead of the batch itself: a memory bank, or the batches of all
+/// devices.
+///
+/// On slices `E` is a [`Matrix`](crate::Matrix) and `L` is `&[i64]`; on tensors both are `&Tensor`. The embeddings are
+/// `[M, D]`, of the batch's dtype and D, the labels `[M]`. With anchors `a` of the batch and rows `j` of the reference:
+///
+/// ```text
+/// positives of a   y'_j = y_a, and j is not a itself
+/// negatives of a   y'_j ≠ y_a
+/// ```
+///
+/// The gradients with respect to the reference and to the batch are separate, and that of the reference is only
+/// computed if it is asked for: a tensor that requires none is a memory bank. NaN or infinity in the reference makes
+/// the loss NaN. Of equally far rows the one with the lowest index in the reference is taken.
+///
+/// Some of the anchors against the whole batch, with their position in it as [`Own::Offset`], are a shard: the losses
+/// of all shards under [`Reduction::Sum`](crate::Reduction::Sum) add up to the whole batch's, and so do their
+/// gradients. Under [`Reduction::Mean`](crate::Reduction::Mean) they do not, for each divides by its own count: the
+/// labels 0, 0, 1, 2 in two shards give a shard of two counted anchors and one of none. Add up the sums, and divide
+/// them and the gradients by the sum of the shards' `stats.valid`.
+///
+/// ```
+/// use tercet::{BatchAllTripletLoss, Matrix, Own, Reference};
+///
+/// // Six rows of all devices, of which this one's begin at row 3.
+/// let (rows, labels) = ([0f32, 1.0, 5.0, 0.5, 4.0, 6.0], [0i64, 0, 1, 0, 1, 1]);
+/// let reference = Reference { embeddings: Matrix::new(&rows, 1)?, labels: &labels[..], own: Own::Offset(3) };
+/// let loss_fn = BatchAllTripletLoss { margin: 8.0, ..Default::default() };
+/// let loss = loss_fn.on(Matrix::new(&rows[3..], 1)?, &labels[3..]).against(&reference).loss()?;
+/// assert!(loss > 0.0);
+/// # Ok::<(), tercet::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Reference<E, L> {
+    /// The embeddings of the reference rows, `[M, D]`.
+    pub embeddings: E,
+    /// The labels of the reference rows, `[M]`.
+    pub labels: L,
+    /// Which reference row each anchor is itself: a row is never its own positive.
+    pub own: Own<L>,
 }
 
-/// `x / max(‖x‖, 1e-12)`.
-pub(crate) fn normalized(x: &[f64]) -> Vec<f64> {
-    let norm = norm(x);
-    // A norm that overflowed leaves nothing to trust.
-    let divisor = if norm.is_finite() { norm.max(MIN_NORM) } else { f64::NAN };
-    x.iter().map(|x| x / divisor).collect()
-}
-
-/// The gradient with respect to x, given `g` with respect to `normalized(x)`.
-pub(crate) fn normalized_gradient(x: &[f64], g: &[f64]) -> Vec<f64> {
-    let norm = norm(x);
-    if norm < MIN_NORM {
-        return g.iter().map(|g| g / MIN_NORM).collect();
-    }
-    let u = normalized(x);
-    let along: f64 = g.iter().zip(&u).map(|(g, u)| g * u).sum();
-    g.iter().zip(&u).map(|(g, u)| (g - along * u) / norm).collect()
-}
-
-pub(crate) fn distance(distance: Distance, x: &[f64], y: &[f64]) -> f64 {
-    let pairs = || x.iter().zip(y);
-    match distance {
-        Distance::SquaredEuclidean => pairs().map(|(x, y)| (x - y).powi(2)).sum(),
-        Distance::Euclidean => euclidean(differences(x, y, 0.0)),
-        Distance::Cosine => 1.0 - normalized(x).iter().zip(normalized(y)).map(|(x, y)| x * y).sum::<f64>(),
-        Distance::Lp { p: 2.0, eps } => euclidean(differences(x, y, eps)),
-        Distance::Lp { p, eps } => power_distance(differences(x, y, eps), p),
-    }
-}
-
-fn differences(x: &[f64], y: &[f64], eps: f64) -> impl Iterator<Item = f64> + Clone {
-    x.iter().zip(y).map(move |(x, y)| x - y + eps)
-}
-
-/// The largest absolute value, or NaN.
-fn largest(e: impl Iterator<Item = f64>) -> f64 {
-    e.fold(0.0, |m, e| if e.abs() > m || e.is_nan() { e.abs() } else { m })
-}
-
-/// `√Σ e²`, where the sum is one that squares leave exact enough, so that equal sums are equal distances.
-fn euclidean(e: impl Iterator<Item = f64> + Clone) -> f64 {
-    let sum: f64 = e.clone().map(|e| e * e).sum();
-    if sum < 1e-280 || sum == f64::INFINITY { power_distance(e, 2.0) } else { sum.sqrt() }
-}
-
-/// `(Σ |e|^p)^(1/p)`, by way of `|e| / m` with m the largest: powers of e would leave the numbers.
-fn power_distance(e: impl Iterator<Item = f64> + Clone, p: f64) -> f64 {
-    let m = largest(e.clone());
-    match p.is_infinite() || m == 0.0 {
-        true => m,
-        false => m * power_sum(e, m, p).powf(1.0 / p),
-    }
-}
-
-/// `Σ (|e| / m)^p`.
-fn power_sum(e: impl Iterator<Item = f64>, m: f64, p: f64) -> f64 {
-    e.map(|e| (e.abs() / m).powf(p)).sum()
-}
-
-/// The gradients of the distance with respect to x and to y.
-pub(crate) fn distance_gradient(kind: Distance, x: &[f64], y: &[f64]) -> (Vec<f64>, Vec<f64>) {
-    let d = distance(kind, x, y);
-    let to_x: Vec<f64> = match kind {
-        Distance::Cosine => {
-            // d = 1 - u·v with u = x / ‖x‖: first with respect to u and v, then through the normalisation.
-            let (u, v) = (normalized(x), normalized(y));
-            let minus = |w: &[f64]| w.iter().map(|w| -w).collect::<Vec<_>>();
-            return (normalized_gradient(x, &minus(&v)), normalized_gradient(y, &minus(&u)));
-        }
-        Distance::SquaredEuclidean => differences(x, y, 0.0).map(|e| 2.0 * e).collect(),
-        Distance::Euclidean => differences(x, y, 0.0).map(|e| if d > 0.0 { e / d } else { 0.0 }).collect(),
-        Distance::Lp { p, eps } if p.is_infinite() => {
-            let reaching = differences(x, y, eps).filter(|e| e.abs() == d).count() as f64;
-            let reaches = |e: f64| e.abs() == d && d > 0.0;
-            differences(x, y, eps).map(|e| if reaches(e) { e.signum() / reaching } else { 0.0 }).collect()
-        }
-        // sign(e) (|e| / d)^(p-1), and (m / d)^(p-1) is the sum of (|e| / m)^p to the power (1 - p) / p.
-        Distance::Lp { p, eps } => {
-            let e = differences(x, y, eps);
-            let m = largest(e.clone());
-            let factor = power_sum(e.clone(), m, p).powf((1.0 - p) / p);
-            e.map(|e| if e == 0.0 { 0.0 } else { e.signum() * (e.abs() / m).powf(p - 1.0) * factor }).collect()
-        }
-    };
-    let to_y = to_x.iter().map(|g| -g).collect();
-    (to_x, to_y)
-}
-
-/// A reference set as the oracles take it.
-pub type ReferenceSet<'a> = crate::Reference<Matrix<'a, f64>, &'a [i64]>;
-
-/// Anchors against the rows that their positives and negatives are drawn from.
-pub(crate) struct Anchors<'a> {
-    distance: Distance,
-    normalize: bool,
-    /// Anchors, and reference rows.
-    given: [Matrix<'a, f64>; 2],
-    /// The same, normalised where the loss does.
-    u: [Vec<Vec<f64>>; 2],
-    labels: [&'a [i64]; 2],
-    own: Vec<Option<usize>>,
-    finite: [Vec<bool>; 2],
-    references_are_finite: bool,
-    /// The batch is its own reference: then there is one gradient.
-    pub itself: bool,
-    /// `d[a][j]` between anchor and reference row.
-    pub d: Vec<Vec<f64>>,
-}
-
-impl<'a> Anchors<'a> {
-    /// Of the batch against `reference`, or against itself. The batch and the options are checked already.
-    pub fn new(
-        (distance, normalize): (Distance, bool),
-        embeddings: Matrix<'a, f64>,
-        labels: &'a [i64],
-        reference: Option<&ReferenceSet<'a>>,
-    ) -> Result<Self, Error> {
-        let itself = crate::Reference { embeddings, labels, own: Own::Offset(0) };
-        let set = reference.unwrap_or(&itself);
-        let (rows, references) = (embeddings.rows(), set.embeddings.rows());
-        // Cosine normalises by itself.
-        let normalize = normalize && distance != Distance::Cosine;
-        let given = [embeddings, set.embeddings];
-        let u = given.map(|matrix| {
-            let rows = (0..matrix.rows()).map(|i| matrix.row(i));
-            rows.map(|x| if normalize { normalized(x) } else { x.to_vec() }).collect::<Vec<_>>()
-        });
-        let d = u[0].iter().map(|x| u[1].iter().map(|y| self::distance(distance, x, y)).collect()).collect();
-        let finite = [0, 1].map(|side| {
-            let (given, u): (&Matrix<'_, f64>, &Vec<Vec<f64>>) = (&given[side], &u[side]);
-            let is_finite = |i: usize| given.row(i).iter().chain(&u[i]).all(|x| x.is_finite());
-            (0..given.rows()).map(is_finite).collect::<Vec<_>>()
-        });
-        Ok(Self {
-            distance,
-            normalize,
-            given,
-            u,
-            labels: [labels, set.labels],
-            own: (0..rows).map(|a| set.own.row(a, references)).collect(),
-            references_are_finite: finite[1].iter().all(|finite| *finite),
-            finite,
-            itself: reference.is_none(),
-            d,
+impl<E, L> Reference<E, L> {
+    /// This reference set with `embeddings` and `labels` applied to its parts, or their first error.
+    #[cfg(feature = "torch")]
+    pub(crate) fn try_map<'a, F, M, X>(
+        &'a self,
+        embeddings: impl FnOnce(&'a E) -> Result<F, X>,
+        labels: impl Fn(&'static str, &'a L) -> Result<M, X>,
+    ) -> Result<Reference<F, M>, X> {
+        Ok(Reference {
+            embeddings: embeddings(&self.embeddings)?,
+            own: self.own.try_map(|rows| labels("reference.own", rows))?,
+            labels: labels("reference.labels", &self.labels)?,
         })
     }
 
-    pub fn rows(&self) -> usize {
-        self.given[0].rows()
+    /// This reference set with `embeddings` and `labels` applied to its parts.
+    pub(crate) fn map<'a, F, M>(
+        &'a self,
+        embeddings: impl FnOnce(&'a E) -> F,
+        mut labels: impl FnMut(&'a L) -> M,
+    ) -> Reference<F, M> {
+        let own = self.own.map(&mut labels);
+        Reference { embeddings: embeddings(&self.embeddings), labels: labels(&self.labels), own }
     }
+}
 
-    pub fn references(&self) -> usize {
-        self.given[1].rows()
-    }
+/// Which reference row an anchor is itself.
+///
+/// An index outside of the reference, negative ones included, means that the anchor is not in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Own<L> {
+    /// No anchor is in the reference.
+    #[default]
+    None,
+    /// Anchor `a` is reference row `a` + this.
+    Offset(i64),
+    /// Anchor `a` is the reference row whose index is entry `a` of this, `[N]`.
+    Rows(L),
+}
 
-    /// The reference row that the anchor is itself.
-    pub fn own(&self, a: usize) -> Option<usize> {
-        self.own[a]
-    }
-
-    pub fn is_positive(&self, a: usize, j: usize) -> bool {
-        self.labels[1][j] == self.labels[0][a] && self.own[a] != Some(j)
-    }
-
-    pub fn is_negative(&self, a: usize, j: usize) -> bool {
-        self.labels[1][j] != self.labels[0][a]
-    }
-
-    pub fn positives(&self, a: usize) -> impl Iterator<Item = usize> {
-        (0..self.references()).filter(move |&j| self.is_positive(a, j))
-    }
-
-    pub fn negatives(&self, a: usize) -> impl Iterator<Item = usize> {
-        (0..self.references()).filter(move |&j| self.is_negative(a, j))
-    }
-
-    /// Whether the anchor's own row is.
-    pub fn anchor_is_finite(&self, a: usize) -> bool {
-        self.finite[0][a]
-    }
-
-    /// Whether every row is that an anchor with triplets looks at.
-    pub fn sees_finite_rows(&self, a: usize) -> bool {
-        self.finite[0][a] && self.references_are_finite
-    }
-
-    pub fn all_finite(&self) -> bool {
-        self.finite[0].iter().all(|finite| *finite) && self.references_are_finite
-    }
-
-    /// The gradients with respect to anchors and reference rows, `[N, D]` and `[M, D]`, given `weights[a][j]` with respect
-    /// to `d[a][j]`. Where the batch is its own reference the first is the sum of both, and the second empty.
-    pub fn gradients(&self, weights: &[Vec<f64>]) -> [Vec<f64>; 2] {
-        let mut g = self.given.map(|matrix| vec![vec![0.0; matrix.dim()]; matrix.rows()]);
-        for a in 0..self.rows() {
-            for j in (0..self.references()).filter(|&j| weights[a][j] != 0.0) {
-                let (to_a, to_j) = distance_gradient(self.distance, &self.u[0][a], &self.u[1][j]);
-                let j_side = usize::from(!self.itself);
-                for k in 0..to_a.len() {
-                    g[0][a][k] += weights[a][j] * to_a[k];
-                    g[j_side][j][k] += weights[a][j] * to_j[k];
-                }
-            }
+impl<L> Own<L> {
+    /// This with `rows` applied to its indices.
+    pub(crate) fn map<'a, M>(&'a self, rows: impl FnOnce(&'a L) -> M) -> Own<M> {
+        match self {
+            Own::None => Own::None,
+            Own::Offset(offset) => Own::Offset(*offset),
+            Own::Rows(given) => Own::Rows(rows(given)),
         }
-        if self.itself {
-            g[1].clear();
-        }
-        [0, 1].map(|side| {
-            let rows = g[side].iter().enumerate().map(|(i, g)| match self.finite[side][i] {
-                false => vec![f64::NAN; g.len()],
-                true if self.normalize => normalized_gradient(self.given[side].row(i), g),
-                true => g.clone(),
-            });
-            rows.flatten().collect()
+    }
+
+    /// This with `rows` applied to its indices, or the error of `rows`.
+    #[cfg(feature = "torch")]
+    fn try_map<'a, M, X>(&'a self, rows: impl FnOnce(&'a L) -> Result<M, X>) -> Result<Own<M>, X> {
+        Ok(match self.map(rows) {
+            Own::None => Own::None,
+            Own::Offset(offset) => Own::Offset(offset),
+            Own::Rows(rows) => Own::Rows(rows?),
         })
     }
 }
 
-/// What the hinge over a list of triplets is.
-pub(crate) struct Hinge {
-    /// Each triplet's `d_ap - d_an + margin`, before `relu`.
-    pub arguments: Vec<f64>,
-    /// Each anchor's sum.
-    pub losses: Vec<f64>,
-    pub loss: f64,
-    pub grads: [Vec<f64>; 2],
-    pub stats: Stats,
-}
-
-/// `relu(d_ap - d_an + margin)` of each triplet `(a, p, n)`, their mean where the reduction is one, and the gradient times
-/// `upstream` (one number, or one an anchor).
-pub(crate) fn hinge(
-    anchors: &Anchors<'_>,
-    triplets: &[[usize; 3]],
-    margin: f64,
-    reduction: Reduction,
-    upstream: &[f64],
-) -> Hinge {
-    let rows = anchors.rows();
-    let mean = if reduction == Reduction::Mean { 1.0 / triplets.len().max(1) as f64 } else { 1.0 };
-    let mut stats = Stats { valid: triplets.len() as u64, ..Stats::default() };
-    let mut losses: Vec<f64> = (0..rows).map(|a| if anchors.anchor_is_finite(a) { 0.0 } else { f64::NAN }).collect();
-    let mut weights = vec![vec![0.0; anchors.references()]; rows];
-    let mut arguments = Vec::with_capacity(triplets.len());
-    for &[a, p, n] in triplets {
-        let (d_ap, d_an) = (anchors.d[a][p], anchors.d[a][n]);
-        let argument = d_ap - d_an + margin;
-        let (value, slope) = match argument > 0.0 {
-            // An infinite negative distance must not pass for a far one.
-            _ if !anchors.sees_finite_rows(a) || !d_ap.is_finite() || !d_an.is_finite() => (f64::NAN, f64::NAN),
-            true => (argument, 1.0),
-            false => (0.0, 0.0),
+impl Own<&[i64]> {
+    /// The reference row that anchor `a` is, in a reference set of `references` rows.
+    pub(crate) fn row(&self, a: usize, references: usize) -> Option<usize> {
+        let row = match self {
+            Own::None => return None,
+            Own::Offset(offset) => (a as i64).checked_add(*offset)?,
+            Own::Rows(rows) => rows[a],
         };
-        let weight = mean * slope * upstream[if upstream.len() == 1 { 0 } else { a }];
-        weights[a][p] += weight;
-        weights[a][n] -= weight;
-        arguments.push(argument);
-        losses[a] += value;
-        stats.active += u64::from(value > 0.0);
-        stats.mean_positive_distance += d_ap / triplets.len() as f64;
-        stats.mean_negative_distance += d_an / triplets.len() as f64;
+        usize::try_from(row).ok().filter(|&row| row < references)
     }
-    let mut loss = mean * losses.iter().sum::<f64>();
-    if !anchors.all_finite() {
-        (loss, stats) = (f64::NAN, Stats { valid: stats.valid, ..Stats::poisoned() });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_outside_of_the_reference_is_no_row() {
+        for (offset, expected) in [
+            (0, [Some(0), Some(1), Some(2)]),
+            (2, [Some(2), Some(3), None]),
+            (-2, [None, None, Some(0)]),
+            (4, [None; 3]),
+            (i64::MAX, [None; 3]),
+            (i64::MIN, [None; 3]),
+        ] {
+            assert_eq!([0, 1, 2].map(|a| Own::Offset(offset).row(a, 4)), expected, "{offset}");
+        }
+        let rows = [3, -1, 4, i64::MAX, 0];
+        assert_eq!([0, 1, 2, 3, 4].map(|a| Own::Rows(&rows[..]).row(a, 4)), [Some(3), None, None, None, Some(0)]);
+        assert_eq!(Own::None.row(0, 4), None);
     }
-    Hinge { arguments, losses, loss, grads: anchors.gradients(&weights), stats }
 }

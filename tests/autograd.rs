@@ -11,7 +11,7 @@ mod graph;
 use graph::{CHANGED, CPU, ONCE, TWICE, assert_close, assert_fails, assert_same_bits, devices, numbers, run_backward};
 use tch::{Device, IndexOp, Kind, Tensor};
 use tercet::torch::{Backward, BackwardError, CustomFunction, needs_grad, release_cpu_memory};
-use tercet::{Distance, Reduction, TripletMarginLoss};
+use tercet::{PairedDistance, Reduction, TripletMarginLoss};
 
 /// Three leaf tensors that require gradients.
 fn leaves(shape: &[i64], seed: u64, kind: Kind, device: Device) -> [Tensor; 3] {
@@ -20,7 +20,7 @@ fn leaves(shape: &[i64], seed: u64, kind: Kind, device: Device) -> [Tensor; 3] {
 
 /// The loss of `loss_fn` composed of tensor operations; only its margin and reduction may differ from the default.
 fn composed(loss_fn: &TripletMarginLoss, a: &Tensor, p: &Tensor, n: &Tensor) -> Tensor {
-    assert_eq!((loss_fn.distance, loss_fn.normalize, loss_fn.swap), (Distance::SquaredEuclidean, false, false));
+    assert_eq!((loss_fn.distance, loss_fn.normalize, loss_fn.swap), (PairedDistance::SquaredEuclidean, false, false));
     let d = |x: &Tensor, y: &Tensor| (x - y).square().sum_dim_intlist([1i64].as_slice(), false, None);
     let losses = (d(a, p) - d(a, n) + loss_fn.margin).relu();
     match loss_fn.reduction {

@@ -139,7 +139,7 @@ fn without_gradients_there_is_no_graph() {
 fn without_a_triplet_the_loss_is_zero_and_has_a_gradient() {
     let (x, _) = batch(8, 3, Kind::Float);
     let labels = Tensor::arange(8, (Kind::Int64, Device::Cpu));
-    let out = BatchAllTripletLoss::default().forward_with_stats(&x, &labels);
+    let out = BatchAllTripletLoss::default().on(&x, &labels).forward_with_stats();
     assert_eq!((out.loss.double_value(&[]), out.stats.valid.int64_value(&[])), (0.0, 0));
     out.loss.backward();
     assert_eq!(x.grad(), x.detach().zeros_like());
@@ -149,10 +149,10 @@ fn without_a_triplet_the_loss_is_zero_and_has_a_gradient() {
 fn statistics_are_those_of_the_slices() {
     let (x, labels) = batch(32, 5, Kind::Double);
     let loss_fn = BatchAllTripletLoss { margin: 1.0, ..Default::default() };
-    let out = loss_fn.forward_with_stats(&x, &labels);
+    let out = loss_fn.on(&x, &labels).forward_with_stats();
     let numbers = Vec::<f64>::try_from(x.flatten(0, 1)).unwrap();
     let labels = Vec::<i64>::try_from(&labels).unwrap();
-    let (loss, stats) = loss_fn.loss_with_stats(tercet::Matrix::new(&numbers, 5).unwrap(), &labels).unwrap();
+    let (loss, stats) = loss_fn.on(tercet::Matrix::new(&numbers, 5).unwrap(), &labels).loss_with_stats().unwrap();
     assert_eq!(out.loss.double_value(&[]), loss);
     assert_eq!(out.stats.valid.int64_value(&[]) as u64, stats.valid);
     assert_eq!(out.stats.active.int64_value(&[]) as u64, stats.active);

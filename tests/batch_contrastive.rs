@@ -19,7 +19,7 @@ use half::f16;
 use property::{Backend, Case, Output, property};
 use support::Numbers;
 use support::mined::{self, Data};
-use tercet::batch_contrastive::reference;
+use tercet::batch_contrastive::oracle;
 use tercet::{BatchContrastiveLoss, Distance, Element, Error, Matrix, Negatives, Own, Reduction, Reference, Stats};
 
 struct Cpu;
@@ -41,22 +41,22 @@ impl Backend for Cpu {
         let ([grad, grad_of_set], [scaled, scaled_of_set]) = (&mut grads, &mut scaled_grads);
         let (selection, stats, both) = match &data.set() {
             None => {
-                loss.losses(x, labels, &mut losses).unwrap();
-                loss.grad(x, labels, &upstream, scaled).unwrap();
-                let both =
-                    reduced.then(|| (loss.loss(x, labels).unwrap(), loss.loss_and_grad(x, labels, grad).unwrap()));
-                (loss.select(x, labels).unwrap(), mean.loss_with_stats(x, labels).unwrap().1, both)
+                loss.on(x, labels).losses(&mut losses).unwrap();
+                loss.on(x, labels).grad(&upstream, scaled).unwrap();
+                let both = reduced
+                    .then(|| (loss.on(x, labels).loss().unwrap(), loss.on(x, labels).loss_and_grad(grad).unwrap()));
+                (loss.on(x, labels).select().unwrap(), mean.on(x, labels).loss_with_stats().unwrap().1, both)
             }
             Some(set) => {
-                loss.losses_against(x, labels, set, &mut losses).unwrap();
-                loss.grad_against(x, labels, set, &upstream, [Some(scaled), Some(scaled_of_set)]).unwrap();
+                loss.on(x, labels).against(set).losses(&mut losses).unwrap();
+                loss.on(x, labels).against(set).grads(&upstream, [Some(scaled), Some(scaled_of_set)]).unwrap();
                 let both = reduced.then(|| {
                     let grads = [Some(&mut grad[..]), Some(&mut grad_of_set[..])];
-                    let both = loss.loss_and_grad_against(x, labels, set, grads).unwrap();
-                    (loss.loss_against(x, labels, set).unwrap(), both)
+                    let both = loss.on(x, labels).against(set).loss_and_grads(grads).unwrap();
+                    (loss.on(x, labels).against(set).loss().unwrap(), both)
                 });
-                let selection = loss.select_against(x, labels, set).unwrap();
-                (selection, mean.loss_with_stats_against(x, labels, set).unwrap().1, both)
+                let selection = loss.on(x, labels).against(set).select().unwrap();
+                (selection, mean.on(x, labels).against(set).loss_with_stats().unwrap().1, both)
             }
         };
         let reduced = both.map(|(forward, both)| {
@@ -113,12 +113,12 @@ fn options(margin: f64) -> Vec<BatchContrastiveLoss> {
 
 fn both<T: Element>(loss: &BatchContrastiveLoss, x: &[T], dim: usize, labels: &[i64]) -> (T::Scalar, Vec<T>) {
     let mut grad = mined::poison(x.len());
-    let loss = loss.loss_and_grad(Matrix::new(x, dim).unwrap(), labels, &mut grad).unwrap();
+    let loss = loss.on(Matrix::new(x, dim).unwrap(), labels).loss_and_grad(&mut grad).unwrap();
     (loss, grad)
 }
 
 fn stats(loss: &BatchContrastiveLoss, x: &[f32], dim: usize, labels: &[i64]) -> Stats {
-    loss.loss_with_stats(Matrix::new(x, dim).unwrap(), labels).unwrap().1
+    loss.on(Matrix::new(x, dim).unwrap(), labels).loss_with_stats().unwrap().1
 }
 
 #[test]
@@ -226,8 +226,8 @@ fn shards_of_the_anchors_add_up_exactly() {
         let labels = &labels[part.clone()];
         let (mut to_anchors, mut to_all) = (mined::poison::<f32>(part.len() * dim), mined::poison::<f32>(rows * dim));
         let grads = [Some(&mut to_anchors[..]), Some(&mut to_all[..])];
-        sum += loss.loss_and_grad_against(anchors, labels, &of, grads).unwrap();
-        valid += loss.loss_with_stats_against(anchors, labels, &of).unwrap().1.valid;
+        sum += loss.on(anchors, labels).against(&of).loss_and_grads(grads).unwrap();
+        valid += loss.on(anchors, labels).against(&of).loss_with_stats().unwrap().1.valid;
         grad[part.start * dim..part.end * dim].iter_mut().zip(&to_anchors).for_each(|(sum, g)| *sum += g);
         grad.iter_mut().zip(&to_all).for_each(|(sum, g)| *sum += g);
     }
@@ -243,7 +243,7 @@ fn the_oracle_agrees_with_finite_differences() {
     let x: Vec<f64> = (0..rows * dim).map(|_| numbers.unit()).collect();
     for loss in options(1.1) {
         let loss = BatchContrastiveLoss { reduction: Reduction::Sum, ..loss };
-        let run = |x: &[f64]| reference::run(&loss, Matrix::new(x, dim).unwrap(), &labels, &[1.0], None).unwrap();
+        let run = |x: &[f64]| oracle::run(&loss, Matrix::new(x, dim).unwrap(), &labels, &[1.0], None).unwrap();
         let expected = run(&x);
         assert!(expected.stats.active > 0);
         for i in 0..x.len() {
@@ -275,7 +275,7 @@ fn ties_take_the_lowest_anchor_and_then_the_lowest_row() {
             ..Default::default()
         };
         let mut losses = [f32::NAN; 7];
-        loss.losses(Matrix::new(&x, 1).unwrap(), &labels, &mut losses).unwrap();
+        loss.on(Matrix::new(&x, 1).unwrap(), &labels).losses(&mut losses).unwrap();
         assert_eq!(losses, [5.0, 3.0, 1.0, 1.0, 2.0, 1.0, 1.0].map(|count| count * 0.5));
     }
 }
@@ -290,9 +290,9 @@ fn nan_and_infinity_are_seen() {
                 let (value, grad) = both(&loss, &x, 3, &labels);
                 assert!(value.is_nan() && grad[6..9].iter().all(|g| g.is_nan()), "{loss:?}");
                 let mut losses = [0.0; 5];
-                loss.losses(Matrix::new(&x, 3).unwrap(), &labels, &mut losses).unwrap();
+                loss.on(Matrix::new(&x, 3).unwrap(), &labels).losses(&mut losses).unwrap();
                 let wide: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
-                let expected = reference::run(&loss, Matrix::new(&wide, 3).unwrap(), &labels, &[1.0], None).unwrap();
+                let expected = oracle::run(&loss, Matrix::new(&wide, 3).unwrap(), &labels, &[1.0], None).unwrap();
                 assert!(losses[2].is_nan());
                 for (actual, expected) in losses.iter().zip(expected.losses) {
                     assert!(actual.is_nan() || !expected.is_nan(), "{losses:?}");
@@ -303,7 +303,7 @@ fn nan_and_infinity_are_seen() {
     // All classes differ, so no pair is selected: only the row that is NaN itself has a NaN loss.
     let loss = BatchContrastiveLoss { negatives: Negatives::Hardest, reduction: Reduction::None, ..Default::default() };
     let mut losses = [f32::NAN; 3];
-    loss.losses(Matrix::new(&[f32::NAN, 1.0, 2.0], 1).unwrap(), &[0, 1, 2], &mut losses).unwrap();
+    loss.on(Matrix::new(&[f32::NAN, 1.0, 2.0], 1).unwrap(), &[0, 1, 2]).losses(&mut losses).unwrap();
     assert!(losses[0].is_nan() && losses[1..] == [0.0, 0.0]);
 }
 
@@ -373,7 +373,7 @@ fn a_class_of_thousands() {
                 active += u64::from(gap > 0.0);
             }
         }
-        let (value, stats) = loss.loss_with_stats(Matrix::new(&x, 1).unwrap(), &labels).unwrap();
+        let (value, stats) = loss.on(Matrix::new(&x, 1).unwrap(), &labels).loss_with_stats().unwrap();
         // There are fewer negatives than positives: all of them are selected.
         assert_eq!((stats.valid, stats.active), (2002 * 2001, active), "{negatives:?}");
         let expected = sum / f64::from(2002 * 2001);
@@ -387,11 +387,11 @@ fn wrong_arguments_are_named() {
     let matrix = Matrix::new(&x, 2).unwrap();
     let refused = |loss: BatchContrastiveLoss, matrix: Matrix<'_, f32>, labels: &[i64], argument: &str, got: &str| {
         let all = [
-            loss.losses(matrix, labels, &mut [0.0; 2]),
-            loss.grad(matrix, labels, &[1.0], &mut [0.0; 4]),
-            loss.loss(matrix, labels).map(drop),
-            loss.loss_with_stats(matrix, labels).map(drop),
-            loss.loss_and_grad(matrix, labels, &mut [0.0; 4]).map(drop),
+            loss.on(matrix, labels).losses(&mut [0.0; 2]),
+            loss.on(matrix, labels).grad(&[1.0], &mut [0.0; 4]),
+            loss.on(matrix, labels).loss().map(drop),
+            loss.on(matrix, labels).loss_with_stats().map(drop),
+            loss.on(matrix, labels).loss_and_grad(&mut [0.0; 4]).map(drop),
         ];
         for result in all {
             let error = result.expect_err("accepted");
@@ -404,8 +404,6 @@ fn wrong_arguments_are_named() {
         let text = if margin == 1e39 { "1e39".into() } else { margin.to_string() };
         refused(BatchContrastiveLoss { margin, ..default }, matrix, &[0, 1], "margin", &text);
     }
-    let distance = Distance::Lp { p: 2.0, eps: 0.0 };
-    refused(BatchContrastiveLoss { distance, ..default }, matrix, &[0, 1], "distance", "Lp");
     refused(default, matrix, &[0], "labels", "1");
     refused(default, matrix, &[0, 1, 2], "labels", "3");
     refused(default, Matrix::new(&[], 2).unwrap(), &[], "embeddings", "[0, 2]");
@@ -418,15 +416,15 @@ fn wrong_arguments_are_named() {
         assert!(error.to_string().starts_with(argument), "{error}");
     };
     let none = BatchContrastiveLoss { reduction: Reduction::None, ..default };
-    named(none.loss(matrix, &[0, 1]), "reduction");
-    named(none.loss_and_grad(matrix, &[0, 1], &mut [0.0; 4]), "reduction");
-    named(none.grad(matrix, &[0, 1], &[1.0], &mut [0.0; 4]).map(|()| 0.0), "upstream");
-    named(default.grad(matrix, &[0, 1], &[1.0; 2], &mut [0.0; 4]).map(|()| 0.0), "upstream");
-    named(default.grad(matrix, &[0, 1], &[1.0], &mut [0.0; 3]).map(|()| 0.0), "grad");
-    named(default.loss_and_grad(matrix, &[0, 1], &mut [0.0; 5]), "grad");
-    named(default.losses(matrix, &[0, 1], &mut [0.0; 3]).map(|()| 0.0), "losses");
+    named(none.on(matrix, &[0, 1]).loss(), "reduction");
+    named(none.on(matrix, &[0, 1]).loss_and_grad(&mut [0.0; 4]), "reduction");
+    named(none.on(matrix, &[0, 1]).grad(&[1.0], &mut [0.0; 4]).map(|()| 0.0), "upstream");
+    named(default.on(matrix, &[0, 1]).grad(&[1.0; 2], &mut [0.0; 4]).map(|()| 0.0), "upstream");
+    named(default.on(matrix, &[0, 1]).grad(&[1.0], &mut [0.0; 3]).map(|()| 0.0), "grad");
+    named(default.on(matrix, &[0, 1]).loss_and_grad(&mut [0.0; 5]), "grad");
+    named(default.on(matrix, &[0, 1]).losses(&mut [0.0; 3]).map(|()| 0.0), "losses");
     let reference = Reference { embeddings: Matrix::new(&x, 1).unwrap(), labels: &[0, 1, 2, 3][..], own: Own::None };
-    named(default.loss_against(matrix, &[0, 1], &reference), "reference.embeddings");
+    named(default.on(matrix, &[0, 1]).against(&reference).loss(), "reference.embeddings");
 }
 
 #[test]
@@ -439,9 +437,9 @@ fn gradients_of_16_bit_embeddings_survive_a_mean_over_many() {
     for negatives in [Negatives::All, Negatives::Hardest] {
         let loss = BatchContrastiveLoss { margin: 0.01, negatives, ..Default::default() };
         let mut grad = vec![f16::NAN; rows * dim];
-        loss.grad(Matrix::new(&x, dim).unwrap(), &labels, &[65536.0], &mut grad).unwrap();
+        loss.on(Matrix::new(&x, dim).unwrap(), &labels).grad(&[65536.0], &mut grad).unwrap();
         let wide: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
-        let expected = reference::run(&loss, Matrix::new(&wide, dim).unwrap(), &labels, &[65536.0], None).unwrap();
+        let expected = oracle::run(&loss, Matrix::new(&wide, dim).unwrap(), &labels, &[65536.0], None).unwrap();
         let size = expected.grad.iter().fold(0f64, |m, g| m.max(g.abs()));
         assert!(size > 0.1, "{size}");
         for (actual, expected) in grad.iter().zip(expected.grad) {

@@ -81,7 +81,7 @@ fn each_pair_once_has_its_first_row_as_anchor() {
     for negative in [Negative::Hardest, Negative::Random, Negative::SemiHard] {
         let of = |pairs| {
             let loss = BatchNegativeTripletLoss { negative, pairs, margin: 3.0, ..Default::default() };
-            let t = loss.select(Matrix::new(&x, 5).unwrap(), &labels).unwrap();
+            let t = loss.on(Matrix::new(&x, 5).unwrap(), &labels).select().unwrap();
             (0..t.anchor.len()).map(|k| [t.anchor[k], t.positive[k], t.negative[k]]).collect::<Vec<_>>()
         };
         let (all, once) = (of(Pairs::Ordered), of(Pairs::Once));
@@ -91,7 +91,7 @@ fn each_pair_once_has_its_first_row_as_anchor() {
     }
     let set = Reference { embeddings: Matrix::new(&x, 5).unwrap(), labels: &labels[..], own: Own::None };
     let loss = BatchNegativeTripletLoss { pairs: Pairs::Once, ..Default::default() };
-    let error = loss.loss_against(Matrix::new(&x, 5).unwrap(), &labels, &set).unwrap_err().to_string();
+    let error = loss.on(Matrix::new(&x, 5).unwrap(), &labels).against(&set).loss().unwrap_err().to_string();
     assert!(error.starts_with("pairs"), "{error}");
 }
 
@@ -105,7 +105,7 @@ fn draws_are_uniform() {
     let draws = 4000;
     for seed in 0..draws {
         let loss = BatchNegativeTripletLoss { negative: Negative::Random, seed, margin: 1.0, ..Default::default() };
-        let found = loss.select(Matrix::new(&x, 1).unwrap(), &labels).unwrap();
+        let found = loss.on(Matrix::new(&x, 1).unwrap(), &labels).select().unwrap();
         // The two rows have equal bits, so both draw the same negative.
         assert_eq!(found.negative[0], found.negative[1]);
         counts[found.negative[0] as usize] += 1;

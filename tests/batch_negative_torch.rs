@@ -106,9 +106,9 @@ fn agrees_with_the_formula_in_tensor_operations() {
                 let what = format!("{distance:?} {reduction:?} {kind:?}");
                 for (ours, expected, of) in [
                     (semi.forward(&x, &labels), semi_hard(&semi, &by_itself), vec![&x]),
-                    (semi.forward_against(&x, &labels, &reference), semi_hard(&semi, &against), vec![&x, &bank]),
+                    (semi.on(&x, &labels).against(&reference).forward(), semi_hard(&semi, &against), vec![&x, &bank]),
                     (hard.forward(&x, &labels), hardest(&hard, &by_itself), vec![&x]),
-                    (hard.forward_against(&x, &labels, &reference), hardest(&hard, &against), vec![&x, &bank]),
+                    (hard.on(&x, &labels).against(&reference).forward(), hardest(&hard, &against), vec![&x, &bank]),
                 ] {
                     close(&ours, &expected, tolerance, &what);
                     for (ours, expected) in gradients(&ours, &of).iter().zip(gradients(&expected, &of)) {
@@ -127,7 +127,7 @@ fn a_detached_reference_gets_no_gradient_and_may_be_changed_after_the_forward_pa
     let bank_labels = Tensor::arange(12, (Kind::Int, Device::Cpu)).remainder(4);
     let loss_fn = BatchSemiHardTripletLoss { margin: 1.0, ..Default::default() };
     let of = |bank: &Tensor| {
-        loss_fn.forward_against(&x, &labels, &Reference { embeddings: bank, labels: &bank_labels, own: Own::None })
+        loss_fn.on(&x, &labels).against(&Reference { embeddings: bank, labels: &bank_labels, own: Own::None }).forward()
     };
     of(&bank).backward();
     assert!(x.grad().defined() && !bank.grad().defined());
@@ -143,8 +143,8 @@ fn the_step_draws_as_the_slices_do_at_step_zero_and_anew_at_others() {
     let loss_fn = BatchNegativeTripletLoss { margin: 4.0, negative: Negative::Random, seed: 5, ..Default::default() };
     let numbers: Vec<f32> = Vec::try_from(x.detach().reshape([-1])).unwrap();
     let label_numbers: Vec<i64> = Vec::try_from(&labels).unwrap();
-    let on_slices = loss_fn.loss(Matrix::new(&numbers, 4).unwrap(), &label_numbers).unwrap();
-    let at = |step: i64| loss_fn.forward_step(&x, &labels, &Tensor::from(step)).double_value(&[]);
+    let on_slices = loss_fn.on(Matrix::new(&numbers, 4).unwrap(), &label_numbers).loss().unwrap();
+    let at = |step: i64| loss_fn.on(&x, &labels).step(&Tensor::from(step)).forward().double_value(&[]);
     assert_eq!(f64::from(on_slices), at(0));
     assert_eq!(at(0), loss_fn.forward(&x, &labels).double_value(&[]));
     assert_eq!(at(9), at(9));
@@ -153,7 +153,7 @@ fn the_step_draws_as_the_slices_do_at_step_zero_and_anew_at_others() {
         (Tensor::from(1.0), "step: expected dtype Int64"),
         (Tensor::from_slice(&[1i64, 2]), "step: expected one number"),
     ] {
-        let error = loss_fn.f_forward_step(&x, &labels, &step).unwrap_err().to_string();
+        let error = loss_fn.on(&x, &labels).step(&step).f_forward().unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
     }
 }
@@ -174,7 +174,7 @@ fn wrong_reference_sets_are_named() {
         (float(&[5, 4]), like(&[5], Kind::Int64), Own::Rows(&own), "reference.own"),
     ] {
         let reference = Reference { embeddings: &embeddings, labels: &bank_labels, own };
-        let error = loss_fn.f_forward_against(&x, &labels, &reference).unwrap_err().to_string();
+        let error = loss_fn.on(&x, &labels).against(&reference).f_forward().unwrap_err().to_string();
         assert!(error.starts_with(argument), "{error} for {argument}");
     }
 }

@@ -1,4 +1,4 @@
-//! What the build script finds on a machine, NVRTC, libtorch's headers and files that others have open; and what it says of
+//! What the build script finds on a machine, NVRTC, libtorch's headers and files that other processes have open; and what it says of
 //! arguments that host and kernels declare differently.
 #![cfg(feature = "cuda")]
 

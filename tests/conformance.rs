@@ -16,8 +16,8 @@ use conformance::Probe;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::Ptx;
-use tercet::cuda::images::choose;
-use tercet::cuda::{CudaLauncher, Grid, IMAGES, Image, KernelReport, Launcher};
+use tercet::internal::choose;
+use tercet::internal::{CudaLauncher, Grid, IMAGES, Image, KernelReport, Launcher};
 
 static CONFORMANCE: &[Image] = include!(concat!(env!("OUT_DIR"), "/conformance.rs"));
 

@@ -17,8 +17,8 @@ use half::{bf16, f16};
 use paired::{Backend, Data, poison};
 use property::{Case, same};
 use support::Numbers;
-use tercet::contrastive::reference;
-use tercet::{ContrastiveLoss, Distance, Element, Matrix, Reduction};
+use tercet::contrastive::oracle;
+use tercet::{ContrastiveLoss, Element, Matrix, PairedDistance, Reduction};
 
 #[cfg(feature = "cuda")]
 trait BackendElement: cudarc::driver::DeviceRepr {}
@@ -143,13 +143,13 @@ fn cuda_computes_what_it_did() {
 /// Every distance, with and without normalisation.
 fn options() -> Vec<ContrastiveLoss> {
     let distances = [
-        Distance::SquaredEuclidean,
-        Distance::Euclidean,
-        Distance::Cosine,
-        Distance::Lp { p: 2.0, eps: 1e-6 },
-        Distance::Lp { p: 1.0, eps: 0.0 },
-        Distance::Lp { p: 3.0, eps: 1e-6 },
-        Distance::Lp { p: f64::INFINITY, eps: 0.0 },
+        PairedDistance::SquaredEuclidean,
+        PairedDistance::Euclidean,
+        PairedDistance::Cosine,
+        PairedDistance::Lp { p: 2.0, eps: 1e-6 },
+        PairedDistance::Lp { p: 1.0, eps: 0.0 },
+        PairedDistance::Lp { p: 3.0, eps: 1e-6 },
+        PairedDistance::Lp { p: f64::INFINITY, eps: 0.0 },
     ];
     let all = distances.into_iter().flat_map(|distance| {
         [false, true].map(|normalize| ContrastiveLoss { margin: 1.5, distance, normalize, ..Default::default() })
@@ -174,7 +174,7 @@ fn the_oracle_agrees_with_finite_differences() {
         for reduction in [Reduction::Sum, Reduction::Mean] {
             let loss = ContrastiveLoss { reduction, ..loss };
             let run = |x: &[Vec<f64>; 2]| {
-                reference::run(&loss, x.each_ref().map(|x| Matrix::new(x, dim).unwrap()), &same, &[1.0]).unwrap()
+                oracle::run(&loss, x.each_ref().map(|x| Matrix::new(x, dim).unwrap()), &same, &[1.0]).unwrap()
             };
             let expected = run(&x);
             for (k, i) in [0, 1].into_iter().flat_map(|k| (0..rows * dim).map(move |i| (k, i))) {
@@ -254,9 +254,9 @@ fn coincident_points_have_no_gradient() {
         let x = [0.25f32, -0.5, 0.75, 0.0, 0.0, 0.0];
         for same in [[true; 2], [false; 2]] {
             let (value, grads) = both(&loss, [&x, &x], 3, &same);
-            if !matches!(loss.distance, Distance::Cosine) {
+            if !matches!(loss.distance, PairedDistance::Cosine) {
                 // `eps` makes coincident rows differ a little.
-                let none = !matches!(loss.distance, Distance::Lp { eps, .. } if eps > 0.0);
+                let none = !matches!(loss.distance, PairedDistance::Lp { eps, .. } if eps > 0.0);
                 assert!(
                     grads.iter().flatten().all(|g| if none { *g == 0.0 } else { g.is_finite() }),
                     "{loss:?} {grads:?}"
@@ -293,7 +293,7 @@ fn nan_and_infinity_are_seen() {
 
 #[test]
 fn a_distance_that_overflows_is_never_finite() {
-    for loss in options().into_iter().filter(|l| l.distance != Distance::Cosine && !l.normalize) {
+    for loss in options().into_iter().filter(|l| l.distance != PairedDistance::Cosine && !l.normalize) {
         for same in [true, false] {
             let x = [3e38f32, 3e38];
             let (value, grads) = both(&loss, [&x, &x.map(|x| -x)], 2, &[same]);
@@ -348,7 +348,7 @@ fn gradients_of_16_bit_embeddings_survive_a_mean_over_many() {
     loss.grad(matrices, &same, &[65536.0], grads.each_mut().map(|g| Some(&mut g[..]))).unwrap();
     let wide = x.each_ref().map(|x| x.iter().map(|x| x.to_f64()).collect::<Vec<_>>());
     let wide = wide.each_ref().map(|x| Matrix::new(x, dim).unwrap());
-    let expected = reference::run(&loss, wide, &same, &[65536.0]).unwrap();
+    let expected = oracle::run(&loss, wide, &same, &[65536.0]).unwrap();
     for (actual, expected) in grads.iter().flatten().zip(expected.grads.iter().flatten()) {
         assert!((actual.to_f64() - expected).abs() <= 1e-3 * expected.abs() + 6e-8, "{actual} for {expected}");
     }
@@ -375,7 +375,7 @@ fn the_order_of_pairs_and_of_their_sides_does_not_matter() {
         let moved = losses(&loss, [&moved[0], &moved[1]], &moved_same);
         assert!((0..rows).all(|i| moved[i] == given[from(i)]), "{loss:?}");
         // The inputs may be swapped, unless `eps` is added to x1 - x2.
-        if !matches!(loss.distance, Distance::Lp { eps, .. } if eps > 0.0) {
+        if !matches!(loss.distance, PairedDistance::Lp { eps, .. } if eps > 0.0) {
             assert_eq!(losses(&loss, [&x[1], &x[0]], &same), given, "{loss:?}");
         }
     }

@@ -6,7 +6,7 @@ mod refused;
 mod skipped;
 
 use refused::{bad_options, options_beyond_f32, refused};
-use tercet::contrastive::reference;
+use tercet::contrastive::oracle;
 use tercet::{ContrastiveLoss, Error, Matrix, Reduction};
 
 const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
@@ -19,7 +19,7 @@ fn doors(loss_fn: &ContrastiveLoss, rows: [Matrix<'_, f64>; 2], same: &[bool]) -
     let mut all = vec![
         loss_fn.losses(rows, same, &mut vec![0.0; count]),
         loss_fn.grad(rows, same, &upstream, grads.each_mut().map(|g| Some(&mut g[..]))),
-        reference::run(loss_fn, rows, same, &upstream).map(drop),
+        oracle::run(loss_fn, rows, same, &upstream).map(drop),
     ];
     if loss_fn.reduction != Reduction::None {
         all.push(loss_fn.loss(rows, same).map(drop));

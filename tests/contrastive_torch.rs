@@ -7,8 +7,8 @@ mod support;
 
 use recorded::{Bounds, F32, F64, Outcome, Recorded, Worst, read_record};
 use serde_json::Value;
-use tercet::contrastive::reference;
-use tercet::{ContrastiveLoss, Distance, Element, Reduction};
+use tercet::contrastive::oracle;
+use tercet::{ContrastiveLoss, Element, PairedDistance, Reduction};
 
 type Case = recorded::Case<ContrastiveLoss, 2>;
 
@@ -16,7 +16,7 @@ impl Recorded<2> for ContrastiveLoss {
     const FILE: &'static str = "torch_contrastive.json";
     const ROLES: [&'static str; 2] = ["x1", "x2"];
 
-    fn read(case: &Value, distance: Distance, normalize: bool, reduction: Reduction) -> Self {
+    fn read(case: &Value, distance: PairedDistance, normalize: bool, reduction: Reduction) -> Self {
         Self { margin: case["margin"].as_f64().unwrap(), distance, normalize, reduction }
     }
 
@@ -46,7 +46,7 @@ impl Recorded<2> for ContrastiveLoss {
             let direction = if loss_fn.normalize && d > 0.0 { off / d } else { 0.0 };
             for (i, k) in [0, 1].into_iter().flat_map(|i| (0..set.dim).map(move |k| (i, k))) {
                 let slope = match (loss_fn.distance, loss_fn.normalize) {
-                    (Distance::Cosine, _) => (unit(0, k) + unit(1, k) + unit(i, k)) / norms[i],
+                    (PairedDistance::Cosine, _) => (unit(0, k) + unit(1, k) + unit(i, k)) / norms[i],
                     (_, true) => 16.0 / norms[i],
                     _ => slopes[k],
                 };
@@ -61,7 +61,7 @@ impl Recorded<2> for ContrastiveLoss {
 
     fn by_reference(case: &Case) -> Outcome<2> {
         let rows = case.set.matrices(&case.set.x);
-        let result = reference::run(&case.loss_fn, rows, &case.set.same, &case.upstream).unwrap();
+        let result = oracle::run(&case.loss_fn, rows, &case.set.same, &case.upstream).unwrap();
         let none = case.loss_fn.reduction == Reduction::None;
         (if none { result.losses } else { vec![result.loss] }, result.grads)
     }
@@ -182,19 +182,19 @@ mod through_tch {
         let mut numbers = Numbers(3);
         let mut cases = Vec::new();
         let distances = [
-            (Distance::Euclidean, false),
-            (Distance::Euclidean, true),
-            (Distance::SquaredEuclidean, false),
-            (Distance::Cosine, false),
-            (Distance::Lp { p: 2.0, eps: 1e-6 }, false),
-            (Distance::Lp { p: 1.0, eps: 0.0 }, false),
-            (Distance::Lp { p: 3.0, eps: 1e-6 }, false),
-            (Distance::Lp { p: f64::INFINITY, eps: 1e-6 }, false),
+            (PairedDistance::Euclidean, false),
+            (PairedDistance::Euclidean, true),
+            (PairedDistance::SquaredEuclidean, false),
+            (PairedDistance::Cosine, false),
+            (PairedDistance::Lp { p: 2.0, eps: 1e-6 }, false),
+            (PairedDistance::Lp { p: 1.0, eps: 0.0 }, false),
+            (PairedDistance::Lp { p: 3.0, eps: 1e-6 }, false),
+            (PairedDistance::Lp { p: f64::INFINITY, eps: 1e-6 }, false),
         ];
         for (i, (rows, dim)) in SHAPES.into_iter().enumerate() {
             for (j, (distance, normalize)) in distances.into_iter().enumerate() {
                 // Normalised, a row of one number keeps only its sign.
-                if dim == 1 && (normalize || distance == Distance::Cosine) {
+                if dim == 1 && (normalize || distance == PairedDistance::Cosine) {
                     continue;
                 }
                 for margin in [1.0, 20.0] {
@@ -220,7 +220,7 @@ mod through_tch {
             let row = |x: &[f32]| Tensor::from_slice(x).reshape([1, 2]).to_device(device).set_requires_grad(true);
             let (x1, x2) = (row(&[0.0, 0.0]), row(&[f32::INFINITY, 0.0]));
             let same = Tensor::from_slice(&[false]).to_device(device);
-            let theirs: Tensor = 1.0 - distance(Distance::Euclidean, &x1, &x2);
+            let theirs: Tensor = 1.0 - distance(PairedDistance::Euclidean, &x1, &x2);
             assert_eq!(theirs.relu().square().double_value(&[0]), 0.0);
             let loss = ContrastiveLoss::default().forward(&x1, &x2, &same);
             assert!(loss.double_value(&[]).is_nan());

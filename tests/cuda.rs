@@ -110,7 +110,7 @@ fn ops() -> Vec<Op> {
                 name: $name,
                 run: |stream, m| {
                     let x = CudaMatrix::new(&m.x[0], m.dim)?;
-                    $loss.loss_and_grad_cuda(stream, x, &m.labels, &mut m.loss, Some(&mut m.grads[0]))
+                    $loss.on(x, &m.labels).loss_and_grad(stream, &mut m.loss, &mut m.grads[0])
                 },
             }
         };
@@ -278,7 +278,7 @@ fn cuda_survives_a_full_memory() {
         let rows = || CudaMatrix::new(&x, DIM).unwrap();
         macro_rules! attempt {
             ($loss:expr) => {
-                tried($loss.loss_and_grad_cuda(stream, rows(), &labels, &mut loss, Some(&mut grad)))
+                tried($loss.on(rows(), &labels).loss_and_grad(stream, &mut loss, &mut grad))
             };
         }
         attempt!(BatchAllTripletLoss::default());
@@ -377,13 +377,13 @@ fn cuda_mines_batches_beyond_32_bits() {
         ($loss:expr) => {{
             let loss_fn = $loss;
             let mut grad = vec![f32::NAN; x.len()];
-            let expected = loss_fn.loss_and_grad(Matrix::new(&x, DIM).unwrap(), &labels, &mut grad).unwrap();
+            let expected = loss_fn.on(Matrix::new(&x, DIM).unwrap(), &labels).loss_and_grad(&mut grad).unwrap();
             let expected = f64::from(expected);
             let mut loss = stream.clone_htod(&[f32::NAN]).unwrap();
             let mut got = stream.alloc_zeros::<f32>(x.len()).unwrap();
             poison(stream, &mut got);
             let rows = CudaMatrix::new(&on_device, DIM).unwrap();
-            loss_fn.loss_and_grad_cuda(stream, rows, &their_labels, &mut loss, Some(&mut got)).unwrap();
+            loss_fn.on(rows, &their_labels).loss_and_grad(stream, &mut loss, &mut got).unwrap();
             let loss = f64::from(stream.clone_dtoh(&loss).unwrap()[0]);
             assert!((loss - expected).abs() <= 1e-5 * expected, "{loss_fn:?}: {loss} instead of {expected}");
             let got = stream.clone_dtoh(&got).unwrap();

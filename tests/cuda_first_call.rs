@@ -30,7 +30,7 @@ macro_rules! mined {
     ($loss:ident) => {
         (stringify!($loss), |stream, x, labels, loss, grad| {
             let loss_fn = $loss { margin: 5.0, ..Default::default() };
-            loss_fn.loss_and_grad_cuda(stream, CudaMatrix::new(x, DIM)?, labels, loss, Some(grad))
+            loss_fn.on(CudaMatrix::new(x, DIM)?, labels).loss_and_grad(stream, loss, grad)
         })
     };
 }

@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{result::event, sys};
 use tch::{Cuda, Device, Kind, Tensor};
-use tercet::torch::on_pool_stream;
+use tercet::internal::on_pool_stream;
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
     BatchSemiHardTripletLoss, ContrastiveLoss, Own, PairwiseDistance, Reference, TripletMarginLoss,
@@ -60,7 +60,7 @@ fn losses() -> Vec<Loss> {
             name: "batch_hard against a set",
             of: |[x, y, _], labels| {
                 let reference = Reference { embeddings: y, labels, own: Own::None };
-                BatchHardTripletLoss { margin: 5.0, ..Default::default() }.forward_against(x, labels, &reference)
+                BatchHardTripletLoss { margin: 5.0, ..Default::default() }.on(x, labels).against(&reference).forward()
             },
         },
     ]

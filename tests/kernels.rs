@@ -10,7 +10,7 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use tercet::cuda::{DeviceProperties, IMAGES, Image};
+use tercet::internal::{DeviceProperties, IMAGES, Image};
 
 /// What the assembler reports on, and in PTX, which it has not seen, the entries.
 fn kernels_of(image: &Image) -> BTreeSet<String> {
@@ -145,7 +145,7 @@ fn every_loss_has_its_room_complete() {
         if stem == "batch" {
             continue; // mined losses share it: src/cuda/batch.rs
         }
-        for file in ["mod.rs", "reference.rs", "cpu.rs", "cuda.rs", "torch.rs"] {
+        for file in ["mod.rs", "oracle.rs", "cpu.rs", "cuda.rs"] {
             let file = root.join("src").join(&stem).join(file);
             assert!(file.is_file(), "{} is missing", file.display());
         }
@@ -160,7 +160,7 @@ fn every_loss_has_its_room_complete() {
 /// Plans depend on the problem and the device alone; the expected choices are written out here.
 #[test]
 fn plans_follow_size_type_and_alignment() {
-    use tercet::triplet_margin::cuda::{Pass, Shape};
+    use tercet::internal::{Pass, RowAccess, triplet_margin_plan};
     let device = DeviceProperties {
         name: "a device of 132 multiprocessors".into(),
         major: 9,
@@ -172,22 +172,22 @@ fn plans_follow_size_type_and_alignment() {
     let loss = tercet::TripletMarginLoss::default();
     let plan = |rows: usize, dim: usize, address: u64| {
         let pass = Pass { inputs: [address; 3], strides: [dim; 3], grads: [4096; 3], ..Pass::default() };
-        loss.plan_on::<f32>(&device, [rows, dim], &pass).unwrap()
+        triplet_margin_plan::<f32>(&loss, &device, [rows, dim], &pass).unwrap()
     };
-    for (dim, shape) in [
-        (1, Shape::Scalar),
-        (4, Shape::L16),
-        (64, Shape::L16),
-        (68, Shape::L32),
-        (128, Shape::L32),
-        (132, Shape::L32x4),
-        (512, Shape::L32x4),
-        (516, Shape::Vector),
-        (513, Shape::Scalar),
+    for (dim, access) in [
+        (1, RowAccess::Scalar),
+        (4, RowAccess::L16),
+        (64, RowAccess::L16),
+        (68, RowAccess::L32),
+        (128, RowAccess::L32),
+        (132, RowAccess::L32x4),
+        (512, RowAccess::L32x4),
+        (516, RowAccess::Vector),
+        (513, RowAccess::Scalar),
     ] {
-        assert_eq!(plan(1000, dim, 4096).shape, shape, "dim {dim}");
+        assert_eq!(plan(1000, dim, 4096).access, access, "dim {dim}");
     }
-    assert_eq!(plan(1000, 128, 4096 + 4).shape, Shape::Scalar, "rows that start off a 16-byte boundary");
+    assert_eq!(plan(1000, 128, 4096 + 4).access, RowAccess::Scalar, "rows that start off a 16-byte boundary");
     assert_eq!(plan(1, 128, 4096).grid.blocks, 1);
     assert_eq!(plan(9, 128, 4096).grid.blocks, 2, "8 rows a block");
     assert_eq!(plan(1 << 20, 128, 4096).grid.blocks, 132 * 8, "no more blocks than the device holds");

@@ -5,10 +5,11 @@ mod support;
 
 use support::Numbers;
 use tch::{Cuda, Device, Kind, Tensor};
-use tercet::torch::{CrossBatchMemory, MinedLoss};
+use tercet::torch::CrossBatchMemory;
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
-    BatchSemiHardTripletLoss, Distance, Error, MeanOver, Negative, Negatives, Own, Reduction, Reference,
+    BatchSemiHardTripletLoss, Call, Distance, Error, MeanOver, MinedLoss, Negative, Negatives, Own, Reduction,
+    Reference,
 };
 
 const DIM: i64 = 3;
@@ -88,14 +89,14 @@ fn losses(reduction: Reduction) -> Vec<Both> {
     fn both<L: MinedLoss + 'static>(loss: L) -> Both {
         Box::new(move |memory, x, labels| {
             let first = memory.position();
-            let ours = memory.forward(&loss, x, labels);
+            let ours = memory.forward(Call::new(&loss, x, labels));
             let capacity = memory.capacity();
             let own: Vec<i64> = (0..x.size()[0] as usize).map(|i| ((first + i) % capacity) as i64).collect();
             let Reference { embeddings, labels: others, .. } = memory.reference();
             let (embeddings, others, own) =
                 (embeddings.copy(), others.copy(), Tensor::from_slice(&own).to_device(x.device()));
             let reference = Reference { embeddings: &embeddings, labels: &others, own: Own::Rows(&own) };
-            [ours, loss.f_forward_against_with_stats(x, labels, &reference).unwrap().loss]
+            [ours, Call::new(&loss, x, labels).against(&reference).f_forward_with_stats().unwrap().loss]
         })
     }
     let margin = 2.0;
@@ -141,14 +142,14 @@ fn an_anchor_is_not_its_own_positive() {
     let labels = Tensor::from_slice(&[0i64, 1, 2, 3]);
     let mut memory = CrossBatchMemory::new(6, DIM as usize, Kind::Float, Device::Cpu);
     let valid =
-        |memory: &mut CrossBatchMemory| memory.forward_with_stats(&loss, &x, &labels).stats.valid.int64_value(&[]);
+        |memory: &mut CrossBatchMemory| memory.forward_with_stats(loss.on(&x, &labels)).stats.valid.int64_value(&[]);
     assert_eq!(valid(&mut memory), 0);
     // The last two rows of the first batch are still in the memory.
     assert_eq!(valid(&mut memory), 2);
     // Anchors that do not fit into the memory have no row of their own in it.
     let mut memory = CrossBatchMemory::new(3, DIM as usize, Kind::Float, Device::Cpu);
     let labels = Tensor::from_slice(&[3i64, 1, 2, 3]);
-    let stats = memory.forward_with_stats(&loss, &x, &labels).stats;
+    let stats = memory.forward_with_stats(loss.on(&x, &labels)).stats;
     assert_eq!(stats.valid.int64_value(&[]), 1, "the first anchor, whose positive is the last row");
     let distance = (x.get(0) - x.get(3)).square().sum(Kind::Double).double_value(&[]);
     assert!((stats.mean_positive_distance.double_value(&[]) - distance).abs() < 1e-6);
@@ -160,14 +161,14 @@ fn a_memory_of_the_batch_is_half_of_the_batch() {
         let (x, _) = batch(&mut Numbers(4), 12);
         let (x, labels) = (leaf(&x), Tensor::arange(12, (Kind::Int64, Device::Cpu)).remainder(4));
         let mut memory = CrossBatchMemory::new(12, DIM as usize, Kind::Float, Device::Cpu);
-        let ours = memory.forward(loss, &x, &labels);
-        let own = loss.f_forward_with_stats(&x, &labels).unwrap().loss;
+        let ours = memory.forward(Call::new(loss, &x, &labels));
+        let own = Call::new(loss, &x, &labels).f_forward_with_stats().unwrap().loss;
         close(&ours, &own, "loss");
         close(&(gradient(&ours, &x) * 2.0), &gradient(&own, &x), "gradient");
         // The detached batch given as its own reference yields the same.
         let detached = x.detach();
         let reference = Reference { embeddings: &detached, labels: &labels, own: Own::Offset(0) };
-        let against = loss.f_forward_against_with_stats(&x, &labels, &reference).unwrap().loss;
+        let against = Call::new(loss, &x, &labels).against(&reference).f_forward_with_stats().unwrap().loss;
         assert_eq!((&ours, gradient(&ours, &x)), (&against, gradient(&against, &x)));
     }
     // The pair (a, b) weighs as much as (b, a): always in losses over pairs, and in losses over triplets if all classes
@@ -186,7 +187,7 @@ fn shards_of_the_batch_add_up() {
     memory.enqueue(&x, &labels);
     let (x, labels) = batch(&mut numbers, 8);
     let x = leaf(&x);
-    let whole = memory.forward(&loss, &x, &labels);
+    let whole = memory.forward(loss.on(&x, &labels));
     let own = memory.newest(8);
     let shards: Vec<Tensor> = [(0, 3), (3, 4), (7, 1)]
         .into_iter()
@@ -194,7 +195,7 @@ fn shards_of_the_batch_add_up() {
             let part = |of: &Tensor| of.narrow(0, first, rows);
             let own = part(&own);
             let reference = Reference { own: Own::Rows(&own), ..memory.reference() };
-            loss.forward_against(&part(&x), &part(&labels), &reference)
+            loss.on(&part(&x), &part(&labels)).against(&reference).forward()
         })
         .collect();
     let sum = Tensor::stack(&shards, 0).sum(Kind::Float);
@@ -210,7 +211,7 @@ fn a_warm_up_takes_the_batch_itself() {
     let mut step = |memory: &mut CrossBatchMemory| {
         let (x, labels) = batch(&mut numbers, 6);
         let x = leaf(&x);
-        let (ours, own) = (memory.forward(&loss, &x, &labels), loss.forward(&x, &labels));
+        let (ours, own) = (memory.forward(loss.on(&x, &labels)), loss.forward(&x, &labels));
         ours == own && gradient(&ours, &x) == gradient(&own, &x)
     };
     assert!(!memory.is_warm() && step(&mut memory) && !memory.is_warm());
@@ -240,7 +241,7 @@ fn a_memory_restored_goes_on_to_the_same_bits() {
         for _ in 0..4 {
             let (x, labels) = batch(&mut numbers, 4);
             let x = leaf(&x);
-            let [a, b] = [&mut memory, &mut other].map(|memory| memory.forward(&loss, &x, &labels));
+            let [a, b] = [&mut memory, &mut other].map(|memory| memory.forward(loss.on(&x, &labels)));
             assert_eq!((&a, gradient(&a, &x)), (&b, gradient(&b, &x)));
         }
     }
@@ -278,11 +279,11 @@ fn the_numbers_are_those_of_pytorch_metric_learning() {
         let value = match case["loss"].as_str().unwrap() {
             "batch_all" => {
                 let loss = BatchAllTripletLoss { margin, distance, ..Default::default() };
-                memory.forward(&loss, &x, &labels)
+                memory.forward(loss.on(&x, &labels))
             }
             "batch_contrastive" => {
                 let loss = BatchContrastiveLoss { margin, distance, reduction: Reduction::Sum, ..Default::default() };
-                memory.forward(&loss, &x, &labels)
+                memory.forward(loss.on(&x, &labels))
             }
             other => panic!("{other}"),
         };
@@ -301,7 +302,7 @@ fn a_memory_may_go_on_before_its_loss_goes_backward() {
     let mut memory = CrossBatchMemory::new(6, DIM as usize, Kind::Float, Device::Cpu);
     let (x, labels) = batch(&mut Numbers(8), 6);
     let x = leaf(&x);
-    let lost = memory.forward(&loss, &x, &labels);
+    let lost = memory.forward(loss.on(&x, &labels));
     let expected = Tensor::run_backward(&[&lost], &[&x], true, false);
     memory.enqueue(&(&x * 3.0), &labels);
     assert_eq!(Tensor::run_backward(&[lost], &[&x], false, false)[0], expected[0]);
@@ -335,7 +336,7 @@ fn wrong_arguments_are_named() {
     let loss = BatchHardTripletLoss::default();
     for (x, labels, expected) in &wrong {
         assert_eq!(text(memory.f_enqueue(x, labels)), *expected);
-        assert_eq!(text(memory.f_forward(&loss, x, labels).map(drop)), *expected);
+        assert_eq!(text(memory.f_forward(loss.on(x, labels)).map(drop)), *expected);
         assert_eq!(text(memory.f_restore(x, labels, 0)), *expected);
     }
     for (rows, position, expected) in [
@@ -351,10 +352,10 @@ fn wrong_arguments_are_named() {
 
     // Errors of the loss itself, and of an empty memory.
     let negative = BatchHardTripletLoss { margin: -1.0, ..loss };
-    let refused = text(memory.f_forward(&negative, &x, &labels).map(drop));
+    let refused = text(memory.f_forward(negative.on(&x, &labels)).map(drop));
     assert_eq!(refused, "margin: expected a finite number, 0 or more, got -1");
     memory.clear();
-    let empty = text(loss.f_forward_against(&x, &labels, &memory.reference()).map(drop));
+    let empty = text(loss.on(&x, &labels).against(&memory.reference()).f_forward().map(drop));
     assert_eq!(empty, "reference.embeddings: expected at least one row and one column, got [0, 3]");
     let panic = std::panic::catch_unwind(|| CrossBatchMemory::new(0, 3, f32, cpu)).unwrap_err();
     assert!(panic.downcast_ref::<String>().unwrap().starts_with("CrossBatchMemory: capacity: expected"));

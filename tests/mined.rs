@@ -45,7 +45,8 @@ fn every_bit_of_a_result_counts() {
 
 #[cfg(feature = "cuda")]
 mod on_cuda {
-    use tercet::cuda::{CudaMatrix, mined::OnDevice as Mined};
+    use tercet::cuda::CudaMatrix;
+    use tercet::internal::OnDevice as Mined;
     use tercet::{Element, Own, Reduction, Reference};
 
     use super::cuda_device::{Cuda, skip};
@@ -112,8 +113,8 @@ mod on_cuda {
                 let ([grad, grad_of_set], [to, to_set]) = (&mut grads, &mut scaled);
                 match &data.reference {
                     None => {
-                        loss.loss_and_grad_cuda(stream, rows(), &labels, &mut out, Some(grad)).unwrap();
-                        loss.grad_cuda(stream, rows(), &labels, &upstream, to).unwrap();
+                        loss.on(rows(), &labels).loss_and_grad(stream, &mut out, grad).unwrap();
+                        loss.on(rows(), &labels).grad(stream, &upstream, to).unwrap();
                     }
                     Some(other) => {
                         let of_set = &other.batch;
@@ -124,9 +125,9 @@ mod on_cuda {
                         let embeddings = CudaMatrix::strided(y.slice(of_set.offset..), of_set.rows, of_set.dim, stride);
                         let reference = Reference { embeddings: embeddings.unwrap(), labels: &their, own: Own::Rows(&own) };
                         let both = [Some(grad), Some(grad_of_set)];
-                        loss.loss_and_grad_against_cuda(stream, rows(), &labels, &reference, &mut out, both).unwrap();
+                        loss.on(rows(), &labels).against(&reference).loss_and_grads(stream, &mut out, both).unwrap();
                         let both = [Some(to), Some(to_set)];
-                        loss.grad_against_cuda(stream, rows(), &labels, &reference, &upstream, both).unwrap();
+                        loss.on(rows(), &labels).against(&reference).grads(stream, &upstream, both).unwrap();
                     }
                 }
                 assert_eq!(stream.clone_dtoh(&out).unwrap(), [expected.loss], "{loss:?}");
@@ -159,14 +160,14 @@ mod on_cuda {
         let (mut one, mut two) = (stream.clone_htod(&[0f32]).unwrap(), stream.clone_htod(&[0f32; 2]).unwrap());
         let rows = |dim| CudaMatrix::new(&x, dim).unwrap();
         let text = |result: Result<(), tercet::Error>| result.unwrap_err().to_string();
-        let got = text(loss.loss_and_grad_cuda(stream, rows(4), &labels, &mut two, None));
+        let got = text(loss.on(rows(4), &labels).loss(stream, &mut two));
         assert_eq!(got, "loss: expected 1 numbers, got 2");
-        let got = text(loss.loss_and_grad_cuda(stream, rows(4), &labels, &mut one, Some(&mut two)));
+        let got = text(loss.on(rows(4), &labels).loss_and_grad(stream, &mut one, &mut two));
         assert_eq!(got, "grad: expected 12 numbers, got 2");
-        let got = text(loss.loss_and_grad_cuda(stream, rows(3), &labels, &mut one, None));
+        let got = text(loss.on(rows(3), &labels).loss(stream, &mut one));
         assert_eq!(got, "labels: expected 4, one for each embedding, got 3");
         let wide = stream.clone_htod(&[0f64; 12]).unwrap();
-        let got = text(loss.loss_and_grad_cuda(stream, CudaMatrix::new(&wide, 4).unwrap(), &labels, &mut one, None));
+        let got = text(loss.on(CudaMatrix::new(&wide, 4).unwrap(), &labels).loss(stream, &mut one));
         assert_eq!(got, "embeddings: expected f32, f16 or bf16 (on the CPU also f64), got f64");
     }
 }

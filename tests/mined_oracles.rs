@@ -92,27 +92,27 @@ impl Loss {
         let set = set.as_ref();
         Ok(match self {
             Loss::All(loss) => {
-                let found = batch_all::reference::run_against(loss, x, y, set, upstream[0])?;
+                let found = batch_all::oracle::run_against(loss, x, y, set, upstream[0])?;
                 let grads = [found.grad, found.reference_grad];
                 Outcome { loss: found.loss, losses: Vec::new(), grads, stats: found.stats, negative: Vec::new() }
             }
             Loss::Hard(loss) => {
-                let found = batch_hard::reference::run_against(loss, x, y, set, upstream, None)?;
+                let found = batch_hard::oracle::run_against(loss, x, y, set, upstream, None)?;
                 let grads = [found.grad, found.reference_grad];
                 Outcome { loss: found.loss, losses: found.losses, grads, stats: found.stats, negative: found.negative }
             }
             Loss::SemiHard(loss) => {
-                let found = batch_semi_hard::reference::run_against(loss, x, y, set, upstream, None)?;
+                let found = batch_semi_hard::oracle::run_against(loss, x, y, set, upstream, None)?;
                 let grads = [found.grad, found.reference_grad];
                 Outcome { loss: found.loss, losses: found.losses, grads, stats: found.stats, negative: found.negative }
             }
             Loss::Negative(loss) => {
-                let found = batch_negative::reference::run_against::<f64>(loss, x, y, set, 3, upstream, frozen)?;
+                let found = batch_negative::oracle::run_against::<f64>(loss, x, y, set, 3, upstream, frozen)?;
                 let grads = [found.grad, found.reference_grad];
                 Outcome { loss: found.loss, losses: found.losses, grads, stats: found.stats, negative: found.negative }
             }
             Loss::Contrastive(loss) => {
-                let found = batch_contrastive::reference::run_against(loss, x, y, set, upstream, None)?;
+                let found = batch_contrastive::oracle::run_against(loss, x, y, set, upstream, None)?;
                 let grads = [found.grad, found.reference_grad];
                 Outcome { loss: found.loss, losses: found.losses, grads, stats: found.stats, negative: Vec::new() }
             }
@@ -391,7 +391,7 @@ fn batch_negative_by_hand() {
         let loss = BatchNegativeTripletLoss { margin, negative, ..Default::default() };
         let set = Reference { embeddings: set.rows.matrix(), labels: &set.rows.labels[..], own: Own::None };
         let (x, y) = (anchor.matrix(), &anchor.labels[..]);
-        batch_negative::reference::run_against::<f64>(&loss, x, y, Some(&set), step, &[1.0], None).unwrap()
+        batch_negative::oracle::run_against::<f64>(&loss, x, y, Some(&set), step, &[1.0], None).unwrap()
     };
     let hardest = run(Negative::Hardest, 2.0, 0);
     assert_eq!((hardest.negative, hardest.loss), (vec![1, 1], (2.75 + 5.75) / 2.0));
@@ -436,7 +436,7 @@ fn batch_negative_takes_each_pair_once_by_the_rows_places() {
     let options = BatchNegativeTripletLoss { margin: 100.0, negative: Negative::Random, ..Default::default() };
     let (x, y) = (batch.matrix(), &batch.labels[..]);
     let pairs = |loss: &BatchNegativeTripletLoss, set: Option<&Reference<Matrix<'_, f64>, &[i64]>>| {
-        batch_negative::reference::run_against::<f64>(loss, x, y, set, 0, &[1.0], None).map(|found| found.pairs)
+        batch_negative::oracle::run_against::<f64>(loss, x, y, set, 0, &[1.0], None).map(|found| found.pairs)
     };
     let once = BatchNegativeTripletLoss { pairs: Pairs::Once, ..options };
     let ordered = [[0, 2], [0, 3], [1, 4], [2, 0], [2, 3], [3, 0], [3, 2], [4, 1]];
@@ -469,7 +469,7 @@ fn batch_contrastive_by_hand() {
 
     let loss = BatchContrastiveLoss { margin: 4.0, negatives: Negatives::Hardest, ..Default::default() };
     let run = |batch: &Batch, set: Option<&Reference<Matrix<'_, f64>, &[i64]>>| {
-        batch_contrastive::reference::run_against(&loss, batch.matrix(), &batch.labels, set, &[1.0], None).unwrap()
+        batch_contrastive::oracle::run_against(&loss, batch.matrix(), &batch.labels, set, &[1.0], None).unwrap()
     };
     // Two positive pairs, so the two nearest negative pairs, in both orders.
     let hardest = run(&batch, None);

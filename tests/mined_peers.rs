@@ -41,16 +41,16 @@ fn ours(case: &Value, set: &Set) -> [(&'static str, f64, Vec<f64>); 3] {
         "batch_all" => {
             let mean_over = if case["mean_over"] == "active" { MeanOver::Active } else { MeanOver::Valid };
             let loss = BatchAllTripletLoss { margin, distance, normalize, mean_over, ..Default::default() };
-            let oracle = tercet::batch_all::reference::run(&loss, exact, &set.labels, 1.0).expect("valid");
-            let value = loss.loss_and_grad(exact, &set.labels, &mut grad).expect("valid");
-            ((oracle.loss, oracle.grad), value, loss.loss_and_grad(single, &set.labels, &mut grad32).expect("valid"))
+            let oracle = tercet::batch_all::oracle::run(&loss, exact, &set.labels, 1.0).expect("valid");
+            let value = loss.on(exact, &set.labels).loss_and_grad(&mut grad).expect("valid");
+            ((oracle.loss, oracle.grad), value, loss.on(single, &set.labels).loss_and_grad(&mut grad32).expect("valid"))
         }
         name => {
             let soft_margin = name == "batch_hard_soft";
             let loss = BatchHardTripletLoss { margin, distance, normalize, soft_margin, ..Default::default() };
-            let oracle = tercet::batch_hard::reference::run(&loss, exact, &set.labels, &[1.0], None).expect("valid");
-            let value = loss.loss_and_grad(exact, &set.labels, &mut grad).expect("valid");
-            ((oracle.loss, oracle.grad), value, loss.loss_and_grad(single, &set.labels, &mut grad32).expect("valid"))
+            let oracle = tercet::batch_hard::oracle::run(&loss, exact, &set.labels, &[1.0], None).expect("valid");
+            let value = loss.on(exact, &set.labels).loss_and_grad(&mut grad).expect("valid");
+            ((oracle.loss, oracle.grad), value, loss.on(single, &set.labels).loss_and_grad(&mut grad32).expect("valid"))
         }
     };
     let grad32 = grad32.iter().map(|g| f64::from(*g)).collect();

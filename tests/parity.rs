@@ -11,8 +11,8 @@ mod support;
 use serde_json::Value;
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
-    BatchSemiHardTripletLoss, ContrastiveLoss, Distance, Matrix, MeanOver, Negative, Negatives, Own, Pairs, Reduction,
-    Reference, TripletMarginLoss,
+    BatchSemiHardTripletLoss, ContrastiveLoss, Distance, Matrix, MeanOver, Negative, Negatives, Own, PairedDistance,
+    Pairs, Reduction, Reference, TripletMarginLoss,
 };
 use tercet::{batch_all, batch_contrastive, batch_hard, batch_negative, batch_semi_hard, contrastive, triplet_margin};
 
@@ -50,9 +50,9 @@ macro_rules! on_slices {
             let reference = Reference { embeddings: embeddings_of_others, labels: &other_labels[..], own: $set.own() };
             let [grad, reference_grad] = &mut grads[..] else { unreachable!("two gradients") };
             let both = [Some(&mut grad[..]), Some(&mut reference_grad[..])];
-            $loss.loss_and_grad_against(embeddings, labels, &reference, both)
+            $loss.on(embeddings, labels).against(&reference).loss_and_grads(both)
         } else {
-            $loss.loss_and_grad(embeddings, labels, &mut grads[0])
+            $loss.on(embeddings, labels).loss_and_grad(&mut grads[0])
         };
         let wide = |x: &Vec<$t>| x.iter().map(|x| f64::from(*x)).collect();
         let value = vec![f64::from(value.expect("valid"))];
@@ -124,10 +124,16 @@ fn distance(case: &Value) -> Distance {
         "squared" => Distance::SquaredEuclidean,
         "euclidean" => Distance::Euclidean,
         "cosine" => Distance::Cosine,
-        "manhattan" => Distance::Lp { p: 1.0, eps: 0.0 },
-        "pairwise_1" => Distance::Lp { p: 1.0, eps: 1e-6 },
-        "pairwise_2" => Distance::Lp { p: 2.0, eps: 1e-6 },
         other => panic!("{other}"),
+    }
+}
+
+fn paired_distance(case: &Value) -> PairedDistance {
+    match text(case, "distance") {
+        "manhattan" => PairedDistance::Lp { p: 1.0, eps: 0.0 },
+        "pairwise_1" => PairedDistance::Lp { p: 1.0, eps: 1e-6 },
+        "pairwise_2" => PairedDistance::Lp { p: 2.0, eps: 1e-6 },
+        _ => distance(case).into(),
     }
 }
 
@@ -146,8 +152,8 @@ fn batch_all(case: &Value, set: &Set) -> Vec<Answer> {
     let (margin, distance, reduction) = (margin(case), distance(case), reduction(case));
     let loss = BatchAllTripletLoss { margin, distance, mean_over, reduction, ..Default::default() };
     let reference = set.reference();
-    let found = batch_all::reference::run_against(&loss, set.embeddings(), &set.labels, reference.as_ref(), 1.0)
-        .expect("valid");
+    let found =
+        batch_all::oracle::run_against(&loss, set.embeddings(), &set.labels, reference.as_ref(), 1.0).expect("valid");
     let mut answers = vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])];
     on_slices!(answers, loss, set);
     answers
@@ -156,9 +162,8 @@ fn batch_all(case: &Value, set: &Set) -> Vec<Answer> {
 fn batch_hard(case: &Value, set: &Set) -> Vec<Answer> {
     let loss = BatchHardTripletLoss { margin: margin(case), distance: distance(case), ..Default::default() };
     let reference = set.reference();
-    let found =
-        batch_hard::reference::run_against(&loss, set.embeddings(), &set.labels, reference.as_ref(), &[1.0], None)
-            .expect("valid");
+    let found = batch_hard::oracle::run_against(&loss, set.embeddings(), &set.labels, reference.as_ref(), &[1.0], None)
+        .expect("valid");
     let mut answers = vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])];
     on_slices!(answers, loss, set);
     answers
@@ -166,7 +171,7 @@ fn batch_hard(case: &Value, set: &Set) -> Vec<Answer> {
 
 fn batch_semi_hard(case: &Value, set: &Set) -> Vec<Answer> {
     let loss = BatchSemiHardTripletLoss { margin: margin(case), distance: distance(case), ..Default::default() };
-    let found = batch_semi_hard::reference::run(&loss, set.embeddings(), &set.labels, &[1.0], None).expect("valid");
+    let found = batch_semi_hard::oracle::run(&loss, set.embeddings(), &set.labels, &[1.0], None).expect("valid");
     let mut answers = vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])];
     on_slices!(answers, loss, set);
     answers
@@ -189,8 +194,7 @@ fn batch_negative(case: &Value, set: &Set) -> Vec<Answer> {
         lists.map(|list| list.iter().map(|n| *n as u32).collect()).collect()
     };
     let run = |selection| {
-        batch_negative::reference::run::<f64>(&loss, set.embeddings(), &set.labels, 0, &[1.0], selection)
-            .expect("valid")
+        batch_negative::oracle::run::<f64>(&loss, set.embeddings(), &set.labels, 0, &[1.0], selection).expect("valid")
     };
     let drawn = run(None);
     assert_eq!(drawn.pairs.iter().map(|pair| pair.to_vec()).collect::<Vec<_>>(), lists(&case["pairs"]), "{case}");
@@ -202,7 +206,7 @@ fn batch_negative(case: &Value, set: &Set) -> Vec<Answer> {
         }
     }
     // The CPU version draws what the oracle draws, so its negatives are among the library's candidates too.
-    let own = loss.select(set.embeddings(), &set.labels).expect("valid");
+    let own = loss.on(set.embeddings(), &set.labels).select().expect("valid");
     let triplets: Vec<[u32; 3]> =
         (0..own.anchor.len()).map(|i| [own.anchor[i], own.positive[i], own.negative[i]]).collect();
     let expected = drawn.pairs.iter().zip(&drawn.negative).filter(|(_, n)| **n != u32::MAX);
@@ -221,7 +225,7 @@ fn batch_contrastive(case: &Value, set: &Set) -> Vec<Answer> {
     let loss = BatchContrastiveLoss { margin, distance, negatives, reduction, ..Default::default() };
     let (reference, labels) = (set.reference(), &set.labels[..]);
     let found =
-        batch_contrastive::reference::run_against(&loss, set.embeddings(), labels, reference.as_ref(), &[1.0], None)
+        batch_contrastive::oracle::run_against(&loss, set.embeddings(), labels, reference.as_ref(), &[1.0], None)
             .expect("valid");
     let mut answers = vec![Answer::oracle(found.loss, [found.grad, found.reference_grad])];
     on_slices!(answers, loss, set);
@@ -230,9 +234,9 @@ fn batch_contrastive(case: &Value, set: &Set) -> Vec<Answer> {
 
 /// Gradients are those of the sum of the values.
 fn triplet_margin(case: &Value, rows: [Matrix<'_, f64>; 3]) -> Vec<Answer> {
-    let (margin, distance, reduction) = (margin(case), distance(case), reduction(case));
+    let (margin, distance, reduction) = (margin(case), paired_distance(case), reduction(case));
     let loss = TripletMarginLoss { margin, distance, reduction, swap: case["swap"] == true, ..Default::default() };
-    let found = triplet_margin::reference::run(&loss, rows, &[1.0]).expect("valid");
+    let found = triplet_margin::oracle::run(&loss, rows, &[1.0]).expect("valid");
     let none = reduction == Reduction::None;
     let value = if none { found.losses } else { vec![found.loss] };
     let mut answers = vec![Answer { door: "oracle", value, grads: found.grads.to_vec(), tolerance: 1e-9 }];
@@ -251,9 +255,9 @@ fn triplet_margin(case: &Value, rows: [Matrix<'_, f64>; 3]) -> Vec<Answer> {
 }
 
 fn contrastive(case: &Value, rows: [Matrix<'_, f64>; 2], same: &[bool]) -> Vec<Answer> {
-    let (margin, distance, reduction) = (margin(case), distance(case), reduction(case));
+    let (margin, distance, reduction) = (margin(case), paired_distance(case), reduction(case));
     let loss = ContrastiveLoss { margin, distance, reduction, ..Default::default() };
-    let found = contrastive::reference::run(&loss, rows, same, &[1.0]).expect("valid");
+    let found = contrastive::oracle::run(&loss, rows, same, &[1.0]).expect("valid");
     let oracle = Answer { door: "oracle", value: vec![found.loss], grads: found.grads.to_vec(), tolerance: 1e-9 };
     let mut grads = [0; 2].map(|_| vec![f64::NAN; rows[0].rows() * rows[0].dim()]);
     let value = loss.loss_and_grad(rows, same, grads.each_mut().map(|grad| &mut grad[..])).expect("valid");
@@ -370,13 +374,13 @@ fn cosine_embedding_is_the_root_of_twice_ours() {
     paired("pairs", "cosine_embedding", 2, |case, rows, same| {
         let loss = ContrastiveLoss {
             margin: 1.0 - margin(case),
-            distance: distance(case),
+            distance: paired_distance(case),
             reduction: Reduction::None,
             ..Default::default()
         };
         let mut ours = vec![f64::NAN; same.len()];
         loss.losses(rows, same, &mut ours).expect("valid");
-        let oracle = contrastive::reference::run(&loss, rows, same, &[1.0]).expect("valid").losses;
+        let oracle = contrastive::oracle::run(&loss, rows, same, &[1.0]).expect("valid").losses;
         for losses in [ours, oracle] {
             let roots: Vec<f64> = losses.iter().map(|loss| (2.0 * loss).sqrt()).collect();
             close(&roots, &numbers(&case["value"]), 1e-9, &format!("case {}", case["id"]));

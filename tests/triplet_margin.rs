@@ -14,7 +14,7 @@ mod support;
 
 use paired::{Backend, Data, poison};
 use property::Case;
-use tercet::{Distance, Element, Reduction, TripletMarginLoss};
+use tercet::{Element, PairedDistance, Reduction, TripletMarginLoss};
 
 #[cfg(feature = "cuda")]
 trait BackendElement: cudarc::driver::DeviceRepr {}
@@ -143,13 +143,13 @@ fn cuda_computes_what_it_did() {
 #[test]
 fn nan_and_infinity_reach_all_gradients_of_their_row() {
     let distances = [
-        Distance::SquaredEuclidean,
-        Distance::Euclidean,
-        Distance::Cosine,
-        Distance::Lp { p: 2.0, eps: 1e-6 },
-        Distance::Lp { p: 1.0, eps: 0.0 },
-        Distance::Lp { p: 3.0, eps: 1e-6 },
-        Distance::Lp { p: f64::INFINITY, eps: 0.0 },
+        PairedDistance::SquaredEuclidean,
+        PairedDistance::Euclidean,
+        PairedDistance::Cosine,
+        PairedDistance::Lp { p: 2.0, eps: 1e-6 },
+        PairedDistance::Lp { p: 1.0, eps: 0.0 },
+        PairedDistance::Lp { p: 3.0, eps: 1e-6 },
+        PairedDistance::Lp { p: f64::INFINITY, eps: 0.0 },
     ];
     for (distance, normalize, swap) in
         distances.into_iter().flat_map(|d| [(d, false, false), (d, false, true), (d, true, false)])
@@ -181,12 +181,12 @@ fn a_large_power_of_ordinary_numbers() {
     for (scale, expected) in [(0.1f32, 0.598_608_9), (1.0, 1.486_088_9)] {
         let x = [[0.0, 0.0], [3.0 * scale, scale], [2.0 * scale, 2.0 * scale]];
         let rows = x.each_ref().map(|x| tercet::Matrix::new(x, 2).unwrap());
-        let distance = Distance::Lp { p: 100.0, eps: 0.0 };
+        let distance = PairedDistance::Lp { p: 100.0, eps: 0.0 };
         let loss = TripletMarginLoss { margin: 0.5, distance, ..Default::default() };
         let mut grads = [[f32::NAN; 2]; 3];
         let value = loss.loss_and_grad(rows, grads.each_mut().map(|g| &mut g[..])).unwrap();
         assert!((value - expected).abs() < 2e-6, "{value}");
-        let oracle = tercet::triplet_margin::reference::run(
+        let oracle = tercet::triplet_margin::oracle::run(
             &loss,
             x.map(|x| x.map(f64::from)).each_ref().map(|x| tercet::Matrix::new(x, 2).unwrap()),
             &[1.0],

@@ -4,8 +4,8 @@
 mod refused;
 
 use refused::{bad_options, options_beyond_f32, refused};
-use tercet::triplet_margin::reference;
-use tercet::{Distance, Element, Error, Matrix, Reduction, TripletMarginLoss};
+use tercet::triplet_margin::oracle;
+use tercet::{Element, Error, Matrix, PairedDistance, Reduction, TripletMarginLoss};
 
 /// Every way to call the loss on slices and the oracle: three with `Reduction::None`, otherwise five.
 fn doors(loss_fn: &TripletMarginLoss, rows: [Matrix<'_, f64>; 3]) -> Vec<Result<(), Error>> {
@@ -15,7 +15,7 @@ fn doors(loss_fn: &TripletMarginLoss, rows: [Matrix<'_, f64>; 3]) -> Vec<Result<
     let mut all = vec![
         loss_fn.losses(rows, &mut vec![0.0; count]),
         loss_fn.grad(rows, &upstream, grads.each_mut().map(|g| Some(&mut g[..]))),
-        reference::run(loss_fn, rows, &upstream).map(drop),
+        oracle::run(loss_fn, rows, &upstream).map(drop),
     ];
     if loss_fn.reduction != Reduction::None {
         all.push(loss_fn.loss(rows).map(drop));
@@ -42,7 +42,7 @@ fn slices_refuse_options_out_of_range() {
         doors(&TripletMarginLoss { margin, ..Default::default() }, rows).into_iter().for_each(|r| r.unwrap());
     }
     for (p, eps) in [(f64::INFINITY, 0.0), (f64::MIN_POSITIVE, 1.0), (1e300, 0.0), (2.0, -1e-6)] {
-        let distance = Distance::Lp { p, eps };
+        let distance = PairedDistance::Lp { p, eps };
         doors(&TripletMarginLoss { distance, ..Default::default() }, rows).into_iter().for_each(|r| r.unwrap());
     }
 }

@@ -7,8 +7,8 @@ mod support;
 
 use recorded::{Bounds, F32, F64, Outcome, Recorded, Worst, read_record};
 use serde_json::Value;
-use tercet::triplet_margin::reference;
-use tercet::{Distance, Element, Reduction, TripletMarginLoss};
+use tercet::triplet_margin::oracle;
+use tercet::{Element, PairedDistance, Reduction, TripletMarginLoss};
 
 type Case = recorded::Case<TripletMarginLoss, 3>;
 
@@ -16,7 +16,7 @@ impl Recorded<3> for TripletMarginLoss {
     const FILE: &'static str = "torch_triplet_margin.json";
     const ROLES: [&'static str; 3] = ["anchor", "positive", "negative"];
 
-    fn read(case: &Value, distance: Distance, normalize: bool, reduction: Reduction) -> Self {
+    fn read(case: &Value, distance: PairedDistance, normalize: bool, reduction: Reduction) -> Self {
         let (margin, swap) = (case["margin"].as_f64().unwrap(), case["swap"].as_bool().unwrap());
         Self { margin, distance, normalize, swap, reduction }
     }
@@ -30,7 +30,7 @@ impl Recorded<3> for TripletMarginLoss {
     }
 
     fn by_reference(case: &Case) -> Outcome<3> {
-        let result = reference::run(&case.loss_fn, case.set.matrices(&case.set.x), &case.upstream).unwrap();
+        let result = oracle::run(&case.loss_fn, case.set.matrices(&case.set.x), &case.upstream).unwrap();
         let none = case.loss_fn.reduction == Reduction::None;
         (if none { result.losses } else { vec![result.loss] }, result.grads)
     }
@@ -99,7 +99,7 @@ fn bounds(case: &Case) -> Bounds<3> {
                         (_, 2) => negative.1[k],
                         (_, i) => (if i < 2 { ap.1[k] } else { 0.0 }) + if i == nearer { negative.1[k] } else { 0.0 },
                     };
-                if loss_fn.distance == Distance::Cosine {
+                if loss_fn.distance == PairedDistance::Cosine {
                     let unit = |j: usize| (set.row(j, b)[k] / norms[j]).abs();
                     bounds.grads[i][b * set.dim + k] = weight * (unit(0) + unit(1) + unit(2) + unit(i)) / norms[i];
                 }
@@ -213,7 +213,7 @@ mod through_tch {
                 for swap in [false, true] {
                     let loss_fn = TripletMarginLoss {
                         margin: [0.2, 1.0, 0.0][(i + j) % 3],
-                        distance: Distance::Lp { p, eps: 1e-6 },
+                        distance: PairedDistance::Lp { p, eps: 1e-6 },
                         swap,
                         reduction: REDUCTIONS[(i + j + usize::from(swap)) % 3],
                         ..TripletMarginLoss::torch()
@@ -223,7 +223,7 @@ mod through_tch {
             }
         }
         compare_with(&cases, |case, [a, p, n]| {
-            let Distance::Lp { p: exponent, eps } = case.loss_fn.distance else { unreachable!("made above") };
+            let PairedDistance::Lp { p: exponent, eps } = case.loss_fn.distance else { unreachable!("made above") };
             let reduction = match case.loss_fn.reduction {
                 Reduction::None => tch::Reduction::None,
                 Reduction::Mean => tch::Reduction::Mean,
@@ -241,15 +241,15 @@ mod through_tch {
         let mut cases = Vec::new();
         for (i, (rows, dim)) in SHAPES.into_iter().enumerate() {
             let distances = [
-                (Distance::SquaredEuclidean, false),
-                (Distance::SquaredEuclidean, true),
-                (Distance::Cosine, false),
-                (Distance::Lp { p: 2.0, eps: 1e-6 }, false),
-                (Distance::Lp { p: 1.0, eps: 0.0 }, false),
+                (PairedDistance::SquaredEuclidean, false),
+                (PairedDistance::SquaredEuclidean, true),
+                (PairedDistance::Cosine, false),
+                (PairedDistance::Lp { p: 2.0, eps: 1e-6 }, false),
+                (PairedDistance::Lp { p: 1.0, eps: 0.0 }, false),
             ];
             for (j, (distance, normalize)) in distances.into_iter().enumerate() {
                 // Normalised, a row of one number keeps only its sign: the hinge would be met exactly.
-                if dim == 1 && (normalize || distance == Distance::Cosine) {
+                if dim == 1 && (normalize || distance == PairedDistance::Cosine) {
                     continue;
                 }
                 for swap in [false, true] {

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use corosensei::stack::{DefaultStack, Stack};
 use corosensei::{Coroutine, Yielder};
-use tercet::cuda::Grid;
+use tercet::internal::Grid;
 
 use crate::detector::{Detector, Finding, Kind, Shadow};
 use crate::library::Library;

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tercet::Error;
-use tercet::cuda::{Address, DeviceProperties, Grid, Launcher};
+use tercet::internal::{Address, DeviceProperties, Grid, Launcher};
 
 use block::{Block, Launch, shuffle};
 use detector::Detector;

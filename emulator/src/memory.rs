@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::Pod;
-use tercet::cuda::{Address, Memory};
+use tercet::internal::{Address, Memory};
 
 /// Bytes before and behind each buffer that belong to nobody.
 const GAP: usize = 4096;

@@ -1,9 +1,7 @@
 //! `batch_all`'s kernels, run by the emulator through the crate's own launches: the property test that every backend
 //! takes.
 
-use std::cell::Cell;
-
-use tercet::batch_all::reference;
+use tercet::batch_all::oracle;
 use tercet::{BatchAllTripletLoss, Element, Matrix, Precision};
 use tercet_emulator::{Emulator, Options};
 
@@ -17,46 +15,30 @@ mod property;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use emulated::Emulated;
 use launches::{OnDevice, mine};
 use on_device::run_case;
 use property::{Backend, Case, Output, property};
 use support::mined::Data;
 
-/// The emulator as a backend, with the detector or without.
-#[derive(Default)]
-struct Emulated<const DETECT: bool> {
-    launches: Cell<u64>,
-}
-
 impl<const DETECT: bool> Backend for Emulated<DETECT> {
-    const NAME: &'static str = if DETECT { "the emulator with its detector" } else { "the emulator" };
+    const NAME: &'static str = Self::NAMED;
     const TAKES_F64: bool = false;
     const PRECISIONS: &'static [Precision] = support::mined::PRECISIONS;
     const LARGEST: usize = 130;
 
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
-        let emulator = Emulator::new(Options { detect: DETECT, seed: case.batch.seed % 4, os_threads: 1 });
-        let output = run_case(&emulator, case, data);
-        self.launches.set(self.launches.get() + emulator.launches());
-        output
+        self.on_its_own(case.batch.seed, |emulator| run_case(emulator, case, data))
     }
-}
-
-fn shared_property<const DETECT: bool>(count: u32) {
-    let start = std::time::Instant::now();
-    let backend = Emulated::<DETECT>::default();
-    property(&backend, count);
-    let (name, seconds) = (Emulated::<DETECT>::NAME, start.elapsed().as_secs_f64());
-    println!("batch_all on {name}: {} launches, {seconds:.1} s", backend.launches.get());
 }
 
 #[test]
 fn the_emulator_agrees_with_the_oracle() {
-    shared_property::<false>(40);
+    Emulated::<false>::takes("batch_all", |backend| property(backend, 40));
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(6);
+    Emulated::<true>::takes("batch_all", |backend| property(backend, 6));
 }
 
 fn uniform(rows: usize, dim: usize) -> Vec<f32> {
@@ -92,8 +74,7 @@ fn lower_precision_is_as_good_as_its_bits() {
     let exact: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
     // All triplets are active, so that the count cannot hide how exact distances are.
     let loss_fn = BatchAllTripletLoss { margin: 200.0, ..Default::default() };
-    let expected =
-        reference::run(&loss_fn, Matrix::new(&exact, dim).expect("whole rows"), &labels, 1.0).expect("valid");
+    let expected = oracle::run(&loss_fn, Matrix::new(&exact, dim).expect("whole rows"), &labels, 1.0).expect("valid");
     for (precision, unit) in
         [(Precision::Highest, 0.5f64.powi(24)), (Precision::High, 0.5f64.powi(11)), (Precision::Medium, 0.5f64.powi(9))]
     {
@@ -118,7 +99,7 @@ fn lower_precision_is_as_good_as_its_bits() {
 #[test]
 fn classes_too_large_give_nan() {
     let rows = 4000usize;
-    assert!(rows * rows / 2 > tercet::cuda::batch::capacity(rows, rows));
+    assert!(rows * rows / 2 > tercet::internal::capacity(rows, rows));
     let labels: Vec<i64> = (0..rows as i64).map(|i| i % 2).collect();
     let emulator = Emulator::new(Options::default());
     let batch = OnDevice::itself(&emulator, &uniform(rows, 1), 1, &labels);

@@ -1,9 +1,7 @@
 //! `batch_contrastive`'s kernels, run by the emulator through the crate's own launches: the property test that every
 //! backend takes.
 
-use std::cell::Cell;
-
-use tercet::batch_contrastive::reference;
+use tercet::batch_contrastive::oracle;
 use tercet::{BatchContrastiveLoss, Element, Matrix, Negatives, Precision, Reduction};
 use tercet_emulator::{Emulator, Options};
 
@@ -17,46 +15,30 @@ mod property;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use emulated::Emulated;
 use launches::{OnDevice, mine};
 use on_device::run_case;
 use property::{Backend, Case, Output, property};
 use support::mined::Data;
 
-/// The emulator as a backend, with the detector or without.
-#[derive(Default)]
-struct Emulated<const DETECT: bool> {
-    launches: Cell<u64>,
-}
-
 impl<const DETECT: bool> Backend for Emulated<DETECT> {
-    const NAME: &'static str = if DETECT { "the emulator with its detector" } else { "the emulator" };
+    const NAME: &'static str = Self::NAMED;
     const TAKES_F64: bool = false;
     const PRECISIONS: &'static [Precision] = support::mined::PRECISIONS;
     const LARGEST: usize = 130;
 
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
-        let emulator = Emulator::new(Options { detect: DETECT, seed: case.batch.seed % 4, os_threads: 1 });
-        let output = run_case(&emulator, case, data);
-        self.launches.set(self.launches.get() + emulator.launches());
-        output
+        self.on_its_own(case.batch.seed, |emulator| run_case(emulator, case, data))
     }
-}
-
-fn shared_property<const DETECT: bool>(count: u32) {
-    let start = std::time::Instant::now();
-    let backend = Emulated::<DETECT>::default();
-    property(&backend, count);
-    let (name, seconds) = (Emulated::<DETECT>::NAME, start.elapsed().as_secs_f64());
-    println!("batch_contrastive on {name}: {} launches, {seconds:.1} s", backend.launches.get());
 }
 
 #[test]
 fn the_emulator_agrees_with_the_oracle() {
-    shared_property::<false>(30);
+    Emulated::<false>::takes("batch_contrastive", |backend| property(backend, 30));
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(3);
+    Emulated::<true>::takes("batch_contrastive", |backend| property(backend, 3));
 }
 
 fn uniform(rows: usize, dim: usize) -> Vec<f32> {
@@ -103,7 +85,7 @@ fn ties_are_taken_in_the_given_order() {
         };
         let exact: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
         let matrix = Matrix::new(&exact, 1).expect("whole rows");
-        let expected = reference::run(&loss_fn, matrix, &labels, &[1.0], None).expect("valid");
+        let expected = oracle::run(&loss_fn, matrix, &labels, &[1.0], None).expect("valid");
         let emulator = Emulator::new(Options { detect: true, ..Options::default() });
         let batch = OnDevice::itself(&emulator, &x, 1, &labels);
         let upstream = vec![1.0; rows];
@@ -153,7 +135,7 @@ fn lower_precision_is_as_good_as_its_bits() {
     // All pairs are active.
     let loss_fn = BatchContrastiveLoss { margin: 20.0, ..Default::default() };
     let expected =
-        reference::run(&loss_fn, Matrix::new(&exact, dim).expect("whole rows"), &labels, &[1.0], None).expect("valid");
+        oracle::run(&loss_fn, Matrix::new(&exact, dim).expect("whole rows"), &labels, &[1.0], None).expect("valid");
     for (precision, unit) in
         [(Precision::Highest, 0.5f64.powi(24)), (Precision::High, 0.5f64.powi(11)), (Precision::Medium, 0.5f64.powi(9))]
     {

@@ -1,9 +1,7 @@
 //! `batch_hard`'s kernels, run by the emulator through the crate's own launches: the property test that every backend
 //! takes.
 
-use std::cell::Cell;
-
-use tercet::batch_hard::reference;
+use tercet::batch_hard::oracle;
 use tercet::{BatchHardTripletLoss, Element, Precision};
 use tercet_emulator::{Emulator, Options};
 
@@ -17,46 +15,30 @@ mod property;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use emulated::Emulated;
 use launches::{OnDevice, mine};
 use on_device::run_case;
 use property::{Backend, Case, Output, property};
 use support::mined::Data;
 
-/// The emulator as a backend, with the detector or without.
-#[derive(Default)]
-struct Emulated<const DETECT: bool> {
-    launches: Cell<u64>,
-}
-
 impl<const DETECT: bool> Backend for Emulated<DETECT> {
-    const NAME: &'static str = if DETECT { "the emulator with its detector" } else { "the emulator" };
+    const NAME: &'static str = Self::NAMED;
     const TAKES_F64: bool = false;
     const PRECISIONS: &'static [Precision] = support::mined::PRECISIONS;
     const LARGEST: usize = 130;
 
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
-        let emulator = Emulator::new(Options { detect: DETECT, seed: case.batch.seed % 4, os_threads: 1 });
-        let output = run_case(&emulator, case, data);
-        self.launches.set(self.launches.get() + emulator.launches());
-        output
+        self.on_its_own(case.batch.seed, |emulator| run_case(emulator, case, data))
     }
-}
-
-fn shared_property<const DETECT: bool>(count: u32) {
-    let start = std::time::Instant::now();
-    let backend = Emulated::<DETECT>::default();
-    property(&backend, count);
-    let (name, seconds) = (Emulated::<DETECT>::NAME, start.elapsed().as_secs_f64());
-    println!("batch_hard on {name}: {} launches, {seconds:.1} s", backend.launches.get());
 }
 
 #[test]
 fn the_emulator_agrees_with_the_oracle() {
-    shared_property::<false>(100);
+    Emulated::<false>::takes("batch_hard", |backend| property(backend, 100));
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(12);
+    Emulated::<true>::takes("batch_hard", |backend| property(backend, 12));
 }
 
 /// With fewer bits a negative may be taken that is not the nearest, by no more than those bits explain; its distance is
@@ -91,8 +73,7 @@ fn lower_precision_is_as_good_as_its_bits() {
         println!("batch_hard on the emulator, {precision:?}: {missed} of {rows} negatives are not the nearest");
         assert!(precision != Precision::Highest || missed == 0);
         let matrix = tercet::Matrix::new(&exact, dim).expect("whole rows");
-        let own =
-            reference::run(&loss_fn, matrix, &labels, &[1.0], Some((&positive, &negative))).expect("valid options");
+        let own = oracle::run(&loss_fn, matrix, &labels, &[1.0], Some((&positive, &negative))).expect("valid options");
         let got = f64::from(mined.loss);
         assert!((got - own.loss).abs() <= 1e-5 * own.loss, "{precision:?}: {got} for {}", own.loss);
     }

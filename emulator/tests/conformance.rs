@@ -12,7 +12,7 @@ use std::path::Path;
 
 use bytemuck::{Pod, Zeroable, bytes_of};
 use conformance::Probe;
-use tercet::cuda::{Address, Grid, Launcher, Memory};
+use tercet::internal::{Address, Grid, Launcher, Memory};
 use tercet_emulator::{Buffer, Emulator, Options};
 
 #[repr(C)]

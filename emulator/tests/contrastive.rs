@@ -2,9 +2,8 @@
 //! and launches that only the emulator can vary so much.
 
 use half::{bf16, f16};
-use tercet::contrastive::cuda::{Pass, Plan, Same};
-use tercet::contrastive::reference;
-use tercet::cuda::{DeviceProperties, Launcher, Memory};
+use tercet::contrastive::oracle;
+use tercet::internal::{self, DeviceProperties, Launcher, Memory, Pass, Plan, Same};
 use tercet::{ContrastiveLoss, Element, Error, Matrix, Reduction};
 use tercet_emulator::{Buffer, Emulator, Options};
 
@@ -65,23 +64,23 @@ impl Launched<2> for ContrastiveLoss {
         let numbers = property::same(seed, rows).into_iter().map(|same| f64::from(u8::from(same)));
         upload(emulator, &numbers.collect::<Vec<_>>(), seed / 4)
     }
-    fn plan<T: Element>(&self, device: &DeviceProperties, shape: [usize; 2], pass: &Pass) -> Plan {
-        self.plan_on::<T>(device, shape, pass).expect("valid options")
+    fn plan<T: Element>(&self, device: &DeviceProperties, shape: [usize; 2], pass: &Pass<2>) -> Plan {
+        internal::contrastive_plan::<T>(self, device, shape, pass).expect("valid options")
     }
     unsafe fn launch<T: Element>(
         &self,
         ready: &(Buffer, Same),
         emulator: &Emulator,
         shape: [usize; 2],
-        pass: &Pass,
+        pass: &Pass<2>,
     ) -> Result<(), Error> {
         // SAFETY: the caller keeps the contract, and `same` has one number per row.
-        unsafe { self.run_on::<T, _>(emulator, shape, pass, ready.1) }
+        unsafe { internal::contrastive::<T, _>(self, emulator, shape, pass, ready.1) }
     }
     fn expect<T: Element>(&self, x: [Matrix<'_, f64>; 2], seed: u64, upstream: &[f64]) -> Expected<2> {
         let rows = x[0].rows();
         let same = property::same(seed, rows);
-        let oracle = reference::run(self, x, &same, upstream).expect("valid options");
+        let oracle = oracle::run(self, x, &same, upstream).expect("valid options");
         let bounds = (0..rows).map(|b| {
             let weight = launches::weight(self.reduction, rows, upstream, b);
             bounds::contrastive::<T>(self, x.map(|m| m.row(b)), same[b], weight, oracle.distances[b])
@@ -153,7 +152,8 @@ fn all_of(
         ..Pass::default()
     };
     // SAFETY: buffers of the emulator, of the sizes that `pass` says, and one number per row.
-    unsafe { loss.run_on::<f32, _>(&emulator, [rows, dim], &pass, same) }.unwrap_or_else(|e| panic!("{e}"));
+    unsafe { internal::contrastive::<f32, _>(loss, &emulator, [rows, dim], &pass, same) }
+        .unwrap_or_else(|e| panic!("{e}"));
     [losses, value, to_x1, to_x2].iter().flat_map(|buffer| buffer.read::<f32>()).collect()
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use tercet::cuda::IMAGES;
+use tercet::internal::IMAGES;
 
 /// So that a launch which the emulator does not refuse finds its kernel on a device too.
 #[test]

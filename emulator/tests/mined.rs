@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 
-use tercet::cuda::mined::OnDevice as Mined;
+use tercet::internal::OnDevice as Mined;
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
     BatchSemiHardTripletLoss, Distance, Element, Negative, Negatives,

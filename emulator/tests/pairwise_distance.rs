@@ -1,11 +1,9 @@
 //! `pairwise_distance`'s kernels, run by the emulator through the crate's own launches: the property test that every
 //! backend takes.
 
-use std::cell::Cell;
-
-use tercet::cuda::batch::Input;
-use tercet::cuda::{Launcher, Memory};
-use tercet::pairwise_distance::reference;
+use tercet::internal::Input;
+use tercet::internal::{self, Launcher, Memory};
+use tercet::pairwise_distance::oracle;
 use tercet::{Distance, Element, Matrix, PairwiseDistance, Precision};
 use tercet_emulator::{Emulator, Options};
 
@@ -19,45 +17,29 @@ mod property;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use emulated::Emulated;
 use on_device::run_case;
 use property::{Backend, Case, Output, property, same_bits};
 use support::mined::{Batch, Content, Data, Labelling};
 
-/// The emulator as a backend, with the detector or without.
-#[derive(Default)]
-struct Emulated<const DETECT: bool> {
-    launches: Cell<u64>,
-}
-
 impl<const DETECT: bool> Backend for Emulated<DETECT> {
-    const NAME: &'static str = if DETECT { "the emulator with its detector" } else { "the emulator" };
+    const NAME: &'static str = Self::NAMED;
     const TAKES_F64: bool = false;
-    const PRECISIONS: &'static [Precision] = support::mined::WITH_PLAIN;
+    const PRECISIONS: &'static [Option<Precision>] = support::mined::WITH_PLAIN;
     const LARGEST: usize = 130;
 
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
-        let emulator = Emulator::new(Options { detect: DETECT, seed: case.batch.seed % 4, os_threads: 1 });
-        let output = run_case(&emulator, case, data);
-        self.launches.set(self.launches.get() + emulator.launches());
-        output
+        self.on_its_own(case.batch.seed, |emulator| run_case(emulator, case, data))
     }
-}
-
-fn shared_property<const DETECT: bool>(count: u32) {
-    let start = std::time::Instant::now();
-    let backend = Emulated::<DETECT>::default();
-    property(&backend, count);
-    let (name, seconds) = (Emulated::<DETECT>::NAME, start.elapsed().as_secs_f64());
-    println!("pairwise_distance on {name}: {} launches, {seconds:.1} s", backend.launches.get());
 }
 
 #[test]
 fn the_emulator_agrees_with_the_oracle() {
-    shared_property::<false>(120);
+    Emulated::<false>::takes("pairwise_distance", |backend| property(backend, 120));
 }
 #[test]
 fn the_detector_agrees_with_the_oracle() {
-    shared_property::<true>(20);
+    Emulated::<true>::takes("pairwise_distance", |backend| property(backend, 20));
 }
 
 /// Blocks and threads in an order of their own: 0 forwards, 1 backwards.
@@ -66,7 +48,7 @@ struct Ordered(u64);
 impl Backend for Ordered {
     const NAME: &'static str = "an order on the emulator";
     const TAKES_F64: bool = false;
-    const PRECISIONS: &'static [Precision] = support::mined::WITH_PLAIN;
+    const PRECISIONS: &'static [Option<Precision>] = support::mined::WITH_PLAIN;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T> {
         run_case(&Emulator::new(Options { detect: false, seed: self.0, os_threads: 1 }), case, data)
     }
@@ -98,8 +80,16 @@ fn lower_precision_is_as_good_as_its_bits() {
                 let at = |row: usize| Input { x: on_device.address() + (row * dim * 4) as u64, stride: dim, labels: 0 };
                 let out = emulator.allocate(rows[0] * rows[1] * 4).expect("memory");
                 // SAFETY: buffers of the emulator, of the shapes that the call expects.
-                unsafe { op.forward_on::<f32, _>(&emulator, rows, dim, &[at(0), at(rows[0])], out.address()) }
-                    .unwrap_or_else(|e| panic!("{e}"));
+                unsafe {
+                    internal::pairwise_distance::<f32, _>(
+                        (&op, op.precision.into()),
+                        &emulator,
+                        rows.map(|rows| [rows, dim]),
+                        &[at(0), at(rows[0])],
+                        out.address(),
+                    )
+                }
+                .unwrap_or_else(|e| panic!("{e}"));
                 out.read::<f32>()
             })
             .collect();
@@ -133,11 +123,11 @@ fn rows_far_from_the_others_keep_their_distance() {
         Data { laid_out: x.to_vec(), exact: exact.clone(), labels: vec![0; 5], upstream: vec![1.0], reference: None };
     for distance in [Distance::SquaredEuclidean, Distance::Euclidean] {
         let op = PairwiseDistance { distance, ..Default::default() };
-        let case = Case { op, batch: batch.clone(), split: None, sparse: false };
+        let case = Case { op, batch: batch.clone(), split: None, sparse: false, plain: false };
         let emulator = Emulator::new(Options { detect: false, seed: 0, os_threads: 1 });
         let output = run_case(&emulator, &case, &data);
         let rows = Matrix::new(&exact, 1).unwrap();
-        let truth = reference::run(&op, rows, rows, &case.upstream::<f32>()).unwrap();
+        let truth = oracle::run(&op, rows, rows, &case.upstream::<f32>()).unwrap();
         assert!(truth.distances[3 * 5 + 4] > 9e-13 && truth.distances[3 * 5 + 4] < 1e-6);
         let near = |actual: f32, expected: f64| (f64::from(actual) - expected).abs() <= 1e-5 * expected.abs();
         for (actual, expected) in output.distances.iter().zip(&truth.distances) {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use bytemuck::bytes_of;
-use tercet::cuda::{Address, Grid, Launcher, Memory};
+use tercet::internal::{Address, Grid, Launcher, Memory};
 use tercet_emulator::{Emulator, Options};
 
 #[path = "../../tests/support/skipped.rs"]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, Zeroable, bytes_of};
 use half::f16;
-use tercet::cuda::{Address, Grid, Launcher, Memory};
+use tercet::internal::{Address, Grid, Launcher, Memory};
 use tercet_emulator::{Emulator, Options};
 
 const SEEDS: u64 = 5;

@@ -2,9 +2,8 @@
 //! and launches that only the emulator can vary so much.
 
 use half::{bf16, f16};
-use tercet::cuda::DeviceProperties;
-use tercet::triplet_margin::cuda::{Pass, Plan};
-use tercet::triplet_margin::reference;
+use tercet::internal::{self, DeviceProperties, Pass, Plan};
+use tercet::triplet_margin::oracle;
 use tercet::{Element, Error, Matrix, Reduction, TripletMarginLoss};
 use tercet_emulator::Emulator;
 
@@ -40,21 +39,21 @@ impl Launched<3> for TripletMarginLoss {
         Self { reduction: Reduction::None, ..self }
     }
     fn ready(&self, _: &Emulator, _: usize, _: u64) {}
-    fn plan<T: Element>(&self, device: &DeviceProperties, shape: [usize; 2], pass: &Pass) -> Plan {
-        self.plan_on::<T>(device, shape, pass).expect("valid options")
+    fn plan<T: Element>(&self, device: &DeviceProperties, shape: [usize; 2], pass: &Pass<3>) -> Plan {
+        internal::triplet_margin_plan::<T>(self, device, shape, pass).expect("valid options")
     }
     unsafe fn launch<T: Element>(
         &self,
         (): &(),
         emulator: &Emulator,
         shape: [usize; 2],
-        pass: &Pass,
+        pass: &Pass<3>,
     ) -> Result<(), Error> {
         // SAFETY: the caller keeps the contract.
-        unsafe { self.run_on::<T, _>(emulator, shape, pass) }
+        unsafe { internal::triplet_margin::<T, _>(self, emulator, shape, pass) }
     }
     fn expect<T: Element>(&self, x: [Matrix<'_, f64>; 3], _: u64, upstream: &[f64]) -> Expected<3> {
-        let oracle = reference::run(self, x, upstream).expect("valid options");
+        let oracle = oracle::run(self, x, upstream).expect("valid options");
         let rows = x[0].rows();
         let bounds = (0..rows).map(|b| {
             let weight = launches::weight(self.reduction, rows, upstream, b);

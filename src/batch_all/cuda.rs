@@ -2,32 +2,30 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{BatchAllTripletLoss, MeanOver, Problem};
+use super::{BatchAllTripletLoss, Problem};
 use crate::constants::{BATCH_ALL_SHARED, COMPARED, STATS};
+use crate::cuda::arguments::{Inputs, Output};
 use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};
-use crate::cuda::mined::{Inputs, OnDevice, Output};
+use crate::cuda::mined::OnDevice;
 use crate::cuda::{Address, Grid, Launcher, Memory};
-use crate::{Element, Error, Reduction};
-
-crate::cuda::mined::cuda_calls!(BatchAllTripletLoss);
+use crate::{Element, Error, MeanOver, Reduction};
 
 const STEM: &str = "batch_all";
 
-/// What the backward pass needs of a forward pass.
-#[doc(hidden)]
-pub struct Swept<M> {
+/// What the backward pass of batch_all needs of a forward pass.
+pub struct Kept<M> {
     sides: Sides,
-    at: Places,
-    /// Of the anchors and of the reference set, where they were asked for.
+    at: LossArgs,
+    /// The gradients of the anchors and of the reference set, not divided; 0: not asked for.
     gradients: [Address; 2],
-    /// What they point to.
+    /// The memory that `sides`, `at` and `gradients` point to.
     _memory: (Vec<M>, M),
 }
 
-/// Part of `Args` of kernels/batch_all.cu: all but the sides.
+/// Part of `Args` of kernels/batch_all.cu: everything after the sides.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Places {
+struct LossArgs {
     start: Address,
     distance: Address,
     threshold: Address,
@@ -56,16 +54,16 @@ struct Places {
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Args {
     sides: Sides,
-    at: Places,
+    at: LossArgs,
 }
 
-/// Dynamic shared memory of a block of the sweep.
+/// Dynamic shared memory of a block of `batch_all_sweep`.
 fn shared_bytes(product: Product) -> u32 {
     product.of_planes(BATCH_ALL_SHARED)
 }
 
 impl OnDevice for BatchAllTripletLoss {
-    type Kept<M: Memory> = Swept<M>;
+    type Kept<M: Memory> = Kept<M>;
 
     unsafe fn forward<T: Element, L: Launcher>(
         launcher: &L,
@@ -73,13 +71,11 @@ impl OnDevice for BatchAllTripletLoss {
         inputs: &Inputs,
         output: &Output,
         with_grad: [bool; 2],
-    ) -> Result<Swept<L::Memory>, Error> {
-        let product = Product::of::<T>(problem.precision);
-        let Problem { rows, dim, metric, normalize, others, .. } = *problem;
-        let shape = batch::Problem { rows, dim, metric, normalize, product };
+    ) -> Result<Kept<L::Memory>, Error> {
         // SAFETY: the caller's contract.
         let PreparedSides { sides, shapes, kept, scratch } =
-            unsafe { batch::prepare_sides::<T, L>(launcher, &shape, others, inputs)? };
+            unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs)? };
+        let (rows, dim, shape, product) = (problem.rows, problem.dim, shapes[0], shapes[0].product);
 
         let properties = launcher.properties();
         let splits = [0, 1].map(|which| shapes[which].splits_of(shapes[1 - which].tiles(), properties));
@@ -103,7 +99,7 @@ impl OnDevice for BatchAllTripletLoss {
 
         let [distance, threshold, owner, count] = of_pairs.map(|at| passing.address() + at);
         let gradients = gradients.map(|at| at.map_or(0, |at| result.address() + at));
-        let at = Places {
+        let at = LossArgs {
             start: passing.address() + start,
             distance,
             threshold,
@@ -117,23 +113,23 @@ impl OnDevice for BatchAllTripletLoss {
             state: result.address() + state,
             loss: output.loss,
             stats: if output.stats == 0 { result.address() + stats } else { output.stats },
-            margin: problem.margin,
+            margin: problem.options.margin,
             capacity: capacity as u64,
             splits: splits[0],
-            kind: batch::kind(metric),
-            mean: match (problem.reduction, problem.mean_over) {
+            kind: batch::kind(shape.distance),
+            mean: match (problem.options.reduction, problem.options.mean_over) {
                 (Reduction::Mean, MeanOver::Active) => 1,
                 (Reduction::Mean, MeanOver::Valid) => 2,
                 _ => 0,
             },
-            ..Places::zeroed()
+            ..LossArgs::zeroed()
         };
-        // SAFETY: the first bytes of our own allocation.
+        // SAFETY: the first 8 bytes of our own allocation, which nothing uses yet.
         unsafe { launcher.clear(at.state, 8)? };
-        let launch = |kernel: String, grid: Grid, at: Places| {
+        let launch = |kernel: String, grid: Grid, at: LossArgs| {
             let args = Args { sides, at };
-            // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above and
-            // live as `Memory` says.
+            // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above
+            // and live as `Memory` says.
             unsafe { launcher.launch(STEM, &kernel, grid, bytemuck::bytes_of(&args)) }
         };
         let blocks = |blocks: u32| Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
@@ -143,18 +139,18 @@ impl OnDevice for BatchAllTripletLoss {
         if has_large {
             launch(format!("{STEM}_sort"), blocks(row_blocks[0]), at)?;
         }
-        let sweep = |which: usize, at: Places| {
+        let sweep = |which: usize, at: LossArgs| {
             let blocks = shapes[which].tiles() * splits[which];
             let grid = Grid { blocks, threads: batch::TILE_THREADS, shared_bytes: shared_bytes(product) };
             launch(format!("{STEM}_sweep_{}", product.tile), grid, at)
         };
         sweep(0, at)?;
         let pushed = passing.address() + pushed[1];
-        let other = Places { which: 1, gradient: gradients[1], splits: splits[1], pushed, ..at };
+        let other = LossArgs { which: 1, gradient: gradients[1], splits: splits[1], pushed, ..at };
         if gradients[1] != 0 {
             sweep(1, other)?;
         }
-        // The ranks take the place of the thresholds.
+        // `ranks` overwrites the thresholds, so it follows both sweeps.
         if has_large {
             launch(format!("{STEM}_ranks"), blocks(row_blocks[0]), at)?;
         }
@@ -163,33 +159,33 @@ impl OnDevice for BatchAllTripletLoss {
             launch(format!("{STEM}_finish_{}", T::NAME), blocks(row_blocks[1]), other)?;
         }
         drop((scratch, passing));
-        Ok(Swept { sides, at, gradients, _memory: (kept, result) })
+        Ok(Kept { sides, at, gradients, _memory: (kept, result) })
     }
 
     unsafe fn backward<T: Element, L: Launcher>(
         launcher: &L,
         problem: &Problem,
-        swept: &Swept<L::Memory>,
+        kept: &Kept<L::Memory>,
         _: &Inputs,
         upstream: Address,
         grads: [Address; 2],
     ) -> Result<(), Error> {
-        let of_side = [problem.rows, problem.others.unwrap_or(0)];
+        let of_side = [problem.rows, problem.references.unwrap_or(0)];
         for which in (0..2).filter(|&which| grads[which] != 0) {
-            let at = Places {
+            let at = LossArgs {
                 upstream,
                 grad: grads[which],
-                gradient: swept.gradients[which],
+                gradient: kept.gradients[which],
                 which: which as u32,
-                ..swept.at
+                ..kept.at
             };
-            let args = Args { sides: swept.sides, at };
+            let args = Args { sides: kept.sides, at };
             let properties = launcher.properties();
             let resident = properties.multiprocessors * (properties.threads_per_multiprocessor / batch::THREADS);
             let wanted = (of_side[which] * problem.dim).div_ceil(batch::THREADS as usize);
             let blocks = wanted.min(resident as usize) as u32;
             let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
-            // SAFETY: as in `forward`; the gradient lives in `swept`.
+            // SAFETY: as in `forward`; the gradient lives in `kept`.
             unsafe { launcher.launch(STEM, &format!("{STEM}_backward_{}", T::NAME), grid, bytemuck::bytes_of(&args))? };
         }
         Ok(())

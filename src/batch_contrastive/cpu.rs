@@ -1,5 +1,6 @@
-//! The fused CPU version: positives by difference, negatives by tiles of products. What pairs weigh depends on their distance
-//! alone, so the gradient is another sweep, and nothing is kept for it but the hardest pairs.
+//! The fused CPU version: positives by difference, negatives by tiles of products. The weight of a pair in the gradient
+//! depends on its distance alone, so the gradient is another sweep, for which only the rows and the hardest pairs are
+//! kept.
 
 mod gradient;
 mod hardest;
@@ -7,59 +8,61 @@ mod hardest;
 use pulp::{Simd, WithSimd};
 
 use super::{Negatives, Problem};
-use crate::cpu::against::Against;
 use crate::cpu::blocks;
-use crate::cpu::sides::{Sides, TASK_ROWS};
+use crate::cpu::comparison::Comparison;
+use crate::cpu::distance_matrix::{DistanceMatrix, TASK_ROWS};
 use crate::cpu::simd::V;
 use crate::element::{ByScalar, ScalarFn};
-use crate::{Element, Matrix, Reduction, Reference, Scalar, Stats};
+use crate::{Element, Reduction, Scalar, Stats};
 use hardest::Pair;
 
-/// What a batch came to.
+/// The pairs and losses of a batch, and what its gradients are computed from.
 pub struct Found<A> {
-    against: Against<A>,
-    /// The selected pairs of different classes where not all are, in the order of their anchors.
+    comparison: Comparison<A>,
+    /// With `Negatives::Hardest` the selected pairs of different classes, in the order of their anchors; else empty.
     hardest: Vec<Pair<A>>,
-    /// Of the anchors, in the order given.
+    /// The loss of each anchor, in the order given.
     pub(crate) losses: Vec<A>,
-    /// The sum of the pairs' losses.
+    /// The sum of all pairs' losses.
     sum: f64,
     pub(crate) stats: Stats,
 }
 
-/// Pairs of different classes, in the order of their anchors and then of their negatives; where the batch is its own
-/// reference set both orders of each. None where a row holds NaN or infinity.
+/// The selected pairs of different classes, by anchor and then by negative; both orders of each pair if the batch is
+/// its own reference set. Empty if any row holds NaN or infinity.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Selection<A> {
-    /// The anchors.
+    /// The index of each pair's anchor.
     pub anchor: Vec<u32>,
-    /// The other rows.
+    /// The index of each pair's other row: in the reference set, if there is one.
     pub negative: Vec<u32>,
-    /// Of each pair, from the difference of its rows.
+    /// The distance of each pair, from the difference of its rows.
     pub distances: Vec<A>,
 }
 
 impl<A: Scalar> Found<A> {
     /// The reduced loss.
     pub(crate) fn loss(&self, problem: &Problem) -> A {
-        A::from_f64(self.sum / problem.divisor(self.stats.valid))
+        A::from_f64(self.sum / problem.divisor(&self.stats))
     }
 
     pub(crate) fn selection(&self, problem: &Problem) -> Selection<A> {
-        let against = &self.against;
+        let comparison = &self.comparison;
         let mut pairs: Vec<(u32, u32, A)> = Vec::new();
-        match problem.negatives {
-            _ if against.poisoned() => {}
+        match problem.options.extra {
+            _ if comparison.poisoned() => {}
             Negatives::All => {
                 for i in 0..problem.rows {
-                    let class = against.class(i);
-                    let others = (0..class.start).chain(class.end..against.others().rows);
-                    pairs.extend(others.map(|j| (against.classes.order[i], against.given(j), against.direct(i, j))));
+                    let class = comparison.class(i);
+                    let others = (0..class.start).chain(class.end..comparison.others().rows);
+                    pairs.extend(
+                        others.map(|j| (comparison.classes.order[i], comparison.given(j), comparison.direct(i, j))),
+                    );
                 }
             }
             Negatives::Hardest => {
                 pairs.extend(self.hardest.iter().map(|pair| (pair.anchor, pair.other, pair.compared)));
-                if against.is_itself() {
+                if comparison.is_itself() {
                     pairs.extend(self.hardest.iter().map(|pair| (pair.other, pair.anchor, pair.compared)));
                 }
             }
@@ -68,20 +71,14 @@ impl<A: Scalar> Found<A> {
         Selection {
             anchor: pairs.iter().map(|pair| pair.0).collect(),
             negative: pairs.iter().map(|pair| pair.1).collect(),
-            distances: pairs.iter().map(|pair| against.anchors.distance(pair.2)).collect(),
+            distances: pairs.iter().map(|pair| comparison.anchors.distance(pair.2)).collect(),
         }
     }
 }
 
-/// Selects the pairs of a batch.
-pub(crate) fn find<T: Element>(
-    problem: &Problem,
-    embeddings: &Matrix<'_, T>,
-    labels: &[i64],
-    reference: Option<&Reference<Matrix<'_, T>, &[i64]>>,
-) -> Found<T::Scalar> {
-    let against = Against::new(embeddings, labels, reference, problem.metric, problem.normalize);
-    T::Scalar::of_scalar(&FIND_PAIRS)(problem, against)
+/// Selects the pairs of a batch, and sums up their losses.
+pub(crate) fn find<A: Scalar>(problem: &Problem, comparison: Comparison<A>) -> Found<A> {
+    A::of_scalar(&FIND_PAIRS)(problem, comparison)
 }
 
 /// The gradients times `upstream` (one number, or one an anchor; `None`: 1).
@@ -91,18 +88,18 @@ pub(crate) fn gradients<T: Element>(
     upstream: Option<&[T::Scalar]>,
     grads: [Option<&mut [T]>; 2],
 ) {
-    let each = problem.reduction == Reduction::None;
+    let each = problem.options.reduction == Reduction::None;
     let factor = upstream.filter(|_| !each).map_or(T::Scalar::ONE, |upstream| upstream[0]);
-    let factor = factor / T::Scalar::from_f64(problem.divisor(found.stats.valid));
-    let against = &found.against;
+    let factor = factor / T::Scalar::from_f64(problem.divisor(&found.stats));
+    let comparison = &found.comparison;
     for (which, grad) in grads.into_iter().enumerate() {
         let Some(grad) = grad else { continue };
-        if against.poisoned() {
+        if comparison.poisoned() {
             grad.fill(T::from_f64(f64::NAN));
             continue;
         }
         let sorted = T::Scalar::of_scalar(&GRADIENT)(problem, found, upstream.filter(|_| each), which);
-        let (dim, classes) = (problem.dim, if which == 0 { &against.classes } else { against.other_classes() });
+        let (dim, classes) = (problem.dim, if which == 0 { &comparison.classes } else { comparison.other_classes() });
         blocks::for_each(grad.chunks_mut(TASK_ROWS * dim).collect(), |task, to: &mut [T]| {
             let mut wide = vec![T::Scalar::ZERO; dim];
             for (to, &position) in to.chunks_exact_mut(dim).zip(&classes.position[task * TASK_ROWS..]) {
@@ -116,7 +113,7 @@ pub(crate) fn gradients<T: Element>(
 
 struct FindPairs;
 impl ScalarFn for FindPairs {
-    type Of<A: Scalar> = fn(&Problem, Against<A>) -> Found<A>;
+    type Of<A: Scalar> = fn(&Problem, Comparison<A>) -> Found<A>;
 }
 static FIND_PAIRS: ByScalar<FindPairs> = ByScalar { f32: find_pairs, f64: find_pairs };
 
@@ -126,56 +123,57 @@ impl ScalarFn for Gradient {
 }
 static GRADIENT: ByScalar<Gradient> = ByScalar { f32: gradient::run, f64: gradient::run };
 
-/// What the pairs of an anchor come to.
+/// What the pairs of one anchor add up to.
 #[derive(Clone, Copy, Default)]
 struct Sums {
     loss: f64,
     active: u64,
-    /// Of pairs of one class, and of different ones.
+    /// The sums of the distances of pairs of one class, and of pairs of different classes.
     distances: [f64; 2],
 }
 
-fn find_pairs<A: Scalar>(problem: &Problem, against: Against<A>) -> Found<A> {
+fn find_pairs<A: Scalar>(problem: &Problem, comparison: Comparison<A>) -> Found<A> {
     let rows = problem.rows;
     let count = |of: &dyn Fn(usize) -> usize| (0..rows).map(|i| of(i) as u64).sum::<u64>();
-    let positives = count(&|i| against.count_positives(i));
-    let negatives = count(&|i| against.count_negatives(i));
-    let negatives = if problem.negatives == Negatives::All { negatives } else { negatives.min(positives) };
+    let positives = count(&|i| comparison.count_positives(i));
+    let negatives = count(&|i| comparison.count_negatives(i));
+    let negatives = if problem.options.extra == Negatives::All { negatives } else { negatives.min(positives) };
     let valid = positives + negatives;
-    if against.poisoned() {
-        // Who has a pair of different classes looks at every row, to select or to find that it is not selected.
-        let has_pairs = |i: usize| against.count_positives(i) > 0 || (negatives > 0 && against.count_negatives(i) > 0);
-        let is_lost = |i: usize| has_pairs(i) || against.anchors.row(i).iter().any(|x| !x.is_finite());
+    if comparison.poisoned() {
+        // An anchor with a pair of different classes looks at every row, if only to find that it is not selected.
+        let has_pairs =
+            |i: usize| comparison.count_positives(i) > 0 || (negatives > 0 && comparison.count_negatives(i) > 0);
+        let is_lost = |i: usize| has_pairs(i) || comparison.anchors.row(i).iter().any(|x| !x.is_finite());
         let of_anchor = |&i: &u32| if is_lost(i as usize) { A::NAN } else { A::ZERO };
-        let losses = against.classes.position.iter().map(of_anchor).collect();
+        let losses = comparison.classes.position.iter().map(of_anchor).collect();
         let stats = Stats { valid, ..Stats::poisoned() };
-        return Found { against, hardest: Vec::new(), losses, sum: f64::NAN, stats };
+        return Found { comparison, hardest: Vec::new(), losses, sum: f64::NAN, stats };
     }
-    let margin = A::from_f64(problem.margin);
+    let margin = A::from_f64(problem.options.margin);
     let mut sums = vec![Sums::default(); rows];
     let mut hardest = Vec::new();
-    if negatives > 0 && problem.negatives == Negatives::All {
-        sweep_negatives(&against, margin, &mut sums);
+    if negatives > 0 && problem.options.extra == Negatives::All {
+        sweep_negatives(&comparison, margin, &mut sums);
     } else if negatives > 0 {
-        hardest = hardest::select(&against, if against.is_itself() { negatives / 2 } else { negatives });
+        hardest = hardest::select(&comparison, if comparison.is_itself() { negatives / 2 } else { negatives });
         for pair in &hardest {
-            let d = against.anchors.distance(pair.compared);
+            let d = comparison.anchors.distance(pair.compared);
             let gap = if d < margin { margin - d } else { A::ZERO };
             let loss = if d.is_finite() { (gap * gap).to_f64() / 2.0 } else { f64::NAN };
             let both = [pair.anchor, pair.other];
-            for given in both.into_iter().take(if against.is_itself() { 2 } else { 1 }) {
-                let sums = &mut sums[against.classes.position[given as usize] as usize];
+            for given in both.into_iter().take(if comparison.is_itself() { 2 } else { 1 }) {
+                let sums = &mut sums[comparison.classes.position[given as usize] as usize];
                 sums.loss += loss;
                 sums.active += u64::from(d < margin);
                 sums.distances[1] += d.to_f64();
             }
         }
     }
-    add_positives(&against, &mut sums);
+    add_positives(&comparison, &mut sums);
 
     let mut stats = Stats { valid, ..Stats::default() };
     let (mut losses, mut sum, mut distances) = (Vec::with_capacity(rows), 0.0, [0.0; 2]);
-    for &i in &against.classes.position {
+    for &i in &comparison.classes.position {
         let of_anchor = &sums[i as usize];
         losses.push(A::from_f64(of_anchor.loss));
         sum += of_anchor.loss;
@@ -184,18 +182,18 @@ fn find_pairs<A: Scalar>(problem: &Problem, against: Against<A>) -> Found<A> {
     }
     stats.mean_positive_distance = distances[0] / positives.max(1) as f64;
     stats.mean_negative_distance = distances[1] / negatives.max(1) as f64;
-    Found { against, hardest, losses, sum, stats }
+    Found { comparison, hardest, losses, sum, stats }
 }
 
-fn add_positives<A: Scalar>(against: &Against<A>, sums: &mut [Sums]) {
+fn add_positives<A: Scalar>(comparison: &Comparison<A>, sums: &mut [Sums]) {
     blocks::for_each(sums.chunks_mut(TASK_ROWS).collect(), |task, sums: &mut [Sums]| {
         for (k, sums) in sums.iter_mut().enumerate() {
             let i = task * TASK_ROWS + k;
-            for p in against.positives(i) {
-                let compared = against.direct(i, p);
-                let d = against.anchors.distance(compared);
-                // No root that is squared again.
-                let square = if against.anchors.is_root() { compared } else { d * d };
+            for p in comparison.positives(i) {
+                let compared = comparison.direct(i, p);
+                let d = comparison.anchors.distance(compared);
+                // The sum of squares itself: squaring its root would only round twice.
+                let square = if comparison.anchors.is_root() { compared } else { d * d };
                 sums.loss += if compared.is_finite() { square.to_f64() / 2.0 } else { f64::NAN };
                 sums.active += u64::from(d != A::ZERO);
                 sums.distances[0] += d.to_f64();
@@ -204,11 +202,11 @@ fn add_positives<A: Scalar>(against: &Against<A>, sums: &mut [Sums]) {
     });
 }
 
-/// All pairs of different classes.
-fn sweep_negatives<A: Scalar>(against: &Against<A>, margin: A, sums: &mut [Sums]) {
-    let root = against.anchors.is_root();
+/// Adds the losses and distances of all pairs of different classes to `sums`.
+fn sweep_negatives<A: Scalar>(comparison: &Comparison<A>, margin: A, sums: &mut [Sums]) {
+    let root = comparison.anchors.is_root();
     let visit = |sums: &mut &mut [Sums], i: usize, columns: std::ops::Range<usize>, compared: &mut [A]| {
-        let (before, after) = against_class(&against.class(i), &columns);
+        let (before, after) = against_class(&comparison.class(i), &columns);
         let sums = &mut sums[i % TASK_ROWS];
         for run in [&compared[..before], &compared[after..]] {
             let [squares, distances, active] = pulp::Arch::new().dispatch(Run { compared: run, margin, root });
@@ -219,16 +217,16 @@ fn sweep_negatives<A: Scalar>(against: &Against<A>, margin: A, sums: &mut [Sums]
             sums.distances[1] += distances.to_f64();
         }
     };
-    Sides::new(&against.anchors, against.others()).sweep(sums.chunks_mut(TASK_ROWS).collect(), visit);
+    DistanceMatrix::new(&comparison.anchors, comparison.others()).sweep(sums.chunks_mut(TASK_ROWS).collect(), visit);
 }
 
-/// Of a run of columns so many lie before a class, and those from the second number on behind it.
+/// How many of a run of `columns` lie before `class`, and the position in the run of the first one behind it.
 fn against_class(class: &std::ops::Range<usize>, columns: &std::ops::Range<usize>) -> (usize, usize) {
     let within = |at: usize| at.clamp(columns.start, columns.end) - columns.start;
     (within(class.start), within(class.end))
 }
 
-/// `Σ max(m - d, 0)²`, `Σ d`, and how many d are below m.
+/// Computes `Σ max(m - d, 0)²`, `Σ d`, and how many d are below m, over distances d and the margin m.
 struct Run<'a, A> {
     compared: &'a [A],
     margin: A,

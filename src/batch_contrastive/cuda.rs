@@ -6,29 +6,27 @@ use super::{BatchContrastiveLoss, Negatives, Problem};
 use crate::constants::{
     BATCH_CONTRASTIVE_SHARED, DIGITS, PHASE_PUSH as PUSH, PHASE_SUMS as SUMS, STATS, SUMS_OF_ROW, TOTALS,
 };
-use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};
-use crate::cuda::mined::{Inputs, OnDevice, Output};
+use crate::cuda::arguments::{Inputs, Output};
+use crate::cuda::batch::{self, BatchShape, Layout, PreparedSides, Sides, count_of};
+use crate::cuda::mined::OnDevice;
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, Reduction};
 
-crate::cuda::mined::cuda_calls!(BatchContrastiveLoss);
-
 const STEM: &str = "batch_contrastive";
 
-/// What the backward pass needs of a forward pass.
-#[doc(hidden)]
-pub struct Selected<M> {
+/// What the backward pass of batch_contrastive needs of a forward pass.
+pub struct Kept<M> {
     sides: Sides,
-    shapes: [batch::Problem; 2],
-    at: Places,
-    /// What they point to.
+    shapes: [BatchShape; 2],
+    at: LossArgs,
+    /// The memory that `sides` and `at` point to.
     _memory: Vec<M>,
 }
 
-/// Part of `Args` of kernels/batch_contrastive.cu: all but the sides.
+/// Part of `Args` of kernels/batch_contrastive.cu: everything after the sides.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Places {
+struct LossArgs {
     choice: Address,
     histogram: Address,
     tied_anchors: Address,
@@ -57,10 +55,10 @@ struct Places {
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Args {
     sides: Sides,
-    at: Places,
+    at: LossArgs,
 }
 
-/// The passes that select.
+/// The phases of the sweep that select pairs, before the one that sums them up.
 const SELECTING: std::ops::Range<u32> = 0..SUMS;
 
 /// Which pairs are selected: `Choice` of kernels/batch_contrastive.cu. The host only makes room for it.
@@ -75,24 +73,19 @@ struct Choice {
 }
 const CHOICE_BYTES: usize = size_of::<Choice>();
 
-/// A sweep over the tiles of one side against the other, `splits` blocks for each row of tiles.
-fn sweep<T: Element, L: Launcher>(
-    launcher: &L,
-    problem: &Problem,
-    sides: Sides,
-    shape: &batch::Problem,
-    at: Places,
-) -> Result<(), Error> {
-    let product = Product::of::<T>(problem.precision);
+/// Launches a sweep over the tiles of one side against the other, with `at.splits` blocks for each row of tiles.
+fn sweep<L: Launcher>(launcher: &L, sides: Sides, shape: &BatchShape, at: LossArgs) -> Result<(), Error> {
+    let product = shape.product;
     let shared_bytes = product.of_planes(BATCH_CONTRASTIVE_SHARED);
     let grid = Grid { blocks: shape.tiles() * at.splits, threads: batch::TILE_THREADS, shared_bytes };
     let args = Args { sides, at };
-    // SAFETY: `Args` is this kernel's argument; the sides are prepared, and both passes lay out what the rest points to.
+    // SAFETY: `Args` is this kernel's argument; the sides are prepared, and both passes lay out what the rest points
+    // to.
     unsafe { launcher.launch(STEM, &format!("{STEM}_sweep_{}", product.tile), grid, bytemuck::bytes_of(&args)) }
 }
 
 impl OnDevice for BatchContrastiveLoss {
-    type Kept<M: Memory> = Selected<M>;
+    type Kept<M: Memory> = Kept<M>;
 
     unsafe fn forward<T: Element, L: Launcher>(
         launcher: &L,
@@ -100,16 +93,14 @@ impl OnDevice for BatchContrastiveLoss {
         inputs: &Inputs,
         output: &Output,
         with_grad: [bool; 2],
-    ) -> Result<Selected<L::Memory>, Error> {
-        let product = Product::of::<T>(problem.precision);
-        let Problem { rows, dim, metric, normalize, others, .. } = *problem;
-        let shape = batch::Problem { rows, dim, metric, normalize, product };
+    ) -> Result<Kept<L::Memory>, Error> {
         // SAFETY: the caller's contract.
         let PreparedSides { sides, shapes, kept, scratch } =
-            unsafe { batch::prepare_sides::<T, L>(launcher, &shape, others, inputs)? };
+            unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs)? };
+        let (rows, shape) = (problem.rows, shapes[0]);
 
         let properties = launcher.properties();
-        let hardest = problem.negatives == Negatives::Hardest;
+        let hardest = problem.options.extra == Negatives::Hardest;
         let splits = shape.splits_of(shapes[1].tiles(), properties);
         let row_blocks = shape.row_blocks(properties);
         let mut result = Layout::default();
@@ -120,14 +111,14 @@ impl OnDevice for BatchContrastiveLoss {
         let histogram = passing.part(of_selecting(DIGITS as usize), 8);
         let tied_anchors = passing.part(of_selecting(rows), 4);
         let tied_rows = passing.part(of_selecting(shapes[1].rows), 4);
-        // All before this starts as zeros.
+        // All parts before `sums` start as zeros.
         let sums = passing.part(count_of([splits as usize, shape.padded(), SUMS_OF_ROW]), 8);
         let partials = passing.part(TOTALS * row_blocks as usize, 8);
         let (result, passing) = (result.allocate(launcher)?, passing.allocate(launcher)?);
 
         let [ticket, histogram, tied_anchors, tied_rows, sums_of_rows, partials] =
             [ticket, histogram, tied_anchors, tied_rows, sums, partials].map(|at| passing.address() + at);
-        let at = Places {
+        let at = LossArgs {
             choice: result.address() + choice,
             histogram,
             tied_anchors,
@@ -138,71 +129,72 @@ impl OnDevice for BatchContrastiveLoss {
             losses: output.losses,
             loss: output.loss,
             stats: if output.stats == 0 { result.address() + stats } else { output.stats },
-            margin: problem.margin,
+            margin: problem.options.margin,
             splits,
-            kind: batch::kind(metric),
+            kind: batch::kind(shape.distance),
             hardest: hardest.into(),
-            mean: (problem.reduction == Reduction::Mean).into(),
-            ..Places::zeroed()
+            mean: (problem.options.reduction == Reduction::Mean).into(),
+            ..LossArgs::zeroed()
         };
-        // SAFETY: the first bytes of our own allocation.
+        // SAFETY: the first bytes of our own allocation, which nothing uses yet.
         unsafe { launcher.clear(passing.address(), sums as usize)? };
-        let launch = |kernel: &str, blocks: u32, at: Places| {
+        let launch = |kernel: &str, blocks: u32, at: LossArgs| {
             let args = Args { sides, at };
             let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
-            // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above and
-            // live as `Memory` says.
+            // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above
+            // and live as `Memory` says.
             unsafe { launcher.launch(STEM, &format!("{STEM}_{kernel}"), grid, bytemuck::bytes_of(&args)) }
         };
         launch("count", 1, at)?;
         for phase in SELECTING.filter(|_| hardest) {
-            sweep::<T, L>(launcher, problem, sides, &shape, Places { phase, ..at })?;
-            launch("pick", 1, Places { phase, ..at })?;
+            sweep(launcher, sides, &shape, LossArgs { phase, ..at })?;
+            launch("pick", 1, LossArgs { phase, ..at })?;
         }
-        sweep::<T, L>(launcher, problem, sides, &shape, Places { phase: SUMS, ..at })?;
+        sweep(launcher, sides, &shape, LossArgs { phase: SUMS, ..at })?;
         launch(&format!("finish_{}", T::NAME), row_blocks, at)?;
         drop(passing);
         let mut memory = kept;
         memory.push(result);
-        // The planes, for the second sweep.
+        // The sweep of the backward pass reads the rows' planes again.
         if with_grad != [false; 2] {
             memory.extend(scratch);
         }
-        Ok(Selected { sides, shapes, at, _memory: memory })
+        Ok(Kept { sides, shapes, at, _memory: memory })
     }
 
     unsafe fn backward<T: Element, L: Launcher>(
         launcher: &L,
         problem: &Problem,
-        selected: &Selected<L::Memory>,
+        kept: &Kept<L::Memory>,
         inputs: &Inputs,
         upstream: Address,
         grads: [Address; 2],
     ) -> Result<(), Error> {
-        let Selected { shapes, at, .. } = selected;
-        let sides = selected.sides.moved_to(inputs);
+        let Kept { shapes, at, .. } = kept;
+        let sides = kept.sides.moved_to(inputs);
         for which in (0..2).filter(|&which| grads[which] != 0) {
             let shape = &shapes[which];
             let splits = shape.splits_of(shapes[1 - which].tiles(), launcher.properties());
             let mut layout = Layout::default();
             layout.part(count_of([splits as usize, shape.padded(), problem.dim]), 4);
             let pushed = layout.allocate(launcher)?;
-            let at = Places {
+            let at = LossArgs {
                 pushed: pushed.address(),
                 upstream,
-                upstream_stride: (problem.reduction == Reduction::None).into(),
+                upstream_stride: (problem.options.reduction == Reduction::None).into(),
                 grad: grads[which],
                 splits,
                 phase: PUSH,
                 which: which as u32,
                 ..*at
             };
-            sweep::<T, L>(launcher, problem, sides, shape, at)?;
+            sweep(launcher, sides, shape, at)?;
             let args = Args { sides, at };
             let blocks = (shape.rows as u32).div_ceil(batch::THREADS / 32);
             let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
             let kernel = format!("{STEM}_backward_{}", T::NAME);
-            // SAFETY: as in `forward`; what the selection points to lives in `selected`, and the caller vouches for the rest.
+            // SAFETY: as in `forward`; what the selection points to lives in `kept`, and the caller vouches for the
+            // rest.
             unsafe { launcher.launch(STEM, &kernel, grid, bytemuck::bytes_of(&args))? };
         }
         Ok(())

@@ -1,32 +1,32 @@
 //! The fused CPU version: positives by difference, negatives by tiles of products, the gradient from the chosen pairs.
 
 use super::Problem;
-use crate::cpu::against::{Against, NONE};
 use crate::cpu::blocks;
-use crate::cpu::nearest::{Found, nearest_negatives};
+use crate::cpu::comparison::{Comparison, NONE};
+use crate::cpu::nearest::{Picked, nearest_negatives};
 use crate::cpu::pulls::{self, Pull};
 use crate::element::{ByScalar, ScalarFn};
-use crate::{Element, Matrix, Reduction, Reference, Scalar, Stats};
+use crate::{Element, Reduction, Scalar, Stats};
 
 /// Rows of one task.
 const TASK_ROWS: usize = 32;
 
-/// The triplets of a batch: of each anchor, in the order given.
+/// The triplet of each anchor of a batch, in the order given, and the losses.
 #[derive(Clone, Debug)]
 pub struct Selection<A> {
-    /// The farthest positive; `u32::MAX` for an anchor without a positive or without a negative.
+    /// The index of the farthest positive; `u32::MAX` for an anchor without a positive or without a negative.
     pub positive: Vec<u32>,
-    /// The nearest negative; `u32::MAX` for an anchor without a positive or without a negative.
+    /// The index of the nearest negative; `u32::MAX` for an anchor without a positive or without a negative.
     pub negative: Vec<u32>,
-    /// How far the positive is, else 0.
+    /// The distance to the positive; 0 for an anchor without a triplet.
     pub positive_distances: Vec<A>,
-    /// How far the negative is, else 0.
+    /// The distance to the negative; 0 for an anchor without a triplet.
     pub negative_distances: Vec<A>,
-    /// The anchors' losses.
+    /// The loss of each anchor.
     pub losses: Vec<A>,
-    /// As of [`loss_with_stats`](super::BatchHardTripletLoss::loss_with_stats).
+    /// `valid` counts the anchors with a positive and a negative, `active` those among them whose loss is above 0.
     pub stats: Stats,
-    /// Whether the embeddings hold NaN or infinity: nothing is selected then.
+    /// Whether the embeddings hold NaN or infinity; nothing is selected then.
     pub poisoned: bool,
 }
 
@@ -37,49 +37,43 @@ impl<A: Scalar> Selection<A> {
             return A::NAN;
         }
         let sum: f64 = self.losses.iter().map(|loss| loss.to_f64()).sum();
-        A::from_f64(sum / problem.divisor(self.stats.valid))
+        A::from_f64(sum / problem.divisor(&self.stats))
     }
 }
 
-/// Finds the triplets. What is returned beside them serves [`gradient`].
-pub(crate) fn select<T: Element>(
-    problem: &Problem,
-    embeddings: &Matrix<'_, T>,
-    labels: &[i64],
-    reference: Option<&Reference<Matrix<'_, T>, &[i64]>>,
-) -> (Against<T::Scalar>, Selection<T::Scalar>) {
-    let against = Against::new(embeddings, labels, reference, problem.metric, problem.normalize);
-    let selection = T::Scalar::of_scalar(&FIND)(problem, &against);
-    (against, selection)
+/// Finds the triplets of a batch, and hands back the comparison, which [`gradient`] needs too.
+pub(crate) fn select<A: Scalar>(problem: &Problem, comparison: Comparison<A>) -> (Comparison<A>, Selection<A>) {
+    let selection = A::of_scalar(&FIND)(problem, &comparison);
+    (comparison, selection)
 }
 
 /// The gradients times `upstream` (one number, or one an anchor; `None`: 1), for the triplets of `selection`.
 pub(crate) fn gradient<T: Element>(
     problem: &Problem,
-    against: &Against<T::Scalar>,
+    comparison: &Comparison<T::Scalar>,
     selection: &Selection<T::Scalar>,
     upstream: Option<&[T::Scalar]>,
     grads: [Option<&mut [T]>; 2],
 ) {
-    let (pulls, scale) = T::Scalar::of_scalar(&PULLS)(problem, against, selection, upstream);
-    pulls::gradients(against, &pulls, scale, grads);
+    let (pulls, scale) = T::Scalar::of_scalar(&PULLS)(problem, comparison, selection, upstream);
+    pulls::gradients(comparison, &pulls, scale, grads);
 }
 
 struct Find;
 impl ScalarFn for Find {
-    type Of<A: Scalar> = fn(&Problem, &Against<A>) -> Selection<A>;
+    type Of<A: Scalar> = fn(&Problem, &Comparison<A>) -> Selection<A>;
 }
 static FIND: ByScalar<Find> = ByScalar { f32: find, f64: find };
 
 struct Pulls;
 impl ScalarFn for Pulls {
-    type Of<A: Scalar> = fn(&Problem, &Against<A>, &Selection<A>, Option<&[A]>) -> (Vec<Pull<A>>, A);
+    type Of<A: Scalar> = fn(&Problem, &Comparison<A>, &Selection<A>, Option<&[A]>) -> (Vec<Pull<A>>, A);
 }
 static PULLS: ByScalar<Pulls> = ByScalar { f32: pulls, f64: pulls };
 
-fn find<A: Scalar>(problem: &Problem, against: &Against<A>) -> Selection<A> {
+fn find<A: Scalar>(problem: &Problem, comparison: &Comparison<A>) -> Selection<A> {
     let rows = problem.rows;
-    let classes = &against.classes;
+    let classes = &comparison.classes;
     let mut selection = Selection {
         positive: vec![NONE; rows],
         negative: vec![NONE; rows],
@@ -87,13 +81,13 @@ fn find<A: Scalar>(problem: &Problem, against: &Against<A>) -> Selection<A> {
         negative_distances: vec![A::ZERO; rows],
         losses: vec![A::ZERO; rows],
         stats: Stats::default(),
-        poisoned: against.poisoned(),
+        poisoned: comparison.poisoned(),
     };
-    let valid = (0..rows).filter(|&i| against.is_valid(i)).count() as u64;
+    let valid = (0..rows).filter(|&i| comparison.is_valid(i)).count() as u64;
     if selection.poisoned {
         // Every anchor with a triplet looks at every row.
         for i in 0..rows {
-            if against.is_valid(i) || against.anchors.row(i).iter().any(|x| !x.is_finite()) {
+            if comparison.is_valid(i) || comparison.anchors.row(i).iter().any(|x| !x.is_finite()) {
                 selection.losses[classes.order[i] as usize] = A::NAN;
             }
         }
@@ -103,18 +97,18 @@ fn find<A: Scalar>(problem: &Problem, against: &Against<A>) -> Selection<A> {
     if valid == 0 {
         return selection;
     }
-    let positives = farthest_positives(against);
-    let negatives = nearest_negatives(against);
+    let positives = farthest_positives(comparison);
+    let negatives = nearest_negatives(comparison);
     let (mut positive_sum, mut negative_sum, mut active) = (0.0, 0.0, 0);
     for a in 0..rows {
         let i = classes.position[a] as usize;
-        if !against.is_valid(i) {
+        if !comparison.is_valid(i) {
             continue;
         }
-        let d = [positives.compared[i], negatives.compared[i]].map(|compared| against.anchors.distance(compared));
+        let d = [positives.compared[i], negatives.compared[i]].map(|compared| comparison.anchors.distance(compared));
         let loss = loss(problem, d);
-        selection.positive[a] = against.given(positives.row[i] as usize);
-        selection.negative[a] = against.given(negatives.row[i] as usize);
+        selection.positive[a] = comparison.given(positives.row[i] as usize);
+        selection.negative[a] = comparison.given(negatives.row[i] as usize);
         selection.positive_distances[a] = d[0];
         selection.negative_distances[a] = d[1];
         selection.losses[a] = loss;
@@ -136,12 +130,12 @@ fn loss<A: Scalar>(problem: &Problem, [d_ap, d_an]: [A; 2]) -> A {
     if !(d_ap.is_finite() && d_an.is_finite()) {
         return A::NAN;
     }
-    if problem.soft_margin {
+    if problem.options.extra {
         // ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|)
         let x = d_ap.to_f64() - d_an.to_f64();
         return A::from_f64(x.max(0.0) + (-x.abs()).exp().ln_1p());
     }
-    let t = d_ap - d_an + A::from_f64(problem.margin);
+    let t = d_ap - d_an + A::from_f64(problem.options.margin);
     if t > A::ZERO { t } else { A::ZERO }
 }
 
@@ -149,7 +143,7 @@ fn loss<A: Scalar>(problem: &Problem, [d_ap, d_an]: [A; 2]) -> A {
 fn weight<A: Scalar>(problem: &Problem, [d_ap, d_an]: [A; 2], loss: A) -> A {
     if loss.is_nan() {
         A::NAN
-    } else if problem.soft_margin {
+    } else if problem.options.extra {
         A::from_f64(1.0 / (1.0 + (d_an.to_f64() - d_ap.to_f64()).exp()))
     } else if loss > A::ZERO {
         A::ONE
@@ -158,15 +152,15 @@ fn weight<A: Scalar>(problem: &Problem, [d_ap, d_an]: [A; 2], loss: A) -> A {
     }
 }
 
-fn farthest_positives<A: Scalar>(against: &Against<A>) -> Found<A> {
-    let rows = against.anchors.rows;
-    let mut found = Found { compared: vec![A::ZERO; rows], row: vec![NONE; rows] };
+fn farthest_positives<A: Scalar>(comparison: &Comparison<A>) -> Picked<A> {
+    let rows = comparison.anchors.rows;
+    let mut found = Picked { compared: vec![A::ZERO; rows], row: vec![NONE; rows] };
     let parts = found.compared.chunks_mut(TASK_ROWS).zip(found.row.chunks_mut(TASK_ROWS)).collect();
     blocks::for_each(parts, |block, (compared, row): (&mut [A], &mut [u32])| {
         for (k, (compared, row)) in compared.iter_mut().zip(row).enumerate() {
             let i = block * TASK_ROWS + k;
-            for p in against.positives(i) {
-                let d = against.direct(i, p);
+            for p in comparison.positives(i) {
+                let d = comparison.direct(i, p);
                 if *row == NONE || d > *compared {
                     (*compared, *row) = (d, p as u32);
                 }
@@ -176,15 +170,15 @@ fn farthest_positives<A: Scalar>(against: &Against<A>) -> Found<A> {
     found
 }
 
-/// What each anchor's two pairs weigh, upstream included where there is one for each; and what every gradient is
-/// multiplied by at last.
+/// The weights of each anchor's two pairs in the gradient, times its upstream gradient if each anchor has its own; and
+/// the factor that every gradient is multiplied by at last.
 fn pulls<A: Scalar>(
     problem: &Problem,
-    against: &Against<A>,
+    comparison: &Comparison<A>,
     selection: &Selection<A>,
     upstream: Option<&[A]>,
 ) -> (Vec<Pull<A>>, A) {
-    let each = problem.reduction == Reduction::None;
+    let each = problem.options.reduction == Reduction::None;
     let mut pulls = Vec::with_capacity(2 * problem.rows);
     for a in (0..problem.rows).filter(|&a| selection.positive[a] != NONE) {
         let distances = [selection.positive_distances[a], selection.negative_distances[a]];
@@ -195,17 +189,17 @@ fn pulls<A: Scalar>(
         if let Some(upstream) = upstream.filter(|_| each) {
             weight = weight * upstream[a];
         }
-        let place = |given: u32| against.other_classes().position[given as usize];
+        let place = |given: u32| comparison.other_classes().position[given as usize];
         for (other, distance, weight) in
             [(selection.positive[a], distances[0], weight), (selection.negative[a], distances[1], -weight)]
         {
-            let weight = weight * against.anchors.slope(distance);
-            pulls.push(Pull { anchor: against.classes.position[a], other: place(other), weight });
+            let weight = weight * comparison.anchors.slope(distance);
+            pulls.push(Pull { anchor: comparison.classes.position[a], other: place(other), weight });
         }
     }
     let scale = match upstream {
         Some(upstream) if !each => upstream[0],
         _ => A::ONE,
-    } / A::from_f64(problem.divisor(selection.stats.valid));
+    } / A::from_f64(problem.divisor(&selection.stats));
     (pulls, scale)
 }

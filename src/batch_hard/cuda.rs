@@ -4,28 +4,26 @@ use bytemuck::{Pod, Zeroable};
 
 use super::{BatchHardTripletLoss, Problem};
 use crate::constants::{BATCH_HARD_AT_ONCE as AT_ONCE, BATCH_HARD_RESIDENT as RESIDENT, STATS};
-use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};
-use crate::cuda::mined::{Inputs, OnDevice, Output};
+use crate::cuda::arguments::{Inputs, Output};
+use crate::cuda::batch::{self, Layout, PreparedSides, Sides, count_of};
+use crate::cuda::mined::OnDevice;
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, Reduction};
 
-crate::cuda::mined::cuda_calls!(BatchHardTripletLoss);
-
 const STEM: &str = "batch_hard";
 
-/// What the backward pass needs of a forward pass.
-#[doc(hidden)]
-pub struct Mined<M> {
+/// What the backward pass of batch_hard needs of a forward pass.
+pub struct Kept<M> {
     sides: Sides,
-    at: Places,
-    /// What they point to.
+    at: LossArgs,
+    /// The memory that `sides` and `at` point to.
     _memory: (Vec<M>, M),
 }
 
-/// Part of `Args` of kernels/batch_hard.cu: all but the sides.
+/// Part of `Args` of kernels/batch_hard.cu: everything after the sides.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Places {
+struct LossArgs {
     candidate: Address,
     candidate_row: Address,
     positive: Address,
@@ -56,26 +54,25 @@ struct Places {
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Args {
     sides: Sides,
-    at: Places,
+    at: LossArgs,
 }
 
 impl OnDevice for BatchHardTripletLoss {
-    type Kept<M: Memory> = Mined<M>;
+    type Kept<M: Memory> = Kept<M>;
 
-    /// What is chosen: per anchor the indices of its positive and of its negative, u32; `u32::MAX` without both.
+    /// `output.chosen` takes each anchor's positive, and its negative, as u32 indices; `u32::MAX` for an anchor without
+    /// a positive or without a negative.
     unsafe fn forward<T: Element, L: Launcher>(
         launcher: &L,
         problem: &Problem,
         inputs: &Inputs,
         output: &Output,
         _: [bool; 2],
-    ) -> Result<Mined<L::Memory>, Error> {
-        let product = Product::of::<T>(problem.precision);
-        let Problem { rows, dim, metric, normalize, others, .. } = *problem;
-        let shape = batch::Problem { rows, dim, metric, normalize, product };
+    ) -> Result<Kept<L::Memory>, Error> {
         // SAFETY: the caller's contract.
         let PreparedSides { sides, shapes, kept, scratch } =
-            unsafe { batch::prepare_sides::<T, L>(launcher, &shape, others, inputs)? };
+            unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs)? };
+        let (rows, shape, product) = (problem.rows, shapes[0], shapes[0].product);
 
         let splits = shape.even_splits_of(shapes[1].tiles(), RESIDENT, launcher.properties());
         let row_blocks = shape.row_blocks(launcher.properties());
@@ -89,7 +86,7 @@ impl OnDevice for BatchHardTripletLoss {
 
         let [positive, negative, d_ap, d_an, weight] = per_anchor.map(|at| selection.address() + at);
         let or_own = |wanted: Address, own: Address| if wanted == 0 { own } else { wanted };
-        let at = Places {
+        let at = LossArgs {
             candidate: passing.address() + candidates[0],
             candidate_row: passing.address() + candidates[1],
             positive: or_own(output.chosen[0], positive),
@@ -102,14 +99,14 @@ impl OnDevice for BatchHardTripletLoss {
             stats: or_own(output.stats, selection.address() + stats),
             partials: passing.address() + partials,
             ticket: selection.address() + ticket,
-            margin: problem.margin,
+            margin: problem.options.margin,
             splits,
-            kind: batch::kind(problem.metric),
-            soft: problem.soft_margin.into(),
-            mean: (problem.reduction == Reduction::Mean).into(),
-            ..Places::zeroed()
+            kind: batch::kind(shape.distance),
+            soft: problem.options.extra.into(),
+            mean: (problem.options.reduction == Reduction::Mean).into(),
+            ..LossArgs::zeroed()
         };
-        // SAFETY: the first bytes of our own allocation.
+        // SAFETY: the first 4 bytes of our own allocation, which nothing uses yet.
         unsafe { launcher.clear(at.ticket, 4)? };
         let args = Args { sides, at };
         let tile_grid =
@@ -127,39 +124,39 @@ impl OnDevice for BatchHardTripletLoss {
             launcher.launch(STEM, &format!("{STEM}_finish_{}", T::NAME), grid, bytemuck::bytes_of(&args))?;
         }
         drop((scratch, passing));
-        Ok(Mined { sides, at, _memory: (kept, selection) })
+        Ok(Kept { sides, at, _memory: (kept, selection) })
     }
 
     unsafe fn backward<T: Element, L: Launcher>(
         launcher: &L,
         problem: &Problem,
-        mined: &Mined<L::Memory>,
+        kept: &Kept<L::Memory>,
         inputs: &Inputs,
         upstream: Address,
         grads: [Address; 2],
     ) -> Result<(), Error> {
-        let of_side = [problem.rows, problem.others.unwrap_or(0)];
+        let of_side = [problem.rows, problem.references.unwrap_or(0)];
         for (which, (grad, rows)) in grads.into_iter().zip(of_side).enumerate().filter(|(_, (grad, _))| *grad != 0) {
             let work = match size_of::<T>() {
                 2 => Some(launcher.allocate(rows * problem.dim * size_of::<f32>())?),
                 _ => None,
             };
-            // As many as leave each multiprocessor a block.
+            // As many rows a warp as leave each multiprocessor a block.
             let warps = batch::THREADS / 32;
             let at_once = (rows as u32 / (warps * launcher.properties().multiprocessors)).clamp(1, AT_ONCE);
             let blocks = (rows as u32).div_ceil(warps * at_once);
-            let at = Places {
+            let at = LossArgs {
                 upstream,
-                upstream_stride: (problem.reduction == Reduction::None).into(),
+                upstream_stride: (problem.options.reduction == Reduction::None).into(),
                 grad,
                 work: work.as_ref().map_or(grad, Memory::address),
                 which: which as u32,
                 at_once,
-                ..mined.at
+                ..kept.at
             };
-            let args = Args { sides: mined.sides.moved_to(inputs), at };
+            let args = Args { sides: kept.sides.moved_to(inputs), at };
             let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
-            // SAFETY: as in `forward`; the selection lives in `mined`.
+            // SAFETY: as in `forward`; the selection lives in `kept`.
             unsafe { launcher.launch(STEM, &format!("{STEM}_backward_{}", T::NAME), grid, bytemuck::bytes_of(&args))? };
         }
         Ok(())

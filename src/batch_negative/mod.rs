@@ -1,19 +1,20 @@
 //! The triplet loss of a batch with one chosen negative for each pair.
 
-use crate::cpu::against::Against;
-use crate::cpu::triplets::Chosen;
-use crate::distance::Metric;
-use crate::mined::{self, Set, Shape};
-use crate::triplets::{ChoosesNegatives, select_calls};
-use crate::{Distance, Element, Error, Matrix, Own, Precision, Reduction};
+#[cfg(feature = "torch")]
+use tch::Tensor;
+
+use crate::call::{Call, Draws, Input, PerAnchor, Selects};
+use crate::cpu::comparison::Comparison;
+use crate::cpu::triplets::ChosenTriplets;
+use crate::mined::Slices;
+use crate::problem::{Options, Sizes};
+use crate::triplets::ChoosesNegatives;
+use crate::{Distance, Element, Error, MeanOver, Own, Precision, Reduction, Scalar};
 
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
-#[doc(hidden)]
-pub mod cuda;
-pub mod reference;
-#[cfg(feature = "torch")]
-mod torch;
+pub(crate) mod cuda;
+pub mod oracle;
 
 pub use crate::cpu::triplets::Triplets;
 
@@ -27,39 +28,40 @@ pub use crate::cpu::triplets::Triplets;
 ///   SemiHard   any with d(a, p) < d(a, n) < d(a, p) + margin
 /// ```
 ///
-/// A pair without such a row is skipped, so every selected triplet is active, and the mean is over them. With none the loss
-/// and its gradients are 0. `SemiHard` is the mining of "FaceNet: A Unified Embedding for Face Recognition and Clustering"
-/// (Schroff, Kalenichenko, Philbin 2015); the three, with [`Pairs::Once`], are the selectors of the library siamese-triplet,
-/// which falls back to one fixed triplet where none is found in the whole batch.
+/// A pair without such a row is skipped, so every selected triplet is active, and the mean is over them. With none the
+/// loss and its gradients are 0. `SemiHard` is the mining of "FaceNet: A Unified Embedding for Face Recognition and
+/// Clustering" (Schroff, Kalenichenko, Philbin 2015); the three, with [`Pairs::Once`], are the selectors of the library
+/// siamese-triplet, which falls back to one fixed triplet if none is found in the whole batch.
 ///
 /// # Random choices
-/// Each candidate of a pair is as likely as the others. What is drawn depends on `seed`, on the step, and on the bits of the
-/// three rows (not on their places): the same triplets in any order of the batch, for any shard of its anchors, on every
-/// backend, within rounding of the bounds above. The other side of it: equal rows draw alike, and without a new step, or
-/// with embeddings that do not change, the same triplets are drawn again.
+/// Each candidate of a pair is as likely as the others. What is drawn depends on `seed`, on the step, and on the bits
+/// of the three rows, not on their indices: the same triplets in any order of the batch, for any shard of its anchors,
+/// on every backend, within rounding of the bounds above. Therefore equal rows draw alike, and with the same step the
+/// same embeddings draw the same triplets again.
 ///
-/// Of equally near negatives the one with the lowest index is taken. On CUDA candidates are looked for by products: the hardest
-/// is the nearest within their error (see [`Precision`]), and its distance is then computed from the difference of the rows. NaN or infinity anywhere in the embeddings makes the
-/// loss NaN, and the gradients; so does the distance of a positive that overflows. In the [`Stats`](crate::Stats), `valid` and `active`
-/// count the selected triplets, and the distances are means over them.
+/// Of equally near negatives the one with the lowest index is taken. On CUDA candidates are searched by products of
+/// rows: the hardest is the nearest within their error (see [`Precision`]), and its distance is then computed from the
+/// difference of the rows. NaN or infinity anywhere in the embeddings makes the loss and the gradients NaN; so does the
+/// distance of a positive that overflows. In the [`Stats`](crate::Stats), `valid` and `active` count the selected
+/// triplets, and the distances are means over them.
 ///
-/// The embeddings are `[N, D]`, f32, f64, f16 or bf16, the labels `[N]`, any numbers in any order. Losses are f64 for f64
-/// and f32 for all others. With [`Reduction::None`] the result is `[N]`: each anchor's sum over its pairs.
+/// The embeddings are `[N, D]`, f32, f64, f16 or bf16, the labels `[N]`, any numbers in any order. Losses are f64 for
+/// f64 and f32 for all others. With [`Reduction::None`] the result is `[N]`: each anchor's sum over its pairs.
 ///
-/// On CUDA there is room for 2²² pairs of an anchor and a row of its class, or for 128 rows of its class an anchor if that is more:
-/// how many there are is known on the device alone, and the host does not wait for it. A batch with more makes the loss
-/// NaN, and the gradients; a few classes of thousands of rows are then to be passed in shards of at most
-/// 2²² / N anchors against the whole batch (`forward_against`), whose pairs always fit.
+/// On CUDA there is room for 2²² pairs of an anchor and a row of its class, or for 128 such pairs an anchor if that is
+/// more: how many there are is known on the device alone, and the host does not wait for it. A batch with more makes
+/// the loss and the gradients NaN; pass a few classes of thousands of rows in shards of at most 2²² / N anchors against
+/// the whole batch ([`Call::against`]), whose pairs always fit.
 ///
 /// ```
 /// use tercet::{BatchNegativeTripletLoss, Matrix, Negative};
 ///
-/// // Two classes on a line, at 0, 2 and at 3, 7; with d = (x - y)² and a margin of 6 the nearest negatives of the pairs
+/// // Two classes on a line, at 0, 2 and at 3, 7; with d = (x - y)² and a margin of 6 the nearest negatives of pairs
 /// // (0, 2), (2, 0), (3, 7), (7, 3) give 4 - 9 + 6, 4 - 1 + 6, 16 - 1 + 6 and 16 - 25 + 6: the last is skipped.
 /// let embeddings = [0f64, 2.0, 3.0, 7.0];
 /// let loss_fn = BatchNegativeTripletLoss { margin: 6.0, negative: Negative::Hardest, ..Default::default() };
 /// let rows = Matrix::new(&embeddings, 1)?;
-/// let (loss, stats) = loss_fn.loss_with_stats(rows, &[7, 7, -1, -1])?;
+/// let (loss, stats) = loss_fn.on(rows, &[7, 7, -1, -1]).loss_with_stats()?;
 /// assert_eq!((loss, stats.valid), ((1.0 + 9.0 + 21.0) / 3.0, 3));
 /// # Ok::<(), tercet::Error>(())
 /// ```
@@ -67,42 +69,42 @@ pub use crate::cpu::triplets::Triplets;
 pub struct BatchNegativeTripletLoss {
     /// How much farther than the positive the negative should be; 0 or more.
     pub margin: f64,
-    /// Which negative a pair gets.
+    /// Which negative each pair of anchor and positive gets.
     pub negative: Negative,
-    /// Which pairs there are.
+    /// Which pairs of anchor and positive are taken.
     pub pairs: Pairs,
-    /// What random choices are drawn from.
+    /// The seed of the random choices.
     pub seed: u64,
-    /// The distance `d`: any but `Lp`.
+    /// The distance `d`.
     pub distance: Distance,
     /// Divide each row by its L2 norm (at least 1e-12) first. With [`Distance::Cosine`] it changes nothing.
     pub normalize: bool,
     /// How the triplets' losses become the result.
     pub reduction: Reduction,
-    /// How exactly a CUDA device looks for the negatives; see [`Precision`].
+    /// How exactly a CUDA device searches the negatives; see [`Precision`].
     pub precision: Precision,
 }
 
 /// Which negative a pair of anchor and positive gets; see [`BatchNegativeTripletLoss`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Negative {
-    /// The nearest, if its loss is above 0.
+    /// The nearest negative, if the loss with it is above 0.
     Hardest,
-    /// Any whose loss is above 0.
+    /// A random one of the negatives with which the loss is above 0.
     Random,
-    /// Any that is farther than the positive, by less than the margin.
+    /// A random one of the negatives that are farther than the positive, by less than the margin.
     #[default]
     SemiHard,
 }
 
-/// Which pairs of anchor and positive there are.
+/// Which pairs of anchor and positive are taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Pairs {
     /// `(a, p)` and `(p, a)`: each row of a pair is an anchor.
     #[default]
     Ordered,
-    /// `(a, p)` with `a < p` alone. Against a reference: with the anchor's own row in it before the positive; an anchor that
-    /// is not in the reference has no pairs, and [`Own::None`] is an error.
+    /// Only `(a, p)` with `a < p`. Against a reference set only those whose anchor's own row comes before the positive:
+    /// an anchor that is not in the reference set has no pairs, and [`Own::None`] is an error.
     Once,
 }
 
@@ -121,73 +123,106 @@ impl Default for BatchNegativeTripletLoss {
     }
 }
 
-/// The options and shape of one call, checked.
+impl BatchNegativeTripletLoss {
+    /// Begins a call on embeddings `[N, D]` and their labels `[N]`: tensors, slices in memory, or cudarc slices.
+    /// [`Call`] lists what can be added to it, and the methods that run it.
+    pub fn on<'a, I: Input>(&self, embeddings: I, labels: I::Labels) -> Call<'a, Self, I> {
+        Call::new(self, embeddings, labels)
+    }
+
+    /// The loss of tch tensors, part of the autograd graph. See [`Call::forward`]; a call begun by [`on`](Self::on)
+    /// also takes a reference set and gives statistics.
+    ///
+    /// # Panics
+    /// If [`f_forward`](Self::f_forward) returns an error, with its text.
+    ///
+    /// ```
+    /// use tch::{Device, Kind, Tensor};
+    /// use tercet::BatchNegativeTripletLoss;
+    ///
+    /// let embeddings = Tensor::randn([8, 128], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    /// let labels = Tensor::from_slice(&[0i64, 0, 1, 1, 2, 2, 3, 3]);
+    /// let loss = BatchNegativeTripletLoss::default().forward(&embeddings, &labels);
+    /// loss.backward();
+    /// assert_eq!(embeddings.grad().size(), [8, 128]);
+    /// ```
+    #[cfg(feature = "torch")]
+    pub fn forward(&self, embeddings: &Tensor, labels: &Tensor) -> Tensor {
+        self.on(embeddings, labels).forward()
+    }
+
+    /// The loss of tch tensors as [`forward`](Self::forward) gives it, or an error.
+    ///
+    /// # Errors
+    /// Those of [`Call::f_forward`].
+    #[cfg(feature = "torch")]
+    pub fn f_forward(&self, embeddings: &Tensor, labels: &Tensor) -> Result<Tensor, Error> {
+        self.on(embeddings, labels).f_forward()
+    }
+}
+
+/// The options that [`BatchNegativeTripletLoss`] alone has.
 #[derive(Clone, Copy, Debug)]
-#[doc(hidden)]
-pub struct Problem {
-    pub rows: usize,
-    /// The rows of the reference set; `None`: the batch itself.
-    pub others: Option<usize>,
-    pub dim: usize,
-    pub metric: Metric,
-    pub margin: f64,
+pub struct Choice {
     pub negative: Negative,
     pub pairs: Pairs,
     pub seed: u64,
-    pub step: i64,
-    pub normalize: bool,
-    pub reduction: Reduction,
-    pub precision: Precision,
 }
 
-mined::slice_calls!(BatchNegativeTripletLoss, per_anchor);
-select_calls!(BatchNegativeTripletLoss);
+/// The options and sizes of one call.
+pub(crate) type Problem = crate::problem::Problem<Choice>;
 
 impl ChoosesNegatives for BatchNegativeTripletLoss {
     const NAME: &'static str = "BatchNegativeTripletLoss";
-    type Problem = Problem;
+    type Extra = Choice;
 
-    fn check(&self, shape: &Shape) -> Result<Problem, Error> {
-        let metric = mined::check(self.margin, self.distance, shape)?;
-        if self.pairs == Pairs::Once && shape.reference.is_some_and(|reference| reference.own == Own::None) {
-            // Pairs that are taken once have an order, so anchors need a place.
+    fn options(&self) -> Options<Choice> {
+        let Self { margin, negative, pairs, seed, distance, normalize, reduction, precision } = *self;
+        let extra = Choice { negative, pairs, seed };
+        Options { margin, distance, normalize, reduction, mean_over: MeanOver::Valid, precision, extra }
+    }
+
+    fn check(&self, sizes: &Sizes) -> Result<(), Error> {
+        if self.pairs == Pairs::Once && sizes.reference.is_some_and(|reference| reference.own == Own::None) {
+            // Pairs are taken once by comparing indices in the reference set, so anchors need one there.
             let expected = "Ordered where no anchor is in the reference (own: None)";
             return Err(Error::argument("pairs", expected, "Once"));
         }
-        Ok(Problem {
-            rows: shape.rows,
-            others: shape.reference.map(|reference| reference.rows),
-            dim: shape.dim,
-            metric,
-            margin: self.margin,
-            negative: self.negative,
-            pairs: self.pairs,
-            seed: self.seed,
-            step: 0,
-            normalize: self.normalize && metric != Metric::Cosine,
-            reduction: self.reduction,
-            precision: self.precision,
-        })
-    }
-
-    fn reduction(&self) -> Reduction {
-        self.reduction
-    }
-
-    fn at_step(problem: Problem, step: i64) -> Problem {
-        Problem { step, ..problem }
-    }
-
-    fn reduction_of(problem: &Problem) -> Reduction {
-        problem.reduction
+        Ok(())
     }
 
     fn choose<T: Element>(
         problem: &Problem,
-        embeddings: &Matrix<'_, T>,
-        labels: &[i64],
-        reference: Option<&Set<'_, T>>,
-    ) -> (Against<T::Scalar>, Chosen<T::Scalar>) {
-        cpu::select(problem, embeddings, labels, reference)
+        comparison: &Comparison<T::Scalar>,
+        slices: &Slices<'_, T>,
+    ) -> ChosenTriplets<T::Scalar> {
+        cpu::select(problem, comparison, slices)
     }
 }
+
+impl PerAnchor for BatchNegativeTripletLoss {}
+
+/// The selected triplets: one for each pair that is not skipped.
+impl Selects for BatchNegativeTripletLoss {
+    type Selection<A: Scalar> = Triplets<A>;
+
+    fn selection<A: Scalar>(_: &Problem, (comparison, chosen): (Comparison<A>, ChosenTriplets<A>)) -> Triplets<A> {
+        Triplets::new(&comparison, &chosen)
+    }
+}
+
+/// Calls of [`BatchNegativeTripletLoss`] have a step; on tensors:
+///
+/// ```
+/// use tch::{Device, Kind, Tensor};
+/// use tercet::{BatchNegativeTripletLoss, Negative};
+///
+/// let embeddings = Tensor::randn([8, 128], (Kind::Float, Device::Cpu));
+/// let labels = Tensor::from_slice(&[0i64, 0, 1, 1, 2, 2, 3, 3]);
+/// let loss_fn = BatchNegativeTripletLoss { negative: Negative::Random, margin: 100.0, ..Default::default() };
+/// let step = Tensor::from(3i64);
+/// let loss = loss_fn.on(&embeddings, &labels).step(&step).forward();
+/// assert_eq!(loss, loss_fn.on(&embeddings, &labels).step(&step).forward());
+/// assert_ne!(loss, loss_fn.forward(&embeddings, &labels));
+/// ```
+impl Draws for BatchNegativeTripletLoss {}

@@ -1,27 +1,12 @@
-//! The launches of kernels/batch_semi_hard.cu: the shared ones, and how negatives are chosen.
+//! How kernels/batch_semi_hard.cu chooses negatives; `cuda/triplets.rs` launches it.
 
-use super::{BatchSemiHardTripletLoss, Problem};
-use crate::cuda::triplets::{self, Plan};
-
-crate::cuda::mined::cuda_calls!(BatchSemiHardTripletLoss);
+use super::BatchSemiHardTripletLoss;
+use crate::cuda::triplets::{Choice, Chooses};
 
 const STEM: &str = "batch_semi_hard";
 
-impl Plan for BatchSemiHardTripletLoss {
-    fn plan(problem: &Problem) -> triplets::Problem {
-        triplets::Problem {
-            stem: STEM,
-            choice: STEM,
-            rows: problem.rows,
-            others: problem.others,
-            dim: problem.dim,
-            metric: problem.metric,
-            normalize: problem.normalize,
-            precision: problem.precision,
-            margin: problem.margin,
-            reduction: problem.reduction,
-            once: false,
-            draw: None,
-        }
+impl Chooses for BatchSemiHardTripletLoss {
+    fn choice((): &()) -> Choice {
+        Choice { stem: STEM, kernels: STEM, once: false, draw: None }
     }
 }

@@ -1,43 +1,43 @@
-//! What the fused CPU version makes of one pair. The functions have the names of those in kernels/contrastive.cu and mean
-//! the same.
+//! The contrastive loss of one pair on the CPU, and its gradient. Functions of the same name in kernels/contrastive.cu
+//! do the same.
 
 use pulp::Simd;
 
-use crate::cpu::distance::{Elementwise, half};
-use crate::cpu::paired::{Inverse, PairedLoss, Pass, Row, RowLoss, filled, inlined, run, unit, write_gradient};
+use crate::cpu::distance::{Elementwise, Inverse, half};
+use crate::cpu::paired::{PairedLoss, Pass, Row, RowLoss, filled, inlined, run, unit, write_gradient};
 use crate::cpu::simd::V;
 use crate::element::{ByElement, ElementFn};
 use crate::{Element, Scalar, paired};
 
 struct Run;
 impl ElementFn for Run {
-    type Of<T: Element> = fn(&Pairs<'_>, Pass<'_, T, 2>) -> T::Scalar;
+    type Of<T: Element> = fn(&LabelledPairs<'_>, Pass<'_, T, 2>) -> T::Scalar;
 }
 static RUN: ByElement<Run> = ByElement { f32: all_rows, f64: all_rows, f16: all_rows, bf16: all_rows };
 
-fn all_rows<T: Element>(loss: &Pairs<'_>, pass: Pass<'_, T, 2>) -> T::Scalar {
+fn all_rows<T: Element>(loss: &LabelledPairs<'_>, pass: Pass<'_, T, 2>) -> T::Scalar {
     run(loss, pass)
 }
 
-/// Runs the pass; the reduced loss.
-pub(crate) fn contrastive<T: Element>(loss: &Pairs<'_>, pass: Pass<'_, T, 2>) -> T::Scalar {
+/// Runs a pass of the contrastive loss on the CPU; returns the reduced loss.
+pub(crate) fn contrastive<T: Element>(loss: &LabelledPairs<'_>, pass: Pass<'_, T, 2>) -> T::Scalar {
     T::of(&RUN)(loss, pass)
 }
 
 /// The pairs of one call, checked, and which of them belong together.
 #[derive(Clone, Copy)]
-pub struct Pairs<'a> {
-    pub(super) paired: paired::Problem,
+pub struct LabelledPairs<'a> {
+    pub(super) paired: paired::PairedProblem,
     pub(super) same: &'a [bool],
 }
 
-impl PairedLoss<2> for Pairs<'_> {
+impl PairedLoss<2> for LabelledPairs<'_> {
     type Row<'a, A: Scalar>
         = Contrastive<'a, A>
     where
         Self: 'a;
 
-    fn problem(&self) -> &paired::Problem {
+    fn problem(&self) -> &paired::PairedProblem {
         &self.paired
     }
 
@@ -46,13 +46,14 @@ impl PairedLoss<2> for Pairs<'_> {
     }
 }
 
+/// The loss of one pair in the type of arithmetic A.
 #[derive(Clone, Copy)]
 pub(crate) struct Contrastive<'a, A> {
     margin: A,
     same: &'a [bool],
 }
 
-/// What the gradients of a row are: `weight` times that of `d²/2` (`same`) or of `d`; 0: no force.
+/// The loss of a pair, and its gradient: `weight` times that of `d²/2` if `same`, else of `d`.
 struct Force<A> {
     loss: A,
     weight: A,
@@ -113,7 +114,7 @@ impl<A: Scalar> RowLoss<A, 2> for Contrastive<'_, A> {
         loss
     }
 
-    /// `d(x, y) = 1 - u_x·u_y`, `grad_x d = -(u_y - (u_x·u_y) u_x) / norm_x`.
+    /// With `d(x, y) = 1 - u_x·u_y` and `grad_x d = -(u_y - (u_x·u_y) u_x) / norm_x`.
     #[inline(always)]
     fn cosine<S: Simd>(&self, row: &Row<'_, S, A, 2>, to: Option<[&mut [A]; 2]>, inverse: &Inverse<A, 2>) -> A {
         let rows = &row.rows;

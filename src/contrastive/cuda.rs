@@ -7,17 +7,15 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr};
 
 use super::{ContrastiveLoss, NAMES, check_same};
 use crate::cuda::paired::{self, PairedArgs, Wanted};
-use crate::cuda::{Address, CudaMatrix, DeviceProperties, Launcher};
+use crate::cuda::{Address, CudaMatrix, Launcher};
 use crate::element::largest;
-use crate::paired::{Problem, one_shape};
+use crate::paired::{PairedProblem, one_shape};
 use crate::{Element, Error};
 
-pub use crate::cuda::paired::{Plan, Shape};
-
-/// Inputs and gradients are of x1 and x2.
+/// A pass whose inputs and gradients are those of x1 and x2.
 pub type Pass = paired::Pass<2>;
 
-const STEM: &str = "contrastive";
+pub(crate) const STEM: &str = "contrastive";
 
 /// `Args` of kernels/contrastive.cu.
 #[repr(C)]
@@ -27,7 +25,7 @@ struct Args {
     same: Same,
 }
 
-/// Which pairs belong together: one number a row in device memory, 1 or 0. A row with any other gets NaN. It is
+/// Which pairs belong together: one number a row in device memory, 1 or 0; any other makes the row's loss NaN. It is
 /// `Same` of kernels/contrastive.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -41,12 +39,12 @@ pub struct Same {
 }
 
 impl Same {
-    /// Integers, signed or not, or bools, of so many bytes each.
+    /// From integers, signed or not, or bools, of `bytes` bytes each.
     pub fn integers(address: Address, bytes: u32) -> Self {
         Self { address, one: 1, magnitude: u64::MAX, bytes, padding: 0 }
     }
 
-    /// Floats, whose 0 may have a sign.
+    /// From floats of type T; -0 counts as 0.
     pub fn floats<T: Element>(address: Address) -> Self {
         let bits = |x: f64| {
             let mut word = [0; 8];
@@ -57,56 +55,20 @@ impl Same {
     }
 }
 
-/// Launches the pass.
+/// Launches a pass of the contrastive loss.
 ///
 /// # Safety
-/// The addresses in `pass` and `same` are device memory of the launcher: inputs of `problem.rows` rows of
-/// `problem.dim` elements of T, `strides` apart; outputs as [`paired::Pass`] describes; `same` one number a row, aligned
-/// to its size; all alive until the kernel has run.
+/// The addresses in `pass` and `same` are device memory of the launcher: inputs of `problem.rows` rows of `problem.dim`
+/// elements of T, `strides` apart; outputs as [`paired::Pass`] describes; `same` one number a row, aligned to its size;
+/// all alive until the kernel has run.
 pub(crate) unsafe fn run<T: Element, L: Launcher>(
     launcher: &L,
-    problem: &Problem,
+    problem: &PairedProblem,
     pass: &Pass,
     same: Same,
 ) -> Result<(), Error> {
     // SAFETY: the caller's contract, and `Args` is these kernels' argument.
     unsafe { paired::run::<T, L, _, 2>(launcher, STEM, problem, pass, |paired| Args { paired, same }) }
-}
-
-/// For callers that hold device memory of their own: tests on whatever implements [`Launcher`].
-impl ContrastiveLoss {
-    /// Which kernel `run_on` would launch.
-    ///
-    /// # Errors
-    /// If the shape is empty or an option is out of range.
-    #[doc(hidden)]
-    pub fn plan_on<T: Element>(
-        &self,
-        device: &DeviceProperties,
-        shape: [usize; 2],
-        pass: &Pass,
-    ) -> Result<Plan, Error> {
-        Ok(paired::plan::<T, 2>(STEM, &self.checked(shape, largest::<T>())?, pass, device))
-    }
-
-    /// One pass over rows in the launcher's memory.
-    ///
-    /// # Safety
-    /// As [`run`], for inputs `[rows, dim]`.
-    ///
-    /// # Errors
-    /// As `plan_on`, or if the device refuses.
-    #[doc(hidden)]
-    pub unsafe fn run_on<T: Element, L: Launcher>(
-        &self,
-        launcher: &L,
-        shape: [usize; 2],
-        pass: &Pass,
-        same: Same,
-    ) -> Result<(), Error> {
-        // SAFETY: the caller's contract.
-        unsafe { run::<T, L>(launcher, &self.checked(shape, largest::<T>())?, pass, same) }
-    }
 }
 
 impl ContrastiveLoss {
@@ -131,10 +93,10 @@ impl ContrastiveLoss {
         self.run_on_stream(stream, &rows, same, Wanted::Losses(loss), grads)
     }
 
-    /// [`grad`](Self::grad) on cudarc slices.
+    /// [`grad`](Self::grad) on cudarc slices, in the order of `stream`: nothing waits for the device.
     ///
     /// # Errors
-    /// As [`loss_and_grad_cuda`](Self::loss_and_grad_cuda).
+    /// If shapes differ or are empty, an option is out of range, a slice has the wrong length, or the device refuses.
     pub fn grad_cuda<T: Element + DeviceRepr>(
         &self,
         stream: &Arc<CudaStream>,

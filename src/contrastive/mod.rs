@@ -4,40 +4,40 @@ use crate::cpu::paired::Pass;
 use crate::element::largest;
 use crate::matrix::check_len;
 use crate::paired::{self, check_grads, check_reduced, one_shape};
-use crate::{Distance, Element, Error, Matrix, Reduction};
+use crate::{Element, Error, Matrix, PairedDistance, Reduction};
 
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
-#[doc(hidden)]
-pub mod cuda;
-pub mod reference;
+pub(crate) mod cuda;
+pub mod oracle;
 #[cfg(feature = "torch")]
 mod torch;
 
-use cpu::Pairs;
+use cpu::LabelledPairs;
 
-/// Pulls the rows `x1` and `x2` together where they belong together, and pushes them `margin` apart where they do not.
+/// Pulls the rows `x1` and `x2` together if they belong together, and pushes them `margin` apart if they do not.
 ///
 /// ```text
-/// loss_b = d²/2                     where same_b
-///          max(margin - d, 0)²/2    elsewhere,      d = d(x1_b, x2_b)
+/// loss_b = d²/2                     if same_b
+///          max(margin - d, 0)²/2    if not,         d = d(x1_b, x2_b)
 /// ```
 ///
-/// From "Dimensionality Reduction by Learning an Invariant Mapping" (Hadsell, Chopra, LeCun 2006), whose `Y` is 1 for pairs
-/// that do *not* belong together. The default is the paper's: Euclidean distance; margin 1, mean. With another distance
-/// the formula holds for that `d`: with [`Distance::SquaredEuclidean`] a pair that belongs together costs `(Σ e²)²/2`.
+/// From "Dimensionality Reduction by Learning an Invariant Mapping" (Hadsell, Chopra, LeCun 2006), whose `Y` is 1 for
+/// pairs that do *not* belong together. The default is the paper's: Euclidean distance; margin 1, mean. With another
+/// distance the formula holds for that `d`: with [`PairedDistance::SquaredEuclidean`] a pair that belongs together
+/// costs `(Σ e²)²/2`.
 ///
 /// The gradient of a pair that belongs together is, for the Euclidean distance, the difference of its rows, computed
-/// without root or division; of other coincident pairs, which have no direction to be pushed in, it is 0. It is 0 from
-/// `d = margin` on, without a jump. A NaN or infinity in either row, or a distance that overflows, makes the loss NaN, and
-/// both rows' gradients.
+/// without root or division. That of a pair that does not is 0 if its rows coincide, for there is no direction to push
+/// in, and 0 from `d = margin` on, without a jump. A NaN or infinity in either row, or a distance that overflows, makes
+/// the loss and both rows' gradients NaN.
 ///
-/// Elsewhere: TensorFlow-Addons' `contrastive_loss` has no halves, so it is twice this; siamese-triplet adds 1e-9 to the
-/// `d²` of pairs that do not belong together; `torch.nn.functional.pairwise_distance` as `d` is
-/// [`Distance::Lp`]` { p: 2.0, eps: 1e-6 }`.
+/// In other libraries: TensorFlow-Addons' `contrastive_loss` has no halves, so it is twice this; siamese-triplet adds
+/// 1e-9 to the `d²` of pairs that do not belong together; `torch.nn.functional.pairwise_distance` as `d` is
+/// [`PairedDistance::Lp`]` { p: 2.0, eps: 1e-6 }`.
 ///
-/// The inputs are `[B, D]`, f32, f64, f16 or bf16. Losses are f64 for f64 and f32 for all others; the batch is summed in
-/// f64 in a fixed order.
+/// The inputs are `[B, D]`, f32, f64, f16 or bf16. Losses are f64 for f64 and f32 for all others; the batch is summed
+/// in f64 in a fixed order.
 ///
 /// ```
 /// use tercet::{ContrastiveLoss, Matrix};
@@ -52,11 +52,11 @@ use cpu::Pairs;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ContrastiveLoss {
-    /// How far apart rows should be that do not belong together; 0 or more.
+    /// How far apart rows that do not belong together should be; 0 or more.
     pub margin: f64,
     /// The distance `d`.
-    pub distance: Distance,
-    /// Divide each row by its L2 norm (at least 1e-12) first. With [`Distance::Cosine`] it changes nothing.
+    pub distance: PairedDistance,
+    /// Divide each row by its L2 norm (at least 1e-12) first. With [`PairedDistance::Cosine`] it changes nothing.
     pub normalize: bool,
     /// How the rows' losses become the result. The mean is over all `B` rows.
     pub reduction: Reduction,
@@ -64,14 +64,15 @@ pub struct ContrastiveLoss {
 
 impl Default for ContrastiveLoss {
     fn default() -> Self {
-        Self { margin: 1.0, distance: Distance::Euclidean, normalize: false, reduction: Reduction::Mean }
+        Self { margin: 1.0, distance: PairedDistance::Euclidean, normalize: false, reduction: Reduction::Mean }
     }
 }
 
 const NAMES: [&str; 2] = ["x1", "x2"];
 
 impl ContrastiveLoss {
-    /// The loss of a batch in memory, reduced by mean or sum. `same`: whether the rows `x1_b` and `x2_b` belong together.
+    /// The loss of a batch in memory, reduced by mean or sum. `same`: whether the rows `x1_b` and `x2_b` belong
+    /// together.
     ///
     /// # Errors
     /// If the shapes differ or are empty, `same` has not one entry a row, an option is out of range, or `reduction` is
@@ -81,10 +82,10 @@ impl ContrastiveLoss {
         Ok(cpu::contrastive(&self.pairs(&rows, same)?, Pass::of(rows)))
     }
 
-    /// The loss of each row, whatever the reduction.
+    /// The loss of each row, whatever the reduction. `same`: whether the rows `x1_b` and `x2_b` belong together.
     ///
     /// # Errors
-    /// If the shapes differ or are empty, an option is out of range, or `same` or `losses` has not one place a row.
+    /// If the shapes differ or are empty, an option is out of range, or `same` or `losses` has not one entry a row.
     pub fn losses<T: Element>(
         &self,
         rows: [Matrix<'_, T>; 2],
@@ -103,7 +104,7 @@ impl ContrastiveLoss {
     /// rounded once, after the mean's division: to scale them up first, see [`grad`](Self::grad).
     ///
     /// # Errors
-    /// As [`loss`](Self::loss), or if a gradient has not `B D` numbers.
+    /// Those of [`loss`](Self::loss), or if a gradient has not `B D` numbers.
     ///
     /// ```
     /// use tercet::{ContrastiveLoss, Matrix};
@@ -133,7 +134,8 @@ impl ContrastiveLoss {
     /// sum, one a row for `Reduction::None`. `None` in place of a gradient skips it.
     ///
     /// # Errors
-    /// As [`losses`](Self::losses), or if `upstream` or a gradient has another length.
+    /// If the shapes differ or are empty, an option is out of range, or `same`, `upstream` or a gradient has the wrong
+    /// length.
     pub fn grad<T: Element>(
         &self,
         rows: [Matrix<'_, T>; 2],
@@ -148,21 +150,21 @@ impl ContrastiveLoss {
         Ok(())
     }
 
-    /// The checks of every call on slices.
-    fn pairs<'a, T: Element>(&self, rows: &[Matrix<'_, T>; 2], same: &'a [bool]) -> Result<Pairs<'a>, Error> {
+    /// Checks a call on slices.
+    fn pairs<'a, T: Element>(&self, rows: &[Matrix<'_, T>; 2], same: &'a [bool]) -> Result<LabelledPairs<'a>, Error> {
         let paired = self.checked(one_shape(NAMES, rows.each_ref().map(|m| [m.rows(), m.dim()]))?, largest::<T>())?;
         check_same(same.len(), &paired)?;
-        Ok(Pairs { paired, same })
+        Ok(LabelledPairs { paired, same })
     }
 
-    /// The checks of every call: options and shape; `largest`: the largest number of the arithmetic.
-    fn checked(&self, shape: [usize; 2], largest: f64) -> Result<paired::Problem, Error> {
+    /// Checks the options and the shape of a call. `largest`: the largest number of the arithmetic.
+    pub(crate) fn checked(&self, shape: [usize; 2], largest: f64) -> Result<paired::PairedProblem, Error> {
         let Self { margin, distance, normalize, reduction } = *self;
         paired::Options { margin, distance, normalize, reduction }.checked(NAMES[0], shape, largest)
     }
 }
 
-fn check_same(len: usize, problem: &paired::Problem) -> Result<(), Error> {
+fn check_same(len: usize, problem: &paired::PairedProblem) -> Result<(), Error> {
     if len != problem.rows {
         return Err(Error::argument("same", format!("{}, one for each pair", problem.rows), len.to_string()));
     }

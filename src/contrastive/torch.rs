@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::cpu::Pairs;
+use super::cpu::LabelledPairs;
 use super::{ContrastiveLoss, NAMES};
 use crate::cpu::paired::Pass;
 use crate::torch::needs_grad;
@@ -16,12 +16,12 @@ impl ContrastiveLoss {
     /// The loss of tch tensors `[B, D]`, part of the autograd graph: a scalar, or `[B]` for `Reduction::None`.
     ///
     /// `x1` and `x2` are of one dtype, f32, f64, f16 or bf16, on the CPU or one CUDA device; the rows may be views with
-    /// any strides. `same` is `[B]`, on the same device, and 1 (or true) where the rows belong together, else 0: bool,
+    /// any strides. `same` is `[B]`, on the same device, and 1 (or true) if the rows belong together, else 0: bool,
     /// an integer or a float. Any other number in it is an error on the CPU; on CUDA nothing waits for the device, and
     /// that pair's loss and gradients are NaN. The result is f64 for f64 and f32 for all others.
     ///
     /// # Panics
-    /// Where [`f_forward`](Self::f_forward) returns an error, with its text.
+    /// If [`f_forward`](Self::f_forward) returns an error, with its text.
     ///
     /// ```
     /// use tch::{Device, Kind, Tensor};
@@ -38,10 +38,10 @@ impl ContrastiveLoss {
         self.f_forward(x1, x2, same).unwrap_or_else(|error| panic!("{NAME}: {error}"))
     }
 
-    /// As [`forward`](Self::forward).
+    /// The loss of tch tensors as [`forward`](Self::forward) gives it, or an error.
     ///
     /// # Errors
-    /// If shapes, dtypes or devices differ or are not as above, a tensor has no elements, `same` holds another number
+    /// If shapes, dtypes or devices differ or are not supported, a tensor has no elements, `same` holds another number
     /// than 0 and 1 (on the CPU) or requires a gradient, an option is out of range, or memory runs out.
     pub fn f_forward(&self, x1: &Tensor, x2: &Tensor, same: &Tensor) -> Result<Tensor, Error> {
         let problem = self.checked(check_inputs(NAMES, [x1, x2])?, largest(x1.kind()))?;
@@ -58,17 +58,17 @@ fn takes(kind: Kind) -> bool {
     matches!(kind, Bool | Uint8 | Int8 | Int16 | Int | Int64 | Half | BFloat16 | Float | Double)
 }
 
-struct Contrastive(paired::Problem);
+struct Contrastive(paired::PairedProblem);
 
 impl OnTensors<2> for Contrastive {
     const NAME: &'static str = NAME;
 
-    fn problem(&self) -> &paired::Problem {
+    fn problem(&self) -> &paired::PairedProblem {
         &self.0
     }
 
     fn on_cpu<T: OfKind>(&self, pass: Pass<'_, T, 2>, others: &[&Tensor]) -> Result<T::Scalar, Error> {
-        Ok(super::cpu::contrastive(&Pairs { paired: self.0, same: &in_memory(others[0])? }, pass))
+        Ok(super::cpu::contrastive(&LabelledPairs { paired: self.0, same: &in_memory(others[0])? }, pass))
     }
 
     #[cfg(feature = "cuda")]
@@ -79,13 +79,13 @@ impl OnTensors<2> for Contrastive {
         others: &[&Tensor],
     ) -> Result<(), Error> {
         let same = as_in_memory(others[0])?.f_contiguous()?;
-        // SAFETY: the caller's contract; `same` is a contiguous tensor of one number a row on this device, and PyTorch's
-        // allocator keeps its memory for this stream's work until the stream has done it.
+        // SAFETY: the caller's contract; `same` is a contiguous tensor of one number a row on this device, and
+        // PyTorch's allocator keeps its memory for this stream's work until the stream has done it.
         unsafe { super::cuda::run::<T, _>(launcher, &self.0, pass, on_device(&same)) }
     }
 }
 
-/// Checked by `check_per_row`, on the CPU.
+/// The values of `same` on the CPU, which `check_per_row` has accepted; an error for a number other than 0 and 1.
 fn in_memory(same: &Tensor) -> Result<Vec<bool>, Error> {
     let same = as_in_memory(same)?;
     if same.kind() == Kind::Bool {

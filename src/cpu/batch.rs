@@ -12,8 +12,8 @@ use super::blocks;
 use super::gemm::View;
 use super::rows::Rows;
 use super::simd::V;
+use crate::Distance;
 use crate::constants::MIN_NORM;
-use crate::distance::Metric;
 use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Matrix, Scalar};
 
@@ -28,7 +28,7 @@ type Part<'a, A> = (&'a mut [A], Option<&'a mut [Norm<A>]>);
 
 /// Rows in the type of arithmetic, in the order asked for.
 pub struct Batch<A> {
-    pub metric: Metric,
+    pub metric: Distance,
     pub rows: usize,
     pub dim: usize,
     /// The embeddings, normalised if the loss does so.
@@ -41,7 +41,12 @@ pub struct Batch<A> {
 
 impl<A: Scalar> Batch<A> {
     /// Row `i` is row `order[i]` of `matrix`.
-    pub fn new<T: Element<Scalar = A>>(matrix: &Matrix<'_, T>, order: &[u32], metric: Metric, normalize: bool) -> Self {
+    pub fn new<T: Element<Scalar = A>>(
+        matrix: &Matrix<'_, T>,
+        order: &[u32],
+        metric: Distance,
+        normalize: bool,
+    ) -> Self {
         let (rows, dim) = (order.len(), matrix.dim());
         let mut x = vec![A::ZERO; rows * dim];
         blocks::for_each(x.chunks_mut(TASK_ROWS * dim).collect(), |block, to| {
@@ -50,7 +55,7 @@ impl<A: Scalar> Batch<A> {
             }
         });
         let mut batch = Self { metric, rows, dim, x, norms: Vec::new(), poisoned: false };
-        A::of_scalar(&FINISH)(&mut batch, normalize || metric == Metric::Cosine);
+        A::of_scalar(&FINISH)(&mut batch, normalize || metric == Distance::Cosine);
         batch
     }
 
@@ -109,13 +114,13 @@ impl<A: Scalar> Batch<A> {
     }
 
     pub fn is_root(&self) -> bool {
-        matches!(self.metric, Metric::Difference { root: true, .. })
+        matches!(self.metric, Distance::Euclidean)
     }
 
     /// The [`slope`](Self::slope) without the division by the distance.
     pub fn slope_factor(&self) -> A {
         match self.metric {
-            Metric::Difference { root: false, .. } => A::ONE + A::ONE,
+            Distance::SquaredEuclidean => A::ONE + A::ONE,
             _ => A::ONE,
         }
     }
@@ -123,8 +128,8 @@ impl<A: Scalar> Batch<A> {
     /// The gradient of the distance with respect to row `i` of `x` is `slope (x_i - x_j)`, for cosine `-slope x_j`.
     pub fn slope(&self, distance: A) -> A {
         match self.metric {
-            Metric::Difference { root: true, .. } if distance > A::ZERO => A::ONE / distance,
-            Metric::Difference { root: true, .. } => A::ZERO,
+            Distance::Euclidean if distance > A::ZERO => A::ONE / distance,
+            Distance::Euclidean => A::ZERO,
             _ => self.slope_factor(),
         }
     }
@@ -133,7 +138,7 @@ impl<A: Scalar> Batch<A> {
     /// includes the [`slope`](Self::slope).
     pub fn pull(&self, gradient: &mut [A], weight: A, i: usize, j: usize) {
         match self.metric {
-            Metric::Cosine => add_scaled(gradient, -weight, self.row(j)),
+            Distance::Cosine => add_scaled(gradient, -weight, self.row(j)),
             _ => add_scaled_difference(gradient, weight, self.row(i), self.row(j)),
         }
     }
@@ -220,7 +225,7 @@ impl<A: Scalar> Products<A> {
     /// the move and the additions give 7 u, the root and the square of a threshold 8 u more. Together less than
     /// `(2 D + 64) u = (D + 32) ε`.
     fn build(batch: &Batch<A>, by: Option<&[A]>) -> Self {
-        let (dim, cosine) = (batch.dim, batch.metric == Metric::Cosine);
+        let (dim, cosine) = (batch.dim, batch.metric == Distance::Cosine);
         let half = A::ONE / (A::ONE + A::ONE);
         let mut norms = vec![half; batch.rows];
         let mut moved = by.map(|_| vec![A::ZERO; batch.x.len()]);
@@ -312,7 +317,7 @@ impl<A: Scalar> WithSimd for FromProducts<'_, A> {
 /// The row that is nearest to the mean of all, if moving by it pays: the squared norm of the mean is then more than the
 /// mean square distance to it. Rows that are not finite do not count.
 fn shift<A: Scalar>(batches: &[&Batch<A>]) -> Option<Vec<A>> {
-    if batches[0].metric == Metric::Cosine {
+    if batches[0].metric == Distance::Cosine {
         return None;
     }
     let dim = batches[0].dim;
@@ -435,9 +440,9 @@ fn dot<A: Scalar>(x: &[A], y: &[A]) -> A {
 }
 
 /// See [`Batch::direct`].
-pub fn direct<A: Scalar>(metric: Metric, x: &[A], y: &[A]) -> A {
+pub fn direct<A: Scalar>(metric: Distance, x: &[A], y: &[A]) -> A {
     match metric {
-        Metric::Cosine => A::ONE - dot(x, y),
+        Distance::Cosine => A::ONE - dot(x, y),
         _ => pulp::Arch::new().dispatch(Loop::SquaredDifference(x, y)),
     }
 }

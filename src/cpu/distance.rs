@@ -3,7 +3,6 @@
 
 use pulp::Simd;
 
-use super::paired::Inverse;
 use super::rows::Rows;
 use super::simd::V;
 use crate::Scalar;
@@ -28,6 +27,12 @@ pub(crate) struct Measured<A> {
 pub(crate) struct Aim<A> {
     scale: A,
     factor: A,
+}
+
+/// `1 / max(norm, MIN_NORM)` of each row; `flat` if the norm is below `MIN_NORM`.
+pub(crate) struct Inverse<A, const K: usize> {
+    pub scale: [A; K],
+    pub flat: [bool; K],
 }
 
 /// A distance over elements `x - y + eps`.

@@ -8,53 +8,61 @@ use std::sync::{Mutex, PoisonError};
 
 use pulp::{Simd, WithSimd};
 
-use super::against::{Against, NONE};
 use super::batch::{Batch, Classes, Products};
 use super::blocks;
-use super::sides::{self, Sides};
+use super::comparison::{Comparison, NONE};
+use super::distance_matrix::{self, DistanceMatrix};
 use super::simd::V;
 use super::tiles::Tiling;
 use crate::Scalar;
 
 /// For each sorted anchor, a sorted row and how far it is in terms of [`Batch::direct`].
-pub struct Found<A> {
+pub struct Picked<A> {
     pub compared: Vec<A>,
     pub row: Vec<u32>,
 }
 
 /// The nearest negative of each anchor that has both a negative and a positive.
-pub fn nearest_negatives<A: Scalar>(against: &Against<A>) -> Found<A> {
-    if against.is_itself() { among_themselves(&against.anchors, &against.classes) } else { against_others(against) }
+pub fn nearest_negatives<A: Scalar>(comparison: &Comparison<A>) -> Picked<A> {
+    if comparison.is_itself() {
+        among_themselves(&comparison.anchors, &comparison.classes)
+    } else {
+        against_others(comparison)
+    }
 }
 
-fn against_others<A: Scalar>(against: &Against<A>) -> Found<A> {
-    let rows = against.anchors.rows;
-    let sides = Sides::new(&against.anchors, against.others());
-    let mut found = Found { compared: vec![A::INFINITY; rows], row: vec![NONE; rows] };
-    let states = found.compared.chunks_mut(sides::TASK_ROWS).zip(found.row.chunks_mut(sides::TASK_ROWS)).collect();
+fn against_others<A: Scalar>(comparison: &Comparison<A>) -> Picked<A> {
+    let rows = comparison.anchors.rows;
+    let tiled = DistanceMatrix::new(&comparison.anchors, comparison.others());
+    let mut found = Picked { compared: vec![A::INFINITY; rows], row: vec![NONE; rows] };
+    let states = found
+        .compared
+        .chunks_mut(distance_matrix::TASK_ROWS)
+        .zip(found.row.chunks_mut(distance_matrix::TASK_ROWS))
+        .collect();
     let visit = |(compared, row): &mut (&mut [A], &mut [u32]), i: usize, columns: Range<usize>, distances: &mut [A]| {
-        let at = i % sides::TASK_ROWS;
-        let (class, positives) = (against.class(i), against.count_positives(i));
+        let at = i % distance_matrix::TASK_ROWS;
+        let (class, positives) = (comparison.class(i), comparison.count_positives(i));
         if positives == 0 {
             return;
         }
-        let given = |row: u32| if row == NONE { NONE } else { against.given(row as usize) };
+        let given = |row: u32| if row == NONE { NONE } else { comparison.given(row as usize) };
         for (j, &by_product) in columns.zip(distances.iter()) {
             // A distance that overflowed is not ruled out before another is found: infinity is not above infinity.
-            if sides.at_least(i, j, by_product) > compared[at] || class.contains(&j) {
+            if tiled.at_least(i, j, by_product) > compared[at] || class.contains(&j) {
                 continue;
             }
-            let d = against.direct(i, j);
-            if d < compared[at] || (d == compared[at] && against.given(j) < given(row[at])) {
+            let d = comparison.direct(i, j);
+            if d < compared[at] || (d == compared[at] && comparison.given(j) < given(row[at])) {
                 (compared[at], row[at]) = (d, j as u32);
             }
         }
     };
-    sides.sweep(states, visit);
+    tiled.sweep(states, visit);
     found
 }
 
-fn among_themselves<A: Scalar>(batch: &Batch<A>, classes: &Classes) -> Found<A> {
+fn among_themselves<A: Scalar>(batch: &Batch<A>, classes: &Classes) -> Picked<A> {
     let products = Products::new(batch);
     let tiling = Tiling::new(batch.rows);
     // A distance by products exceeds the exact one by at most the sum of what its two norms are lowered by.
@@ -112,14 +120,14 @@ fn among_themselves<A: Scalar>(batch: &Batch<A>, classes: &Classes) -> Found<A> 
 struct Nearest<'a, A> {
     batch: &'a Batch<A>,
     classes: &'a Classes,
-    found: Found<A>,
+    found: Picked<A>,
 }
 
 impl<'a, A: Scalar> Nearest<'a, A> {
     fn new(batch: &'a Batch<A>, classes: &'a Classes) -> Self {
         // For an anchor without a triplet -∞: nothing is nearer.
         let start = |i| if classes.is_valid(i) { A::INFINITY } else { -A::INFINITY };
-        let found = Found { compared: (0..batch.rows).map(start).collect(), row: vec![NONE; batch.rows] };
+        let found = Picked { compared: (0..batch.rows).map(start).collect(), row: vec![NONE; batch.rows] };
         Self { batch, classes, found }
     }
 

@@ -4,13 +4,13 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::distance::{Difference, Elementwise, Power};
+use super::distance::{Difference, Elementwise, Inverse, Power};
 use super::rows::Rows;
 use super::simd::V;
 use super::{blocks, store};
 use crate::constants::MIN_NORM;
 use crate::distance::Metric;
-use crate::paired::Problem;
+use crate::paired::PairedProblem;
 use crate::{Element, Matrix, Reduction, Scalar};
 
 /// What one pass reads and writes. What is not asked for is not computed.
@@ -36,7 +36,7 @@ pub(crate) trait PairedLoss<const K: usize>: Sync {
     where
         Self: 'a;
 
-    fn problem(&self) -> &Problem;
+    fn problem(&self) -> &PairedProblem;
     fn row_loss<A: Scalar>(&self) -> Self::Row<'_, A>;
 }
 
@@ -164,7 +164,7 @@ fn scalars<A: Scalar, L: PairedLoss<K>, const K: usize>(loss: &L, start: usize, 
 }
 
 fn dispatch<A: Scalar, L: RowLoss<A, K>, M: Pairs<A>, const K: usize>(
-    problem: &Problem,
+    problem: &PairedProblem,
     start: usize,
     pass: Pass<'_, A, K>,
     loss: L,
@@ -178,7 +178,7 @@ const AHEAD: usize = 4;
 
 /// Some rows' work, compiled for each distance and kind of processor.
 struct BlockOfRows<'a, A: Scalar, L, M, const K: usize> {
-    problem: &'a Problem,
+    problem: &'a PairedProblem,
     start: usize,
     pass: Pass<'a, A, K>,
     loss: L,
@@ -242,12 +242,6 @@ impl<A: Scalar, L: RowLoss<A, K>, M: Pairs<A>, const K: usize> WithSimd for Bloc
 #[inline(always)]
 pub(crate) fn inlined<F>(f: F) -> F {
     f
-}
-
-/// `1 / max(norm, MIN_NORM)` of each row; `flat` if the norm is below `MIN_NORM`.
-pub(crate) struct Inverse<A, const K: usize> {
-    pub scale: [A; K],
-    pub flat: [bool; K],
 }
 
 #[inline(always)]

@@ -1,10 +1,10 @@
 //! Gradients of losses that choose pairs: each row gathers what pulls at it, in the order of the pairs, so that no two
 //! threads write to one row.
 
-use super::against::Against;
 use super::batch::{Batch, add_scaled, add_scaled_difference};
 use super::blocks;
-use crate::distance::Metric;
+use super::comparison::Comparison;
+use crate::Distance;
 use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Scalar};
 
@@ -22,27 +22,27 @@ pub struct Pull<A> {
 /// The gradients with respect to the anchors and to the reference set, in the order given; if the batch is its own
 /// reference set, the first of them is the sum of both. `scale`: what all is multiplied by at last.
 pub fn gradients<T: Element>(
-    against: &Against<T::Scalar>,
+    comparison: &Comparison<T::Scalar>,
     pulls: &[Pull<T::Scalar>],
     scale: T::Scalar,
     grads: [Option<&mut [T]>; 2],
 ) {
     for (side, grad) in [Side::Anchors, Side::Others].into_iter().zip(grads) {
         let Some(grad) = grad else { continue };
-        if against.poisoned() {
+        if comparison.poisoned() {
             grad.fill(T::from_f64(f64::NAN));
             continue;
         }
-        let lists = Lists::new(against, side, pulls);
-        let dim = against.anchors.dim;
+        let lists = Lists::new(comparison, side, pulls);
+        let dim = comparison.anchors.dim;
         blocks::for_each(grad.chunks_mut(TASK_ROWS * dim).collect(), |task, grad: &mut [T]| {
             let mut wide = vec![T::Scalar::ZERO; if T::as_scalars(&[]).is_some() { 0 } else { dim }];
             for (i, grad) in grad.chunks_exact_mut(dim).enumerate() {
                 let row = task * TASK_ROWS + i;
                 match T::as_scalars_mut(grad) {
-                    Some(grad) => T::Scalar::of_scalar(&GATHER)(against, &lists, pulls, row, scale, grad),
+                    Some(grad) => T::Scalar::of_scalar(&GATHER)(comparison, &lists, pulls, row, scale, grad),
                     None => {
-                        T::Scalar::of_scalar(&GATHER)(against, &lists, pulls, row, scale, &mut wide);
+                        T::Scalar::of_scalar(&GATHER)(comparison, &lists, pulls, row, scale, &mut wide);
                         T::narrow(&wide, grad);
                     }
                 }
@@ -95,29 +95,29 @@ impl List {
 }
 
 impl Lists {
-    fn new<A: Scalar>(against: &Against<A>, side: Side, pulls: &[Pull<A>]) -> Self {
-        let as_anchor = || List::new(against.anchors.rows, pulls.iter().map(|pull| pull.anchor));
-        let as_other = || List::new(against.others().rows, pulls.iter().map(|pull| pull.other));
+    fn new<A: Scalar>(comparison: &Comparison<A>, side: Side, pulls: &[Pull<A>]) -> Self {
+        let as_anchor = || List::new(comparison.anchors.rows, pulls.iter().map(|pull| pull.anchor));
+        let as_other = || List::new(comparison.others().rows, pulls.iter().map(|pull| pull.other));
         Self {
             side,
             as_anchor: (side == Side::Anchors).then(as_anchor),
-            as_other: (side == Side::Others || against.is_itself()).then(as_other),
+            as_other: (side == Side::Others || comparison.is_itself()).then(as_other),
         }
     }
 }
 
 struct Gather;
 impl ScalarFn for Gather {
-    type Of<A: Scalar> = fn(&Against<A>, &Lists, &[Pull<A>], usize, A, &mut [A]);
+    type Of<A: Scalar> = fn(&Comparison<A>, &Lists, &[Pull<A>], usize, A, &mut [A]);
 }
 static GATHER: ByScalar<Gather> = ByScalar { f32: gather, f64: gather };
 
 /// The gradient with respect to one row: first from the pairs whose anchor it is, then from those it was chosen for.
-fn gather<A: Scalar>(against: &Against<A>, lists: &Lists, pulls: &[Pull<A>], row: usize, scale: A, to: &mut [A]) {
-    let (anchors, others) = (&against.anchors, against.others());
+fn gather<A: Scalar>(comparison: &Comparison<A>, lists: &Lists, pulls: &[Pull<A>], row: usize, scale: A, to: &mut [A]) {
+    let (anchors, others) = (&comparison.anchors, comparison.others());
     let (batch, classes) = match lists.side {
-        Side::Anchors => (anchors, &against.classes),
-        Side::Others => (others, against.other_classes()),
+        Side::Anchors => (anchors, &comparison.classes),
+        Side::Others => (others, comparison.other_classes()),
     };
     let i = classes.position[row] as usize;
     to.fill(A::ZERO);
@@ -140,7 +140,7 @@ fn gather<A: Scalar>(against: &Against<A>, lists: &Lists, pulls: &[Pull<A>], row
 /// includes the distance's slope.
 pub fn add<A: Scalar>(to: &mut [A], batch: &Batch<A>, i: usize, others: &Batch<A>, j: usize, weight: A) {
     match batch.metric {
-        Metric::Cosine => add_scaled(to, -weight, others.row(j)),
+        Distance::Cosine => add_scaled(to, -weight, others.row(j)),
         _ => add_scaled_difference(to, weight, batch.row(i), others.row(j)),
     }
 }

@@ -1,24 +1,25 @@
 //! Losses that choose one negative for each pair of anchor and positive: the hinge of the chosen triplets, and its gradient.
 
-use super::against::{Against, NONE};
 use super::blocks;
+use super::comparison::{Comparison, NONE};
+use super::distance_matrix::TASK_ROWS;
 use super::pulls::{self, Pull};
-use super::sides::TASK_ROWS;
 use crate::element::{ByScalar, ScalarFn};
-use crate::{Element, Scalar, Stats};
+use crate::problem::Problem;
+use crate::{Element, Reduction, Scalar, Stats};
 
 /// The pairs of all anchors: sorted anchor i has one with each row of its class, in their order, its own row included.
-pub struct Pairs {
+pub struct ClassPairs {
     /// Where an anchor's pairs start.
     pub start: Vec<usize>,
 }
 
-impl Pairs {
-    pub fn new<A: Scalar>(against: &Against<A>) -> Self {
-        let mut start = Vec::with_capacity(against.anchors.rows + 1);
+impl ClassPairs {
+    pub fn new<A: Scalar>(comparison: &Comparison<A>) -> Self {
+        let mut start = Vec::with_capacity(comparison.anchors.rows + 1);
         start.push(0);
-        for i in 0..against.anchors.rows {
-            start.push(start[i] + against.class(i).len());
+        for i in 0..comparison.anchors.rows {
+            start.push(start[i] + comparison.class(i).len());
         }
         Self { start }
     }
@@ -31,7 +32,7 @@ impl Pairs {
         self.start[i]..self.start[i + 1]
     }
 
-    /// Cuts `all`, which has one number a pair, into the parts of the tasks of [`Sides`](super::sides::Sides).
+    /// Cuts `all`, which has one number a pair, into the parts of the tasks of [`DistanceMatrix`](super::distance_matrix::DistanceMatrix).
     pub fn tasks<'a, T>(&self, mut all: &'a mut [T]) -> Vec<&'a mut [T]> {
         let rows = self.start.len() - 1;
         let task = |first: usize| self.start[rows.min(first + TASK_ROWS)] - self.start[first];
@@ -46,13 +47,18 @@ impl Pairs {
     }
 
     /// `distance(i, p)` of each pair, and `own` for each anchor with itself.
-    pub fn fill<A: Scalar>(&self, against: &Against<A>, own: A, distance: impl Fn(usize, usize) -> A + Sync) -> Vec<A> {
+    pub fn fill<A: Scalar>(
+        &self,
+        comparison: &Comparison<A>,
+        own: A,
+        distance: impl Fn(usize, usize) -> A + Sync,
+    ) -> Vec<A> {
         let mut all = vec![own; self.len()];
         blocks::for_each(self.tasks(&mut all), |task, part| {
             let first = task * TASK_ROWS;
-            for i in first..against.anchors.rows.min(first + TASK_ROWS) {
-                let (start, part) = (against.class(i).start, &mut part[self.in_task(i)]);
-                for p in against.positives(i) {
+            for i in first..comparison.anchors.rows.min(first + TASK_ROWS) {
+                let (start, part) = (comparison.class(i).start, &mut part[self.in_task(i)]);
+                for p in comparison.positives(i) {
                     part[p - start] = distance(i, p);
                 }
             }
@@ -73,7 +79,7 @@ pub struct Triplet<A> {
 }
 
 /// The chosen triplets of a batch, and what they come to.
-pub struct Chosen<A> {
+pub struct ChosenTriplets<A> {
     /// The triplets, in the given order of the anchors and of their positives.
     pub triplets: Vec<Triplet<A>>,
     /// The sum of each anchor's losses, in the given order.
@@ -84,20 +90,25 @@ pub struct Chosen<A> {
 }
 
 /// The losses of the triplets whose negatives are `chosen`: for each pair a row, or [`NONE`].
-pub fn hinge<A: Scalar>(against: &Against<A>, margin: f64, pairs: &Pairs, chosen: &[u32]) -> Chosen<A> {
-    let rows = against.anchors.rows;
+pub fn hinge<A: Scalar>(
+    comparison: &Comparison<A>,
+    margin: f64,
+    pairs: &ClassPairs,
+    chosen: &[u32],
+) -> ChosenTriplets<A> {
+    let rows = comparison.anchors.rows;
     let margin = A::from_f64(margin);
     let blank = Triplet { anchor: 0, positive: 0, negative: NONE, distances: [A::ZERO; 2], loss: A::ZERO };
     let mut all = vec![blank; pairs.len()];
     blocks::for_each(pairs.tasks(&mut all), |task, part| {
         let first = task * TASK_ROWS;
         for i in first..rows.min(first + TASK_ROWS) {
-            let start = against.class(i).start;
+            let start = comparison.class(i).start;
             for (k, (triplet, &negative)) in part[pairs.in_task(i)].iter_mut().zip(&chosen[pairs.of(i)]).enumerate() {
                 if negative == NONE {
                     continue;
                 }
-                let distance = |j: usize| against.anchors.distance(against.direct(i, j));
+                let distance = |j: usize| comparison.anchors.distance(comparison.direct(i, j));
                 let distances @ [d_ap, d_an] = [distance(start + k), distance(negative as usize)];
                 let t = d_ap - d_an + margin;
                 let loss = match d_ap.is_finite() && d_an.is_finite() {
@@ -109,9 +120,10 @@ pub fn hinge<A: Scalar>(against: &Against<A>, margin: f64, pairs: &Pairs, chosen
             }
         }
     });
-    let mut result = Chosen { triplets: Vec::new(), losses: vec![A::ZERO; rows], sum: 0.0, stats: Stats::default() };
+    let mut result =
+        ChosenTriplets { triplets: Vec::new(), losses: vec![A::ZERO; rows], sum: 0.0, stats: Stats::default() };
     for (given, loss) in result.losses.iter_mut().enumerate() {
-        let of_anchor = &all[pairs.of(against.classes.position[given] as usize)];
+        let of_anchor = &all[pairs.of(comparison.classes.position[given] as usize)];
         let mut sum = 0.0;
         for triplet in of_anchor.iter().filter(|triplet| triplet.negative != NONE) {
             sum += triplet.loss.to_f64();
@@ -132,43 +144,45 @@ pub fn hinge<A: Scalar>(against: &Against<A>, margin: f64, pairs: &Pairs, chosen
 
 /// What a batch with NaN or infinity in it comes to: NaN for every anchor with a triplet, which looks at every row.
 /// `is_pair(i, p)`: whether anchor i may have a triplet with positive p.
-pub fn poisoned<A: Scalar>(against: &Against<A>, is_pair: impl Fn(usize, usize) -> bool) -> Chosen<A> {
+pub fn poisoned<A: Scalar>(comparison: &Comparison<A>, is_pair: impl Fn(usize, usize) -> bool) -> ChosenTriplets<A> {
     let mut valid = 0;
-    let losses = against.classes.position.iter().map(|&i| {
+    let losses = comparison.classes.position.iter().map(|&i| {
         let i = i as usize;
-        let has_negative = against.count_negatives(i) > 0;
-        let count = against.positives(i).filter(|&p| has_negative && is_pair(i, p)).count() as u64;
+        let has_negative = comparison.count_negatives(i) > 0;
+        let count = comparison.positives(i).filter(|&p| has_negative && is_pair(i, p)).count() as u64;
         valid += count;
-        let bad = count > 0 || against.anchors.row(i).iter().any(|x| !x.is_finite());
+        let bad = count > 0 || comparison.anchors.row(i).iter().any(|x| !x.is_finite());
         if bad { A::NAN } else { A::ZERO }
     });
     let losses = losses.collect();
-    Chosen { triplets: Vec::new(), losses, sum: f64::NAN, stats: Stats { valid, ..Stats::poisoned() } }
+    ChosenTriplets { triplets: Vec::new(), losses, sum: f64::NAN, stats: Stats { valid, ..Stats::poisoned() } }
 }
 
-/// The gradients times `upstream` (one number, or where there is no `divisor` one an anchor; `None`: 1).
-pub fn gradients<T: Element>(
-    against: &Against<T::Scalar>,
-    chosen: &Chosen<T::Scalar>,
-    divisor: Option<f64>,
+/// The gradients times `upstream` (one number, or one an anchor; `None`: 1).
+pub fn gradients<T: Element, X: Copy>(
+    problem: &Problem<X>,
+    comparison: &Comparison<T::Scalar>,
+    chosen: &ChosenTriplets<T::Scalar>,
     upstream: Option<&[T::Scalar]>,
     grads: [Option<&mut [T]>; 2],
 ) {
-    let pulls = T::Scalar::of_scalar(&PULLS_OF)(against, &chosen.triplets, upstream.filter(|_| divisor.is_none()));
-    let scale = match (upstream, divisor) {
-        (Some(upstream), Some(_)) => upstream[0],
+    let each = problem.options.reduction == Reduction::None;
+    let pulls = T::Scalar::of_scalar(&PULLS_OF)(comparison, &chosen.triplets, upstream.filter(|_| each));
+    let scale = match upstream {
+        Some(upstream) if !each => upstream[0],
         _ => T::Scalar::ONE,
     };
-    pulls::gradients(against, &pulls, scale / T::Scalar::from_f64(divisor.unwrap_or(1.0)), grads);
+    let divisor = T::Scalar::from_f64(problem.divisor(&chosen.stats));
+    pulls::gradients(comparison, &pulls, scale / divisor, grads);
 }
 
 struct PullsOf;
 impl ScalarFn for PullsOf {
-    type Of<A: Scalar> = fn(&Against<A>, &[Triplet<A>], Option<&[A]>) -> Vec<Pull<A>>;
+    type Of<A: Scalar> = fn(&Comparison<A>, &[Triplet<A>], Option<&[A]>) -> Vec<Pull<A>>;
 }
 static PULLS_OF: ByScalar<PullsOf> = ByScalar { f32: pulls_of, f64: pulls_of };
 
-fn pulls_of<A: Scalar>(against: &Against<A>, triplets: &[Triplet<A>], upstream: Option<&[A]>) -> Vec<Pull<A>> {
+fn pulls_of<A: Scalar>(comparison: &Comparison<A>, triplets: &[Triplet<A>], upstream: Option<&[A]>) -> Vec<Pull<A>> {
     let mut all = Vec::with_capacity(2 * triplets.len());
     for &Triplet { anchor, positive, negative, distances, loss } in triplets {
         if loss == A::ZERO {
@@ -176,9 +190,9 @@ fn pulls_of<A: Scalar>(against: &Against<A>, triplets: &[Triplet<A>], upstream: 
         }
         let weight = if loss.is_nan() { A::NAN } else { A::ONE };
         let weight =
-            weight * upstream.map_or(A::ONE, |upstream| upstream[against.classes.order[anchor as usize] as usize]);
+            weight * upstream.map_or(A::ONE, |upstream| upstream[comparison.classes.order[anchor as usize] as usize]);
         for (other, distance, weight) in [(positive, distances[0], weight), (negative, distances[1], -weight)] {
-            all.push(Pull { anchor, other, weight: weight * against.anchors.slope(distance) });
+            all.push(Pull { anchor, other, weight: weight * comparison.anchors.slope(distance) });
         }
     }
     all
@@ -201,13 +215,13 @@ pub struct Triplets<A> {
 }
 
 impl<A: Scalar> Triplets<A> {
-    pub(crate) fn new(against: &Against<A>, chosen: &Chosen<A>) -> Self {
+    pub(crate) fn new(comparison: &Comparison<A>, chosen: &ChosenTriplets<A>) -> Self {
         let rows = |row: fn(&Triplet<A>) -> u32, order: &[u32]| -> Vec<u32> {
             chosen.triplets.iter().map(|triplet| order[row(triplet) as usize]).collect()
         };
-        let others = &against.other_classes().order;
+        let others = &comparison.other_classes().order;
         Self {
-            anchor: rows(|triplet| triplet.anchor, &against.classes.order),
+            anchor: rows(|triplet| triplet.anchor, &comparison.classes.order),
             positive: rows(|triplet| triplet.positive, others),
             negative: rows(|triplet| triplet.negative, others),
             positive_distances: chosen.triplets.iter().map(|triplet| triplet.distances[0]).collect(),

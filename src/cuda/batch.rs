@@ -1,44 +1,59 @@
-//! A batch made ready for mined losses: kernels/batch.cu.
+//! Prepares batches for mined losses: the launches of kernels/batch.cu.
 
 use bytemuck::{Pod, Zeroable};
 
-use super::mined::Inputs;
+use super::arguments::{Input, Inputs};
 use super::{Address, DeviceProperties, Grid, Launcher, Memory};
 use crate::constants::{
     COSINE, EUCLIDEAN, EVEN_ENOUGH, EVEN_SPLITS, OWN_NONE, OWN_OFFSET, OWN_ROWS, PAIRS, PAIRS_OF_ROW, RANKED, SLAB,
     SQUARED, STREAM_SHARED, SURVEYED, TILE, TILE_BLOCKS, TILE_SHARED,
 };
-use crate::distance::Metric;
-use crate::{Element, Error, Own, Precision};
+use crate::problem::{Options, Problem};
+use crate::{Distance, Element, Error, Own, Precision};
 
 pub(crate) use crate::constants::{BATCH_THREADS as THREADS, TILE_THREADS};
 
 const STEM: &str = "batch";
 
-/// How a Gram tile is multiplied.
+/// How the products of a Gram tile are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Product {
-    /// The last part of a preparing kernel's name.
+    /// The last part of the name of the kernel that prepares rows for these products.
     pub mode: &'static str,
-    /// The last part of a tile kernel's name.
+    /// The last part of the names of kernels over tiles of these products.
     pub tile: &'static str,
     planes: u32,
-    /// Of one number in a plane.
+    /// The bytes of one number in a plane.
     bytes: u32,
 }
 
+/// What computes the products of a tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cores {
+    /// Tensor cores, with this precision.
+    Tensor(Precision),
+    /// CUDA cores in f32: slow, to check the tensor cores against. Only `pairwise_distance` has such kernels.
+    Cuda,
+}
+
+impl From<Precision> for Cores {
+    fn from(precision: Precision) -> Self {
+        Self::Tensor(precision)
+    }
+}
+
 impl Product {
-    pub fn of<T: Element>(precision: Precision) -> Self {
-        match (precision, T::NAME) {
-            (Precision::Medium, "f16") => Self { mode: "medium", tile: "f16", planes: 1, bytes: 2 },
-            (Precision::Medium, _) => Self { mode: "medium", tile: "bf16", planes: 1, bytes: 2 },
-            (Precision::Plain, _) => Self { mode: "plain", tile: "plain", planes: 1, bytes: 4 },
-            (Precision::High, "f32") => Self { mode: "high", tile: "high", planes: 1, bytes: 4 },
+    pub fn of<T: Element>(cores: Cores) -> Self {
+        match (cores, T::NAME) {
+            (Cores::Cuda, _) => Self { mode: "plain", tile: "plain", planes: 1, bytes: 4 },
+            (Cores::Tensor(Precision::Medium), "f16") => Self { mode: "medium", tile: "f16", planes: 1, bytes: 2 },
+            (Cores::Tensor(Precision::Medium), _) => Self { mode: "medium", tile: "bf16", planes: 1, bytes: 2 },
+            (Cores::Tensor(Precision::High), "f32") => Self { mode: "high", tile: "high", planes: 1, bytes: 4 },
             _ => Self { mode: "highest", tile: "highest", planes: 2, bytes: 2 },
         }
     }
 
-    /// The one of two numbers that is for products of as many planes.
+    /// The number for this product, of those for products of one plane and of two.
     pub fn of_planes(&self, numbers: [u32; 2]) -> u32 {
         numbers[self.planes as usize - 1]
     }
@@ -54,53 +69,60 @@ impl Product {
     }
 }
 
-/// The distances of mined losses as kernels number them.
-pub(crate) fn kind(metric: Metric) -> u32 {
-    match metric {
-        Metric::Difference { root: false, .. } => SQUARED,
-        Metric::Difference { root: true, .. } => EUCLIDEAN,
-        Metric::Cosine => COSINE,
-        Metric::Power { .. } => unreachable!("refused by the checks of mined losses"),
+/// The number by which kernels know a distance.
+pub(crate) fn kind(distance: Distance) -> u32 {
+    match distance {
+        Distance::SquaredEuclidean => SQUARED,
+        Distance::Euclidean => EUCLIDEAN,
+        Distance::Cosine => COSINE,
     }
 }
 
-/// What is prepared, and how.
+/// The size of a batch, and how its rows are prepared and multiplied.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Problem {
+pub(crate) struct BatchShape {
     pub rows: usize,
     pub dim: usize,
-    pub metric: Metric,
+    pub distance: Distance,
     pub normalize: bool,
     pub product: Product,
 }
 
-impl Problem {
+impl BatchShape {
+    /// The shape of the anchors of a call on embeddings of T.
+    pub fn anchors<T: Element, X>(problem: &Problem<X>) -> Self {
+        let Options { distance, normalize, precision, .. } = problem.options;
+        Self { rows: problem.rows, dim: problem.dim, distance, normalize, product: Product::of::<T>(precision.into()) }
+    }
+
     pub fn tiles(&self) -> u32 {
         (self.rows as u32).div_ceil(TILE)
     }
 
-    /// Blocks that rank the rows.
+    /// How many blocks rank the rows.
     fn rankings(&self) -> u32 {
         (self.rows as u32).div_ceil(RANKED)
     }
 
-    /// Blocks that sum the rows.
+    /// How many blocks sum up the rows.
     fn surveys(&self) -> u32 {
         (self.rows as u32).div_ceil(SURVEYED)
     }
 
-    /// Rows of whole tiles.
+    /// How many rows there are, rounded up to whole tiles.
     pub fn padded(&self) -> usize {
         self.tiles() as usize * TILE as usize
     }
 
-    /// Into how many parts so many column tiles are split, so that each multiprocessor has `TILE_BLOCKS` blocks.
+    /// Into how many parts a row of `columns` tiles is split, so that each multiprocessor has `TILE_BLOCKS` blocks if
+    /// it can.
     pub fn splits_of(&self, columns: u32, device: &DeviceProperties) -> u32 {
         (TILE_BLOCKS * device.multiprocessors).div_ceil(self.tiles()).clamp(1, columns)
     }
 
-    /// Into how many parts so many column tiles are split, so that the blocks fill the device in whole turns, `resident` on a
-    /// multiprocessor at a time: the fewest parts that keep `EVEN_ENOUGH` of it busy, or else those that keep the most.
+    /// Into how many parts a row of `columns` tiles is split, so that the blocks fill the device in whole turns,
+    /// `resident` on a multiprocessor at a time: the fewest parts that keep `EVEN_ENOUGH` of it busy, or else the
+    /// number that keeps the most.
     pub fn even_splits_of(&self, columns: u32, resident: u32, device: &DeviceProperties) -> u32 {
         let slots = resident * device.multiprocessors;
         let busy = |splits: u32| {
@@ -112,22 +134,12 @@ impl Problem {
         enough.unwrap_or_else(|| (1..=most).max_by(|&a, &b| busy(a).total_cmp(&busy(b))).unwrap_or(1))
     }
 
-    /// Warps of a block take a row each; as many blocks as the device holds, or as there are rows.
+    /// How many blocks to launch if each warp takes a row at a time: as many as the rows need, but no more than the
+    /// device holds.
     pub fn row_blocks(&self, device: &DeviceProperties) -> u32 {
         let resident = device.multiprocessors * (device.threads_per_multiprocessor / THREADS);
         (self.rows as u32).div_ceil(THREADS / 32).min(resident).max(1)
     }
-}
-
-/// The caller's embeddings and labels, in device memory.
-#[derive(Clone, Copy, Debug)]
-#[doc(hidden)]
-pub struct Input {
-    pub x: Address,
-    /// From row to row, in elements.
-    pub stride: usize,
-    /// One i64 a row; 0: no two rows are of one class.
-    pub labels: Address,
 }
 
 /// `Batch` of kernels/batch.cuh.
@@ -164,7 +176,7 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// The embeddings may lie elsewhere when the batch is looked at again.
+    /// This batch with its embeddings at the address that they have now.
     fn moved_to(self, input: &Input) -> Self {
         Self { x: input.x, stride: input.stride as i64, ..self }
     }
@@ -188,7 +200,7 @@ pub(crate) struct Sides {
 }
 
 impl Sides {
-    /// The embeddings may lie elsewhere when the batch is looked at again.
+    /// These sides with their embeddings at the addresses that they have now.
     pub fn moved_to(self, inputs: &Inputs) -> Self {
         let anchors = self.anchors.moved_to(&inputs.anchors);
         let others = inputs.reference.as_ref().map_or(anchors, |other| self.others.moved_to(&other.rows));
@@ -196,20 +208,20 @@ impl Sides {
     }
 }
 
-/// How many there are; of more than memory has addresses for, the largest number.
+/// The product of the factors, or the largest number if it overflows: more than any memory holds.
 pub(crate) fn count_of<const N: usize>(factors: [usize; N]) -> usize {
     factors.into_iter().fold(1, usize::saturating_mul)
 }
 
-/// Parts of one allocation.
+/// Lays out the parts of one allocation.
 #[derive(Default)]
 pub(crate) struct Layout {
     bytes: usize,
 }
 
 impl Layout {
-    /// Where `count` numbers of `size` bytes will lie, from the start of the allocation. More bytes than there are addresses
-    /// are the largest number of bytes, which no device has.
+    /// Adds a part of `count` numbers of `size` bytes, and returns its offset in the allocation. If the size overflows
+    /// it becomes the largest number, which no device can allocate.
     pub fn part(&mut self, count: usize, size: usize) -> Address {
         const ALIGNMENT: usize = 256;
         let at = self.bytes;
@@ -223,15 +235,16 @@ impl Layout {
     }
 }
 
-/// A prepared batch. `kept` is what a backward pass needs.
+/// A prepared batch, and the memory that it points to.
 pub(crate) struct Prepared<M> {
     pub batch: Batch,
+    /// Memory that a backward pass needs too.
     pub kept: M,
-    /// Until the launches of the forward pass are made.
+    /// Memory that is not needed once the forward pass has been launched.
     pub scratch: M,
 }
 
-/// What the preparation finds out: `Survey` of kernels/batch.cuh. The host only clears it.
+/// What the preparation finds out about a batch: `Survey` of kernels/batch.cuh. The host only clears it.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Survey {
@@ -242,23 +255,23 @@ struct Survey {
 }
 const SURVEY_BYTES: usize = size_of::<Survey>();
 
-/// Launches the preparation. Batches whose rows are compared with each other are moved alike: `origin` is the first of
-/// them, prepared before.
+/// Launches the preparation of a batch. Batches whose rows are compared with each other are translated by the same row:
+/// `origin` is the first of them, prepared before.
 ///
 /// # Safety
-/// `input` is device memory of the launcher: `rows` rows of `dim` elements of T, and labels unless 0; alive until the
-/// kernels have run.
+/// `input` is device memory of the launcher, alive until the kernels have run: `rows` rows of `dim` elements of T, and
+/// labels unless they are 0. So is what `origin` points to.
 pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     launcher: &L,
-    problem: &Problem,
+    shape: &BatchShape,
     input: &Input,
     origin: Option<&Batch>,
 ) -> Result<Prepared<L::Memory>, Error> {
-    let (rows, dim, padded) = (problem.rows, problem.dim, problem.padded());
-    let slabs = (dim * problem.product.bytes as usize).div_ceil(SLAB as usize);
-    let cosine = problem.metric == Metric::Cosine;
-    let normalize = problem.normalize || cosine;
-    let row_blocks = problem.row_blocks(launcher.properties());
+    let (rows, dim, padded) = (shape.rows, shape.dim, shape.padded());
+    let slabs = (dim * shape.product.bytes as usize).div_ceil(SLAB as usize);
+    let cosine = shape.distance == Distance::Cosine;
+    let normalize = shape.normalize || cosine;
+    let row_blocks = shape.row_blocks(launcher.properties());
 
     let mut kept = Layout::default();
     let (survey, order, position) = (kept.part(1, SURVEY_BYTES), kept.part(rows, 4), kept.part(rows, 4));
@@ -267,7 +280,7 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     let y = scratch.part(count_of([padded, dim]), 4);
     let plane = [(); 2].map(|()| scratch.part(count_of([padded, slabs]), SLAB as usize));
     let (norm, scale) = (scratch.part(padded, 4), scratch.part(padded, 4));
-    let sums = scratch.part(count_of([problem.surveys() as usize + 1, dim]), 8);
+    let sums = scratch.part(count_of([shape.surveys() as usize + 1, dim]), 8);
     let partials = scratch.part(row_blocks as usize, 8);
     let (kept, scratch) = (kept.allocate(launcher)?, scratch.allocate(launcher)?);
     let (in_kept, in_scratch) = (|at| kept.address() + at, |at| scratch.address() + at);
@@ -295,7 +308,7 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         padded: padded as u32,
         dim: dim as u32,
         slabs: slabs as u32,
-        // Unit vectors are near enough to the origin.
+        // Unit vectors are near the origin already: they are not translated.
         centre: (!normalize).into(),
         normalize: normalize.into(),
         unit_norms: cosine.into(),
@@ -311,47 +324,43 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         // out above and live as `Memory` says.
         unsafe { launcher.launch(STEM, kernel, grid, bytemuck::bytes_of(&batch)) }
     };
-    // SAFETY: the first bytes of our own allocation.
+    // SAFETY: the first bytes of our own allocation, which nothing uses yet.
     unsafe { launcher.clear(batch.survey, SURVEY_BYTES)? };
-    launch("batch_order", problem.rankings())?;
+    launch("batch_order", shape.rankings())?;
     if batch.centre == 1 && origin.is_none() {
-        launch(&format!("batch_survey_{}", T::NAME), problem.surveys())?;
+        launch(&format!("batch_survey_{}", T::NAME), shape.surveys())?;
         launch(&format!("batch_nearest_{}", T::NAME), row_blocks)?;
     }
-    launch(&format!("batch_gather_{}_{}", T::NAME, problem.product.mode), (padded as u32).div_ceil(THREADS / 32))?;
+    launch(&format!("batch_gather_{}_{}", T::NAME, shape.product.mode), (padded as u32).div_ceil(THREADS / 32))?;
     Ok(Prepared { batch, kept, scratch })
 }
 
-/// Anchors and the rows they are compared with, prepared, as many as there are; what is kept and what is not as of
+/// The anchors and the rows that they are compared with, both prepared; `kept` and `scratch` are those of each
 /// [`Prepared`].
 pub(crate) struct PreparedSides<M> {
     pub sides: Sides,
-    /// Of the anchors and of the others.
-    pub shapes: [Problem; 2],
+    /// The shapes of the anchors and of the others.
+    pub shapes: [BatchShape; 2],
     pub kept: Vec<M>,
     pub scratch: Vec<M>,
 }
 
-/// Launches the preparation of both sides, and of how the anchors stand to the others. `shape` is that of the anchors;
-/// `others`: how many rows the reference set has.
+/// Launches the preparation of both sides, and finds each row's class, and each anchor's own row, on the other side.
 ///
 /// # Safety
-/// As [`prepare`], for both inputs; own rows are one i64 an anchor.
-pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher>(
+/// The contract of [`prepare`] for both inputs; own rows are one i64 an anchor, and alive as long.
+pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher, X>(
     launcher: &L,
-    shape: &Problem,
-    others: Option<usize>,
+    problem: &Problem<X>,
     inputs: &Inputs,
 ) -> Result<PreparedSides<L::Memory>, Error> {
-    if shape.product == Product::of::<T>(Precision::Plain) {
-        return Err(Error::argument("precision", "Highest, High or Medium", "Plain"));
-    }
+    let shape = BatchShape::anchors::<T, X>(problem);
     // SAFETY: the caller's contract.
-    let anchors = unsafe { prepare::<T, L>(launcher, shape, &inputs.anchors, None)? };
+    let anchors = unsafe { prepare::<T, L>(launcher, &shape, &inputs.anchors, None)? };
     let mut kept = vec![anchors.kept];
     let mut scratch = vec![anchors.scratch];
     let anchors = anchors.batch;
-    let (Some(reference), Some(rows)) = (&inputs.reference, others) else {
+    let (Some(reference), Some(rows)) = (&inputs.reference, problem.references) else {
         let sides = Sides {
             anchors,
             others: anchors,
@@ -362,10 +371,10 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher>(
             itself: 1,
             ..Sides::zeroed()
         };
-        return Ok(PreparedSides { sides, shapes: [*shape; 2], kept, scratch });
+        return Ok(PreparedSides { sides, shapes: [shape; 2], kept, scratch });
     };
-    let other_shape = Problem { rows, ..*shape };
-    // SAFETY: the caller's contract.
+    let other_shape = BatchShape { rows, ..shape };
+    // SAFETY: the caller's contract; the anchors' memory lives as `Memory` says.
     let others = unsafe { prepare::<T, L>(launcher, &other_shape, &reference.rows, Some(&anchors))? };
     kept.push(others.kept);
     scratch.push(others.scratch);
@@ -386,15 +395,15 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher>(
         Sides { anchors, others, first, end, own, other_first, other_end, own_rows, own_offset, own_kind, itself: 0 };
     let blocks = shape.rankings() + other_shape.rankings();
     let grid = Grid { blocks, threads: THREADS, shared_bytes: 0 };
-    // SAFETY: `Sides` is this kernel's argument; both batches are prepared, and our memory is laid out above.
+    // SAFETY: `Sides` is this kernel's argument; both batches are prepared, the caller vouches for own rows, and our
+    // memory is laid out above and lives as `Memory` says.
     unsafe { launcher.launch(STEM, "batch_match", grid, bytemuck::bytes_of(&sides))? };
-    Ok(PreparedSides { sides, shapes: [*shape, other_shape], kept, scratch })
+    Ok(PreparedSides { sides, shapes: [shape, other_shape], kept, scratch })
 }
 
-/// How many pairs of an anchor and a row of its class there is room for. Their number is known on the device alone, and to
-/// ask it would be to wait for it; so there is room for any classes of up to `PAIRS` pairs in all, and beyond for
-/// `PAIRS_OF_ROW` an anchor.
-#[doc(hidden)]
+/// How many pairs of an anchor and a row of its class there is room for. Their number is known on the device alone, and
+/// to ask for it would be to wait; so there is room for `PAIRS`, or for `PAIRS_OF_ROW` an anchor if that is more, but
+/// for no more than there could be.
 pub fn capacity(rows: usize, others: usize) -> usize {
     count_of([rows, others]).min((PAIRS_OF_ROW * rows).max(PAIRS))
 }

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
-use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DriverError, result};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, result};
 use cudarc::nvrtc::Ptx;
 
+use super::driver::{self, error};
 use super::fitness;
 use super::images::{self, image_for};
 use super::launcher::{Address, DeviceProperties, Grid, Launcher, Memory};
@@ -14,19 +15,10 @@ use crate::Error;
 
 /// How many CUDA devices this process can use; 0 without a driver.
 pub fn device_count() -> usize {
-    if !has_driver() {
+    if !driver::exists() {
         return 0;
     }
     CudaContext::device_count().map_or(0, |n| usize::try_from(n).unwrap_or(0))
-}
-
-/// Whether there is a driver's library that can at least be started; cudarc's other calls panic without it.
-pub(super) fn has_driver() -> bool {
-    // SAFETY: only looks for the library and for one function of it, which is not called.
-    unsafe {
-        sys::is_culib_present()
-            && ["cuInit", "cuDeviceGetCount"].iter().all(|name| sys::culib().get::<*const ()>(name.as_bytes()).is_ok())
-    }
 }
 
 /// A device with the kernels that have been loaded onto it. One per context and process.
@@ -229,7 +221,7 @@ impl Device {
         self.context.load_module(ptx).map_err(|e| {
             let refused = error(format!("loading {stem} for {}", image.target), e);
             // The driver's own words for an image that it cannot read name no release.
-            let driver = fitness::driver_release().ok();
+            let driver = driver::release().ok();
             let ptx = image.target.starts_with("compute_");
             match (refused, driver.and_then(|driver| fitness::too_old(images::CUDA, driver, ptx))) {
                 (Error::Cuda { action, reason }, Some(why)) => {
@@ -239,11 +231,6 @@ impl Device {
             }
         })
     }
-}
-
-pub(crate) fn error(action: impl Into<String>, driver: DriverError) -> Error {
-    let reason = driver.error_string().map_or_else(|_| format!("{driver:?}"), |s| s.to_string_lossy().into_owned());
-    Error::Cuda { action: action.into(), reason }
 }
 
 /// Makes a context current, and when dropped the previous one again: cudarc leaves its own, and PyTorch would then

@@ -2,7 +2,7 @@
 
 use cudarc::driver::{result, sys};
 
-use super::device::{error, has_driver};
+use super::driver::{self, error};
 use super::images::{CUDA, IMAGES, Image, choose};
 use crate::Error;
 
@@ -40,7 +40,7 @@ pub fn check_device(ordinal: usize) -> Result<(), Error> {
 /// Reads what decides whether kernels run on a device, without making a context.
 fn machine(ordinal: usize) -> Result<Machine, Error> {
     let looking = "looking for CUDA devices";
-    if !has_driver() {
+    if !driver::exists() {
         let reason = "there is no driver: libcuda.so.1 was not found, or is none".into();
         return Err(Error::Cuda { action: looking.into(), reason });
     }
@@ -71,18 +71,8 @@ fn machine(ordinal: usize) -> Result<Machine, Error> {
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
-        driver: driver_release()?,
+        driver: driver::release()?,
     })
-}
-
-/// The release of CUDA that the driver is of.
-pub(crate) fn driver_release() -> Result<(u32, u32), Error> {
-    let mut version = 0;
-    // SAFETY: an out-pointer to a live integer.
-    let status = unsafe { sys::cuDriverGetVersion(&mut version) };
-    status.result().map_err(|driver| error("asking for the driver's version", driver))?;
-    let version = version.unsigned_abs();
-    Ok((version / 1000, version % 1000 / 10)) // 12080 is 12.8
 }
 
 /// Whether each file of kernels has an image that runs on `machine`; `compiled_by` is the CUDA that made them.

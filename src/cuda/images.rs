@@ -43,13 +43,12 @@ impl Image {
     }
 }
 
-/// The image of `stem` for a device of compute capability `major.minor`: a cubin made for it, or PTX that its driver
-/// compiles.
+/// The image of `stem` in this build, as [`choose`] finds it.
 pub fn image_for(stem: &str, major: u32, minor: u32) -> Option<&'static Image> {
     choose(IMAGES, stem, major, minor)
 }
 
-/// The image of `stem` among `images` for a device of compute capability `major.minor`, chosen as by [`image_for`].
+/// The image of `stem` among `images` for a device of compute capability `major.minor`, chosen as by `image_for`.
 pub fn choose(images: &'static [Image], stem: &str, major: u32, minor: u32) -> Option<&'static Image> {
     let of_stem = images.iter().filter(|image| image.stem == stem);
     of_stem

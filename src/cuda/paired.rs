@@ -1,4 +1,4 @@
-//! The launch plan of paired losses, whose kernels are over kernels/paired.cuh, and their one launch.
+//! The launch plan and the launch of paired losses, whose kernels build on kernels/paired.cuh.
 
 use std::sync::Arc;
 
@@ -9,71 +9,71 @@ use super::{Address, CudaLauncher, CudaMatrix, DeviceProperties, Grid, Launcher,
 use crate::constants::PAIRED_THREADS;
 use crate::distance::Metric;
 use crate::matrix::check_len;
-use crate::paired::{Problem, check_grads};
+use crate::paired::{PairedProblem, check_grads};
 use crate::{Element, Error, Reduction};
 
 const VECTOR_BYTES: usize = 16;
 
-/// How a kernel looks at rows: the last part of its name.
+/// How a kernel reads rows, which is the last part of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub enum RowAccess {
     /// Up to 16 vectors of 16 bytes a row, held in registers by 16 lanes.
     L16,
-    /// Up to 32 vectors, held by a warp.
+    /// Up to 32 vectors of 16 bytes a row, held in registers by a warp.
     L32,
-    /// Up to 128 vectors, held by a warp.
+    /// Up to 128 vectors of 16 bytes a row, held in registers by a warp.
     L32x4,
-    /// Any number of vectors, read again for each sweep.
+    /// Any number of vectors of 16 bytes a row, read again for each sweep.
     Vector,
-    /// Any length and alignment, element by element.
+    /// Rows of any length and alignment, read element by element.
     Scalar,
 }
 
-impl Shape {
+impl RowAccess {
     fn name(self) -> &'static str {
         match self {
-            Shape::L16 => "l16",
-            Shape::L32 => "l32",
-            Shape::L32x4 => "l32x4",
-            Shape::Vector => "vector",
-            Shape::Scalar => "scalar",
+            RowAccess::L16 => "l16",
+            RowAccess::L32 => "l32",
+            RowAccess::L32x4 => "l32x4",
+            RowAccess::Vector => "vector",
+            RowAccess::Scalar => "scalar",
         }
     }
 
     fn lanes(self) -> u32 {
-        if self == Shape::L16 { 16 } else { 32 }
+        if self == RowAccess::L16 { 16 } else { 32 }
     }
 }
 
-/// Which kernel, on which grid.
+/// Which kernel a pass launches, and on which grid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// The kernel's name.
     pub kernel: String,
-    /// Its launch.
+    /// The shape of the launch.
     pub grid: Grid,
-    /// How it looks at rows.
-    pub shape: Shape,
+    /// How the kernel reads rows.
+    pub access: RowAccess,
 }
 
-/// What one pass reads and writes, in device memory; 0: not wanted.
+/// What one pass of a paired loss reads and writes in device memory. An output with the address 0 is not wanted.
 #[derive(Clone, Copy, Debug)]
 pub struct Pass<const K: usize> {
-    /// The K matrices.
+    /// The first rows of the K matrices.
     pub inputs: [Address; K],
-    /// From one row to the next, in elements.
+    /// How many elements lie from one row of each matrix to the next.
     pub strides: [usize; K],
-    /// A scalar, or one a row (see `upstream_per_row`).
+    /// The upstream gradient, a scalar or one a row (see `upstream_per_row`); 0: it is 1.
     pub upstream: Address,
     /// Whether `upstream` holds one number a row.
     pub upstream_per_row: bool,
-    /// Do nothing if `upstream` is 1: the gradients are there already.
+    /// Whether to do nothing if `upstream` is 1, because the gradients are there already.
     pub idle_if_one: bool,
-    /// One scalar a row.
+    /// The loss of each row, one scalar each.
     pub losses: Address,
     /// The reduced loss.
     pub loss: Address,
-    /// Contiguous, like the inputs.
+    /// The gradients with respect to the K matrices, contiguous.
     pub grads: [Address; K],
 }
 
@@ -132,23 +132,24 @@ pub(crate) struct PairedArgs<const K: usize> {
 }
 
 impl<const K: usize> PairedArgs<K> {
-    /// No more than its 3 K + 13 words and its four half words: nothing is between them.
+    /// The struct is as large as its 3 K + 13 words and four half words together, so there is no padding between them.
     const HAS_NO_PADDING: () = assert!(size_of::<Self>() == 8 * (3 * K + 13) + 16);
 }
 
 // SAFETY: all numbers, which may be zero.
 unsafe impl<const K: usize> Zeroable for PairedArgs<K> {}
-// SAFETY: each field is `Pod`, the order is C's, and `run` has the compiler see that there is no padding.
+// SAFETY: each field is `Pod`, the order is C's, and `HAS_NO_PADDING`, which `run` evaluates, proves that there is no
+// padding.
 unsafe impl<const K: usize> Pod for PairedArgs<K> {}
 
-fn kernel_name(stem: &str, metric: &str, dtype: &str, shape: Shape) -> String {
-    format!("{stem}_{metric}_{dtype}_{}", shape.name())
+fn kernel_name(stem: &str, metric: &str, dtype: &str, access: RowAccess) -> String {
+    format!("{stem}_{metric}_{dtype}_{}", access.name())
 }
 
-/// Chooses kernel and grid; a pure function of the problem and the device.
+/// Chooses the kernel and the grid of a pass, from nothing but its arguments.
 pub(crate) fn plan<T: Element, const K: usize>(
     stem: &str,
-    problem: &Problem,
+    problem: &PairedProblem,
     pass: &Pass<K>,
     device: &DeviceProperties,
 ) -> Plan {
@@ -163,34 +164,34 @@ pub(crate) fn plan<T: Element, const K: usize>(
         Metric::Cosine => ("cosine", size_of::<T>() < 8),
         Metric::Power { .. } => ("power", false),
     };
-    let shape = match vectors {
-        _ if !aligned || metric == "power" => Shape::Scalar,
-        0..=16 if held => Shape::L16,
-        17..=32 if held => Shape::L32,
-        33..=128 if held => Shape::L32x4,
-        _ => Shape::Vector,
+    let access = match vectors {
+        _ if !aligned || metric == "power" => RowAccess::Scalar,
+        0..=16 if held => RowAccess::L16,
+        17..=32 if held => RowAccess::L32,
+        33..=128 if held => RowAccess::L32x4,
+        _ => RowAccess::Vector,
     };
-    let rows_at_once = (PAIRED_THREADS / shape.lanes()) as usize;
-    // As many blocks as the device holds at a time: each then takes every so-manieth group of rows.
+    let rows_at_once = (PAIRED_THREADS / access.lanes()) as usize;
+    // No more blocks than the device holds at a time: each block strides over the groups of rows by the grid size.
     let resident = device.multiprocessors * (device.threads_per_multiprocessor / PAIRED_THREADS);
     let blocks = problem.rows.div_ceil(rows_at_once).min(resident as usize).max(1) as u32;
     Plan {
-        kernel: kernel_name(stem, metric, T::NAME, shape),
+        kernel: kernel_name(stem, metric, T::NAME, access),
         grid: Grid { blocks, threads: PAIRED_THREADS, shared_bytes: 0 },
-        shape,
+        access,
     }
 }
 
-/// Launches the pass of the kernels `stem`, whose argument is what `whole` makes of the part that all losses share.
+/// Launches a pass of the kernels `stem`. `whole` makes their argument from the part that all paired losses share.
 ///
 /// # Safety
 /// The addresses in `pass` are device memory of the launcher: inputs of `problem.rows` rows of `problem.dim` elements
-/// of T, `strides` apart; outputs as [`Pass`] describes. `whole` returns `Args` of these kernels with what it is given, and
-/// the addresses that it adds are as the kernels expect. All memory is alive until the kernel has run.
+/// of T, `strides` apart; outputs as [`Pass`] describes. `whole` returns `Args` of these kernels with what it is given,
+/// and the addresses that it adds are as the kernels expect. All memory is alive until the kernel has run.
 pub(crate) unsafe fn run<T: Element, L: Launcher, A: Pod, const K: usize>(
     launcher: &L,
     stem: &str,
-    problem: &Problem,
+    problem: &PairedProblem,
     pass: &Pass<K>,
     whole: impl FnOnce(PairedArgs<K>) -> A,
 ) -> Result<(), Error> {
@@ -220,7 +221,7 @@ pub(crate) unsafe fn run<T: Element, L: Launcher, A: Pod, const K: usize>(
         idle_if_one: pass.idle_if_one.into(),
         ..PairedArgs::zeroed()
     };
-    // The ticket first: it needs 0, the partial sums need nothing.
+    // The ticket comes first: it starts as 0, while the partial sums may start as anything.
     const TICKET_BYTES: usize = 8;
     let workspace = match pass.loss {
         0 => None,
@@ -232,28 +233,28 @@ pub(crate) unsafe fn run<T: Element, L: Launcher, A: Pod, const K: usize>(
         // SAFETY: the first bytes of our own workspace.
         unsafe { launcher.clear(paired.ticket, TICKET_BYTES)? };
     }
-    // SAFETY: the caller vouches that `whole` makes the kernel's argument, and for the pass; the workspace, one f64 a block,
-    // outlives the kernel (`Memory`).
+    // SAFETY: the caller vouches that `whole` makes the kernel's argument, and for the pass; the workspace, one f64 a
+    // block, outlives the kernel (`Memory`).
     unsafe { launcher.launch(stem, &plan.kernel, plan.grid, bytemuck::bytes_of(&whole(paired))) }
 }
 
-/// What a call on slices is for.
+/// What a call on cudarc slices computes.
 pub(crate) enum Wanted<'a, A> {
-    /// The loss, or for `Reduction::None` one a row, and the gradients.
+    /// The loss, or for `Reduction::None` one a row, written here, and the gradients.
     Losses(&'a mut CudaSlice<A>),
-    /// The gradients times this.
+    /// The gradients times this upstream gradient.
     Upstream(&'a CudaSlice<A>),
 }
 
-/// Fills in a pass from slices and launches it. The guards tell cudarc when the slices are done with; `rest` adds those of
-/// the slices that the loss alone needs.
+/// Makes a pass of slices and launches it. When the guards are dropped cudarc takes the slices as no longer in use;
+/// `rest` adds the guards of slices that this loss alone needs.
 ///
 /// # Safety
-/// `rest` returns what [`run`] wants as `whole`.
+/// `rest` returns a `whole` as [`run`] wants it.
 pub(crate) unsafe fn run_on_stream<'a, T: Element + DeviceRepr, A: Pod, W: FnOnce(PairedArgs<K>) -> A, const K: usize>(
     stream: &'a Arc<CudaStream>,
     stem: &str,
-    problem: &Problem,
+    problem: &PairedProblem,
     rows: &'a [CudaMatrix<'a, T>; K],
     wanted: Wanted<'a, T::Scalar>,
     mut grads: [Option<&'a mut CudaSlice<T>>; K],

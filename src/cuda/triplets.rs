@@ -1,89 +1,100 @@
-//! The launches of kernels/triplets.cuh, which the losses that choose one negative for each pair share.
+//! The launches of kernels/triplets.cuh, for all losses that choose one negative for each pair.
 
 use bytemuck::{Pod, Zeroable};
 
+use super::arguments::{Inputs, Output};
 use super::batch::{self, Layout, PreparedSides, Product, Sides};
-use super::mined::{Inputs, OnDevice, Output};
+use super::mined::OnDevice;
 use super::{Address, Grid, Launcher, Memory};
 use crate::constants::{CHOOSE_RESIDENT as RESIDENT, CHOOSE_SHARED, STATS};
-use crate::distance::Metric;
 use crate::mined::Loss;
-use crate::{Element, Error, Precision, Reduction};
+use crate::problem::Problem;
+use crate::{Element, Error, Reduction};
 
-/// One of these losses, and the options and shape of a call.
+/// The kernels of a loss that chooses one negative for each pair, and how they choose it.
 #[derive(Clone, Copy, Debug)]
-pub struct Problem {
-    /// The kernels' file, and the first part of their names.
+pub struct Choice {
+    /// The name of the kernels' file, and the first part of their names.
     pub stem: &'static str,
-    /// The first part of the names of those that depend on how negatives are chosen.
-    pub choice: &'static str,
-    pub rows: usize,
-    pub others: Option<usize>,
-    pub dim: usize,
-    pub metric: Metric,
-    pub normalize: bool,
-    pub precision: Precision,
-    pub margin: f64,
-    pub reduction: Reduction,
-    /// Pairs (a, p) with a before p alone.
+    /// The first part of the names of those kernels that depend on how negatives are chosen.
+    pub kernels: &'static str,
+    /// Whether only pairs (a, p) with a before p are taken.
     pub once: bool,
+    /// How negatives are drawn; `None`: they are not drawn at random.
     pub draw: Option<Draw>,
 }
 
-/// A loss that launches these kernels.
-pub trait Plan: Loss {
-    /// How.
-    fn plan(problem: &Self::Problem) -> Problem;
+/// A loss that launches the kernels of kernels/triplets.cuh.
+pub trait Chooses: Loss {
+    fn choice(extra: &Self::Extra) -> Choice;
 }
 
-impl<L: Plan> OnDevice for L {
-    type Kept<M: Memory> = Chosen<M>;
+impl<L: Chooses> OnDevice for L {
+    type Kept<M: Memory> = Kept<M>;
 
     unsafe fn forward<T: Element, D: Launcher>(
         launcher: &D,
-        problem: &Self::Problem,
+        problem: &Problem<Self::Extra>,
         inputs: &Inputs,
         output: &Output,
         with_grad: [bool; 2],
-    ) -> Result<Chosen<D::Memory>, Error> {
+    ) -> Result<Kept<D::Memory>, Error> {
         // SAFETY: the caller's contract.
-        unsafe { forward::<T, D>(launcher, &L::plan(problem), inputs, output, with_grad != [false; 2]) }
+        unsafe {
+            forward::<T, D, _>(
+                launcher,
+                problem,
+                &L::choice(&problem.options.extra),
+                inputs,
+                output,
+                with_grad != [false; 2],
+            )
+        }
     }
 
     unsafe fn backward<T: Element, D: Launcher>(
         launcher: &D,
-        problem: &Self::Problem,
-        chosen: &Chosen<D::Memory>,
+        problem: &Problem<Self::Extra>,
+        kept: &Kept<D::Memory>,
         inputs: &Inputs,
         upstream: Address,
         grads: [Address; 2],
     ) -> Result<(), Error> {
         // SAFETY: the caller's contract.
-        unsafe { backward::<T, D>(launcher, &L::plan(problem), chosen, inputs, upstream, grads) }
+        unsafe {
+            backward::<T, D, _>(
+                launcher,
+                problem,
+                L::choice(&problem.options.extra).stem,
+                kept,
+                inputs,
+                upstream,
+                grads,
+            )
+        }
     }
 }
 
-/// A random choice.
+/// How the negatives of pairs are drawn at random.
 #[derive(Clone, Copy, Debug)]
 pub struct Draw {
     pub seed: u64,
-    /// Of those farther than the positive.
+    /// Whether only negatives farther than the positive are candidates.
     pub beyond: bool,
 }
 
-/// What the backward pass needs of a forward pass.
-#[doc(hidden)]
-pub struct Chosen<M> {
+/// What the backward pass of a loss that chooses negatives needs of a forward pass.
+pub struct Kept<M> {
     sides: Sides,
-    at: Places,
-    /// What they point to.
+    at: LossArgs,
+    /// The memory that `sides` and `at` point to.
     _memory: (Vec<M>, M),
 }
 
-/// Part of `Args` of kernels/triplets.cuh: all but the sides.
+/// Part of `Args` of kernels/triplets.cuh: everything after the sides.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
-struct Places {
+struct LossArgs {
     start: Address,
     anchor: Address,
     d_ap: Address,
@@ -125,7 +136,7 @@ struct Places {
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Args {
     sides: Sides,
-    at: Places,
+    at: LossArgs,
 }
 
 /// Dynamic shared memory of a block of `choose`.
@@ -133,27 +144,29 @@ fn shared_bytes(product: Product) -> u32 {
     product.of_planes(CHOOSE_SHARED)
 }
 
+/// Launches a forward pass. `output.chosen[0]` takes one u32 for each pair of an anchor and a row of its class, in
+/// class order: the negative's index, `u32::MAX` without one.
+///
 /// # Safety
-/// As [`OnDevice::forward`](super::mined::OnDevice::forward). What is chosen is one u32 for each pair of an anchor and a row
-/// of its class, in class order: the negative's index, `u32::MAX` without one.
-unsafe fn forward<T: Element, L: Launcher>(
+/// The contract of [`OnDevice::forward`](super::mined::OnDevice::forward).
+unsafe fn forward<T: Element, L: Launcher, X>(
     launcher: &L,
-    problem: &Problem,
+    problem: &Problem<X>,
+    choice: &Choice,
     inputs: &Inputs,
     output: &Output,
     with_grad: bool,
-) -> Result<Chosen<L::Memory>, Error> {
-    let product = Product::of::<T>(problem.precision);
-    let Problem { stem, choice, rows, dim, metric, normalize, others, .. } = *problem;
-    let shape = batch::Problem { rows, dim, metric, normalize, product };
+) -> Result<Kept<L::Memory>, Error> {
+    let Choice { stem, kernels, once, draw } = *choice;
     // SAFETY: the caller's contract.
     let PreparedSides { sides, shapes, kept, scratch } =
-        unsafe { batch::prepare_sides::<T, L>(launcher, &shape, others, inputs)? };
-    let others = shapes[1].rows;
+        unsafe { batch::prepare_sides::<T, L, X>(launcher, problem, inputs)? };
+    let (shape, product) = (shapes[0], shapes[0].product);
+    let [rows, others] = shapes.map(|shape| shape.rows);
 
     let splits = shape.even_splits_of(shapes[1].tiles(), RESIDENT, launcher.properties());
     let row_blocks = shapes.each_ref().map(|shape| shape.row_blocks(launcher.properties()));
-    // Pairs are numbered with u32.
+    // Kernels number pairs with u32.
     let capacity = batch::capacity(rows, others).min(u32::MAX as usize);
     let mut selection = Layout::default();
     let (ticket, stats) = (selection.part(1, 4), selection.part(STATS, 8));
@@ -163,7 +176,7 @@ unsafe fn forward<T: Element, L: Launcher>(
     let linked = selection.part(if with_grad { capacity } else { 0 }, 4);
     let mut passing = Layout::default();
     let (key, row_key) = (passing.part(capacity, 8), passing.part(rows, 8));
-    let drawn = problem.draw.is_some();
+    let drawn = draw.is_some();
     let word = passing.part(if drawn { capacity } else { 0 }, 4);
     let hash = [rows, others].map(|rows| passing.part(if drawn { rows } else { 0 }, 8));
     let row_word = passing.part(if drawn { others } else { 0 }, 4);
@@ -173,8 +186,8 @@ unsafe fn forward<T: Element, L: Launcher>(
     let in_selection = |at: Address| selection.address() + at;
     let in_passing = |at: Address| passing.address() + at;
     let [anchor, d_ap, negative, d_an, weight] = per_pair.map(in_selection);
-    let draw = problem.draw.unwrap_or(Draw { seed: 0, beyond: false });
-    let at = Places {
+    let draw = draw.unwrap_or(Draw { seed: 0, beyond: false });
+    let at = LossArgs {
         start: in_selection(start),
         anchor,
         d_ap,
@@ -196,25 +209,25 @@ unsafe fn forward<T: Element, L: Launcher>(
         partials: in_passing(partials),
         ticket: in_selection(ticket),
         step: inputs.step,
-        margin: problem.margin,
+        margin: problem.options.margin,
         capacity: capacity as u64,
         seed: draw.seed,
         splits,
-        kind: batch::kind(metric),
-        mean: (problem.reduction == Reduction::Mean).into(),
+        kind: batch::kind(shape.distance),
+        mean: (problem.options.reduction == Reduction::Mean).into(),
         beyond: draw.beyond.into(),
-        once: problem.once.into(),
-        ..Places::zeroed()
+        once: once.into(),
+        ..LossArgs::zeroed()
     };
-    // SAFETY: parts of our own allocation.
+    // SAFETY: parts of our own allocation, which nothing uses yet.
     unsafe {
         launcher.clear(at.ticket, 4)?;
         launcher.clear(at.times, others * 4)?;
     }
     let args = Args { sides, at };
     let launch = |kernel: String, grid: Grid| {
-        // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above and live
-        // as `Memory` says.
+        // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above and
+        // live as `Memory` says.
         unsafe { launcher.launch(stem, &kernel, grid, bytemuck::bytes_of(&args)) }
     };
     let blocks = |blocks: u32| Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
@@ -222,50 +235,53 @@ unsafe fn forward<T: Element, L: Launcher>(
     if drawn {
         launch(format!("{stem}_words_{}", T::NAME), blocks(row_blocks[0].max(row_blocks[1])))?;
     }
-    launch(format!("{choice}_pairs_{}", T::NAME), blocks(row_blocks[0]))?;
+    launch(format!("{kernels}_pairs_{}", T::NAME), blocks(row_blocks[0]))?;
     let tile_grid =
         Grid { blocks: shape.tiles() * splits, threads: batch::TILE_THREADS, shared_bytes: shared_bytes(product) };
-    launch(format!("{choice}_choose_{}", product.tile), tile_grid)?;
-    launch(format!("{choice}_finish_{}", T::NAME), blocks(row_blocks[0]))?;
+    launch(format!("{kernels}_choose_{}", product.tile), tile_grid)?;
+    launch(format!("{kernels}_finish_{}", T::NAME), blocks(row_blocks[0]))?;
     if with_grad {
         launch(format!("{stem}_links"), blocks(1))?;
         launch(format!("{stem}_fill"), blocks(row_blocks[0]))?;
         launch(format!("{stem}_order"), blocks(row_blocks[1]))?;
     }
     drop((scratch, passing));
-    Ok(Chosen { sides, at, _memory: (kept, selection) })
+    Ok(Kept { sides, at, _memory: (kept, selection) })
 }
 
+/// Launches the backward pass of a forward pass that was launched `with_grad`.
+///
 /// # Safety
-/// As [`OnDevice::backward`](super::mined::OnDevice::backward), for a forward pass with gradients.
-unsafe fn backward<T: Element, L: Launcher>(
+/// The contract of [`OnDevice::backward`](super::mined::OnDevice::backward).
+unsafe fn backward<T: Element, L: Launcher, X>(
     launcher: &L,
-    problem: &Problem,
-    chosen: &Chosen<L::Memory>,
+    problem: &Problem<X>,
+    stem: &str,
+    kept: &Kept<L::Memory>,
     inputs: &Inputs,
     upstream: Address,
     grads: [Address; 2],
 ) -> Result<(), Error> {
-    let of_side = [problem.rows, problem.others.unwrap_or(0)];
+    let of_side = [problem.rows, problem.references.unwrap_or(0)];
     for (which, (grad, rows)) in grads.into_iter().zip(of_side).enumerate().filter(|(_, (grad, _))| *grad != 0) {
         let work = match size_of::<T>() {
             2 => Some(launcher.allocate(rows * problem.dim * size_of::<f32>())?),
             _ => None,
         };
-        let at = Places {
+        let at = LossArgs {
             upstream,
-            upstream_stride: (problem.reduction == Reduction::None).into(),
+            upstream_stride: (problem.options.reduction == Reduction::None).into(),
             grad,
             work: work.as_ref().map_or(grad, Memory::address),
             which: which as u32,
-            ..chosen.at
+            ..kept.at
         };
-        let args = Args { sides: chosen.sides.moved_to(inputs), at };
+        let args = Args { sides: kept.sides.moved_to(inputs), at };
         let blocks = (rows as u32).div_ceil(batch::THREADS / 32);
         let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
-        let kernel = format!("{}_backward_{}", problem.stem, T::NAME);
-        // SAFETY: as in `forward`; the selection lives in `chosen`.
-        unsafe { launcher.launch(problem.stem, &kernel, grid, bytemuck::bytes_of(&args))? };
+        let kernel = format!("{stem}_backward_{}", T::NAME);
+        // SAFETY: as in `forward`; the selection lives in `kept`.
+        unsafe { launcher.launch(stem, &kernel, grid, bytemuck::bytes_of(&args))? };
     }
     Ok(())
 }

@@ -1,21 +1,21 @@
-//! The CPU version: the shared tiles of distances, written out.
+//! The CPU version: the tiles of distances that mined losses use too, written out.
 
 use std::ops::Range;
 
-use super::Problem;
+use super::PairwiseProblem;
 use crate::cpu::batch::Batch;
-use crate::cpu::sides::{Sides, TASK_ROWS, TILE_COLUMNS};
+use crate::cpu::distance_matrix::{DistanceMatrix, TASK_ROWS, TILE_COLUMNS};
 use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Matrix, Scalar};
 
 /// The distances between all rows of both matrices.
-pub(crate) fn distances<T: Element>(problem: &Problem, matrices: [&Matrix<'_, T>; 2], to: &mut [T::Scalar]) {
+pub(crate) fn distances<T: Element>(problem: &PairwiseProblem, matrices: [&Matrix<'_, T>; 2], to: &mut [T::Scalar]) {
     T::Scalar::of_scalar(&DISTANCES)(&batches(problem, matrices), to);
 }
 
 /// The gradients with respect to both matrices.
 pub(crate) fn gradients<T: Element>(
-    problem: &Problem,
+    problem: &PairwiseProblem,
     matrices: [&Matrix<'_, T>; 2],
     upstream: &[T::Scalar],
     grads: [Option<&mut [T]>; 2],
@@ -34,10 +34,10 @@ pub(crate) fn gradients<T: Element>(
     }
 }
 
-fn batches<T: Element>(problem: &Problem, matrices: [&Matrix<'_, T>; 2]) -> [Batch<T::Scalar>; 2] {
+fn batches<T: Element>(problem: &PairwiseProblem, matrices: [&Matrix<'_, T>; 2]) -> [Batch<T::Scalar>; 2] {
     matrices.map(|matrix| {
         let order: Vec<u32> = (0..).take(matrix.rows()).collect();
-        Batch::new(matrix, &order, problem.metric, problem.normalize)
+        Batch::new(matrix, &order, problem.distance, problem.normalize)
     })
 }
 
@@ -54,7 +54,7 @@ impl ScalarFn for Gradient {
 static GRADIENT: ByScalar<Gradient> = ByScalar { f32: write_gradient, f64: write_gradient };
 
 fn write_distances<A: Scalar>([rows, columns]: &[Batch<A>; 2], to: &mut [A]) {
-    Sides::new(rows, columns).distances(to);
+    DistanceMatrix::new(rows, columns).distances(to);
 }
 
 /// The gradient with respect to matrix `which`.
@@ -65,7 +65,8 @@ fn write_gradient<A: Scalar>(batches: &[Batch<A>; 2], which: usize, upstream: &[
         let from = if which == 0 {
             &upstream[i * columns.rows + run.start..]
         } else {
-            // The upstream gradient is of the transpose: a task's rows together, or each number misses the caches.
+            // Rows of this side are columns of the upstream gradient. They are gathered for a task's rows at once: read
+            // one row at a time, each number would miss the caches.
             if k == 0 {
                 let count = TASK_ROWS.min(rows.rows - i);
                 patch.resize(TASK_ROWS * TILE_COLUMNS, A::ZERO);
@@ -80,5 +81,5 @@ fn write_gradient<A: Scalar>(batches: &[Batch<A>; 2], which: usize, upstream: &[
         true
     };
     let states = vec![Vec::new(); rows.rows.div_ceil(TASK_ROWS)];
-    Sides::new(rows, columns).gradient(to, states, weigh, |_, _, _| ());
+    DistanceMatrix::new(rows, columns).gradient(to, states, weigh, |_, _, _| ());
 }

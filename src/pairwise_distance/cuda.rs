@@ -5,11 +5,12 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop};
 
-use super::{PairwiseDistance, Problem};
+use super::{PairwiseDistance, PairwiseProblem};
+use crate::Distance;
 use crate::constants::{PUSH_SHARED, TILE};
-use crate::cuda::batch::{self, Batch, Input, Layout, Prepared, Product, count_of};
+use crate::cuda::arguments::Input;
+use crate::cuda::batch::{self, Batch, BatchShape, Cores, Layout, Prepared, Product, count_of};
 use crate::cuda::{Address, CudaLauncher, CudaMatrix, Grid, Launcher, Memory, refuse_f64};
-use crate::distance::Metric;
 use crate::matrix::check_len;
 use crate::{Element, Error};
 
@@ -32,46 +33,52 @@ struct Args {
     padding: u32,
 }
 
-/// Both matrices, made ready.
-struct Sides<M> {
-    shape: [batch::Problem; 2],
+/// Both matrices, prepared for the kernels.
+struct PreparedPair<M> {
+    shape: [BatchShape; 2],
     args: Args,
     _prepared: [Prepared<M>; 2],
 }
 
-impl<M: Memory> Sides<M> {
+impl<M: Memory> PreparedPair<M> {
+    /// Launches the preparation of both matrices.
+    ///
     /// # Safety
-    /// `inputs` as for `batch::prepare`.
+    /// `inputs` are as `batch::prepare` wants them.
     unsafe fn prepare<T: Element, L: Launcher<Memory = M>>(
         launcher: &L,
-        problem: &Problem,
+        problem: &PairwiseProblem,
+        cores: Cores,
         inputs: &[Input; 2],
     ) -> Result<Self, Error> {
-        let Problem { rows, dim, metric, normalize, precision } = *problem;
-        let product = Product::of::<T>(precision);
-        let shape = rows.map(|rows| batch::Problem { rows, dim, metric, normalize, product });
-        // SAFETY: the caller's contract; both are moved by the first one's nearest row.
+        let PairwiseProblem { rows, dim, distance, normalize, .. } = *problem;
+        let product = Product::of::<T>(cores);
+        let shape = rows.map(|rows| BatchShape { rows, dim, distance, normalize, product });
+        // SAFETY: the caller's contract, for both inputs. The second batch is translated by the same row as the first.
         let prepared = unsafe {
             let first = batch::prepare::<T, L>(launcher, &shape[0], &inputs[0], None)?;
             let second = batch::prepare::<T, L>(launcher, &shape[1], &inputs[1], Some(&first.batch))?;
             [first, second]
         };
         let side = prepared.each_ref().map(|side| side.batch);
-        let args = Args { side, kind: batch::kind(metric), ..Args::zeroed() };
+        let args = Args { side, kind: batch::kind(distance), ..Args::zeroed() };
         Ok(Self { shape, args, _prepared: prepared })
     }
 
+    /// Launches the kernel that writes one number for each pair of rows.
+    ///
     /// # Safety
-    /// The addresses in `args` are those of the kernel's contract.
+    /// `args` holds both batches as prepared; `out` and, unless it is 0, `upstream` are device memory of `[N, M]` f32
+    /// that lives until the kernel has run.
     unsafe fn tiles<L: Launcher>(&self, launcher: &L, args: &Args) -> Result<(), Error> {
-        let [rows, columns] = self.shape.each_ref().map(batch::Problem::tiles);
+        let [rows, columns] = self.shape.each_ref().map(BatchShape::tiles);
         let Some(blocks) = rows.checked_mul(columns).filter(|blocks| i32::try_from(*blocks).is_ok()) else {
             let actual = format!("[{}, {}]", self.shape[0].rows, self.shape[1].rows);
             return Err(Error::argument("x and y", format!("fewer than 2^31 tiles of {TILE} x {TILE}"), actual));
         };
         let product = self.shape[0].product;
         let grid = Grid { blocks, threads: batch::TILE_THREADS, shared_bytes: product.shared_bytes() };
-        // SAFETY: `Args` is this kernel's argument, and both batches are prepared.
+        // SAFETY: `Args` is this kernel's argument, both batches are prepared, and the caller vouches for the rest.
         unsafe { launcher.launch(STEM, &format!("{STEM}_tiles_{}", product.tile), grid, bytemuck::bytes_of(args)) }
     }
 }
@@ -79,45 +86,49 @@ impl<M: Memory> Sides<M> {
 /// Writes the distances to `out`.
 ///
 /// # Safety
-/// `inputs` as for `batch::prepare`, without labels; `out` is `[N, M]` of f32, contiguous; all alive until the kernels have run.
+/// `inputs` are as `batch::prepare` wants them, without labels; `out` is `[N, M]` of f32, contiguous; all alive until
+/// the kernels have run.
 pub(crate) unsafe fn forward<T: Element, L: Launcher>(
     launcher: &L,
-    problem: &Problem,
+    problem: &PairwiseProblem,
+    cores: Cores,
     inputs: &[Input; 2],
     out: Address,
 ) -> Result<(), Error> {
     // SAFETY: the caller's contract.
     unsafe {
-        let sides = Sides::prepare::<T, L>(launcher, problem, inputs)?;
-        sides.tiles(launcher, &Args { out, ..sides.args })
+        let pair = PreparedPair::prepare::<T, L>(launcher, problem, cores, inputs)?;
+        pair.tiles(launcher, &Args { out, ..pair.args })
     }
 }
 
-/// Writes the gradients; 0 in place of one skips it.
+/// Writes the gradients with respect to both matrices; 0 in place of a gradient skips it.
 ///
 /// # Safety
 /// As [`forward`]; `upstream` is `[N, M]` of f32, and `grads` `[N, D]` and `[M, D]` of T, all contiguous.
 pub(crate) unsafe fn backward<T: Element, L: Launcher>(
     launcher: &L,
-    problem: &Problem,
+    problem: &PairwiseProblem,
+    cores: Cores,
     inputs: &[Input; 2],
     upstream: Address,
     grads: [Address; 2],
 ) -> Result<(), Error> {
     // SAFETY: the caller's contract.
-    let sides = unsafe { Sides::prepare::<T, L>(launcher, problem, inputs)? };
-    let root = matches!(problem.metric, Metric::Difference { root: true, .. });
+    let pair = unsafe { PreparedPair::prepare::<T, L>(launcher, problem, cores, inputs)? };
+    let root = problem.distance == Distance::Euclidean;
     let weights = match root {
         true => Some(launcher.allocate(count_of([problem.rows[0], problem.rows[1], size_of::<f32>()]))?),
         false => None,
     };
     if let Some(weights) = &weights {
-        // SAFETY: as above; the weights are of the same shape.
-        unsafe { sides.tiles(launcher, &Args { out: weights.address(), upstream, ..sides.args })? };
+        // SAFETY: the caller's contract; the weights are `[N, M]` of f32, our own allocation, which lives as `Memory`
+        // says.
+        unsafe { pair.tiles(launcher, &Args { out: weights.address(), upstream, ..pair.args })? };
     }
     for (which, grad) in grads.into_iter().enumerate().filter(|(_, grad)| *grad != 0) {
-        let shape = &sides.shape[which];
-        let splits = shape.splits_of(sides.shape[1 - which].tiles(), launcher.properties());
+        let shape = &pair.shape[which];
+        let splits = shape.splits_of(pair.shape[1 - which].tiles(), launcher.properties());
         let padded = shape.padded();
         let mut layout = Layout::default();
         let pushed = layout.part(count_of([splits as usize, padded, problem.dim]), 4);
@@ -128,7 +139,7 @@ pub(crate) unsafe fn backward<T: Element, L: Launcher>(
             grad,
             which: which as u32,
             splits,
-            ..sides.args
+            ..pair.args
         };
         let launch = |kernel: String, blocks: u32, threads: u32, shared_bytes: u32| {
             let grid = Grid { blocks, threads, shared_bytes };
@@ -142,57 +153,13 @@ pub(crate) unsafe fn backward<T: Element, L: Launcher>(
     Ok(())
 }
 
-/// For callers that hold device memory of their own: tests on whatever implements [`Launcher`].
-impl PairwiseDistance {
-    /// The distances on the launcher's memory.
-    ///
-    /// # Safety
-    /// As [`forward`].
-    ///
-    /// # Errors
-    /// If the shape is empty, an option is out of range, or the device refuses.
-    #[doc(hidden)]
-    pub unsafe fn forward_on<T: Element, L: Launcher>(
-        &self,
-        launcher: &L,
-        rows: [usize; 2],
-        dim: usize,
-        inputs: &[Input; 2],
-        out: Address,
-    ) -> Result<(), Error> {
-        // SAFETY: the caller's contract.
-        unsafe { forward::<T, L>(launcher, &self.checked(rows, [dim; 2])?, inputs, out) }
-    }
-
-    /// The gradients on the launcher's memory.
-    ///
-    /// # Safety
-    /// As [`backward`].
-    ///
-    /// # Errors
-    /// If the shape is empty, an option is out of range, or the device refuses.
-    #[doc(hidden)]
-    pub unsafe fn backward_on<T: Element, L: Launcher>(
-        &self,
-        launcher: &L,
-        rows: [usize; 2],
-        dim: usize,
-        inputs: &[Input; 2],
-        upstream: Address,
-        grads: [Address; 2],
-    ) -> Result<(), Error> {
-        // SAFETY: the caller's contract.
-        unsafe { backward::<T, L>(launcher, &self.checked(rows, [dim; 2])?, inputs, upstream, grads) }
-    }
-}
-
 impl PairwiseDistance {
     /// [`distances`](Self::distances) on cudarc slices, in the order of `stream`: nothing waits for the device.
     ///
     /// The rows are f32, f16 or bf16.
     ///
     /// # Errors
-    /// As [`distances`](Self::distances), or if the device refuses.
+    /// Those of [`distances`](Self::distances), or if the rows are f64, or the device refuses.
     pub fn distances_cuda<T: Element + DeviceRepr>(
         &self,
         stream: &Arc<CudaStream>,
@@ -208,15 +175,16 @@ impl PairwiseDistance {
         let inputs = both.each_ref().map(|rows| input(stream, rows, &mut guards));
         let (out, guard) = to.device_ptr_mut(stream);
         guards.push(guard);
-        // SAFETY: the addresses come from slices whose lengths were checked here and by `CudaMatrix`, borrowed for the call;
-        // cudarc frees a slice on its stream, after the kernels, and so does the launcher what the pass allocates.
-        unsafe { forward::<T, _>(&launcher, &problem, &inputs, out) }
+        // SAFETY: the addresses come from slices whose lengths were checked here and by `CudaMatrix`, borrowed for the
+        // call; cudarc frees a slice on its stream, after the kernels, and so does the launcher what the pass
+        // allocates.
+        unsafe { forward::<T, _>(&launcher, &problem, problem.precision.into(), &inputs, out) }
     }
 
-    /// [`grad`](Self::grad) on cudarc slices.
+    /// [`grad`](Self::grad) on cudarc slices, in the order of `stream`: nothing waits for the device.
     ///
     /// # Errors
-    /// As [`grad`](Self::grad), or if the device refuses.
+    /// Those of [`grad`](Self::grad), or if the rows are f64, or the device refuses.
     pub fn grad_cuda<T: Element + DeviceRepr>(
         &self,
         stream: &Arc<CudaStream>,
@@ -241,7 +209,7 @@ impl PairwiseDistance {
             address
         });
         // SAFETY: as in `distances_cuda`.
-        unsafe { backward::<T, _>(&launcher, &problem, &inputs, upstream, to) }
+        unsafe { backward::<T, _>(&launcher, &problem, problem.precision.into(), &inputs, upstream, to) }
     }
 }
 

@@ -1,13 +1,13 @@
 //! The distances between all rows of two matrices.
 
-use crate::distance::Metric;
-use crate::{Distance, Element, Error, Matrix, Precision, mined};
+use crate::matrix::check_len;
+use crate::problem::check_rows;
+use crate::{Distance, Element, Error, Matrix, Precision};
 
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
-#[doc(hidden)]
-pub mod cuda;
-pub mod reference;
+pub(crate) mod cuda;
+pub mod oracle;
 #[cfg(feature = "torch")]
 mod torch;
 
@@ -17,9 +17,9 @@ mod torch;
 /// d[i, j] = d(x_i, y_j)
 /// ```
 ///
-/// What `torch.cdist` is for, without its cancellation: products of rows give most distances, and those that are small
-/// against the rows' norms are computed from the difference of the rows. Coincident rows are at distance exactly 0 (cosine:
-/// within rounding), where the gradient of the Euclidean distance is taken as 0.
+/// Serves as `torch.cdist`, without its cancellation: products of rows give most distances, and those that are small
+/// against the rows' norms are computed from the difference of the rows. Coincident rows are at distance exactly 0
+/// (cosine: within rounding), where the gradient of the Euclidean distance is taken as 0.
 ///
 /// `x` is `[N, D]` and `y` `[M, D]`, f32, f64, f16 or bf16; the result is `[N, M]`, f64 for f64 and f32 for all others.
 /// NaN or infinity in a row makes its distances NaN; a distance that overflows is infinity or NaN.
@@ -38,7 +38,7 @@ mod torch;
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct PairwiseDistance {
-    /// The distance `d`: any but `Lp`.
+    /// The distance `d`.
     pub distance: Distance,
     /// Divide each row by its L2 norm (at least 1e-12) first. With [`Distance::Cosine`] it changes nothing.
     pub normalize: bool,
@@ -46,23 +46,23 @@ pub struct PairwiseDistance {
     pub precision: Precision,
 }
 
-/// The options and shape of one call, checked.
+/// The options and shape of one call of [`PairwiseDistance`], checked.
 #[derive(Clone, Copy, Debug)]
-#[doc(hidden)]
-pub struct Problem {
+pub(crate) struct PairwiseProblem {
     /// Of each matrix.
     pub rows: [usize; 2],
     pub dim: usize,
-    pub metric: Metric,
+    pub distance: Distance,
     pub normalize: bool,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU knows one precision"))]
     pub precision: Precision,
 }
 
-impl Problem {
+impl PairwiseProblem {
     fn check_grads(&self, lens: [Option<usize>; 2]) -> Result<(), Error> {
         for ((argument, len), rows) in ["grads[0]", "grads[1]"].into_iter().zip(lens).zip(self.rows) {
             if let Some(len) = len {
-                mined::check_len(argument, len, rows * self.dim)?;
+                check_len(argument, len, rows * self.dim)?;
             }
         }
         Ok(())
@@ -70,22 +70,24 @@ impl Problem {
 }
 
 impl PairwiseDistance {
-    /// The distances, `[N, M]`, contiguous; what `to` held before is overwritten.
+    /// Writes the distances between all rows of `x` and `y` to `to`, `[N, M]`, contiguous; what it held before is
+    /// overwritten.
     ///
     /// # Errors
-    /// If a matrix is empty, both have not rows of one length, an option is out of range, or `to` has not `N M` numbers.
+    /// If a matrix is empty or too large, the rows of both differ in length, or `to` has not `N M` numbers.
     pub fn distances<T: Element>(&self, x: Matrix<'_, T>, y: Matrix<'_, T>, to: &mut [T::Scalar]) -> Result<(), Error> {
         let problem = self.problem(&x, &y)?;
-        mined::check_len("to", to.len(), problem.rows[0] * problem.rows[1])?;
+        check_len("to", to.len(), problem.rows[0] * problem.rows[1])?;
         cpu::distances(&problem, [&x, &y], to);
         Ok(())
     }
 
-    /// The gradients with respect to both matrices, contiguous, for `upstream` `[N, M]`, the gradient of what follows with
-    /// respect to the distances; `None` in place of a gradient skips it.
+    /// The gradients with respect to both matrices, contiguous, for `upstream` `[N, M]`, the gradient of what follows
+    /// with respect to the distances; `None` in place of a gradient skips it.
     ///
     /// # Errors
-    /// As [`distances`](Self::distances), or if `upstream` or a gradient has another length.
+    /// If a matrix is empty or too large, the rows of both differ in length, or `upstream` or a gradient has the wrong
+    /// length.
     pub fn grad<T: Element>(
         &self,
         x: Matrix<'_, T>,
@@ -94,21 +96,20 @@ impl PairwiseDistance {
         grads: [Option<&mut [T]>; 2],
     ) -> Result<(), Error> {
         let problem = self.problem(&x, &y)?;
-        mined::check_len("upstream", upstream.len(), problem.rows[0] * problem.rows[1])?;
+        check_len("upstream", upstream.len(), problem.rows[0] * problem.rows[1])?;
         problem.check_grads(grads.each_ref().map(|grad| grad.as_ref().map(|grad| grad.len())))?;
         cpu::gradients(&problem, [&x, &y], upstream, grads);
         Ok(())
     }
 
-    fn problem<T: Element>(&self, x: &Matrix<'_, T>, y: &Matrix<'_, T>) -> Result<Problem, Error> {
+    fn problem<T: Element>(&self, x: &Matrix<'_, T>, y: &Matrix<'_, T>) -> Result<PairwiseProblem, Error> {
         self.checked([x.rows(), y.rows()], [x.dim(), y.dim()])
     }
 
-    /// The checks of every call: options and shape.
-    pub(crate) fn checked(&self, rows: [usize; 2], dims: [usize; 2]) -> Result<Problem, Error> {
-        let metric = mined::metric(self.distance)?;
+    /// Checks the shapes of a call.
+    pub(crate) fn checked(&self, rows: [usize; 2], dims: [usize; 2]) -> Result<PairwiseProblem, Error> {
         for (argument, (rows, dim)) in ["x", "y"].into_iter().zip(rows.into_iter().zip(dims)) {
-            mined::check_rows(argument, rows, dim)?;
+            check_rows(argument, [rows, dim])?;
         }
         if dims[0] != dims[1] {
             let shape = format!("[{}, {}]", rows[1], dims[1]);
@@ -118,7 +119,7 @@ impl PairwiseDistance {
             let shape = format!("[{}, {}]", rows[0], rows[1]);
             return Err(Error::argument("x and y", "no more distances than memory has addresses for", shape));
         }
-        let normalize = self.normalize && metric != Metric::Cosine;
-        Ok(Problem { rows, dim: dims[0], metric, normalize, precision: self.precision })
+        let normalize = self.normalize && self.distance != Distance::Cosine;
+        Ok(PairwiseProblem { rows, dim: dims[0], distance: self.distance, normalize, precision: self.precision })
     }
 }

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{PairwiseDistance, Problem, cpu};
+use super::{PairwiseDistance, PairwiseProblem, cpu};
 use crate::Error;
 use crate::torch::tensors::{
     OfKind, as_in_memory, check_embeddings, matrix, slice, slice_mut, with_contiguous_rows, with_element,
@@ -14,12 +14,12 @@ const NAME: &str = "PairwiseDistance";
 impl PairwiseDistance {
     /// The distances `[N, M]` between the rows of `x`, `[N, D]`, and of `y`, `[M, D]`, part of the autograd graph.
     ///
-    /// Both are f32, f16, bf16 or on the CPU f64, of one dtype, on the CPU or one CUDA device; the rows may be views with
-    /// any strides, and both may be the same tensor. The result is f64 for f64 and f32 for all others. On CUDA nothing
-    /// waits for the device.
+    /// Both are f32, f16, bf16 or on the CPU f64, of one dtype, on the CPU or one CUDA device; the rows may be views
+    /// with any strides, and both may be the same tensor. The result is f64 for f64 and f32 for all others. On CUDA
+    /// nothing waits for the device.
     ///
     /// # Panics
-    /// Where [`f_forward`](Self::f_forward) returns an error, with its text.
+    /// If [`f_forward`](Self::f_forward) returns an error, with its text.
     ///
     /// ```
     /// use tch::{Device, Kind, Tensor};
@@ -35,10 +35,11 @@ impl PairwiseDistance {
         self.f_forward(x, y).unwrap_or_else(|error| panic!("{NAME}: {error}"))
     }
 
-    /// As [`forward`](Self::forward).
+    /// The distances of tch tensors as [`forward`](Self::forward) gives them, or an error.
     ///
     /// # Errors
-    /// If shapes, dtypes or devices are not as above, a matrix is empty, an option is out of range, or memory runs out.
+    /// If shapes, dtypes or devices do not match or are not supported, a matrix is empty or too large, or memory runs
+    /// out.
     pub fn f_forward(&self, x: &Tensor, y: &Tensor) -> Result<Tensor, Error> {
         check_embeddings("x", x)?;
         check_embeddings("y", y)?;
@@ -66,7 +67,7 @@ impl PairwiseDistance {
     }
 }
 
-fn on_cpu<T: OfKind>(problem: Problem, x: &Tensor, y: &Tensor) -> Result<Tensor, Error>
+fn on_cpu<T: OfKind>(problem: PairwiseProblem, x: &Tensor, y: &Tensor) -> Result<Tensor, Error>
 where
     T::Scalar: OfKind,
 {
@@ -95,18 +96,26 @@ where
 }
 
 #[cfg(feature = "cuda")]
-fn on_cuda<T: OfKind>(problem: Problem, ordinal: usize, x: &Tensor, y: &Tensor) -> Result<Tensor, Error> {
+fn on_cuda<T: OfKind>(problem: PairwiseProblem, ordinal: usize, x: &Tensor, y: &Tensor) -> Result<Tensor, Error> {
     use super::cuda::{backward, forward};
+    use crate::torch::call::input;
     use crate::torch::launcher::{TorchLauncher, address};
-    use crate::torch::mined::input;
 
     let shape = problem.rows.map(|rows| rows as i64);
     let output = Tensor::f_empty(shape, (Kind::Float, x.device()))?;
     let rows = [with_contiguous_rows(x)?, with_contiguous_rows(y)?];
     let launcher = TorchLauncher::current(ordinal)?;
-    // SAFETY: checked tensors on this device, of the problem's shape; the output is a contiguous tensor of this function's
-    // making. PyTorch's allocator keeps memory for this stream's work until the stream has done it.
-    unsafe { forward::<T, _>(&launcher, &problem, &rows.each_ref().map(|rows| input(rows, None)), address(&output))? };
+    // SAFETY: checked tensors on this device, of the problem's shape; the output is a contiguous tensor of this
+    // function's making. PyTorch's allocator keeps memory for this stream's work until the stream has done it.
+    unsafe {
+        forward::<T, _>(
+            &launcher,
+            &problem,
+            problem.precision.into(),
+            &rows.each_ref().map(|rows| input(rows, None)),
+            address(&output),
+        )?
+    };
     let wanted = [needs_grad(x), needs_grad(y)];
     if wanted == [false; 2] {
         return Ok(output);
@@ -123,7 +132,7 @@ fn on_cuda<T: OfKind>(problem: Problem, ordinal: usize, x: &Tensor, y: &Tensor) 
         let to = grads.each_ref().map(|grad| grad.as_ref().map_or(0, address));
         let inputs = rows.each_ref().map(|rows| input(rows, None));
         // SAFETY: as above; the matrices are what they were (`saved`).
-        unsafe { backward::<T, _>(&launcher, &problem, &inputs, address(&upstream), to)? };
+        unsafe { backward::<T, _>(&launcher, &problem, problem.precision.into(), &inputs, address(&upstream), to)? };
         Ok(grads.into())
     })
 }

@@ -2,35 +2,36 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::mined::{MinedLoss, WithStats, integers};
+use super::call::{WithStats, integers};
 use super::tensors::{check_embeddings, check_kind_and_device};
-use crate::{Error, Own, Reference};
+use crate::{Call, Error, MinedLoss, Own, Reference};
 
-/// The embeddings of the last batches with their labels, as a reference set: many more positives and negatives than a batch
-/// has, at the cost of a copy.
+/// The embeddings of the last batches with their labels, as a reference set: many more positives and negatives than a
+/// batch has, at the cost of a copy.
 ///
 /// ```text
-/// enqueue(X, y)      row i of X goes to place (next + i) mod capacity, where the oldest is
-/// forward(loss, ..)  enqueue(X, y), then the loss of X against the memory: positives and negatives of x_a are all rows of
-///                    the memory but its own, those of the batch itself among them
+/// enqueue(X, y)      row i of X goes to place (next + i) mod capacity, over the oldest row
+/// forward(call)      enqueue(X, y), then the loss of X against the memory: positives and negatives of x_a are all rows
+///                    of the memory except its own, those of the batch itself among them
 /// ```
 ///
-/// From "Cross-Batch Memory for Embedding Learning" (Wang, Zhang, Huang, Scott 2020), whose observation is that embeddings
-/// drift slowly: old ones still are good negatives. The numbers are those of pytorch-metric-learning's class of this name.
+/// From "Cross-Batch Memory for Embedding Learning" (Wang, Zhang, Huang, Scott 2020), whose observation is that
+/// embeddings drift slowly: old ones still are good negatives. The numbers are those of pytorch-metric-learning's class
+/// of this name.
 ///
-/// What lies in the memory is a copy without a gradient, so a pair of two rows of the batch moves its anchor alone; where
-/// the loss weighs `(a, b)` as `(b, a)` and distances are squared, the gradient of a memory that holds nothing but the batch
-/// is half of the batch's own. Reference indices are places of the ring, so of equally far rows the one in the lowest place
-/// is taken, not the oldest. A row of NaN or infinity makes the loss NaN until it is written over, or until
-/// [`clear`](Self::clear).
+/// The rows in the memory are copies without a gradient, so a pair of two rows of the batch moves its anchor alone: if
+/// the loss weighs `(a, b)` as `(b, a)` and distances are squared, the gradient against a memory that holds nothing but
+/// the batch is half of the batch's own. Reference indices are places in the memory, so of equally far rows the one in
+/// the lowest place is taken, not the oldest. A row of NaN or infinity makes the loss NaN until it is written over, or
+/// until [`clear`](Self::clear).
 ///
-/// Embeddings of the first steps drift fast. With a [`warm_up`](Self::warm_up) `forward` is the loss of the batch itself,
-/// gradients on both sides of each pair, while fewer rows are in the memory.
+/// Embeddings of the first steps drift fast. With a [`warm_up`](Self::warm_up) of so many rows `forward` is the loss of
+/// the batch itself, with gradients on both sides of each pair, while fewer rows are in the memory.
 ///
-/// Memory is `capacity dim` numbers of the embeddings' dtype and `capacity` i64. Nothing waits for the device. The place of
-/// the next row is the host's: a replayed CUDA graph writes to the same places again. A loss that has not gone backward
-/// yet reads the memory again when it does: go backward before the next `enqueue`, or that is PyTorch's error for tensors
-/// changed in place.
+/// Memory is `capacity dim` numbers of the embeddings' dtype and `capacity` i64. Nothing waits for the device. The
+/// place of the next row is known to the host alone: a replayed CUDA graph writes to the same places again. The
+/// backward pass of a loss reads the memory again: run it before the next `enqueue`, or PyTorch reports a tensor that
+/// was changed in place.
 ///
 /// ```
 /// use tch::{Device, Kind, Tensor};
@@ -42,7 +43,8 @@ use crate::{Error, Own, Reference};
 /// let labels = Tensor::from_slice(&[0i64, 0, 1, 1]);
 /// for _step in 0..3 {
 ///     let embeddings = Tensor::randn([4, 128], (Kind::Float, Device::Cpu)).set_requires_grad(true);
-///     let loss = memory.forward(&loss_fn, &embeddings, &labels); // the batch's own in the first step, then the memory's
+///     // The loss of the batch itself in the first step, then that against the memory.
+///     let loss = memory.forward(loss_fn.on(&embeddings, &labels));
 ///     loss.backward();
 ///     assert_eq!(embeddings.grad().size(), [4, 128]);
 /// }
@@ -52,9 +54,9 @@ use crate::{Error, Own, Reference};
 pub struct CrossBatchMemory {
     embeddings: Tensor,
     labels: Tensor,
-    /// Of both the rows that are filled: views.
+    /// Views of the filled rows of `embeddings` and `labels`.
     filled: [Tensor; 2],
-    /// Where the next row goes.
+    /// The place that the next row goes to.
     next: usize,
     len: usize,
     warm_up: usize,
@@ -64,16 +66,16 @@ impl CrossBatchMemory {
     /// An empty memory of `capacity` rows of `dim` numbers, for embeddings of this dtype on this device.
     ///
     /// # Panics
-    /// Where [`f_new`](Self::f_new) returns an error, with its text.
+    /// If [`f_new`](Self::f_new) returns an error, with its text.
     pub fn new(capacity: usize, dim: usize, kind: Kind, device: Device) -> Self {
         or_panic(Self::f_new(capacity, dim, kind, device))
     }
 
-    /// As [`new`](Self::new).
+    /// An empty memory as [`new`](Self::new) gives it, or an error.
     ///
     /// # Errors
-    /// If `capacity` or `dim` is 0 or too large, `kind` is not f32, f16, bf16 or on the CPU f64, `device` is neither the CPU
-    /// nor a CUDA device, or memory runs out.
+    /// If `capacity` or `dim` is 0 or too large, `kind` is not f32, f16, bf16 or on the CPU f64, `device` is neither
+    /// the CPU nor a CUDA device, or memory runs out.
     pub fn f_new(capacity: usize, dim: usize, kind: Kind, device: Device) -> Result<Self, Error> {
         for (argument, size, limit) in [("capacity", capacity, u32::MAX as usize), ("dim", dim, i64::MAX as usize)] {
             if size == 0 || size >= limit {
@@ -94,38 +96,38 @@ impl CrossBatchMemory {
         Ok(Self { embeddings, labels, filled, next: 0, len: 0, warm_up: 0 })
     }
 
-    /// The same memory, which [`forward`](Self::forward) looks at as soon as so many rows are in it; 0, the default: from the
-    /// first batch on. More than the capacity means when it is full.
+    /// This memory with a warm-up: [`forward`](Self::forward) takes the loss of the batch itself until `rows` rows are
+    /// in the memory. 0, the default, means no warm-up; more than the capacity means until it is full.
     pub fn warm_up(self, rows: usize) -> Self {
         Self { warm_up: rows.min(self.capacity()), ..self }
     }
 
-    /// Whether the warm-up is over.
+    /// Whether the warm-up is over, so that [`forward`](Self::forward) takes the loss against the memory.
     pub fn is_warm(&self) -> bool {
         self.len >= self.warm_up
     }
 
-    /// The rows in it.
+    /// How many rows are in the memory.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether no rows are in the memory.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The rows that it can hold.
+    /// How many rows the memory can hold.
     pub fn capacity(&self) -> usize {
         self.labels.numel()
     }
 
-    /// Whether the next row takes the place of another one.
+    /// Whether the memory is full, so that the next row overwrites the oldest.
     pub fn is_full(&self) -> bool {
         self.len == self.capacity()
     }
 
-    /// The place of the next row.
+    /// The place in the memory that the next row goes to.
     pub fn position(&self) -> usize {
         self.next
     }
@@ -135,21 +137,23 @@ impl CrossBatchMemory {
         or_panic(self.fill(0, 0));
     }
 
-    /// Copies a batch, of any number of rows, to the places of the oldest. Of a batch larger than the memory the last rows stay.
+    /// Copies a batch, of any number of rows, over the oldest rows. Of a batch larger than the memory only the last
+    /// rows stay.
     ///
     /// `embeddings` are `[N, D]`, `labels` `[N]`, i64 or i32; both may be part of a graph and any views.
     ///
     /// # Panics
-    /// Where [`f_enqueue`](Self::f_enqueue) returns an error, with its text.
+    /// If [`f_enqueue`](Self::f_enqueue) returns an error, with its text.
     pub fn enqueue(&mut self, embeddings: &Tensor, labels: &Tensor) {
         or_panic(self.f_enqueue(embeddings, labels));
     }
 
-    /// As [`enqueue`](Self::enqueue).
+    /// Copies a batch into the memory as [`enqueue`](Self::enqueue) does, or returns an error.
     ///
     /// # Errors
-    /// If the embeddings' dtype, device or D are not the memory's, there are none, or there is not one label a row; the
-    /// memory is then as it was. If libtorch refuses one of the copies, those before it have taken the places of the oldest rows.
+    /// If the embeddings' dtype, device or D are not the memory's, there are no rows, or there is not one label a row;
+    /// the memory is then unchanged. If libtorch refuses one of the copies, those before it have overwritten the oldest
+    /// rows.
     pub fn f_enqueue(&mut self, embeddings: &Tensor, labels: &Tensor) -> Result<(), Error> {
         check_embeddings("embeddings", embeddings)?;
         check_kind_and_device("embeddings", embeddings, "the memory", &self.embeddings)?;
@@ -165,8 +169,9 @@ impl CrossBatchMemory {
         self.fill(to, (self.len + rows).min(capacity))
     }
 
-    /// What is in the memory, as `forward_against` takes it: none of the anchors are. For a batch that has been enqueued put
-    /// `own: Own::Rows(&memory.newest(n))` in its place. An empty memory is an error of the loss.
+    /// The rows in the memory, as [`Call::against`] takes them, with `own: Own::None`: no anchor is among them. For a
+    /// batch of n rows that has just been enqueued set `own: Own::Rows(&memory.newest(n))`. The loss against an empty
+    /// memory is an error.
     ///
     /// ```
     /// use tch::{Device, Kind, Tensor};
@@ -182,23 +187,23 @@ impl CrossBatchMemory {
     /// assert_eq!(own, Tensor::from_slice(&[4i64, 5, 0, 1]));
     /// let reference = Reference { own: Own::Rows(&own), ..memory.reference() };
     /// let loss_fn = BatchAllTripletLoss { margin: 4.0, ..Default::default() };
-    /// let loss = loss_fn.forward_against(&embeddings, &labels, &reference);
+    /// let loss = loss_fn.on(&embeddings, &labels).against(&reference).forward();
     /// # assert!(loss.double_value(&[]) > 0.0);
     /// ```
     pub fn reference(&self) -> Reference<&Tensor, &Tensor> {
         Reference { embeddings: &self.filled[0], labels: &self.filled[1], own: Own::None }
     }
 
-    /// The places of the last `rows` rows that were enqueued, in their order: i64 `[rows]` on the memory's device. −1, which
-    /// is no row of a reference, for those that are no longer there.
+    /// The places of the last `rows` rows that were enqueued, in their order: i64 `[rows]` on the memory's device.
+    /// Those that are no longer there have −1, which is no row of a reference.
     ///
     /// # Panics
-    /// Where [`f_newest`](Self::f_newest) returns an error, with its text.
+    /// If [`f_newest`](Self::f_newest) returns an error, with its text.
     pub fn newest(&self, rows: usize) -> Tensor {
         or_panic(self.f_newest(rows))
     }
 
-    /// As [`newest`](Self::newest).
+    /// The places of the newest rows as [`newest`](Self::newest) gives them, or an error.
     ///
     /// # Errors
     /// If memory runs out.
@@ -214,57 +219,65 @@ impl CrossBatchMemory {
         Ok(Tensor::f_cat(&[Tensor::f_full([(rows - there) as i64], -1, options)?, places], 0)?)
     }
 
-    /// Enqueues the batch, then its loss against the memory, where no anchor is its own positive: a scalar, or `[N]` for
-    /// `Reduction::None`, part of the graph of `embeddings`. During the warm-up, the loss of the batch itself.
+    /// Enqueues the batch of a call, then runs the call against the memory, where no anchor is its own positive: a
+    /// scalar, or `[N]` for `Reduction::None`, part of the graph of the embeddings. During the warm-up, the loss of the
+    /// batch itself.
     ///
     /// # Panics
-    /// Where [`f_forward`](Self::f_forward) returns an error, with its text.
-    pub fn forward(&mut self, loss: &impl MinedLoss, embeddings: &Tensor, labels: &Tensor) -> Tensor {
-        or_panic(self.f_forward(loss, embeddings, labels))
+    /// If [`f_forward`](Self::f_forward) returns an error, with its text.
+    pub fn forward<L: MinedLoss>(&mut self, call: Call<'_, L, &Tensor>) -> Tensor {
+        or_panic(self.f_forward(call))
     }
 
-    /// As [`forward`](Self::forward).
+    /// The loss as [`forward`](Self::forward) gives it, or an error.
     ///
     /// # Errors
-    /// As [`f_enqueue`](Self::f_enqueue), or as the loss's `f_forward_against`; after an error of the loss the batch has been
-    /// enqueued.
-    pub fn f_forward(&mut self, loss: &impl MinedLoss, embeddings: &Tensor, labels: &Tensor) -> Result<Tensor, Error> {
-        Ok(self.f_forward_with_stats(loss, embeddings, labels)?.loss)
+    /// Those of [`f_enqueue`](Self::f_enqueue) and of [`Call::f_forward`], or if the call has a reference set already.
+    /// After an error of the loss the batch has been enqueued.
+    pub fn f_forward<L: MinedLoss>(&mut self, call: Call<'_, L, &Tensor>) -> Result<Tensor, Error> {
+        self.enqueue_and(call, |call| call.f_forward())
     }
 
-    /// As [`forward`](Self::forward), and what the batch and the memory are like.
+    /// The loss as [`forward`](Self::forward) gives it, and statistics of the batch and the memory.
     ///
     /// # Panics
-    /// Where [`f_forward_with_stats`](Self::f_forward_with_stats) returns an error, with its text.
-    pub fn forward_with_stats(&mut self, loss: &impl MinedLoss, embeddings: &Tensor, labels: &Tensor) -> WithStats {
-        or_panic(self.f_forward_with_stats(loss, embeddings, labels))
+    /// If [`f_forward_with_stats`](Self::f_forward_with_stats) returns an error, with its text.
+    pub fn forward_with_stats<L: MinedLoss>(&mut self, call: Call<'_, L, &Tensor>) -> WithStats {
+        or_panic(self.f_forward_with_stats(call))
     }
 
-    /// As [`forward_with_stats`](Self::forward_with_stats).
+    /// The loss and statistics as [`forward_with_stats`](Self::forward_with_stats) gives them, or an error.
     ///
     /// # Errors
-    /// As [`f_forward`](Self::f_forward).
-    pub fn f_forward_with_stats(
+    /// Those of [`f_forward`](Self::f_forward).
+    pub fn f_forward_with_stats<L: MinedLoss>(&mut self, call: Call<'_, L, &Tensor>) -> Result<WithStats, Error> {
+        self.enqueue_and(call, |call| call.f_forward_with_stats())
+    }
+
+    fn enqueue_and<L: MinedLoss, R>(
         &mut self,
-        loss: &impl MinedLoss,
-        embeddings: &Tensor,
-        labels: &Tensor,
-    ) -> Result<WithStats, Error> {
+        call: Call<'_, L, &Tensor>,
+        run: impl FnOnce(Call<'_, L, &Tensor>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let Call { loss_fn, embeddings, labels, reference, step } = call;
+        if reference.is_some() {
+            return Err(Error::argument("reference", "none: the memory is the reference set", "one"));
+        }
         self.f_enqueue(embeddings, labels)?;
         if !self.is_warm() {
-            return loss.f_forward_with_stats(embeddings, labels);
+            return run(call);
         }
         let own = self.f_newest(embeddings.size()[0] as usize)?;
         let reference = Reference { own: Own::Rows(&own), ..self.reference() };
-        loss.f_forward_against_with_stats(embeddings, labels, &reference)
+        run(Call { loss_fn, embeddings, labels, reference: Some(&reference), step })
     }
 
-    /// Goes on from what another memory held, to the same bits: its [`reference`](Self::reference)'s tensors, which may be on
-    /// another device, and its [`position`](Self::position).
+    /// Takes over what another memory held, bit for bit: the tensors of its [`reference`](Self::reference), which may
+    /// be on another device, and its [`position`](Self::position).
     ///
     /// # Errors
-    /// If the embeddings' dtype or D are not the memory's, there are more rows than places or not one label a row, or the
-    /// position is not one that so many rows leave; the memory is then as it was.
+    /// If the embeddings' dtype or D are not the memory's, there are no rows or more than the capacity, there is not
+    /// one label a row, or the position is not possible with so many rows; the memory is then unchanged.
     pub fn f_restore(&mut self, embeddings: &Tensor, labels: &Tensor, position: usize) -> Result<(), Error> {
         check_embeddings("embeddings", embeddings)?;
         let (kind, own) = (embeddings.kind(), self.embeddings.kind());
@@ -277,7 +290,7 @@ impl CrossBatchMemory {
         if rows > capacity {
             return Err(Error::argument("embeddings", format!("at most {capacity} rows"), rows.to_string()));
         }
-        // Of a memory that is not full the next place is the first empty one.
+        // The next place in a memory that is not full is the first empty one.
         if position >= capacity || rows < capacity && position != rows {
             let expected = if rows < capacity { format!("{rows}, the rows") } else { format!("below {capacity}") };
             return Err(Error::argument("position", expected, position.to_string()));
@@ -286,7 +299,7 @@ impl CrossBatchMemory {
         self.fill(position, rows)
     }
 
-    /// How many rows of the memory's D there are.
+    /// How many rows the embeddings have; an error if there are none, or their D is not the memory's.
     fn rows_of(&self, embeddings: &Tensor) -> Result<usize, Error> {
         let ([rows, dim], own) = ([0, 1].map(|axis| embeddings.size()[axis]), self.embeddings.size()[1]);
         if rows == 0 {
@@ -299,7 +312,7 @@ impl CrossBatchMemory {
         Ok(rows as usize)
     }
 
-    /// Copies `count` rows of new embeddings and labels.
+    /// Copies `count` rows of new embeddings and labels, from row `from` on, to the places from `to` on.
     fn write(&self, new: [&Tensor; 2], from: usize, to: usize, count: usize) -> Result<(), Error> {
         let _guard = tch::no_grad_guard();
         let part = |of: &Tensor, first: usize| of.f_narrow(0, first as i64, count as i64);
@@ -309,7 +322,7 @@ impl CrossBatchMemory {
         Ok(())
     }
 
-    /// Says what is filled.
+    /// Sets the next place and how many rows are filled.
     fn fill(&mut self, next: usize, len: usize) -> Result<(), Error> {
         self.filled = [self.embeddings.f_narrow(0, 0, len as i64)?, self.labels.f_narrow(0, 0, len as i64)?];
         (self.next, self.len) = (next, len);

@@ -1,32 +1,35 @@
 //! Paired losses on tch tensors.
 //!
-//! f32 and f64 with mean or sum: the forward pass also makes the gradients, for an upstream gradient of 1, and backward
-//! hands them over; for another upstream it runs the pass again, which moves as many bytes as scaling would. 16-bit
-//! inputs and `Reduction::None`: backward runs the pass, so that upstream and 1/B are multiplied in f32 and rounded once.
+//! For f32 and f64 with mean or sum the forward pass also makes the gradients, for an upstream gradient of 1, and
+//! backward hands them over; for another upstream it runs the pass again, which moves as many bytes as scaling would.
+//! For 16-bit inputs and for `Reduction::None` backward runs the pass, so that upstream and 1/B are multiplied in f32
+//! and rounded once.
 
 use tch::{Device, Kind, Tensor};
 
-use super::mined::empty_output;
+use super::call::empty_output;
 use super::tensors::{
     OfKind, as_in_memory, check_embeddings, check_like, matrix, slice, slice_mut, with_contiguous_rows, with_element,
 };
 use super::{Backward, CustomFunction, needs_grad, pool};
 use crate::cpu::paired::Pass;
-use crate::paired::Problem;
+use crate::paired::PairedProblem;
 use crate::{Error, Reduction};
 
-/// A paired loss with the options and shape of one call. What it takes beside the K matrices comes as `others`, tensors
-/// of any kind and strides, saved for backward as the matrices are.
+/// A paired loss with the options and shape of one call. Tensors that it takes beside the K matrices come as `others`,
+/// of any kind and strides, and are saved for backward as the matrices are.
 pub(crate) trait OnTensors<const K: usize>: Send + 'static {
     const NAME: &'static str;
 
-    fn problem(&self) -> &Problem;
+    fn problem(&self) -> &PairedProblem;
 
-    /// Runs the pass; the reduced loss.
+    /// Runs a pass on the CPU; returns the reduced loss.
     fn on_cpu<T: OfKind>(&self, pass: Pass<'_, T, K>, others: &[&Tensor]) -> Result<T::Scalar, Error>;
 
+    /// Launches a pass on a CUDA device.
+    ///
     /// # Safety
-    /// As `cuda::paired::run` says of the pass; the other tensors are on the launcher's device.
+    /// `pass` is as `cuda::paired::run` wants it; the other tensors are on the launcher's device.
     #[cfg(feature = "cuda")]
     unsafe fn on_cuda<T: OfKind>(
         &self,
@@ -36,7 +39,7 @@ pub(crate) trait OnTensors<const K: usize>: Send + 'static {
     ) -> Result<(), Error>;
 }
 
-/// The checks of K matrices of one shape, dtype and device; the shape.
+/// Checks that K matrices have one shape, dtype and device; returns the shape.
 pub(crate) fn check_inputs<const K: usize>(
     names: [&'static str; K],
     inputs: [&Tensor; K],
@@ -75,7 +78,7 @@ pub(crate) fn forward<L: OnTensors<K>, const K: usize>(
         .attach(&output, move |ctx| Ok(backward(&loss, &mut ready, ctx)?.into()))
 }
 
-/// The gradients: `ready` for an upstream of 1, or by running the pass.
+/// The gradients: those in `ready`, if the upstream gradient is 1, else by running the pass.
 fn backward<L: OnTensors<K>, const K: usize>(
     loss: &L,
     ready: &mut Option<[Option<Tensor>; K]>,
@@ -84,7 +87,7 @@ fn backward<L: OnTensors<K>, const K: usize>(
     let saved: Vec<&Tensor> = ctx.all_saved().iter().collect();
     let (inputs, others) = saved.split_first_chunk::<K>().expect("`forward` saved them");
     let needed = std::array::from_fn(|i| ctx.needs(i));
-    // Only where nobody will come again may the memory of `ready` be handed out.
+    // The memory of `ready` may be handed out only if the graph is not kept for another backward.
     let mut grads = match ready.take() {
         Some(mut grads) if !ctx.keep_graph() => {
             for (grad, needed) in grads.iter_mut().zip(needed) {
@@ -92,7 +95,7 @@ fn backward<L: OnTensors<K>, const K: usize>(
                     *grad = None;
                 }
             }
-            // On the CPU the upstream is known here; on CUDA the kernel looks at it.
+            // On the CPU the upstream is known here; on CUDA the kernel reads it.
             if ctx.upstream().device() == Device::Cpu && is_one(ctx.upstream()) {
                 return Ok(grads);
             }
@@ -125,8 +128,8 @@ fn empty_grads<const K: usize>(like: &Tensor, needed: [bool; K]) -> Result<[Opti
     Ok(grads)
 }
 
-/// One pass over the rows: fills `output` (a scalar where its flag says so, else one loss a row) and the gradients that
-/// are there. `upstream` comes with a flag: the gradients hold those for an upstream of 1 already.
+/// One pass over the rows: fills `output` and those gradients that are `Some`. The flag of `output`: whether it is a
+/// scalar, else one loss a row. The flag of `upstream`: whether the gradients already hold those for an upstream of 1.
 fn run<L: OnTensors<K>, const K: usize>(
     loss: &L,
     inputs: [&Tensor; K],
@@ -155,7 +158,7 @@ fn run<L: OnTensors<K>, const K: usize>(
     }
 }
 
-/// `f` of each, or the first error.
+/// `f` of each element of `x`, or the first error.
 fn each<X, Y, const K: usize>(x: [X; K], f: impl Fn(X) -> Result<Y, Error>) -> Result<[Y; K], Error> {
     let all = x.into_iter().map(f).collect::<Result<Vec<Y>, Error>>()?;
     Ok(all.try_into().unwrap_or_else(|_| unreachable!("as many as there were")))
@@ -215,7 +218,8 @@ fn run_cuda<T: OfKind, L: OnTensors<K>, const K: usize>(
         grads: grads.each_ref().map(|grad| grad.as_ref().map_or(0, address)),
     };
     let launcher = TorchLauncher::current(ordinal)?;
-    // SAFETY: checked tensors of T on this device, with the problem's shape; outputs and gradients are contiguous tensors
-    // of this crate's making. PyTorch's allocator keeps memory for this stream's work until the stream has done it.
+    // SAFETY: checked tensors of T on this device, with the problem's shape; outputs and gradients are contiguous
+    // tensors of this crate's making. PyTorch's allocator keeps memory for this stream's work until the stream has done
+    // it.
     unsafe { loss.on_cuda::<T>(&launcher, &pass, others) }
 }

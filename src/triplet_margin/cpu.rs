@@ -1,30 +1,30 @@
-//! What the fused CPU version makes of one triplet. The functions have the names of those in kernels/triplet_margin.cu
-//! and mean the same.
+//! The triplet margin loss of one triplet on the CPU, and its gradient. Functions of the same name in
+//! kernels/triplet_margin.cu do the same.
 
 use pulp::Simd;
 
-use super::Problem;
-use crate::cpu::distance::Elementwise;
-use crate::cpu::paired::{Inverse, PairedLoss, Pass, Row, RowLoss, filled, inlined, run, unit, write_gradient};
+use super::CheckedTriplets;
+use crate::cpu::distance::{Elementwise, Inverse};
+use crate::cpu::paired::{PairedLoss, Pass, Row, RowLoss, filled, inlined, run, unit, write_gradient};
 use crate::cpu::simd::V;
 use crate::element::{ByElement, ElementFn};
 use crate::{Element, Scalar, paired};
 
 struct Run;
 impl ElementFn for Run {
-    type Of<T: Element> = fn(&Problem, Pass<'_, T, 3>) -> T::Scalar;
+    type Of<T: Element> = fn(&CheckedTriplets, Pass<'_, T, 3>) -> T::Scalar;
 }
 static RUN: ByElement<Run> = ByElement { f32: run, f64: run, f16: run, bf16: run };
 
-/// Runs the pass; the reduced loss.
-pub(crate) fn triplet_margin<T: Element>(loss: &Problem, pass: Pass<'_, T, 3>) -> T::Scalar {
+/// Runs a pass of the triplet margin loss on the CPU; returns the reduced loss.
+pub(crate) fn triplet_margin<T: Element>(loss: &CheckedTriplets, pass: Pass<'_, T, 3>) -> T::Scalar {
     T::of(&RUN)(loss, pass)
 }
 
-impl PairedLoss<3> for Problem {
+impl PairedLoss<3> for CheckedTriplets {
     type Row<'a, A: Scalar> = Triplet<A>;
 
-    fn problem(&self) -> &paired::Problem {
+    fn problem(&self) -> &paired::PairedProblem {
         &self.paired
     }
 
@@ -33,6 +33,7 @@ impl PairedLoss<3> for Problem {
     }
 }
 
+/// The loss of one triplet in the type of arithmetic A.
 #[derive(Clone, Copy)]
 pub(crate) struct Triplet<A> {
     margin: A,
@@ -102,7 +103,7 @@ impl<A: Scalar> RowLoss<A, 3> for Triplet<A> {
         loss
     }
 
-    /// `d(x, y) = 1 - u_x·u_y`, `grad_x d = -(u_y - (u_x·u_y) u_x) / norm_x`.
+    /// With `d(x, y) = 1 - u_x·u_y` and `grad_x d = -(u_y - (u_x·u_y) u_x) / norm_x`.
     #[inline(always)]
     fn cosine<S: Simd>(&self, row: &Row<'_, S, A, 3>, to: Option<[&mut [A]; 3]>, inverse: &Inverse<A, 3>) -> A {
         let rows = &row.rows;
@@ -121,7 +122,8 @@ impl<A: Scalar> RowLoss<A, 3> for Triplet<A> {
         if filled(rows, &mut to, weight) {
             return loss;
         }
-        // Each row's share of its own direction: the cosines it takes part in, with their signs.
+        // The coefficient of each row's own direction in its gradient: the cosines that it takes part in, with their
+        // signs.
         let cn = if swapped { pn } else { an };
         let own = [ap - if swapped { A::ZERO } else { cn }, ap - if swapped { cn } else { A::ZERO }, -cn];
         let own: [V<S, A>; 3] = std::array::from_fn(|k| rows.splat(if inverse.flat[k] { A::ZERO } else { own[k] }));

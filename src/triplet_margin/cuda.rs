@@ -5,19 +5,17 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
 
-use super::{NAMES, Problem, TripletMarginLoss};
+use super::{CheckedTriplets, NAMES, TripletMarginLoss};
 use crate::cuda::paired::{self, PairedArgs, Wanted};
-use crate::cuda::{CudaMatrix, DeviceProperties, Launcher};
+use crate::cuda::{CudaMatrix, Launcher};
 use crate::element::largest;
 use crate::paired::one_shape;
 use crate::{Element, Error};
 
-pub use crate::cuda::paired::{Plan, Shape};
-
-/// Inputs and gradients are of anchor, positive and negative.
+/// A pass whose inputs and gradients are those of anchor, positive and negative.
 pub type Pass = paired::Pass<3>;
 
-const STEM: &str = "triplet_margin";
+pub(crate) const STEM: &str = "triplet_margin";
 
 /// `Args` of kernels/triplet_margin.cu.
 #[repr(C)]
@@ -30,55 +28,24 @@ struct Args {
 }
 
 impl Args {
-    fn of(problem: &Problem) -> impl FnOnce(PairedArgs<3>) -> Self {
+    fn of(problem: &CheckedTriplets) -> impl FnOnce(PairedArgs<3>) -> Self {
         let swap = problem.swap.into();
         move |paired| Self { paired, swap, padding: 0 }
     }
 }
 
-/// Launches the pass.
+/// Launches a pass of the triplet margin loss.
 ///
 /// # Safety
-/// The addresses in `pass` are device memory of the launcher: inputs of the problem's rows of T, `strides` apart; outputs
-/// as [`paired::Pass`] describes; all alive until the kernel has run.
-pub(crate) unsafe fn run<T: Element, L: Launcher>(launcher: &L, problem: &Problem, pass: &Pass) -> Result<(), Error> {
+/// The addresses in `pass` are device memory of the launcher: inputs of the problem's rows of T, `strides` apart;
+/// outputs as [`paired::Pass`] describes; all alive until the kernel has run.
+pub(crate) unsafe fn run<T: Element, L: Launcher>(
+    launcher: &L,
+    problem: &CheckedTriplets,
+    pass: &Pass,
+) -> Result<(), Error> {
     // SAFETY: the caller's contract, and `Args` is these kernels' argument.
     unsafe { paired::run::<T, L, _, 3>(launcher, STEM, &problem.paired, pass, Args::of(problem)) }
-}
-
-/// For callers that hold device memory of their own: tests on whatever implements [`Launcher`].
-impl TripletMarginLoss {
-    /// Which kernel `run_on` would launch.
-    ///
-    /// # Errors
-    /// If the shape is empty or an option is out of range.
-    #[doc(hidden)]
-    pub fn plan_on<T: Element>(
-        &self,
-        device: &DeviceProperties,
-        shape: [usize; 2],
-        pass: &Pass,
-    ) -> Result<Plan, Error> {
-        Ok(paired::plan::<T, 3>(STEM, &self.checked(shape, largest::<T>())?.paired, pass, device))
-    }
-
-    /// One pass over rows in the launcher's memory.
-    ///
-    /// # Safety
-    /// As [`run`], for inputs `[rows, dim]`.
-    ///
-    /// # Errors
-    /// As `plan_on`, or if the device refuses.
-    #[doc(hidden)]
-    pub unsafe fn run_on<T: Element, L: Launcher>(
-        &self,
-        launcher: &L,
-        shape: [usize; 2],
-        pass: &Pass,
-    ) -> Result<(), Error> {
-        // SAFETY: the caller's contract.
-        unsafe { run::<T, L>(launcher, &self.checked(shape, largest::<T>())?, pass) }
-    }
 }
 
 impl TripletMarginLoss {
@@ -88,7 +55,7 @@ impl TripletMarginLoss {
     /// `Reduction::None` the gradients are those of the losses' sum.
     ///
     /// # Errors
-    /// If shapes differ or are empty, an option is out of range, an output has the wrong length, or the device refuses.
+    /// If shapes differ or are empty, an option is out of range, a slice has the wrong length, or the device refuses.
     pub fn loss_and_grad_cuda<T: Element + DeviceRepr>(
         &self,
         stream: &Arc<CudaStream>,
@@ -102,7 +69,7 @@ impl TripletMarginLoss {
         self.run_on_stream(stream, &rows, Wanted::Losses(loss), grads)
     }
 
-    /// [`grad`](Self::grad) on cudarc slices.
+    /// [`grad`](Self::grad) on cudarc slices, in the order of `stream`: nothing waits for the device.
     ///
     /// # Errors
     /// If shapes differ or are empty, an option is out of range, a slice has the wrong length, or the device refuses.

@@ -4,13 +4,12 @@ use crate::cpu::paired::Pass;
 use crate::element::largest;
 use crate::matrix::check_len;
 use crate::paired::{self, check_grads, check_reduced, one_shape};
-use crate::{Distance, Element, Error, Matrix, Reduction};
+use crate::{Element, Error, Matrix, PairedDistance, Reduction};
 
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
-#[doc(hidden)]
-pub mod cuda;
-pub mod reference;
+pub(crate) mod cuda;
+pub mod oracle;
 #[cfg(feature = "torch")]
 mod torch;
 
@@ -25,12 +24,12 @@ mod torch;
 /// default is FaceNet's: squared Euclidean distance, margin 0.2, mean. [`TripletMarginLoss::torch`] has the defaults of
 /// `torch.nn.TripletMarginLoss`.
 ///
-/// Where this differs from torch: a triplet is active only when its loss is strictly positive (`relu`), so the gradient
-/// at exactly 0 is 0 where torch has 1; equal swap distances take `d(a, n)` where torch halves the gradient; a NaN or
-/// infinity in any of the three rows makes the loss NaN, and those rows' gradients.
+/// Differences from torch: a triplet is active only if its loss is strictly positive (`relu`), so the gradient at
+/// exactly 0 is 0, while torch has 1; equal swap distances take `d(a, n)`, while torch halves the gradient; a NaN or
+/// infinity in any of the three rows makes the loss and those rows' gradients NaN.
 ///
-/// The inputs are `[B, D]`, f32, f64, f16 or bf16. Losses are f64 for f64 and f32 for all others; the batch is summed in
-/// f64 in a fixed order.
+/// The inputs are `[B, D]`, f32, f64, f16 or bf16. Losses are f64 for f64 and f32 for all others; the batch is summed
+/// in f64 in a fixed order.
 ///
 /// ```
 /// use tercet::{Matrix, TripletMarginLoss};
@@ -48,10 +47,10 @@ pub struct TripletMarginLoss {
     /// How much farther than the positive the negative should be; 0 or more.
     pub margin: f64,
     /// The distance `d`.
-    pub distance: Distance,
-    /// Divide each row by its L2 norm (at least 1e-12) first. With [`Distance::Cosine`] it changes nothing.
+    pub distance: PairedDistance,
+    /// Divide each row by its L2 norm (at least 1e-12) first. With [`PairedDistance::Cosine`] it changes nothing.
     pub normalize: bool,
-    /// Use the nearer of anchor and positive as the one that the negative is held away from.
+    /// Hold the negative away from the nearer one of anchor and positive, instead of from the anchor.
     pub swap: bool,
     /// How the rows' losses become the result. The mean is over all `B` rows.
     pub reduction: Reduction,
@@ -61,7 +60,7 @@ impl Default for TripletMarginLoss {
     fn default() -> Self {
         Self {
             margin: 0.2,
-            distance: Distance::SquaredEuclidean,
+            distance: PairedDistance::SquaredEuclidean,
             normalize: false,
             swap: false,
             reduction: Reduction::Mean,
@@ -69,11 +68,10 @@ impl Default for TripletMarginLoss {
     }
 }
 
-/// The options and shape of one call, checked.
+/// The options and shape of one call of [`TripletMarginLoss`], checked.
 #[derive(Clone, Copy, Debug)]
-#[doc(hidden)]
-pub struct Problem {
-    pub(crate) paired: paired::Problem,
+pub(crate) struct CheckedTriplets {
+    pub(crate) paired: paired::PairedProblem,
     pub(crate) swap: bool,
 }
 
@@ -82,7 +80,7 @@ const NAMES: [&str; 3] = ["anchor", "positive", "negative"];
 impl TripletMarginLoss {
     /// The defaults of `torch.nn.TripletMarginLoss`: margin 1, `Lp` with p = 2 and eps = 1e-6.
     pub fn torch() -> Self {
-        Self { margin: 1.0, distance: Distance::Lp { p: 2.0, eps: 1e-6 }, ..Self::default() }
+        Self { margin: 1.0, distance: PairedDistance::Lp { p: 2.0, eps: 1e-6 }, ..Self::default() }
     }
 
     /// The loss of a batch in memory, reduced by mean or sum.
@@ -97,7 +95,7 @@ impl TripletMarginLoss {
     /// The loss of each row, whatever the reduction.
     ///
     /// # Errors
-    /// If the shapes differ or are empty, an option is out of range, or `losses` has not one place a row.
+    /// If the shapes differ or are empty, an option is out of range, or `losses` has not one entry a row.
     pub fn losses<T: Element>(&self, rows: [Matrix<'_, T>; 3], losses: &mut [T::Scalar]) -> Result<(), Error> {
         let problem = self.problem(&rows)?;
         check_len("losses", losses.len(), problem.paired.rows)?;
@@ -111,7 +109,7 @@ impl TripletMarginLoss {
     /// rounded once, after the mean's division: to scale them up first, see [`grad`](Self::grad).
     ///
     /// # Errors
-    /// If the shapes differ or are empty, an option is out of range, or `reduction` is `None`.
+    /// Those of [`loss`](Self::loss), or if a gradient has not `B D` numbers.
     ///
     /// ```
     /// use tercet::{Matrix, TripletMarginLoss};
@@ -139,7 +137,7 @@ impl TripletMarginLoss {
     /// sum, one a row for `Reduction::None`. `None` in place of a gradient skips it.
     ///
     /// # Errors
-    /// If the shapes differ or are empty or an option is out of range.
+    /// If the shapes differ or are empty, an option is out of range, or `upstream` or a gradient has the wrong length.
     pub fn grad<T: Element>(
         &self,
         rows: [Matrix<'_, T>; 3],
@@ -153,15 +151,15 @@ impl TripletMarginLoss {
         Ok(())
     }
 
-    /// The checks of every call on slices.
-    fn problem<T: Element>(&self, rows: &[Matrix<'_, T>; 3]) -> Result<Problem, Error> {
+    /// Checks a call on slices.
+    fn problem<T: Element>(&self, rows: &[Matrix<'_, T>; 3]) -> Result<CheckedTriplets, Error> {
         self.checked(one_shape(NAMES, rows.each_ref().map(|m| [m.rows(), m.dim()]))?, largest::<T>())
     }
 
-    /// The checks of every call: options and shape; `largest`: the largest number of the arithmetic.
-    fn checked(&self, shape: [usize; 2], largest: f64) -> Result<Problem, Error> {
+    /// Checks the options and the shape of a call. `largest`: the largest number of the arithmetic.
+    pub(crate) fn checked(&self, shape: [usize; 2], largest: f64) -> Result<CheckedTriplets, Error> {
         let Self { margin, distance, normalize, swap, reduction } = *self;
         let options = paired::Options { margin, distance, normalize, reduction };
-        Ok(Problem { paired: options.checked(NAMES[0], shape, largest)?, swap })
+        Ok(CheckedTriplets { paired: options.checked(NAMES[0], shape, largest)?, swap })
     }
 }

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{NAMES, Problem, TripletMarginLoss};
+use super::{CheckedTriplets, NAMES, TripletMarginLoss};
 use crate::cpu::paired::Pass;
 use crate::torch::paired::{OnTensors, check_inputs, forward};
 use crate::torch::tensors::{OfKind, largest};
@@ -17,7 +17,7 @@ impl TripletMarginLoss {
     /// any strides. The result is f64 for f64 and f32 for all others. On CUDA nothing waits for the device.
     ///
     /// # Panics
-    /// Where [`f_forward`](Self::f_forward) returns an error, with its text.
+    /// If [`f_forward`](Self::f_forward) returns an error, with its text.
     ///
     /// ```
     /// use tch::{Device, Kind, Tensor};
@@ -33,10 +33,10 @@ impl TripletMarginLoss {
         self.f_forward(anchor, positive, negative).unwrap_or_else(|error| panic!("{NAME}: {error}"))
     }
 
-    /// As [`forward`](Self::forward).
+    /// The loss of tch tensors as [`forward`](Self::forward) gives it, or an error.
     ///
     /// # Errors
-    /// If shapes, dtypes or devices differ or are not as above, a tensor has no elements, an option is out of range,
+    /// If shapes, dtypes or devices differ or are not supported, a tensor has no elements, an option is out of range,
     /// or memory runs out.
     pub fn f_forward(&self, anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<Tensor, Error> {
         let inputs = [anchor, positive, negative];
@@ -44,10 +44,10 @@ impl TripletMarginLoss {
     }
 }
 
-impl OnTensors<3> for Problem {
+impl OnTensors<3> for CheckedTriplets {
     const NAME: &'static str = NAME;
 
-    fn problem(&self) -> &paired::Problem {
+    fn problem(&self) -> &paired::PairedProblem {
         &self.paired
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use half::{bf16, f16};
 use proptest::prelude::*;
-use tercet::batch_all::reference::{self, Reference};
+use tercet::batch_all::oracle::{self, Oracle};
 use tercet::{BatchAllTripletLoss, Distance, Element, Matrix, MeanOver, Precision, Reduction, Stats};
 
 use super::support::cases as random;
@@ -34,10 +34,10 @@ fn cases(precisions: &'static [Precision], largest: usize) -> impl Strategy<Valu
     )
 }
 
-fn oracle<T: Element>(case: &Case, data: &Data<T>) -> Reference {
+fn oracle<T: Element>(case: &Case, data: &Data<T>) -> Oracle {
     let embeddings = Matrix::new(&data.exact, case.batch.dim).unwrap();
     let set = data.exact_set(case.batch.dim);
-    reference::run_against(&case.loss, embeddings, &data.labels, set.as_ref(), 1.0).unwrap()
+    oracle::run_against(&case.loss, embeddings, &data.labels, set.as_ref(), 1.0).unwrap()
 }
 
 /// What a backend returned.

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use half::{bf16, f16};
 use proptest::prelude::*;
-use tercet::batch_contrastive::reference::{self, Reference};
+use tercet::batch_contrastive::oracle::{self, Oracle};
 use tercet::{BatchContrastiveLoss, Element, Matrix, Negatives, Precision, Reduction, Stats};
 
 use super::support::cases as random;
@@ -31,10 +31,10 @@ fn cases(precisions: &'static [Precision], largest: usize) -> impl Strategy<Valu
     )
 }
 
-fn oracle<T: Element>(case: &Case, data: &Data<T>, upstream: &[f64], selected: Option<&[[u32; 2]]>) -> Reference {
+fn oracle<T: Element>(case: &Case, data: &Data<T>, upstream: &[f64], selected: Option<&[[u32; 2]]>) -> Oracle {
     let embeddings = Matrix::new(&data.exact, case.batch.dim).unwrap();
     let set = data.exact_set(case.batch.dim);
-    reference::run_against(&case.loss, embeddings, &data.labels, set.as_ref(), upstream, selected).unwrap()
+    oracle::run_against(&case.loss, embeddings, &data.labels, set.as_ref(), upstream, selected).unwrap()
 }
 
 /// What a backend returned.
@@ -90,7 +90,7 @@ enum Selected {
 }
 
 /// Negative pairs whose distance is within rounding of the last selected one are `Perhaps`.
-fn selected<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds, truth: &Reference) -> Vec<Selected> {
+fn selected<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds, truth: &Oracle) -> Vec<Selected> {
     let (rows, others) = (case.batch.rows, data.other_labels().len());
     let mut selected = vec![Selected::Not; rows * others];
     let exact = matches!(case.batch.content, Content::Lattice { .. }) && !bounds.units && T::NAME != "bf16";

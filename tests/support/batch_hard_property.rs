@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use half::{bf16, f16};
 use proptest::prelude::*;
-use tercet::batch_hard::reference::{self, Reference};
+use tercet::batch_hard::oracle::{self, Oracle};
 use tercet::{BatchHardTripletLoss, Element, Matrix, Precision, Reduction, Stats};
 
 use super::support::cases as random;
@@ -30,10 +30,10 @@ fn cases(precisions: &'static [Precision], largest: usize) -> impl Strategy<Valu
     )
 }
 
-fn oracle<T: Element>(case: &Case, data: &Data<T>, upstream: &[f64], selection: Option<(&[u32], &[u32])>) -> Reference {
+fn oracle<T: Element>(case: &Case, data: &Data<T>, upstream: &[f64], selection: Option<(&[u32], &[u32])>) -> Oracle {
     let embeddings = Matrix::new(&data.exact, case.batch.dim).unwrap();
     let set = data.exact_set(case.batch.dim);
-    reference::run_against(&case.loss, embeddings, &data.labels, set.as_ref(), upstream, selection).unwrap()
+    oracle::run_against(&case.loss, embeddings, &data.labels, set.as_ref(), upstream, selection).unwrap()
 }
 
 /// What a backend returned.
@@ -65,7 +65,7 @@ fn gradient_bounds<T: Element>(
     case: &Case,
     data: &Data<T>,
     bounds: &Bounds,
-    own: &Reference,
+    own: &Oracle,
     upstream: &[f64],
 ) -> Vec<f64> {
     let rows = case.batch.rows;

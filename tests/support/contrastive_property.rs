@@ -1,8 +1,8 @@
 //! `contrastive` as the tests of paired losses see it.
 
 use proptest::prelude::*;
-use tercet::contrastive::reference::{self, Reference};
-use tercet::{ContrastiveLoss, Distance, Element, Reduction};
+use tercet::contrastive::oracle;
+use tercet::{ContrastiveLoss, Element, PairedDistance, Reduction};
 
 use super::paired::{self, Bounds, Data, Oracle, Paired, RowBounds, distance_scale, is_smooth, slope_scale};
 use super::support::Numbers;
@@ -36,12 +36,12 @@ impl Paired<2> for ContrastiveLoss {
         cases.boxed()
     }
 
-    fn recorded(which: usize, distance: Distance, reduction: Reduction) -> Self {
+    fn recorded(which: usize, distance: PairedDistance, reduction: Reduction) -> Self {
         // Above most distances between such rows, and near those of normalised rows.
         Self { margin: [8.0, 1.5][which], distance, normalize: which == 1, reduction }
     }
 
-    fn plain(margin: f64, distance: Distance, reduction: Reduction) -> Self {
+    fn plain(margin: f64, distance: PairedDistance, reduction: Reduction) -> Self {
         Self { margin, distance, normalize: false, reduction }
     }
     fn takes_scale<T: Element>(scale: f64) -> bool {
@@ -56,7 +56,7 @@ impl Paired<2> for ContrastiveLoss {
         format!("{distance:?}, normalize {normalize}, {reduction:?}, margin {margin}")
     }
 
-    fn distance(&self) -> Distance {
+    fn distance(&self) -> PairedDistance {
         self.distance
     }
     fn normalize(&self) -> bool {
@@ -68,14 +68,14 @@ impl Paired<2> for ContrastiveLoss {
 
     fn oracle<T: Element>(case: &Case, data: &Data<T, 2>, upstream: &[f64]) -> Oracle<2> {
         let same = same(case.seed, case.rows);
-        let found = reference::run(&case.loss, data.exact_inputs(case.dim), &same, upstream).unwrap();
+        let found = oracle::run(&case.loss, data.exact_inputs(case.dim), &same, upstream).unwrap();
         let bounds = (0..case.rows).map(|row| row_bounds(case, data, same[row], found.distances[row], row)).collect();
-        let Reference { losses, loss, grads, .. } = found;
+        let oracle::Oracle { losses, loss, grads, .. } = found;
         Oracle { losses, loss, grads, bounds }
     }
 
     fn has_bound<T: Element>(case: &Case, data: &Data<T, 2>) -> bool {
-        let root = matches!(case.loss.distance, Distance::Euclidean | Distance::Lp { p: 2.0, .. });
+        let root = matches!(case.loss.distance, PairedDistance::Euclidean | PairedDistance::Lp { p: 2.0, .. });
         same(case.seed, case.rows).into_iter().enumerate().all(|(row, same)| {
             let ([x, y], _) = paired::unit_rows(case, data, row);
             // The square of a Euclidean distance has no jump.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use cudarc::driver::{CudaContext, CudaStream, result};
-use tercet::cuda::{CudaLauncher, Launcher, Memory};
+use tercet::internal::{CudaLauncher, Launcher, Memory};
 
 use super::launches::{MemoryOf, TestDevice};
 use skip::there_is_a_device;

@@ -4,9 +4,9 @@
 use std::fmt::Debug;
 
 use bytemuck::Pod;
-use tercet::cuda::batch::Input;
-use tercet::cuda::mined::{Inputs, OnDevice as Mined, OtherInput, Output};
-use tercet::cuda::{Address, Launcher, Memory};
+use tercet::internal::Input;
+use tercet::internal::{self, Inputs, OnDevice as Mined, Output, ReferenceInput};
+use tercet::internal::{Address, Launcher, Memory};
 use tercet::{Element, Own, Stats};
 
 use super::support::mined::{Batch, Data};
@@ -65,7 +65,7 @@ impl<M: Memory> OnDevice<M> {
                     Own::Rows(memory[memory.len() - 1].address())
                 }
             };
-            OtherInput { rows, count, own }
+            ReferenceInput { rows, count, own }
         });
         let rows = [batch.rows, reference.map_or(0, |reference| reference.count)];
         Self { inputs: Inputs { anchors, reference, step: 0 }, rows, dim: batch.dim, _memory: memory }
@@ -117,7 +117,8 @@ pub fn mine<T: Element, D: TestDevice, L: Mined + Debug>(
         chosen: choices.each_ref().map(|choice| if chosen > 0 { choice.address() } else { 0 }),
     };
     // SAFETY: buffers of the device, of the shapes that the call expects.
-    let kept = unsafe { loss_fn.forward_on::<T, _>(launcher, shape, &batch.inputs, &output, with_grad) };
+    let kept =
+        unsafe { internal::mined_forward::<_, T, _>(loss_fn, launcher, shape, &batch.inputs, &output, with_grad) };
     let kept = kept.unwrap_or_else(|e| panic!("{e}\n{loss_fn:?} {shape:?}"));
     let backward = |upstream: &[f64]| {
         let grads = batch.rows.map(|rows| device.poison::<T>(rows * dim));
@@ -125,7 +126,8 @@ pub fn mine<T: Element, D: TestDevice, L: Mined + Debug>(
         let to = [grads[0].address(), if with_grad[1] { grads[1].address() } else { 0 }];
         let from = upstream.address();
         // SAFETY: buffers of the device, of the shapes that the call expects.
-        let done = unsafe { loss_fn.backward_on::<T, _>(launcher, shape, &kept, &batch.inputs, from, to) };
+        let done =
+            unsafe { internal::mined_backward::<_, T, _>(loss_fn, launcher, shape, &kept, &batch.inputs, from, to) };
         done.unwrap_or_else(|e| panic!("{e}\n{loss_fn:?} {shape:?}"));
         [0, 1].map(|side| device.read::<T>(&grads[side], batch.rows[side] * dim))
     };
@@ -134,7 +136,7 @@ pub fn mine<T: Element, D: TestDevice, L: Mined + Debug>(
     let alone = device.poison::<f32>(1);
     let output = Output { loss: alone.address(), ..Output::default() };
     // SAFETY: buffers of the device, of the shapes that the call expects.
-    unsafe { loss_fn.forward_on::<T, _>(launcher, shape, &batch.inputs, &output, [false; 2]) }
+    unsafe { internal::mined_forward::<_, T, _>(loss_fn, launcher, shape, &batch.inputs, &output, [false; 2]) }
         .unwrap_or_else(|e| panic!("{e}"));
     let [loss, alone] = [loss, alone].map(|x| device.read::<f32>(&x, 1)[0]);
     assert_eq!(loss.to_bits(), alone.to_bits(), "with and without gradient");

@@ -319,9 +319,9 @@ pub fn poison<T: Element>(len: usize) -> Vec<T> {
 /// The precisions to draw from: half of the time the default.
 pub const PRECISIONS: &[Precision] = &[Precision::Highest, Precision::Highest, Precision::High, Precision::Medium];
 
-/// The precisions of [`PRECISIONS`], and that without tensor cores.
-pub const WITH_PLAIN: &[Precision] =
-    &[Precision::Highest, Precision::Highest, Precision::High, Precision::Medium, Precision::Plain];
+/// The precisions of [`PRECISIONS`], and `None` for products without tensor cores.
+pub const WITH_PLAIN: &[Option<Precision>] =
+    &[Some(Precision::Highest), Some(Precision::Highest), Some(Precision::High), Some(Precision::Medium), None];
 
 pub fn distances() -> impl Strategy<Value = Distance> {
     proptest::sample::select(vec![Distance::SquaredEuclidean, Distance::Euclidean, Distance::Cosine])

@@ -117,12 +117,12 @@ macro_rules! recorded {
                 let $set = data.set();
                 let (loss, stats) = match &$set {
                     None => {
-                        $self.grad($x, $labels, &upstream, grad).unwrap();
-                        $self.loss_with_stats($x, $labels).unwrap()
+                        $self.on($x, $labels).grad(&upstream, grad).unwrap();
+                        $self.on($x, $labels).loss_with_stats().unwrap()
                     }
                     Some(set) => {
-                        $self.grad_against($x, $labels, set, &upstream, [Some(grad), Some(grad_of_set)]).unwrap();
-                        $self.loss_with_stats_against($x, $labels, set).unwrap()
+                        $self.on($x, $labels).against(set).grads(&upstream, [Some(grad), Some(grad_of_set)]).unwrap();
+                        $self.on($x, $labels).against(set).loss_with_stats().unwrap()
                     }
                 };
                 let Selected { anchor, positive, negative, distances } = $selection;
@@ -152,8 +152,8 @@ macro_rules! recorded {
 macro_rules! select {
     ($loss:ident, $x:ident, $labels:ident, $set:ident) => {
         match &$set {
-            None => $loss.select($x, $labels),
-            Some(set) => $loss.select_against($x, $labels, set),
+            None => $loss.on($x, $labels).select(),
+            Some(set) => $loss.on($x, $labels).against(set).select(),
         }
         .unwrap()
     };
@@ -164,8 +164,8 @@ macro_rules! losses {
     ($loss:ident, $x:ident, $labels:ident, $set:ident) => {{
         let mut losses = mined::poison($labels.len());
         match &$set {
-            None => $loss.losses($x, $labels, &mut losses),
-            Some(set) => $loss.losses_against($x, $labels, set, &mut losses),
+            None => $loss.on($x, $labels).losses(&mut losses),
+            Some(set) => $loss.on($x, $labels).against(set).losses(&mut losses),
         }
         .unwrap();
         wide(&losses)
@@ -186,7 +186,7 @@ recorded!(
     |plain, scale| [plain, Self { mean_over: MeanOver::Valid, margin: scale, ..plain }],
     |_data| 0,
     |self, _x, _labels, _set| (Vec::new(), Selected::default()),
-    |upstream, _selected| batch_all::reference::run_against(self, _x, _labels, _set, upstream[0])
+    |upstream, _selected| batch_all::oracle::run_against(self, _x, _labels, _set, upstream[0])
 );
 recorded!(
     BatchHardTripletLoss,
@@ -200,7 +200,7 @@ recorded!(
     }),
     |upstream, selected| {
         let selected = Some((&selected.positive[..], &selected.negative[..]));
-        batch_hard::reference::run_against(self, x, labels, set, upstream, selected)
+        batch_hard::oracle::run_against(self, x, labels, set, upstream, selected)
     }
 );
 recorded!(
@@ -210,7 +210,7 @@ recorded!(
     |data| data.pairs_of_a_class(),
     |self, x, labels, set| (losses!(self, x, labels, set), Selected::triplets(select!(self, x, labels, set))),
     |upstream, selected| {
-        batch_semi_hard::reference::run_against(self, x, labels, set, upstream, Some(&selected.negative))
+        batch_semi_hard::oracle::run_against(self, x, labels, set, upstream, Some(&selected.negative))
     }
 );
 recorded!(
@@ -225,7 +225,7 @@ recorded!(
     |self, x, labels, set| (losses!(self, x, labels, set), Selected::triplets(select!(self, x, labels, set))),
     |upstream, selected| {
         let run = |negatives: Option<&[u32]>| {
-            batch_negative::reference::run_against::<f32>(self, x, labels, set, 0, upstream, negatives)
+            batch_negative::oracle::run_against::<f32>(self, x, labels, set, 0, upstream, negatives)
         };
         // The oracle takes one negative for each pair, `u32::MAX` if none is selected.
         let of_pair = |[a, p]: &[u32; 2]| {
@@ -251,7 +251,7 @@ recorded!(
     }),
     |upstream, selected| {
         let pairs: Vec<_> = selected.anchor.iter().zip(&selected.negative).map(|(a, j)| [*a, *j]).collect();
-        batch_contrastive::reference::run_against(self, x, labels, set, upstream, Some(&pairs))
+        batch_contrastive::oracle::run_against(self, x, labels, set, upstream, Some(&pairs))
     }
 );
 

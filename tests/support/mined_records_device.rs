@@ -1,7 +1,7 @@
 //! The recorded cases of mined losses on whatever launches their kernels.
 
 use tercet::Element;
-use tercet::cuda::mined::OnDevice as Mined;
+use tercet::internal::OnDevice as Mined;
 
 use super::launches::{OnDevice, TestDevice, mine};
 use super::records::{Output, Recorded};

@@ -7,7 +7,7 @@ use std::fmt::Debug;
 
 use half::{bf16, f16};
 use proptest::prelude::*;
-use tercet::{Distance, Element, Matrix, Reduction};
+use tercet::{Element, Matrix, PairedDistance, Reduction};
 
 use super::BackendElement;
 use super::support::records::{self, Bits, Figure, Record, elements, of_gradient};
@@ -48,16 +48,16 @@ pub trait Paired<const K: usize>: Copy + Debug {
     /// Random cases of the loss.
     fn cases() -> BoxedStrategy<Case<Self>>;
     /// One of two losses to record for a distance.
-    fn recorded(which: usize, distance: Distance, reduction: Reduction) -> Self;
+    fn recorded(which: usize, distance: PairedDistance, reduction: Reduction) -> Self;
     /// The loss of rows that are not normalised.
-    fn plain(margin: f64, distance: Distance, reduction: Reduction) -> Self;
+    fn plain(margin: f64, distance: PairedDistance, reduction: Reduction) -> Self;
     /// Whether distances of about `scale`, and the loss of them, are finite in T's arithmetic.
     fn takes_scale<T: Element>(scale: f64) -> bool;
     /// An upper bound on the loss of a row whose distances and margin add up to `reach`.
     fn loss_size(reach: f64) -> f64;
     /// The loss's options in words.
     fn options(&self) -> String;
-    fn distance(&self) -> Distance;
+    fn distance(&self) -> PairedDistance;
     fn normalize(&self) -> bool;
     fn reduction(&self) -> Reduction;
     fn oracle<T: Element>(case: &Case<Self>, data: &Data<T, K>, upstream: &[f64]) -> Oracle<K>;
@@ -89,17 +89,17 @@ pub fn sizes(largest: usize) -> impl Strategy<Value = usize> {
     prop_oneof![3 => proptest::sample::select(boundaries), 1 => 1..=largest]
 }
 
-pub fn distances() -> impl Strategy<Value = Distance> {
+pub fn distances() -> impl Strategy<Value = PairedDistance> {
     prop_oneof![
-        4 => Just(Distance::SquaredEuclidean),
-        4 => Just(Distance::Euclidean),
-        4 => Just(Distance::Cosine),
-        2 => Just(Distance::Lp { p: 2.0, eps: 1e-6 }),
-        1 => Just(Distance::Lp { p: 1.0, eps: 1e-6 }),
-        1 => Just(Distance::Lp { p: 3.0, eps: 0.0 }),
-        1 => Just(Distance::Lp { p: 1.5, eps: 1e-6 }),
-        1 => proptest::sample::select(vec![0.5, 17.0, 100.0]).prop_map(|p| Distance::Lp { p, eps: 1e-6 }),
-        1 => Just(Distance::Lp { p: f64::INFINITY, eps: 1e-6 }),
+        4 => Just(PairedDistance::SquaredEuclidean),
+        4 => Just(PairedDistance::Euclidean),
+        4 => Just(PairedDistance::Cosine),
+        2 => Just(PairedDistance::Lp { p: 2.0, eps: 1e-6 }),
+        1 => Just(PairedDistance::Lp { p: 1.0, eps: 1e-6 }),
+        1 => Just(PairedDistance::Lp { p: 3.0, eps: 0.0 }),
+        1 => Just(PairedDistance::Lp { p: 1.5, eps: 1e-6 }),
+        1 => proptest::sample::select(vec![0.5, 17.0, 100.0]).prop_map(|p| PairedDistance::Lp { p, eps: 1e-6 }),
+        1 => Just(PairedDistance::Lp { p: f64::INFINITY, eps: 1e-6 }),
     ]
 }
 
@@ -245,14 +245,14 @@ impl Bounds {
         // Taking the root multiplies the relative error of a sum of powers by 1 / p; taking the power multiplies that
         // of an element by p.
         let powers = match distance {
-            Distance::Lp { p, .. } if p != 2.0 && p.is_finite() => 4.0 * p.max(1.0 / p).max(1.0),
-            Distance::Lp { p, .. } if p != 2.0 => 4.0,
+            PairedDistance::Lp { p, .. } if p != 2.0 && p.is_finite() => 4.0 * p.max(1.0 / p).max(1.0),
+            PairedDistance::Lp { p, .. } if p != 2.0 => 4.0,
             _ => 1.0,
         };
         // Σ|δe| over unit vectors is at most √D in the worst of the norms here (p = 1).
         let absolute = match distance {
             _ if !units(&case.loss) => 0.0,
-            Distance::Lp { p, .. } if p < 2.0 => roots,
+            PairedDistance::Lp { p, .. } if p < 2.0 => roots,
             _ => 4.0,
         };
         Self { sum: 8.0 * (roots + 4.0) * powers * roundoff::<T>(), absolute }
@@ -275,7 +275,7 @@ fn storage<T: Element>() -> (f64, f64) {
 
 /// Whether rows are normalised.
 fn units<L: Paired<K>, const K: usize>(loss: &L) -> bool {
-    loss.normalize() || loss.distance() == Distance::Cosine
+    loss.normalize() || loss.distance() == PairedDistance::Cosine
 }
 
 /// Row `row` of each matrix, normalised if the loss normalises, and the norms.
@@ -294,13 +294,13 @@ pub fn unit_rows<T, L: Paired<K>, const K: usize>(
 }
 
 /// An upper bound on the distance of two rows.
-pub fn distance_scale(distance: Distance, x: &[f64], y: &[f64]) -> f64 {
+pub fn distance_scale(distance: PairedDistance, x: &[f64], y: &[f64]) -> f64 {
     let e = || x.iter().zip(y).map(|(x, y)| (x - y).abs() + 1e-6);
     match distance {
-        Distance::Cosine => 2.0,
-        Distance::SquaredEuclidean => e().map(|e| e * e).sum::<f64>(),
-        Distance::Lp { p, .. } if p < 1.0 => e().map(|e| e.powf(p)).sum::<f64>().powf(1.0 / p),
-        Distance::Lp { p, .. } if p < 2.0 => e().sum::<f64>(),
+        PairedDistance::Cosine => 2.0,
+        PairedDistance::SquaredEuclidean => e().map(|e| e * e).sum::<f64>(),
+        PairedDistance::Lp { p, .. } if p < 1.0 => e().map(|e| e.powf(p)).sum::<f64>().powf(1.0 / p),
+        PairedDistance::Lp { p, .. } if p < 2.0 => e().sum::<f64>(),
         _ => e().map(|e| e * e).sum::<f64>().sqrt(),
     }
 }
@@ -311,10 +311,10 @@ pub fn slope_scale<L: Paired<K>, const K: usize>(loss: &L, x: &[f64], y: &[f64])
     let e: Vec<f64> = x.iter().zip(y).map(|(x, y)| (x - y).abs() + 1e-6).collect();
     let d = e.iter().map(|e| e * e).sum::<f64>().sqrt();
     match loss.distance() {
-        Distance::Cosine => 4.0,
-        Distance::SquaredEuclidean => 2.0 * d + if units(loss) { 4.0 } else { 0.0 },
+        PairedDistance::Cosine => 4.0,
+        PairedDistance::SquaredEuclidean => 2.0 * d + if units(loss) { 4.0 } else { 0.0 },
         // (|e| / d)^(p-1) is largest at the smallest element.
-        distance @ Distance::Lp { p, .. } if p < 1.0 => {
+        distance @ PairedDistance::Lp { p, .. } if p < 1.0 => {
             let smallest = x.iter().zip(y).map(|(x, y)| (x - y + 1e-6).abs()).fold(f64::INFINITY, f64::min);
             (distance_scale(distance, x, y) / smallest).powf(1.0 - p)
         }
@@ -334,19 +334,19 @@ pub fn through_norms<L: Paired<K>, const K: usize>(loss: &L, slopes: f64, norms:
 /// error, and Lp slopes below p = 2 if an element is: the lattice tests and the recorded values cover those points.
 pub fn is_smooth<L: Paired<K>, const K: usize>(loss: &L, x: &[f64], y: &[f64]) -> bool {
     match loss.distance() {
-        Distance::SquaredEuclidean | Distance::Cosine => true,
-        Distance::Euclidean | Distance::Lp { p: 2.0, .. } => {
+        PairedDistance::SquaredEuclidean | PairedDistance::Cosine => true,
+        PairedDistance::Euclidean | PairedDistance::Lp { p: 2.0, .. } => {
             let d = x.iter().zip(y).map(|(x, y)| (x - y) * (x - y)).sum::<f64>().sqrt();
             d > if loss.normalize() { 1e-3 } else { 1e-4 } || (!loss.normalize() && d == 0.0)
         }
-        Distance::Lp { p, .. } if p.is_infinite() => {
+        PairedDistance::Lp { p, .. } if p.is_infinite() => {
             let mut e: Vec<f64> = x.iter().zip(y).map(|(x, y)| (x - y).abs()).collect();
             e.sort_by(f64::total_cmp);
             e.len() < 2 || e[e.len() - 1] - e[e.len() - 2] > 1e-4 * (1.0 + x[0].abs())
         }
         // Errors of unit vectors would have to be followed through slopes without a bound.
-        Distance::Lp { p, .. } if p < 1.0 && loss.normalize() => false,
-        Distance::Lp { .. } => x.iter().zip(y).all(|(x, y)| (x - y).abs() > 1e-3 * x.abs().max(1e-3)),
+        PairedDistance::Lp { p, .. } if p < 1.0 && loss.normalize() => false,
+        PairedDistance::Lp { .. } => x.iter().zip(y).all(|(x, y)| (x - y).abs() > 1e-3 * x.abs().max(1e-3)),
     }
 }
 
@@ -441,20 +441,20 @@ const SHARE: f64 = 1.0 / 8.0;
 fn recorded<T: Element, L: Paired<K>, const K: usize>() -> Vec<(String, Case<L>)> {
     const SHAPES: [[usize; 2]; 6] = [[5, 1], [9, 32], [17, 33], [3, 128], [8, 257], [33, 64]];
     let distances = [
-        Distance::SquaredEuclidean,
-        Distance::Euclidean,
-        Distance::Cosine,
-        Distance::Lp { p: 2.0, eps: 1e-6 },
-        Distance::Lp { p: 1.0, eps: 1e-6 },
-        Distance::Lp { p: 3.0, eps: 0.0 },
-        Distance::Lp { p: f64::INFINITY, eps: 1e-6 },
+        PairedDistance::SquaredEuclidean,
+        PairedDistance::Euclidean,
+        PairedDistance::Cosine,
+        PairedDistance::Lp { p: 2.0, eps: 1e-6 },
+        PairedDistance::Lp { p: 1.0, eps: 1e-6 },
+        PairedDistance::Lp { p: 3.0, eps: 0.0 },
+        PairedDistance::Lp { p: f64::INFINITY, eps: 1e-6 },
     ];
     let reductions = [Reduction::Mean, Reduction::Sum, Reduction::None];
     let mut cases = Vec::new();
     for (i, distance) in distances.into_iter().enumerate() {
         for j in 0..2 {
             // Slopes of Lp jump at each element: few numbers, or no seed is away from all jumps.
-            let few = matches!(distance, Distance::Lp { p, .. } if p != 2.0);
+            let few = matches!(distance, PairedDistance::Lp { p, .. } if p != 2.0);
             let [rows, dim] = if few { [3 - j, 17 + 16 * j] } else { SHAPES[(i + j * 2) % SHAPES.len()] };
             let loss = L::recorded(j, distance, reductions[(i + j) % 3]);
             let content = Content::Uniform { scale: 1.0 };

@@ -2,7 +2,7 @@
 //! distances are ordinary numbers: every backend of every paired loss, row by row against the f64 oracle.
 
 use half::bf16;
-use tercet::{Distance, Element, Reduction};
+use tercet::{Element, PairedDistance, Reduction};
 
 use super::BackendElement;
 use super::paired::{Backend, Case, Content, Data, Paired};
@@ -36,8 +36,8 @@ fn of_type<T: Element + BackendElement, L: Paired<K>, B: Backend<L, K>, const K:
 ) where
     T::Scalar: BackendElement,
 {
-    let euclidean = [Distance::Euclidean, Distance::Lp { p: f64::INFINITY, eps: 0.0 }];
-    let powers = EXPONENTS.map(|p| Distance::Lp { p, eps: 0.0 });
+    let euclidean = [PairedDistance::Euclidean, PairedDistance::Lp { p: f64::INFINITY, eps: 0.0 }];
+    let powers = EXPONENTS.map(|p| PairedDistance::Lp { p, eps: 0.0 });
     let mut count = 0;
     for distance in powers.into_iter().chain(euclidean) {
         for scale in scales.iter().filter(|scale| L::takes_scale::<T>(**scale)) {
@@ -52,7 +52,7 @@ fn of_type<T: Element + BackendElement, L: Paired<K>, B: Backend<L, K>, const K:
 
 fn one<T: Element + BackendElement, L: Paired<K>, B: Backend<L, K>, const K: usize>(
     backend: &B,
-    distance: Distance,
+    distance: PairedDistance,
     scale: f64,
     differences: [&[f64]; 2],
     close: f64,
@@ -79,7 +79,7 @@ fn one<T: Element + BackendElement, L: Paired<K>, B: Backend<L, K>, const K: usi
     let what =
         |row: usize| format!("{} {}: {distance:?}, {differences:?} times {scale:e}, row {row}", B::NAME, T::NAME);
     // A relative error of the sum is one of its 1/p-th power, times 1/p.
-    let steep = if let Distance::Lp { p, .. } = distance { (1.0 / p).max(1.0) } else { 1.0 };
+    let steep = if let PairedDistance::Lp { p, .. } = distance { (1.0 / p).max(1.0) } else { 1.0 };
     let largest = if T::Scalar::NAME == "f64" { f64::MAX } else { f64::from(f32::MAX) };
     for row in 0..rows {
         let of = |k: usize| &data.exact[k][row * dim..][..dim];
@@ -113,8 +113,8 @@ fn one<T: Element + BackendElement, L: Paired<K>, B: Backend<L, K>, const K: usi
     }
 }
 
-fn length(distance: Distance, e: &[f64]) -> f64 {
+fn length(distance: PairedDistance, e: &[f64]) -> f64 {
     let m = e.iter().fold(0.0f64, |m, e| m.max(e.abs()));
-    let p = if let Distance::Lp { p, .. } = distance { p } else { 2.0 };
+    let p = if let PairedDistance::Lp { p, .. } = distance { p } else { 2.0 };
     if m == 0.0 || p.is_infinite() { m } else { m * e.iter().map(|e| (e.abs() / m).powf(p)).sum::<f64>().powf(1.0 / p) }
 }

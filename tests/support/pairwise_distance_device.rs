@@ -1,8 +1,7 @@
 //! `pairwise_distance` on whatever launches its kernels.
 
 use tercet::Element;
-use tercet::cuda::batch::Input;
-use tercet::cuda::{Address, Memory};
+use tercet::internal::{self, Address, Cores, Input, Memory};
 
 use super::launches::TestDevice;
 use super::property::{Case, Output};
@@ -13,6 +12,8 @@ pub fn run_case<T: Element, D: TestDevice>(device: &D, case: &Case, data: &Data<
     let launcher = device.launcher();
     let sides = case.sides();
     let rows = sides.each_ref().map(|side| side.len());
+    let shapes = rows.map(|rows| [rows, dim]);
+    let op = (&case.op, if case.plain { Cores::Cuda } else { case.op.precision.into() });
     let x = device.upload(&data.laid_out);
     let stride = dim + gap;
     let inputs = sides.each_ref().map(|side| Input {
@@ -22,14 +23,14 @@ pub fn run_case<T: Element, D: TestDevice>(device: &D, case: &Case, data: &Data<
     });
     let distances = device.poison::<f32>(case.size());
     // SAFETY: buffers of the device, of the shapes that the call expects.
-    unsafe { case.op.forward_on::<T, _>(launcher, rows, dim, &inputs, distances.address()) }
+    unsafe { internal::pairwise_distance::<T, _>(op, launcher, shapes, &inputs, distances.address()) }
         .unwrap_or_else(|e| panic!("{e}\n{case:?}"));
     let upstream: Vec<f32> = case.upstream::<T>().iter().map(|&u| u as f32).collect();
     let upstream = device.upload(&upstream);
     let grads = rows.map(|rows| device.poison::<T>(rows * dim));
     let to = grads.each_ref().map(Memory::address);
     // SAFETY: buffers of the device, of the shapes that the call expects.
-    unsafe { case.op.backward_on::<T, _>(launcher, rows, dim, &inputs, upstream.address(), to) }
+    unsafe { internal::pairwise_distance_backward::<T, _>(op, launcher, shapes, &inputs, upstream.address(), to) }
         .unwrap_or_else(|e| panic!("{e}\n{case:?}"));
     Output {
         distances: device.read(&distances, case.size()),

@@ -5,7 +5,7 @@ use std::fmt::Debug;
 
 use half::{bf16, f16};
 use proptest::prelude::*;
-use tercet::pairwise_distance::reference;
+use tercet::pairwise_distance::oracle;
 use tercet::{Distance, Element, Matrix, PairwiseDistance, Precision, Reduction};
 
 use super::support::Numbers;
@@ -20,6 +20,8 @@ pub struct Case {
     pub batch: Batch,
     pub split: Option<usize>,
     pub sparse: bool,
+    /// Products on CUDA cores, which only tests ask for.
+    pub plain: bool,
 }
 
 impl Case {
@@ -46,12 +48,13 @@ impl Case {
     }
 }
 
-fn cases(precisions: &'static [Precision], largest: usize) -> impl Strategy<Value = Case> {
+fn cases(precisions: &'static [Option<Precision>], largest: usize) -> impl Strategy<Value = Case> {
     let options = (mined::distances(), any::<bool>(), proptest::sample::select(precisions));
     (options, mined::batches(largest), any::<u64>(), any::<bool>()).prop_map(
         |((distance, normalize, precision), batch, split, sparse)| {
             let split = (batch.rows > 1 && !split.is_multiple_of(3)).then(|| 1 + split as usize % (batch.rows - 1));
-            Case { op: PairwiseDistance { distance, normalize, precision }, batch, split, sparse }
+            let op = PairwiseDistance { distance, normalize, precision: precision.unwrap_or_default() };
+            Case { op, batch, split, sparse, plain: precision.is_none() }
         },
     )
 }
@@ -67,8 +70,8 @@ pub trait Backend {
     const NAME: &'static str;
     /// Whether the backend takes f64: devices do not.
     const TAKES_F64: bool;
-    /// The precisions to draw from; only devices have more than one.
-    const PRECISIONS: &'static [Precision] = &[Precision::Highest];
+    /// The precisions to draw from, `None` for products on CUDA cores; only devices have more than one.
+    const PRECISIONS: &'static [Option<Precision>] = &[Some(Precision::Highest)];
     /// The largest number of rows: the oracle is slow, and the emulator slower.
     const LARGEST: usize = 300;
     fn run<T: Element>(&self, case: &Case, data: &Data<T>) -> Output<T>;
@@ -86,7 +89,7 @@ fn compare<T: Element>(
     let [rows, columns] = case.sides();
     let side = |side: &std::ops::Range<usize>| Matrix::new(&data.exact[side.start * dim..side.end * dim], dim).unwrap();
     let upstream = case.upstream::<T>();
-    let truth = reference::run(&case.op, side(&rows), side(&columns), &upstream).unwrap();
+    let truth = oracle::run(&case.op, side(&rows), side(&columns), &upstream).unwrap();
 
     let lattice = matches!(case.batch.content, Content::Lattice { .. }) && !bounds.units && T::NAME != "bf16";
     let mut allowed = vec![[0.0f64; 3]; case.batch.rows * 2];
@@ -160,8 +163,8 @@ fn recorded<B: Backend>() -> Vec<Case> {
                     let (dim, gap, offset) = ([33, 64, 17][i], 2 * j, i);
                     let (content, labelling) = (Content::Uniform { scale: 1.0 }, Labelling::Singletons);
                     let batch = Batch { rows: 66, dim, gap, offset, content, labelling, seed: 5, reference: None };
-                    let op = PairwiseDistance { distance, normalize, precision: *precision };
-                    cases.push(Case { op, batch, split, sparse: j > 0 });
+                    let op = PairwiseDistance { distance, normalize, precision: precision.unwrap_or_default() };
+                    cases.push(Case { op, batch, split, sparse: j > 0, plain: precision.is_none() });
                 }
             }
         }
@@ -180,7 +183,9 @@ pub fn same_bits<B: Backend, C: Backend>(backend: &B, other_way: &C, of: &str) {
         let one = |case: Case| {
             let [rows, columns] = case.sides().map(|side| side.len());
             let by_itself = if case.split.is_none() { ", by itself" } else { "" };
-            let name = format!("{}, {:?}, [{rows}, {columns}, {}]{by_itself}", T::NAME, case.op, case.batch.dim);
+            let plain = if case.plain { ", on CUDA cores" } else { "" };
+            let (op, dim) = (case.op, case.batch.dim);
+            let name = format!("{}, {op:?}{plain}, [{rows}, {columns}, {dim}]{by_itself}", T::NAME);
             let [bits, others] = [bits::<T>(backend, &case), bits::<T>(other_way, &case)];
             assert_eq!(bits, others, "{} and {}: {name}", B::NAME, C::NAME);
             (bits, name)

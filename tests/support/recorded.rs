@@ -21,7 +21,7 @@ use std::fmt::Debug;
 
 use half::{bf16, f16};
 use serde_json::Value;
-use tercet::{Distance, Element, Matrix, Reduction};
+use tercet::{Element, Matrix, PairedDistance, Reduction};
 
 use super::support;
 
@@ -68,7 +68,7 @@ pub trait Recorded<const K: usize>: Copy + Debug {
     /// The names of the matrices.
     const ROLES: [&'static str; K];
     /// The loss with the options of a recorded case.
-    fn read(case: &Value, distance: Distance, normalize: bool, reduction: Reduction) -> Self;
+    fn read(case: &Value, distance: PairedDistance, normalize: bool, reduction: Reduction) -> Self;
     fn reduction(&self) -> Reduction;
     fn bounds(case: &Case<Self, K>) -> Bounds<K>;
 
@@ -189,12 +189,12 @@ pub struct Bounds<const K: usize> {
 
 /// How many roundings a distance between rows of `dim` numbers is good to; they count for its size plus the second
 /// number.
-pub fn roundings(distance: Distance, normalize: bool, dim: usize) -> (f64, f64) {
+pub fn roundings(distance: PairedDistance, normalize: bool, dim: usize) -> (f64, f64) {
     let (condition, largest) = match distance {
-        Distance::Lp { p, .. } if p.is_finite() => (p.max(1.0 / p), 0.0),
-        Distance::SquaredEuclidean if normalize => (2.0, 8.0),
-        Distance::Euclidean if normalize => (2.0, 4.0),
-        Distance::Cosine => (2.0, 4.0),
+        PairedDistance::Lp { p, .. } if p.is_finite() => (p.max(1.0 / p), 0.0),
+        PairedDistance::SquaredEuclidean if normalize => (2.0, 8.0),
+        PairedDistance::Euclidean if normalize => (2.0, 4.0),
+        PairedDistance::Cosine => (2.0, 4.0),
         _ => (2.0, 0.0),
     };
     ((dim as f64 + 24.0) * condition, largest)
@@ -212,19 +212,19 @@ pub fn units<const K: usize>(set: &Set<K>, normalize: bool, b: usize) -> ([Vec<f
 }
 
 /// The distance, and the magnitudes of its derivatives by each element; for cosine only the distance.
-pub fn slopes(distance: Distance, x: &[f64], y: &[f64]) -> (f64, Vec<f64>) {
+pub fn slopes(distance: PairedDistance, x: &[f64], y: &[f64]) -> (f64, Vec<f64>) {
     let differences = |eps: f64| x.iter().zip(y).map(|(x, y)| (x - y + eps).abs()).collect::<Vec<_>>();
     let (p, eps) = match distance {
-        Distance::SquaredEuclidean => {
+        PairedDistance::SquaredEuclidean => {
             let e = differences(0.0);
             return (e.iter().map(|e| e * e).sum(), e.iter().map(|e| 2.0 * e).collect());
         }
-        Distance::Cosine => {
+        PairedDistance::Cosine => {
             let along: f64 = x.iter().zip(y).map(|(x, y)| x * y).sum();
             return (1.0 - along / (norm(x) * norm(y)), vec![0.0; x.len()]);
         }
-        Distance::Euclidean => (2.0, 0.0),
-        Distance::Lp { p, eps } => (p, eps),
+        PairedDistance::Euclidean => (2.0, 0.0),
+        PairedDistance::Lp { p, eps } => (p, eps),
     };
     let e = differences(eps);
     let d = match p {
@@ -272,10 +272,10 @@ fn read_case<L: Recorded<K>, const K: usize>(value: &Value, sets: &Value) -> Cas
     };
     let op = value["op"].as_str().unwrap();
     let distance = match op {
-        "squared" | "normalized" => Distance::SquaredEuclidean,
-        "norm" | "normalized_norm" => Distance::Euclidean,
-        "cosine" => Distance::Cosine,
-        "triplet_margin" | "pairwise_distance" => Distance::Lp {
+        "squared" | "normalized" => PairedDistance::SquaredEuclidean,
+        "norm" | "normalized_norm" => PairedDistance::Euclidean,
+        "cosine" => PairedDistance::Cosine,
+        "triplet_margin" | "pairwise_distance" => PairedDistance::Lp {
             p: value["p"].as_f64().unwrap_or_else(|| value["p"].as_str().unwrap().parse().unwrap()),
             eps: value["eps"].as_f64().unwrap(),
         },
@@ -453,12 +453,12 @@ pub mod through_tch {
     }
 
     /// The distance in tensor operations.
-    pub fn distance(distance: Distance, x: &Tensor, y: &Tensor) -> Tensor {
+    pub fn distance(distance: PairedDistance, x: &Tensor, y: &Tensor) -> Tensor {
         match distance {
-            Distance::SquaredEuclidean => (x - y).square().sum_dim_intlist([1i64].as_slice(), false, None),
-            Distance::Euclidean => (x - y).norm_scalaropt_dim(2.0, [1i64].as_slice(), false),
-            Distance::Cosine => 1.0 - Tensor::cosine_similarity(x, y, 1, 1e-8),
-            Distance::Lp { p, eps } => Tensor::pairwise_distance(x, y, p, eps, false),
+            PairedDistance::SquaredEuclidean => (x - y).square().sum_dim_intlist([1i64].as_slice(), false, None),
+            PairedDistance::Euclidean => (x - y).norm_scalaropt_dim(2.0, [1i64].as_slice(), false),
+            PairedDistance::Cosine => 1.0 - Tensor::cosine_similarity(x, y, 1, 1e-8),
+            PairedDistance::Lp { p, eps } => Tensor::pairwise_distance(x, y, p, eps, false),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What tests of refused arguments share.
 #![allow(dead_code, reason = "each test uses its share")]
 
-use tercet::{Distance, Error};
+use tercet::{Error, PairedDistance};
 
 /// Asserts that the call failed because of `argument`, and that the error says what was expected and what came. Returns
 /// its text.
@@ -19,9 +19,9 @@ pub fn refused<T>(result: Result<T, Error>, argument: &str, expected: &str, actu
 }
 
 /// Margins and distances that no paired loss takes, with the option's name, what it should be and what it is.
-pub fn bad_options() -> Vec<(f64, Distance, &'static str, &'static str, &'static str)> {
-    let margin = |margin, expected, actual| (margin, Distance::SquaredEuclidean, "margin", expected, actual);
-    let lp = |p, eps, argument, expected, actual| (0.5, Distance::Lp { p, eps }, argument, expected, actual);
+pub fn bad_options() -> Vec<(f64, PairedDistance, &'static str, &'static str, &'static str)> {
+    let margin = |margin, expected, actual| (margin, PairedDistance::SquaredEuclidean, "margin", expected, actual);
+    let lp = |p, eps, argument, expected, actual| (0.5, PairedDistance::Lp { p, eps }, argument, expected, actual);
     vec![
         margin(-0.5, "0 or more", "-0.5"),
         margin(-f64::MIN_POSITIVE, "0 or more", "-0.000"),
@@ -39,10 +39,10 @@ pub fn bad_options() -> Vec<(f64, Distance, &'static str, &'static str, &'static
 }
 
 /// Margins and distances that are finite in f64 and infinite in f32.
-pub fn options_beyond_f32() -> [(f64, Distance, &'static str, &'static str, &'static str); 3] {
-    let eps = |p| Distance::Lp { p, eps: -1e39 };
+pub fn options_beyond_f32() -> [(f64, PairedDistance, &'static str, &'static str, &'static str); 3] {
+    let eps = |p| PairedDistance::Lp { p, eps: -1e39 };
     [
-        (1e39, Distance::SquaredEuclidean, "margin", "at most 3.4028234663852886e38", "1e39"),
+        (1e39, PairedDistance::SquaredEuclidean, "margin", "at most 3.4028234663852886e38", "1e39"),
         (0.5, eps(2.0), "distance.eps", "at most 3.4028234663852886e38", "-1e39"),
         (0.5, eps(3.0), "distance.eps", "at most 3.4028234663852886e38", "-1e39"),
     ]

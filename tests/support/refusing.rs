@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::fmt::Debug;
 
-use tercet::cuda::mined::{OnDevice as Mined, Output};
-use tercet::cuda::{Address, DeviceProperties, Grid, Launcher, Memory};
+use tercet::internal::{self, OnDevice as Mined, Output};
+use tercet::internal::{Address, DeviceProperties, Grid, Launcher, Memory};
 use tercet::{Error, Reduction};
 
 use super::launches::{OnDevice, TestDevice, mine};
@@ -73,12 +73,18 @@ pub fn at_each_allocation<D: TestDevice, L: Mined + Debug>(device: &D, loss_fn: 
         let (shape, to) = ([batch.rows, batch.dim], [grad.address(), 0]);
         // SAFETY: buffers of the device, of the shapes that the calls expect, alive until `run` has read what it computes.
         let result = unsafe {
-            loss_fn.forward_on::<half::bf16, _>(&launcher, shape, &inputs.inputs, &output, [true, false]).and_then(
-                |kept| {
-                    let from = upstream.address();
-                    loss_fn.backward_on::<half::bf16, _>(&launcher, shape, &kept, &inputs.inputs, from, to)
-                },
+            internal::mined_forward::<_, half::bf16, _>(
+                loss_fn,
+                &launcher,
+                shape,
+                &inputs.inputs,
+                &output,
+                [true, false],
             )
+            .and_then(|kept| {
+                let from = upstream.address();
+                internal::mined_backward::<_, half::bf16, _>(loss_fn, &launcher, shape, &kept, &inputs.inputs, from, to)
+            })
         };
         match result {
             Ok(()) => return refused,

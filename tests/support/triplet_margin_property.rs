@@ -1,8 +1,8 @@
 //! `triplet_margin` as the tests of paired losses see it.
 
 use proptest::prelude::*;
-use tercet::triplet_margin::reference::{self, Reference};
-use tercet::{Distance, Element, Reduction, TripletMarginLoss};
+use tercet::triplet_margin::oracle;
+use tercet::{Element, PairedDistance, Reduction, TripletMarginLoss};
 
 use super::paired::{self, Bounds, Data, Oracle, Paired, RowBounds, distance_scale, is_smooth, slope_scale};
 
@@ -29,12 +29,12 @@ impl Paired<3> for TripletMarginLoss {
         cases.boxed()
     }
 
-    fn recorded(which: usize, distance: Distance, reduction: Reduction) -> Self {
+    fn recorded(which: usize, distance: PairedDistance, reduction: Reduction) -> Self {
         let (margin, [normalize, swap]) = ([0.2, 1.0][which], [which == 1; 2]);
         Self { margin, distance, normalize, swap, reduction }
     }
 
-    fn plain(margin: f64, distance: Distance, reduction: Reduction) -> Self {
+    fn plain(margin: f64, distance: PairedDistance, reduction: Reduction) -> Self {
         Self { margin, distance, normalize: false, swap: false, reduction }
     }
     fn takes_scale<T: Element>(_: f64) -> bool {
@@ -49,7 +49,7 @@ impl Paired<3> for TripletMarginLoss {
         format!("{distance:?}, normalize {normalize}, swap {swap}, {reduction:?}, margin {margin}")
     }
 
-    fn distance(&self) -> Distance {
+    fn distance(&self) -> PairedDistance {
         self.distance
     }
     fn normalize(&self) -> bool {
@@ -60,9 +60,9 @@ impl Paired<3> for TripletMarginLoss {
     }
 
     fn oracle<T: Element>(case: &Case, data: &Data<T, 3>, upstream: &[f64]) -> Oracle<3> {
-        let found = reference::run(&case.loss, data.exact_inputs(case.dim), upstream).unwrap();
+        let found = oracle::run(&case.loss, data.exact_inputs(case.dim), upstream).unwrap();
         let bounds = (0..case.rows).map(|row| row_bounds(case, data, &found, row)).collect();
-        let Reference { losses, loss, grads, .. } = found;
+        let oracle::Oracle { losses, loss, grads, .. } = found;
         Oracle { losses, loss, grads, bounds }
     }
 
@@ -75,7 +75,7 @@ impl Paired<3> for TripletMarginLoss {
     }
 }
 
-fn row_bounds<T: Element>(case: &Case, data: &Data<T, 3>, oracle: &Reference, row: usize) -> RowBounds {
+fn row_bounds<T: Element>(case: &Case, data: &Data<T, 3>, oracle: &oracle::Oracle, row: usize) -> RowBounds {
     let bounds = Bounds::new::<T, _, 3>(case);
     let Case { loss, .. } = case;
     let ([a, p, n], norms) = paired::unit_rows(case, data, row);

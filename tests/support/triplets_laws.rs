@@ -37,7 +37,7 @@ macro_rules! choosing {
                 Self { distance, reduction, margin, ..self }
             }
             fn both<T: Element>(&self, x: Matrix<'_, T>, labels: &[i64], grad: &mut [T]) -> Result<T::Scalar, Error> {
-                self.loss_and_grad(x, labels, grad)
+                self.on(x, labels).loss_and_grad(grad)
             }
             fn scaled<T: Element>(
                 &self,
@@ -46,16 +46,16 @@ macro_rules! choosing {
                 up: &[T::Scalar],
                 grad: &mut [T],
             ) -> Result<(), Error> {
-                self.grad(x, labels, up, grad)
+                self.on(x, labels).grad(up, grad)
             }
             fn stats<T: Element>(&self, x: Matrix<'_, T>, labels: &[i64]) -> Result<(T::Scalar, Stats), Error> {
-                self.loss_with_stats(x, labels)
+                self.on(x, labels).loss_with_stats()
             }
             fn each<T: Element>(&self, x: Matrix<'_, T>, labels: &[i64], to: &mut [T::Scalar]) -> Result<(), Error> {
-                self.losses(x, labels, to)
+                self.on(x, labels).losses(to)
             }
             fn chosen<T: Element>(&self, x: Matrix<'_, T>, labels: &[i64]) -> Result<Triplets<T::Scalar>, Error> {
-                self.select(x, labels)
+                self.on(x, labels).select()
             }
             fn against<T: Element>(
                 &self,
@@ -64,7 +64,7 @@ macro_rules! choosing {
                 set: &Set<'_, T>,
                 grads: [Option<&mut [T]>; 2],
             ) -> Result<T::Scalar, Error> {
-                self.loss_and_grad_against(x, labels, set, grads)
+                self.on(x, labels).against(set).loss_and_grads(grads)
             }
         }
     };
@@ -235,7 +235,6 @@ pub fn wrong_arguments_are_named<L: Choosing>() {
         for margin in [-0.5, f64::NAN, f64::INFINITY] {
             named(of(Distance::Cosine, margin).both(matrix, &[0, 1], &mut [0.0; 4]), "margin");
         }
-        named(of(Distance::Lp { p: 2.0, eps: 0.0 }, 1.0).both(matrix, &[0, 1], &mut [0.0; 4]), "distance");
         let loss = of(Distance::Cosine, 1.0);
         named(loss.both(matrix, &[0], &mut [0.0; 4]), "labels");
         named(loss.both(Matrix::<f32>::new(&[], 2).unwrap(), &[], &mut []), "embeddings");

@@ -132,13 +132,13 @@ fn oracle<T: Element>(case: &Case, data: &Data<T>, upstream: &[f64], selection: 
     match &case.loss {
         Loss::SemiHard(loss) => {
             let found =
-                batch_semi_hard::reference::run_against(loss, embeddings, labels, set, upstream, selection).unwrap();
+                batch_semi_hard::oracle::run_against(loss, embeddings, labels, set, upstream, selection).unwrap();
             let grads = [found.grad, found.reference_grad].concat();
             let (pairs, negative) = (found.pairs, found.negative);
             Oracle { pairs, negative, losses: found.losses, loss: found.loss, grads, stats: found.stats }
         }
         Loss::Negative(loss) => {
-            let run = batch_negative::reference::run_against::<T::Scalar>;
+            let run = batch_negative::oracle::run_against::<T::Scalar>;
             let found = run(loss, embeddings, labels, set, 0, upstream, selection).unwrap();
             let grads = [found.grad, found.reference_grad].concat();
             let (pairs, negative) = (found.pairs, found.negative);
@@ -344,23 +344,23 @@ impl Backend for Cpu {
                 let reduced = $loss.reduction != Reduction::None;
                 match &set {
                     None => {
-                        $loss.losses(x, labels, &mut losses).unwrap();
-                        $loss.grad(x, labels, &upstream, scaled).unwrap();
+                        $loss.on(x, labels).losses(&mut losses).unwrap();
+                        $loss.on(x, labels).grad(&upstream, scaled).unwrap();
                         let both = reduced.then(|| {
-                            let both = $loss.loss_and_grad(x, labels, grad).unwrap();
-                            ($loss.loss_with_stats(x, labels).unwrap(), both)
+                            let both = $loss.on(x, labels).loss_and_grad(grad).unwrap();
+                            ($loss.on(x, labels).loss_with_stats().unwrap(), both)
                         });
-                        ($loss.select(x, labels).unwrap(), both)
+                        ($loss.on(x, labels).select().unwrap(), both)
                     }
                     Some(set) => {
-                        $loss.losses_against(x, labels, set, &mut losses).unwrap();
-                        $loss.grad_against(x, labels, set, &upstream, [Some(scaled), Some(scaled_of_set)]).unwrap();
+                        $loss.on(x, labels).against(set).losses(&mut losses).unwrap();
+                        $loss.on(x, labels).against(set).grads(&upstream, [Some(scaled), Some(scaled_of_set)]).unwrap();
                         let both = reduced.then(|| {
                             let to = [Some(&mut grad[..]), Some(&mut grad_of_set[..])];
-                            let both = $loss.loss_and_grad_against(x, labels, set, to).unwrap();
-                            ($loss.loss_with_stats_against(x, labels, set).unwrap(), both)
+                            let both = $loss.on(x, labels).against(set).loss_and_grads(to).unwrap();
+                            ($loss.on(x, labels).against(set).loss_with_stats().unwrap(), both)
                         });
-                        ($loss.select_against(x, labels, set).unwrap(), both)
+                        ($loss.on(x, labels).against(set).select().unwrap(), both)
                     }
                 }
             }};

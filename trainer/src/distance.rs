@@ -64,12 +64,22 @@ impl Distance {
         }
     }
 
+    /// The distance as losses that mine a batch take it: none of them takes powers.
+    pub fn of_batches(self) -> Option<tercet::Distance> {
+        match self {
+            Self::SquaredEuclidean => Some(tercet::Distance::SquaredEuclidean),
+            Self::Euclidean => Some(tercet::Distance::Euclidean),
+            Self::Cosine => Some(tercet::Distance::Cosine),
+            Self::Lp(_) => None,
+        }
+    }
+
     fn power(text: &str) -> Option<Self> {
         text.parse().ok().filter(|p: &f64| *p > 0.0).map(Self::Lp)
     }
 }
 
-impl From<Distance> for tercet::Distance {
+impl From<Distance> for tercet::PairedDistance {
     fn from(distance: Distance) -> Self {
         match distance {
             Distance::SquaredEuclidean => Self::SquaredEuclidean,
@@ -195,7 +205,7 @@ mod tests {
         for distance in [Distance::SquaredEuclidean, Distance::Euclidean, Distance::Cosine] {
             let x = Matrix::new(&rows, 7).unwrap();
             let mut expected = [0f32; 16];
-            let all = PairwiseDistance { distance: distance.into(), ..Default::default() };
+            let all = PairwiseDistance { distance: distance.of_batches().unwrap(), ..Default::default() };
             all.distances(x, x, &mut expected).unwrap();
             let own = if distance.of_directions() { &unit } else { &rows };
             for i in 0..4 {

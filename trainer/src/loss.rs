@@ -8,11 +8,11 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::LN_2;
 use tch::{Kind, Tensor};
-use tercet::torch::{CrossBatchMemory, MinedLoss, WithStats};
+use tercet::torch::{CrossBatchMemory, WithStats};
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
-    BatchSemiHardTripletLoss, ContrastiveLoss, MeanOver, Negative, Negatives, Own, Pairs, Precision, Reduction,
-    Reference, TripletMarginLoss,
+    BatchSemiHardTripletLoss, Call, ContrastiveLoss, MeanOver, MinedLoss, Negative, Negatives, Own, Pairs, Precision,
+    Reduction, Reference, TripletMarginLoss,
 };
 
 /// A loss, as the command line names it.
@@ -107,7 +107,9 @@ pub enum Loss {
 impl Loss {
     /// A loss of [resolved](LossOptions::resolved) options; `seed` is that of random negatives.
     pub fn new(options: &LossOptions, seed: u64) -> Self {
-        let distance = options.distance().into();
+        let paired = options.distance();
+        // Powers are refused for these losses when the options are resolved.
+        let distance = || paired.of_batches().expect("resolved options");
         let normalize = options.normalize();
         let margin = options.margin.unwrap_or(options.loss.margin());
         let reduction = match options.reduction {
@@ -117,7 +119,7 @@ impl Loss {
         match options.loss {
             LossName::Triplet => {
                 let swap = options.swap == Some(true);
-                Self::Triplet(TripletMarginLoss { margin, distance, normalize, swap, reduction })
+                Self::Triplet(TripletMarginLoss { margin, distance: paired.into(), normalize, swap, reduction })
             }
             LossName::BatchAll => {
                 let mean_over = match options.mean_over {
@@ -125,15 +127,35 @@ impl Loss {
                     _ => MeanOver::Active,
                 };
                 let precision = Precision::default();
-                Self::BatchAll(BatchAllTripletLoss { margin, distance, normalize, reduction, mean_over, precision })
+                Self::BatchAll(BatchAllTripletLoss {
+                    margin,
+                    distance: distance(),
+                    normalize,
+                    reduction,
+                    mean_over,
+                    precision,
+                })
             }
             LossName::BatchHard => {
                 let (soft_margin, precision) = (options.soft_margin == Some(true), Precision::default());
-                Self::BatchHard(BatchHardTripletLoss { margin, distance, normalize, soft_margin, reduction, precision })
+                Self::BatchHard(BatchHardTripletLoss {
+                    margin,
+                    distance: distance(),
+                    normalize,
+                    soft_margin,
+                    reduction,
+                    precision,
+                })
             }
             LossName::BatchSemiHard => {
                 let precision = Precision::default();
-                Self::BatchSemiHard(BatchSemiHardTripletLoss { margin, distance, normalize, reduction, precision })
+                Self::BatchSemiHard(BatchSemiHardTripletLoss {
+                    margin,
+                    distance: distance(),
+                    normalize,
+                    reduction,
+                    precision,
+                })
             }
             LossName::BatchNegative => Self::BatchNegative(BatchNegativeTripletLoss {
                 margin,
@@ -143,7 +165,7 @@ impl Loss {
                     _ => Pairs::Ordered,
                 },
                 seed,
-                distance,
+                distance: distance(),
                 normalize,
                 reduction,
                 precision: Precision::default(),
@@ -158,14 +180,16 @@ impl Loss {
                 let precision = Precision::default();
                 Self::BatchContrastive(BatchContrastiveLoss {
                     margin,
-                    distance,
+                    distance: distance(),
                     normalize,
                     negatives,
                     reduction,
                     precision,
                 })
             }
-            LossName::Contrastive => Self::Contrastive(ContrastiveLoss { margin, distance, normalize, reduction }),
+            LossName::Contrastive => {
+                Self::Contrastive(ContrastiveLoss { margin, distance: paired.into(), normalize, reduction })
+            }
         }
     }
 
@@ -225,43 +249,33 @@ impl Loss {
     ) -> Result<Lost> {
         let on_device = |rows: &[i64]| Tensor::from_slice(rows).to_device(embeddings.device());
         let labels = on_device(&batch.labels);
+        let step = on_device(&[step as i64]);
         let WithStats { loss, stats } = match self {
             Self::Triplet(_) | Self::Contrastive(_) => {
                 let [a, p, n] = batch.roles().map(|rows| embeddings.index_select(0, &on_device(rows)));
                 return self.of_roles(&a, &p, &n);
             }
-            Self::BatchAll(loss) => mined(loss, embeddings, &labels, memory)?,
+            Self::BatchAll(loss) => mined(loss.on(embeddings, &labels), memory)?,
             Self::BatchHard(loss) if loss.soft_margin => {
                 let mut memory = memory;
-                let loss_of = mined(loss, embeddings, &labels, memory.as_deref_mut())?.loss;
-                // Every term of a soft margin is above 0: count those of a hinge instead.
+                let loss_of = mined(loss.on(embeddings, &labels), memory.as_deref_mut())?.loss;
+                // Every term of a soft margin is above 0: what is counted instead is a hinge's.
                 let hinge = BatchHardTripletLoss { soft_margin: false, margin: STILL_ACTIVE, ..*loss };
                 let (rows, embeddings) = (batch.labels.len(), embeddings.detach());
                 let counted = match memory.filter(|memory| memory.is_warm()) {
                     Some(memory) => {
                         let own = memory.f_newest(rows)?;
                         let reference = Reference { own: Own::Rows(&own), ..memory.reference() };
-                        hinge.f_forward_against_with_stats(&embeddings, &labels, &reference)?
+                        hinge.on(&embeddings, &labels).against(&reference).f_forward_with_stats()?
                     }
-                    None => hinge.f_forward_with_stats(&embeddings, &labels)?,
+                    None => hinge.on(&embeddings, &labels).f_forward_with_stats()?,
                 };
                 WithStats { loss: loss_of, stats: counted.stats }
             }
-            Self::BatchHard(loss) => mined(loss, embeddings, &labels, memory)?,
-            Self::BatchSemiHard(loss) => mined(loss, embeddings, &labels, memory)?,
-            Self::BatchContrastive(loss) => mined(loss, embeddings, &labels, memory)?,
-            Self::BatchNegative(loss) => {
-                let step = on_device(&[step as i64]);
-                let mut warm = None;
-                if let Some(memory) = memory {
-                    memory.f_enqueue(embeddings, &labels)?;
-                    warm = memory.is_warm().then_some(&*memory);
-                }
-                let own = warm.map(|memory| memory.f_newest(batch.labels.len())).transpose()?;
-                let reference = warm.zip(own.as_ref());
-                let reference = reference.map(|(memory, own)| Reference { own: Own::Rows(own), ..memory.reference() });
-                loss.f_forward_step_with_stats(embeddings, &labels, reference.as_ref(), &step)?
-            }
+            Self::BatchHard(loss) => mined(loss.on(embeddings, &labels), memory)?,
+            Self::BatchSemiHard(loss) => mined(loss.on(embeddings, &labels), memory)?,
+            Self::BatchContrastive(loss) => mined(loss.on(embeddings, &labels), memory)?,
+            Self::BatchNegative(loss) => mined(loss.on(embeddings, &labels).step(&step), memory)?,
         };
         Ok(Lost { loss, active: stats.active.to_kind(Kind::Double) / stats.valid.clamp_min(1) })
     }
@@ -288,16 +302,11 @@ impl Loss {
     }
 }
 
-/// The loss of a batch, with the memory if there is one.
-fn mined(
-    loss: &impl MinedLoss,
-    embeddings: &Tensor,
-    labels: &Tensor,
-    memory: Option<&mut CrossBatchMemory>,
-) -> Result<WithStats> {
+/// The loss of a batch, against the memory if there is one.
+fn mined<L: MinedLoss>(call: Call<'_, L, &Tensor>, memory: Option<&mut CrossBatchMemory>) -> Result<WithStats> {
     Ok(match memory {
-        Some(memory) => memory.f_forward_with_stats(loss, embeddings, labels)?,
-        None => loss.f_forward_with_stats(embeddings, labels)?,
+        Some(memory) => memory.f_forward_with_stats(call)?,
+        None => call.f_forward_with_stats()?,
     })
 }
 

@@ -8,7 +8,7 @@ use crate::loss::Loss;
 use anyhow::Result;
 use std::collections::HashMap;
 use tch::Device;
-use tercet::cuda::batch::capacity;
+use tercet::internal::capacity;
 
 /// Refuses a run whose batches have more positive pairs than there is room for. `members` are the images of each
 /// identity, `memory` the rows of the memory.

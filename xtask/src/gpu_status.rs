@@ -53,9 +53,9 @@ impl Hashes {
 fn is_of_the_cpu(file: &Path) -> bool {
     let parts: Vec<_> = file.iter().map(|part| part.to_string_lossy()).collect();
     match &parts[..] {
-        [file] => file == "reference.rs",
+        [file] => file == "oracle.rs",
         [folder, .., _] if folder == "cpu" => true,
-        [_, file] => file == "cpu.rs" || file == "reference.rs",
+        [_, file] => file == "cpu.rs" || file == "oracle.rs",
         [_, folder, ..] => folder == "cpu",
         [] => false,
     }
@@ -252,6 +252,7 @@ mod tests {
         for file in [
             "src/lib.rs",
             "src/mined.rs",
+            "src/reference.rs",
             "src/cuda/mod.rs",
             "src/torch/launcher.rs",
             "src/torch/autograd.cpp",
@@ -267,10 +268,10 @@ mod tests {
         for file in [
             "src/cpu/rows.rs",
             "src/cpu/deep/a.rs",
-            "src/reference.rs",
+            "src/oracle.rs",
             "src/some_loss/cpu.rs",
             "src/some_loss/cpu/count.rs",
-            "src/some_loss/reference.rs",
+            "src/some_loss/oracle.rs",
             "build/cache.rs",
             "tests/a.rs",
         ] {

@@ -218,7 +218,8 @@ fn a_commit_without_records_is_named() {
     assert!(!sandbox.exists("cargo-calls"));
 }
 
-/// A cargo that reports two executables, whose files are `size` bytes long; `xz` is a script that packs them.
+/// Packs a bundle with a cargo that reports two executables of `size` bytes, and `xz` as the script that compresses
+/// them.
 fn bundle(sandbox: &Sandbox, size: &str, xz: &str) -> Outcome {
     let root = sandbox.path("checkout").display().to_string();
     let message = |kind: &str, name: &str, test: bool, file: &str| {

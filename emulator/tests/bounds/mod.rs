@@ -6,7 +6,7 @@
 //! division.
 #![allow(dead_code, reason = "each test uses its share")]
 
-use tercet::{ContrastiveLoss, Distance, Element, TripletMarginLoss};
+use tercet::{ContrastiveLoss, Element, PairedDistance, TripletMarginLoss};
 
 pub struct Row<const K: usize> {
     pub loss: f64,
@@ -56,9 +56,9 @@ impl Pair {
     }
 }
 
-fn pair(distance: Distance, x: &[f64], y: &[f64], eta: f64, u: f64, sum: f64) -> Pair {
+fn pair(distance: PairedDistance, x: &[f64], y: &[f64], eta: f64, u: f64, sum: f64) -> Pair {
     let (p, eps) = match distance {
-        Distance::Lp { p, eps } => (p, eps),
+        PairedDistance::Lp { p, eps } => (p, eps),
         _ => (2.0, 0.0),
     };
     let e: Vec<f64> = x.iter().zip(y).map(|(x, y)| x - y + eps).collect();
@@ -67,7 +67,7 @@ fn pair(distance: Distance, x: &[f64], y: &[f64], eta: f64, u: f64, sum: f64) ->
         x.iter().zip(y).map(|(x, y)| eta * (x.abs() + y.abs()) + 3.0 * u * ((x - y).abs() + eps.abs())).collect();
     let d = norm(e.iter().copied(), p);
     let moved = norm(off.iter().copied(), p);
-    if distance == Distance::SquaredEuclidean {
+    if distance == PairedDistance::SquaredEuclidean {
         let slope = e.iter().zip(&off).map(|(e, off)| (2.0 * e.abs(), 2.0 * off)).collect();
         return Pair::symmetric(d * d, moved * (2.0 * d + moved) + sum * d * d, slope);
     }
@@ -105,7 +105,7 @@ fn pair(distance: Distance, x: &[f64], y: &[f64], eta: f64, u: f64, sum: f64) ->
 struct Units<const K: usize> {
     rows: [Vec<f64>; K],
     norms: [f64; K],
-    distance: Distance,
+    distance: PairedDistance,
     normalize: bool,
     /// The relative error of an element of a normalised row.
     eta: f64,
@@ -115,10 +115,10 @@ struct Units<const K: usize> {
 }
 
 impl<const K: usize> Units<K> {
-    fn new<T: Element>(distance: Distance, normalize: bool, x: [&[f64]; K]) -> Self {
+    fn new<T: Element>(distance: PairedDistance, normalize: bool, x: [&[f64]; K]) -> Self {
         let u = unit::<T::Scalar>();
         let dim = x[0].len() as f64;
-        let normalize = normalize || distance == Distance::Cosine;
+        let normalize = normalize || distance == PairedDistance::Cosine;
         let norms = x.map(|x| norm(x.iter().copied(), 2.0).max(1e-12));
         let rows = std::array::from_fn(|k| x[k].iter().map(|x| if normalize { x / norms[k] } else { *x }).collect());
         let eta = if normalize { (dim / 64.0 + 16.0) * u } else { 0.0 };
@@ -128,7 +128,7 @@ impl<const K: usize> Units<K> {
     fn pair(&self, i: usize, j: usize) -> Pair {
         let Self { eta, u, sum, .. } = *self;
         let (x, y) = (&self.rows[i], &self.rows[j]);
-        if self.distance != Distance::Cosine {
+        if self.distance != PairedDistance::Cosine {
             return pair(self.distance, x, y, eta, u, sum);
         }
         // The gradient of the cosine with respect to one unit row is the other unit row.

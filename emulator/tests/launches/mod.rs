@@ -6,9 +6,9 @@ use std::cell::Cell;
 use std::fmt::Debug;
 
 use half::{bf16, f16};
-use tercet::cuda::paired::{Pass, Plan, Shape};
-use tercet::cuda::{Address, DeviceProperties, Launcher, Memory};
-use tercet::{Distance, Element, Error, Matrix, Reduction};
+use tercet::internal::{Address, DeviceProperties, Launcher, Memory};
+use tercet::internal::{Pass, Plan, RowAccess};
+use tercet::{Element, Error, Matrix, PairedDistance, Reduction};
 use tercet_emulator::{Buffer, Emulator, Options};
 
 use super::BackendElement;
@@ -27,7 +27,7 @@ pub trait Launched<const K: usize>: Paired<K> {
     fn ready(&self, emulator: &Emulator, rows: usize, seed: u64) -> Self::Ready;
     fn plan<T: Element>(&self, device: &DeviceProperties, shape: [usize; 2], pass: &Pass<K>) -> Plan;
     /// # Safety
-    /// As for the loss's `run_on`.
+    /// As for the loss's pass in `tercet::internal`.
     unsafe fn launch<T: Element>(
         &self,
         ready: &Self::Ready,
@@ -136,12 +136,12 @@ impl Random {
     fn number(&mut self) -> f64 {
         self.next() as f64 / (1u64 << 52) as f64 - 1.0
     }
-    pub fn distance(&mut self) -> Distance {
+    pub fn distance(&mut self) -> PairedDistance {
         match self.next() % 8 {
-            0 | 1 => Distance::SquaredEuclidean,
-            2 => Distance::Euclidean,
-            3 | 4 => Distance::Cosine,
-            _ => Distance::Lp { p: self.pick(&[1.0, 2.0, 3.0, f64::INFINITY]), eps: self.pick(&[0.0, 1e-6]) },
+            0 | 1 => PairedDistance::SquaredEuclidean,
+            2 => PairedDistance::Euclidean,
+            3 | 4 => PairedDistance::Cosine,
+            _ => PairedDistance::Lp { p: self.pick(&[1.0, 2.0, 3.0, f64::INFINITY]), eps: self.pick(&[0.0, 1e-6]) },
         }
     }
     pub fn reduction(&mut self) -> Reduction {
@@ -150,7 +150,7 @@ impl Random {
 }
 
 const DIMS: [usize; 22] = [1, 2, 3, 4, 5, 7, 9, 15, 17, 31, 33, 36, 63, 65, 68, 127, 129, 132, 255, 257, 513, 516];
-/// Whole 16-byte vectors in every dtype, at the limits of the shapes that hold rows in registers.
+/// Whole 16-byte vectors in every dtype, at the limits of the kinds of access that hold rows in registers.
 const ALIGNED: [usize; 14] = [8, 16, 24, 32, 40, 64, 72, 128, 136, 256, 264, 512, 520, 1032];
 const ROWS: [usize; 12] = [1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 65, 97];
 
@@ -247,7 +247,7 @@ struct Tally {
     cases: usize,
     numbers: usize,
     worst: f64,
-    shapes: Vec<Shape>,
+    accesses: Vec<RowAccess>,
 }
 
 impl Tally {
@@ -293,7 +293,7 @@ fn run<T: Element, L: Launched<K>, const K: usize>(emulator: &Emulator, case: &C
     };
     let plan = case.loss.plan::<T>(emulator.properties(), case.shape, &pass);
     let about = (case.loss, case.seed, case.shape, case.strides, case.offsets, plan.clone(), &case.upstream);
-    tally.shapes.push(plan.shape);
+    tally.accesses.push(plan.access);
     let ready = case.loss.ready(emulator, rows, case.seed);
     // SAFETY: buffers of the emulator, of the shapes that `pass` says.
     unsafe { case.loss.launch::<T>(&ready, emulator, case.shape, &pass) }.unwrap_or_else(|e| panic!("{e}\n{about:?}"));
@@ -360,7 +360,7 @@ pub fn run_many<T: Element, L: Launched<K>, const K: usize>(detect: bool, count:
         emulator.properties_mut().threads_per_multiprocessor = random.pick(&[256, 512]);
         run(&emulator, &call::<T, L, K>(&mut random, most), &mut tally);
     }
-    let count = |shape| tally.shapes.iter().filter(|s| **s == shape).count();
+    let count = |access| tally.accesses.iter().filter(|a| **a == access).count();
     println!(
         "emulator, {} {}, detector {}: {} cases, {} numbers, worst error / bound {:.3}, {:.1} s; \
          l16 {} l32 {} l32x4 {} vector {} scalar {}",
@@ -371,17 +371,17 @@ pub fn run_many<T: Element, L: Launched<K>, const K: usize>(detect: bool, count:
         tally.numbers,
         tally.worst,
         start.elapsed().as_secs_f64(),
-        count(Shape::L16),
-        count(Shape::L32),
-        count(Shape::L32x4),
-        count(Shape::Vector),
-        count(Shape::Scalar),
+        count(RowAccess::L16),
+        count(RowAccess::L32),
+        count(RowAccess::L32x4),
+        count(RowAccess::Vector),
+        count(RowAccess::Scalar),
     );
-    let shapes: &[Shape] = match size_of::<T>() {
-        8 => &[Shape::Vector, Shape::Scalar],
-        _ => &[Shape::L16, Shape::L32, Shape::L32x4, Shape::Vector, Shape::Scalar],
+    let accesses: &[RowAccess] = match size_of::<T>() {
+        8 => &[RowAccess::Vector, RowAccess::Scalar],
+        _ => &[RowAccess::L16, RowAccess::L32, RowAccess::L32x4, RowAccess::Vector, RowAccess::Scalar],
     };
-    assert!(detect || shapes.iter().all(|&shape| count(shape) > 0), "a kernel was never chosen");
+    assert!(detect || accesses.iter().all(|&access| count(access) > 0), "a kernel was never chosen");
     tally.cases
 }
 

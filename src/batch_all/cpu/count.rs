@@ -4,14 +4,14 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::pairs::{LARGE, Pairs};
+use super::thresholds::{LARGE, Thresholds};
 use crate::Scalar;
 use crate::cpu::simd::V;
 
 /// Counts the active triplets of a tile with its rows as anchors, and with its columns as well if there are
 /// [`Columns`]. The tile has `edge` numbers a row, a multiple of every register's width, MAX if not a negative.
 pub struct Count<'a, A> {
-    pub pairs: &'a Pairs<A>,
+    pub pairs: &'a Thresholds<A>,
     pub rows: Range<usize>,
     pub edge: usize,
     pub distances: &'a [A],
@@ -48,7 +48,7 @@ pub struct Scratch<A> {
 
 /// What was found in a tile.
 #[derive(Default)]
-pub struct Found {
+pub struct RowCount {
     /// Whether there is any active triplet.
     pub active: bool,
     /// `Σ_n c_an d_an`.
@@ -61,12 +61,12 @@ pub struct Found {
 const TOGETHER: usize = 4;
 
 impl<A: Scalar> WithSimd for Count<'_, A> {
-    type Output = Found;
+    type Output = RowCount;
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Found {
+    fn with_simd<S: Simd>(self, simd: S) -> RowCount {
         let Self { pairs, rows, edge, distances, counts, totals, mut columns } = self;
         let base = pairs.start[rows.start];
-        let mut found = Found::default();
+        let mut found = RowCount::default();
         if let Some(columns) = &mut columns {
             columns.prepare(pairs, edge, V::<S, A>::LANES);
         }
@@ -150,7 +150,7 @@ fn compare<S: Simd, A: Scalar>(simd: S, thresholds: &[A], d: &[A], counts: &mut 
 
 impl<A: Scalar> Columns<'_, A> {
     #[inline(always)]
-    fn prepare(&mut self, pairs: &Pairs<A>, edge: usize, lanes: usize) {
+    fn prepare(&mut self, pairs: &Thresholds<A>, edge: usize, lanes: usize) {
         let Scratch { most, any_large, thresholds, found, reach, positives } = &mut *self.scratch;
         let sizes = || self.range.clone().map(|j| pairs.of(j).len());
         *most = sizes().filter(|size| *size <= LARGE).max().unwrap_or(0);
@@ -180,7 +180,7 @@ impl<A: Scalar> Columns<'_, A> {
     fn count<S: Simd>(
         &mut self,
         simd: S,
-        pairs: &Pairs<A>,
+        pairs: &Thresholds<A>,
         d: &[A],
         counts: &mut [A],
         all_distances: &mut f64,
@@ -228,7 +228,7 @@ impl<A: Scalar> Columns<'_, A> {
     }
 
     #[inline(always)]
-    fn finish(self, pairs: &Pairs<A>, lanes: usize) {
+    fn finish(self, pairs: &Thresholds<A>, lanes: usize) {
         let Scratch { most, found, .. } = self.scratch;
         let base = pairs.start[self.range.start];
         for (at, j) in self.range.enumerate().filter(|(_, j)| pairs.of(*j).len() <= LARGE) {

@@ -11,7 +11,7 @@ use pulp::{Simd, WithSimd};
 
 use super::TASK_ROWS;
 use super::count::{Columns, Count, Scratch};
-use super::pairs::Pairs;
+use super::thresholds::Thresholds;
 use crate::Scalar;
 use crate::cpu::batch::{Batch, Classes, Products};
 use crate::cpu::blocks;
@@ -24,7 +24,7 @@ pub struct Block<A> {
     pub rows: Range<usize>,
     /// For each pair of an anchor with a row of its class, how many negatives are nearer than its threshold.
     pub counts: Vec<u32>,
-    /// `Σ c_an d_an` of the tiles that this block met as the first of a pair; see [`Found`](super::count::Found).
+    /// `Σ c_an d_an` of the tiles that this block met as the first of a pair; see [`RowCount`](super::count::RowCount).
     pub active_distances: f64,
     /// `Σ d_an` over all triplets of the tiles that this block met as the first of a pair.
     pub distances: f64,
@@ -43,7 +43,7 @@ struct Tile<A> {
     distances: Vec<A>,
     /// Active triplets of each pair of rows, and then S.
     counts: Vec<A>,
-    /// Pairs of rows too near for products, and their S.
+    /// Thresholds of rows too near for products, and their S.
     near: Vec<(usize, usize, A)>,
     scratch: Scratch<A>,
     /// `Σ_i S_ij` of each column j.
@@ -60,7 +60,7 @@ struct Meeting<'a, A> {
 pub struct Rounds<'a, A> {
     batch: &'a Batch<A>,
     classes: &'a Classes,
-    pairs: &'a Pairs<A>,
+    pairs: &'a Thresholds<A>,
     products: Products<A>,
     tiling: Tiling,
     with_grad: bool,
@@ -78,7 +78,7 @@ fn round(count: usize, round: usize) -> impl Iterator<Item = (usize, Option<usiz
 }
 
 impl<'a, A: Scalar> Rounds<'a, A> {
-    pub fn new(batch: &'a Batch<A>, classes: &'a Classes, pairs: &'a Pairs<A>, with_grad: bool) -> Self {
+    pub fn new(batch: &'a Batch<A>, classes: &'a Classes, pairs: &'a Thresholds<A>, with_grad: bool) -> Self {
         Self {
             batch,
             classes,
@@ -341,7 +341,7 @@ pub fn write_gradient<A: Scalar>(rounds: &Rounds<'_, A>, blocks: &[Block<A>], gr
             let block = &blocks[i / tiling.edge];
             let at = (i - block.rows.start) * dim..(i - block.rows.start + 1) * dim;
             let pulled = &block.pulled[at.clone()];
-            if batch.metric == crate::distance::Metric::Cosine {
+            if batch.metric == crate::Distance::Cosine {
                 to.copy_from_slice(pulled);
             } else {
                 let slope = batch.slope_factor();

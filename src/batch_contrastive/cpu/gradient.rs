@@ -5,14 +5,14 @@ use std::ops::Range;
 
 use super::{Found, Negatives, Problem, against_class};
 use crate::Scalar;
-use crate::cpu::against::Against;
 use crate::cpu::batch::{Batch, direct};
-use crate::cpu::sides::{Sides, TASK_ROWS};
+use crate::cpu::comparison::Comparison;
+use crate::cpu::distance_matrix::{DistanceMatrix, TASK_ROWS};
 use crate::cpu::{blocks, pulls};
 
 /// One side's rows, and those they are pulled by.
 struct Pulled<'a, A> {
-    against: &'a Against<A>,
+    comparison: &'a Comparison<A>,
     /// 0: the anchors; 1: the reference set.
     which: usize,
     rows: &'a Batch<A>,
@@ -25,21 +25,22 @@ struct Pulled<'a, A> {
 }
 
 pub fn run<A: Scalar>(problem: &Problem, found: &Found<A>, upstream: Option<&[A]>, which: usize) -> Vec<A> {
-    let against = &found.against;
-    let (anchors, others) = (&against.anchors, against.others());
+    let comparison = &found.comparison;
+    let (anchors, others) = (&comparison.anchors, comparison.others());
     let (rows, columns) = if which == 0 { (anchors, others) } else { (others, anchors) };
-    let in_class_order = |upstream: &[A]| against.classes.order.iter().map(|&given| upstream[given as usize]).collect();
+    let in_class_order =
+        |upstream: &[A]| comparison.classes.order.iter().map(|&given| upstream[given as usize]).collect();
     let pulled = Pulled {
-        against,
+        comparison,
         which,
         rows,
         columns,
-        anchors_of: if which == 0 { Vec::new() } else { against.anchors_of_others() },
-        margin: A::from_f64(problem.margin),
+        anchors_of: if which == 0 { Vec::new() } else { comparison.anchors_of_others() },
+        margin: A::from_f64(problem.options.margin),
         upstream: upstream.map(in_class_order),
     };
     let mut to = vec![A::ZERO; rows.rows * rows.dim];
-    match problem.negatives {
+    match problem.options.extra {
         Negatives::All => pulled.by_all(&mut to),
         Negatives::Hardest => pulled.by_hardest(found, &mut to),
     }
@@ -49,15 +50,15 @@ pub fn run<A: Scalar>(problem: &Problem, found: &Found<A>, upstream: Option<&[A]
 impl<A: Scalar> Pulled<'_, A> {
     /// The columns of row r's class.
     fn class(&self, r: usize) -> Range<usize> {
-        if self.which == 0 { self.against.class(r) } else { self.anchors_of[r].clone() }
+        if self.which == 0 { self.comparison.class(r) } else { self.anchors_of[r].clone() }
     }
 
     /// What the loss of a pair is multiplied by; in a batch by itself the sum of both of its orders.
     fn upstream(&self, r: usize, c: usize) -> A {
         match &self.upstream {
-            None if self.against.is_itself() => A::ONE + A::ONE,
+            None if self.comparison.is_itself() => A::ONE + A::ONE,
             None => A::ONE,
-            Some(upstream) if self.against.is_itself() => upstream[r] + upstream[c],
+            Some(upstream) if self.comparison.is_itself() => upstream[r] + upstream[c],
             Some(upstream) => upstream[if self.which == 0 { r } else { c }],
         }
     }
@@ -75,8 +76,8 @@ impl<A: Scalar> Pulled<'_, A> {
 
     fn add_positives(&self, r: usize, to: &mut [A]) {
         let is_own = |p: usize| match self.which {
-            0 => self.against.own(r) == Some(p),
-            _ => self.against.own(p) == Some(r),
+            0 => self.comparison.own(r) == Some(p),
+            _ => self.comparison.own(p) == Some(r),
         };
         for p in self.class(r).filter(|&p| !is_own(p)) {
             let compared = direct(self.rows.metric, self.rows.row(r), self.columns.row(p));
@@ -116,11 +117,11 @@ impl<A: Scalar> Pulled<'_, A> {
             any
         };
         let states = vec![(); self.rows.rows.div_ceil(TASK_ROWS)];
-        Sides::new(self.rows, self.columns).gradient(to, states, weigh, |_, r, to| self.add_positives(r, to));
+        DistanceMatrix::new(self.rows, self.columns).gradient(to, states, weigh, |_, r, to| self.add_positives(r, to));
     }
 
     fn by_hardest(&self, found: &Found<A>, to: &mut [A]) {
-        let lists = Lists::new(self.against, self.which, found);
+        let lists = Lists::new(self.comparison, self.which, found);
         let dim = self.rows.dim;
         blocks::for_each(to.chunks_mut(TASK_ROWS * dim).collect(), |task, to: &mut [A]| {
             for (k, to) in to.chunks_exact_mut(dim).enumerate() {
@@ -147,14 +148,14 @@ struct Lists<A> {
 }
 
 impl<A: Scalar> Lists<A> {
-    fn new(against: &Against<A>, which: usize, found: &Found<A>) -> Self {
-        let rows = if which == 0 { against.anchors.rows } else { against.others().rows };
+    fn new(comparison: &Comparison<A>, which: usize, found: &Found<A>) -> Self {
+        let rows = if which == 0 { comparison.anchors.rows } else { comparison.others().rows };
         let each = |f: &mut dyn FnMut(usize, usize, A)| {
             for pair in &found.hardest {
-                let (i, j) = pair.places(against);
+                let (i, j) = pair.places(comparison);
                 let (r, c) = if which == 0 { (i, j) } else { (j, i) };
                 f(r, c, pair.compared);
-                if against.is_itself() {
+                if comparison.is_itself() {
                     f(c, r, pair.compared);
                 }
             }

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use crate::Scalar;
-use crate::cpu::against::Against;
 use crate::cpu::blocks;
-use crate::cpu::sides::{Sides, TASK_ROWS};
+use crate::cpu::comparison::Comparison;
+use crate::cpu::distance_matrix::{DistanceMatrix, TASK_ROWS};
 
 /// A pair of an anchor and another row, by given indices; in a batch by itself the lower one is the anchor.
 #[derive(Clone, Copy)]
@@ -63,27 +63,27 @@ impl<A: Scalar> Hardest<A> {
 }
 
 /// The `count` hardest pairs, of as many or more, in the order of their anchors. A batch by itself has each pair once.
-pub fn select<A: Scalar>(against: &Against<A>, count: u64) -> Vec<Pair<A>> {
+pub fn select<A: Scalar>(comparison: &Comparison<A>, count: u64) -> Vec<Pair<A>> {
     let count = usize::try_from(count).expect("no more pairs than there is memory for");
     let cut = AtomicU64::new(f64::INFINITY.to_bits());
     let hardest = Hardest { count, pairs: Mutex::new(Vec::new()), cut };
-    let itself = against.is_itself();
+    let itself = comparison.is_itself();
     // In a batch by itself the columns behind the class of a row: each pair once.
     let wanted = |rows: &Range<usize>, columns: &Range<usize>| {
-        let behind = if itself { against.class(rows.start).end } else { 0 };
-        let class = against.class(rows.start);
+        let behind = if itself { comparison.class(rows.start).end } else { 0 };
+        let class = comparison.class(rows.start);
         let one_class =
-            class == against.class(rows.end - 1) && class.start <= columns.start && columns.end <= class.end;
+            class == comparison.class(rows.end - 1) && class.start <= columns.start && columns.end <= class.end;
         columns.end > behind && !one_class
     };
     let visit = |offered: &mut Vec<Pair<A>>, i: usize, columns: Range<usize>, compared: &mut [A]| {
-        let (before, after) = super::against_class(&against.class(i), &columns);
+        let (before, after) = super::against_class(&comparison.class(i), &columns);
         let reaches = hardest.reaches();
-        let a = against.classes.order[i];
+        let a = comparison.classes.order[i];
         for run in [if itself { 0..0 } else { 0..before }, after..compared.len()] {
             for (&compared, j) in compared[run.clone()].iter().zip(columns.start + run.start..) {
                 if compared <= reaches {
-                    let j = against.given(j);
+                    let j = comparison.given(j);
                     let (anchor, other) = if itself && j < a { (j, a) } else { (a, j) };
                     offered.push(Pair { compared, anchor, other });
                 }
@@ -93,16 +93,16 @@ pub fn select<A: Scalar>(against: &Against<A>, count: u64) -> Vec<Pair<A>> {
             hardest.offer(offered);
         }
     };
-    let states = vec![Vec::new(); against.anchors.rows.div_ceil(TASK_ROWS)];
-    Sides::new(&against.anchors, against.others()).sweep_where(states, wanted, visit);
+    let states = vec![Vec::new(); comparison.anchors.rows.div_ceil(TASK_ROWS)];
+    DistanceMatrix::new(&comparison.anchors, comparison.others()).sweep_where(states, wanted, visit);
     let mut pairs = std::mem::take(&mut *hardest.pairs.lock().unwrap_or_else(PoisonError::into_inner));
     hardest.cut(&mut pairs);
     pairs.sort_unstable_by_key(|pair| (pair.anchor, pair.other));
     // Products decided which pairs; the loss is taken from the rows themselves.
     blocks::for_each(pairs.chunks_mut(1024).collect(), |_, pairs: &mut [Pair<A>]| {
         for pair in pairs {
-            let (i, j) = pair.places(against);
-            pair.compared = against.direct(i, j);
+            let (i, j) = pair.places(comparison);
+            pair.compared = comparison.direct(i, j);
         }
     });
     pairs
@@ -110,8 +110,8 @@ pub fn select<A: Scalar>(against: &Against<A>, count: u64) -> Vec<Pair<A>> {
 
 impl<A: Scalar> Pair<A> {
     /// The places of both rows in the order of classes.
-    pub fn places(&self, against: &Against<A>) -> (usize, usize) {
-        let anchor = against.classes.position[self.anchor as usize];
-        (anchor as usize, against.other_classes().position[self.other as usize] as usize)
+    pub fn places(&self, comparison: &Comparison<A>) -> (usize, usize) {
+        let anchor = comparison.classes.position[self.anchor as usize];
+        (anchor as usize, comparison.other_classes().position[self.other as usize] as usize)
     }
 }

@@ -1,15 +1,15 @@
-//! The oracle: f64, one obvious loop after another. Every backend is compared with it.
+//! The oracle of this loss: f64, one obvious loop after another. Every backend is compared with it.
 
 use super::BatchSemiHardTripletLoss;
-use crate::mined::{Loss as _, Shape};
-pub use crate::reference::ReferenceSet;
-use crate::reference::{Anchors, hinge};
+use crate::mined::{Loss, Slices};
+pub use crate::oracle::ReferenceSet;
+use crate::oracle::{Anchors, hinge};
 use crate::{Error, Matrix, Stats};
 
-/// What the loss and its gradient are.
+/// The loss of a batch, and what it is made of.
 #[derive(Clone, Debug)]
-pub struct Reference {
-    /// Every pair of an anchor that has a negative, with its positive: by anchor, then by positive.
+pub struct Oracle {
+    /// Every pair (anchor, positive) of an anchor that has a negative: by anchor, then by positive.
     pub pairs: Vec<[u32; 2]>,
     /// Each pair's negative.
     pub negative: Vec<u32>,
@@ -17,22 +17,22 @@ pub struct Reference {
     pub positive_distances: Vec<f64>,
     /// Each pair's `d_an`.
     pub negative_distances: Vec<f64>,
-    /// Each pair's `d_ap - d_an + margin`, before `relu`: near 0, rounding decides whether it is active.
+    /// Each pair's `d_ap - d_an + margin`, before `relu`: near 0, rounding decides whether the pair is active.
     pub arguments: Vec<f64>,
-    /// Each anchor's sum over its pairs.
+    /// Each anchor's loss: the sum over its pairs.
     pub losses: Vec<f64>,
-    /// The reduced loss; for `Reduction::None` their sum.
+    /// The reduced loss; for `Reduction::None` the sum of the losses.
     pub loss: f64,
-    /// The gradient, `[N, D]`.
+    /// The gradient with respect to the embeddings, `[N, D]`.
     pub grad: Vec<f64>,
-    /// The gradient with respect to the reference, `[M, D]`; empty where the batch is its own.
+    /// The gradient with respect to the reference set, `[M, D]`; empty if the batch is its own reference set.
     pub reference_grad: Vec<f64>,
     /// `valid` counts the pairs, `active` those whose loss is above 0; the distances are means over the pairs.
     pub stats: Stats,
 }
 
-/// The loss and its gradient times `upstream` (one number, or one an anchor); with `selection` for those negatives, one a
-/// pair in the order of [`Reference::pairs`].
+/// The loss of a batch, and its gradient times `upstream` (one number, or one an anchor). `selection`: the negatives to
+/// take instead of the oracle's own, one a pair in the order of [`Oracle::pairs`].
 ///
 /// # Errors
 /// If the batch is empty or too large, there is not one label a row, or an option is out of range.
@@ -42,14 +42,14 @@ pub fn run(
     labels: &[i64],
     upstream: &[f64],
     selection: Option<&[u32]>,
-) -> Result<Reference, Error> {
+) -> Result<Oracle, Error> {
     run_against(loss, embeddings, labels, None, upstream, selection)
 }
 
-/// The same, against the rows of a reference.
+/// The loss of a batch against a reference set, and its gradients; `upstream` and `selection` as [`run`] takes them.
 ///
 /// # Errors
-/// As [`run`], or if the reference has another shape.
+/// Those of [`run`], or if the reference set does not fit the batch.
 pub fn run_against(
     loss: &BatchSemiHardTripletLoss,
     embeddings: Matrix<'_, f64>,
@@ -57,8 +57,8 @@ pub fn run_against(
     reference: Option<&ReferenceSet<'_>>,
     upstream: &[f64],
     selection: Option<&[u32]>,
-) -> Result<Reference, Error> {
-    loss.check(&Shape::of(&embeddings, labels, reference))?;
+) -> Result<Oracle, Error> {
+    loss.problem(&Slices { embeddings, labels, reference }.sizes())?;
     let anchors = Anchors::new((loss.distance, loss.normalize), embeddings, labels, reference)?;
     let d = |a: usize, j: usize| anchors.d[a][j];
 
@@ -83,7 +83,7 @@ pub fn run_against(
 
     let hinge = hinge(&anchors, &triplets, loss.margin, loss.reduction, upstream);
     let [grad, reference_grad] = hinge.grads;
-    Ok(Reference {
+    Ok(Oracle {
         pairs: triplets.iter().map(|&[a, p, _]| [a as u32, p as u32]).collect(),
         negative: triplets.iter().map(|&[_, _, n]| n as u32).collect(),
         positive_distances: triplets.iter().map(|&[a, p, _]| d(a, p)).collect(),

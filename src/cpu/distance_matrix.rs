@@ -6,8 +6,8 @@ use std::ops::Range;
 use super::batch::{Batch, Products, add_scaled, add_scaled_difference, direct};
 use super::blocks;
 use super::gemm::View;
+use crate::Distance;
 use crate::Scalar;
-use crate::distance::Metric;
 
 /// Rows of one task.
 pub const TASK_ROWS: usize = 64;
@@ -16,7 +16,7 @@ pub const TASK_ROWS: usize = 64;
 pub const TILE_COLUMNS: usize = 256;
 
 /// The rows and the columns of a matrix of distances.
-pub struct Sides<'a, A> {
+pub struct DistanceMatrix<'a, A> {
     rows: &'a Batch<A>,
     columns: &'a Batch<A>,
     of_rows: Products<A>,
@@ -26,7 +26,7 @@ pub struct Sides<'a, A> {
     bad: Vec<bool>,
 }
 
-impl<'a, A: Scalar> Sides<'a, A> {
+impl<'a, A: Scalar> DistanceMatrix<'a, A> {
     pub fn new(rows: &'a Batch<A>, columns: &'a Batch<A>) -> Self {
         let (of_rows, of_columns) = if std::ptr::eq(rows, columns) {
             (Products::new(rows), None)
@@ -155,7 +155,7 @@ impl<'a, A: Scalar> Sides<'a, A> {
     ) {
         let Self { rows, columns, .. } = self;
         let dim = rows.dim;
-        let cosine = rows.metric == Metric::Cosine;
+        let cosine = rows.metric == Distance::Cosine;
         assert_eq!(states.len(), rows.rows.div_ceil(TASK_ROWS), "a state for each task");
         let parts = to.chunks_mut(TASK_ROWS * dim).zip(states).collect();
         blocks::for_each(parts, |index, (to, mut state): (&mut [A], W)| {

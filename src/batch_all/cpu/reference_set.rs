@@ -5,12 +5,12 @@ use std::ops::Range;
 
 use super::Sums;
 use super::count::Count;
-use super::pairs::{LARGE, Pairs};
+use super::thresholds::{LARGE, Thresholds};
 use crate::Scalar;
-use crate::cpu::against::Against;
 use crate::cpu::blocks;
+use crate::cpu::comparison::Comparison;
+use crate::cpu::distance_matrix::{DistanceMatrix, TASK_ROWS, TILE_COLUMNS};
 use crate::cpu::pulls;
-use crate::cpu::sides::{Sides, TASK_ROWS, TILE_COLUMNS};
 
 /// What the anchors of one task come to.
 struct Task<'a> {
@@ -22,12 +22,12 @@ struct Task<'a> {
 
 /// Counts the active triplets, and writes the gradients `with_grad` asks for. `None` if a distance overflows.
 pub fn sweep<A: Scalar>(
-    against: &Against<A>,
-    pairs: &Pairs<A>,
+    comparison: &Comparison<A>,
+    pairs: &Thresholds<A>,
     with_grad: [bool; 2],
     grads: &mut [Vec<A>; 2],
 ) -> Option<Sums> {
-    let rows = against.anchors.rows;
+    let rows = comparison.anchors.rows;
     let tasks = rows.div_ceil(TASK_ROWS);
     let mut sums =
         Sums { counts: vec![0; pairs.start[rows]], active_distances: vec![0.0; tasks], distances: vec![0.0; tasks] };
@@ -48,7 +48,7 @@ pub fn sweep<A: Scalar>(
     };
     // Counts c_an of a run of anchor i's row; returns whether any is above 0.
     let count = |task: &mut Task<'_>, i: usize, columns: &Range<usize>, d: &mut [A], counts: &mut [A]| {
-        let class = against.class(i);
+        let class = comparison.class(i);
         let bound = |at: usize| at.clamp(columns.start, columns.end) - columns.start;
         *task.overflow |= !d[..columns.len()].iter().all(|d| d.is_finite());
         d[bound(class.start)..bound(class.end)].fill(A::MAX);
@@ -68,7 +68,7 @@ pub fn sweep<A: Scalar>(
         *task.distances += found.distances;
         found.active
     };
-    let sides = Sides::new(&against.anchors, against.others());
+    let tiled = DistanceMatrix::new(&comparison.anchors, comparison.others());
     if with_grad[0] {
         let weigh = |task: &mut Task<'_>, i: usize, columns: Range<usize>, d: &mut [A], weights: &mut [A]| {
             let active = count(task, i, &columns, d, weights);
@@ -78,23 +78,23 @@ pub fn sweep<A: Scalar>(
         let add = |task: &mut Task<'_>, i: usize, to: &mut [A]| {
             let counts = &mut task.counts[of_row(i)];
             pairs.in_class_order(i, counts);
-            let of_class = against.class(i).zip(pairs.distances(i)).zip(counts.iter());
+            let of_class = comparison.class(i).zip(pairs.distances(i)).zip(counts.iter());
             for ((p, distance), &count) in of_class.filter(|(_, count)| **count > 0) {
-                let weight = A::from_f64(f64::from(count)) * against.anchors.slope(*distance);
-                pulls::add(to, &against.anchors, i, against.others(), p, weight);
+                let weight = A::from_f64(f64::from(count)) * comparison.anchors.slope(*distance);
+                pulls::add(to, &comparison.anchors, i, comparison.others(), p, weight);
             }
         };
         let mut sorted = vec![A::ZERO; grads[0].len()];
-        sides.gradient(&mut sorted, states, weigh, add);
-        in_given_order(&sorted, &against.classes.position, against.anchors.dim, &mut grads[0]);
+        tiled.gradient(&mut sorted, states, weigh, add);
+        in_given_order(&sorted, &comparison.classes.position, comparison.anchors.dim, &mut grads[0]);
     } else {
         let states = states.into_iter().map(|task| (task, vec![A::ZERO; TILE_COLUMNS], vec![A::ZERO; TILE_COLUMNS]));
         let visit = |state: &mut (Task<'_>, Vec<A>, Vec<A>), i: usize, columns: Range<usize>, compared: &mut [A]| {
             let (task, d, counts) = state;
-            d.iter_mut().zip(compared).for_each(|(d, compared)| *d = against.anchors.distance(*compared));
+            d.iter_mut().zip(compared).for_each(|(d, compared)| *d = comparison.anchors.distance(*compared));
             count(task, i, &columns, d, counts);
         };
-        sides.sweep(states.collect(), visit);
+        tiled.sweep(states.collect(), visit);
         for i in 0..rows {
             pairs.in_class_order(i, &mut sums.counts[pairs.of(i)]);
         }
@@ -104,20 +104,20 @@ pub fn sweep<A: Scalar>(
     }
     if with_grad[1] {
         let mut sorted = vec![A::ZERO; grads[1].len()];
-        push_others(against, pairs, &sums.counts, &mut sorted);
-        in_given_order(&sorted, &against.other_classes().position, against.anchors.dim, &mut grads[1]);
+        push_others(comparison, pairs, &sums.counts, &mut sorted);
+        in_given_order(&sorted, &comparison.other_classes().position, comparison.anchors.dim, &mut grads[1]);
     }
     Some(sums)
 }
 
 /// The gradient with respect to the reference rows.
-fn push_others<A: Scalar>(against: &Against<A>, pairs: &Pairs<A>, counts: &[u32], to: &mut [A]) {
-    let (anchors, others) = (&against.anchors, against.others());
-    let of_class = against.anchors_of_others();
+fn push_others<A: Scalar>(comparison: &Comparison<A>, pairs: &Thresholds<A>, counts: &[u32], to: &mut [A]) {
+    let (anchors, others) = (&comparison.anchors, comparison.others());
+    let of_class = comparison.anchors_of_others();
     let weigh = |_: &mut (), j: usize, columns: Range<usize>, d: &mut [A], weights: &mut [A]| {
         let mut any = false;
         for ((i, d), weight) in columns.zip(d.iter()).zip(weights) {
-            if *d < pairs.reach[i] && !against.class(i).contains(&j) {
+            if *d < pairs.reach[i] && !comparison.class(i).contains(&j) {
                 let thresholds = pairs.thresholds(i);
                 let count = match thresholds.len() {
                     len if len > LARGE => len - thresholds.partition_point(|t| *t <= *d),
@@ -131,7 +131,7 @@ fn push_others<A: Scalar>(against: &Against<A>, pairs: &Pairs<A>, counts: &[u32]
     };
     let add = |_: &mut (), j: usize, to: &mut [A]| {
         for i in of_class[j].clone() {
-            let k = j - against.class(i).start;
+            let k = j - comparison.class(i).start;
             let count = counts[pairs.start[i] + k];
             if count > 0 {
                 let weight = A::from_f64(f64::from(count)) * anchors.slope(pairs.distances(i)[k]);
@@ -139,7 +139,7 @@ fn push_others<A: Scalar>(against: &Against<A>, pairs: &Pairs<A>, counts: &[u32]
             }
         }
     };
-    Sides::new(others, anchors).gradient(to, vec![(); others.rows.div_ceil(TASK_ROWS)], weigh, add);
+    DistanceMatrix::new(others, anchors).gradient(to, vec![(); others.rows.div_ceil(TASK_ROWS)], weigh, add);
 }
 
 /// Copies rows from class order to the given order.

@@ -1,56 +1,56 @@
-//! The oracle: f64, one obvious loop after another. Every backend is compared with it.
+//! The oracle of this loss: f64, one obvious loop after another. Every backend is compared with it.
 
 use super::BatchHardTripletLoss;
-use crate::mined::{Loss as _, Shape};
-use crate::reference::Anchors;
-pub use crate::reference::ReferenceSet;
+use crate::mined::{Loss, Slices};
+use crate::oracle::Anchors;
+pub use crate::oracle::ReferenceSet;
 use crate::{Error, Matrix, Reduction, Stats};
 
-/// What the loss and its gradient are.
+/// The loss of a batch, and what it is made of.
 #[derive(Clone, Debug)]
-pub struct Reference {
-    /// Each anchor's positive and negative, `u32::MAX` where it lacks either.
+pub struct Oracle {
+    /// Each anchor's positive; `u32::MAX` without a positive or without a negative.
     pub positive: Vec<u32>,
-    /// See `positive`.
+    /// Each anchor's negative; `u32::MAX` without a positive or without a negative.
     pub negative: Vec<u32>,
-    /// Each anchor's distance to its positive, else 0.
+    /// Each anchor's distance to its positive; 0 without a triplet.
     pub positive_distances: Vec<f64>,
-    /// Each anchor's distance to its negative, else 0.
+    /// Each anchor's distance to its negative; 0 without a triplet.
     pub negative_distances: Vec<f64>,
     /// Each anchor's loss.
     pub losses: Vec<f64>,
     /// Each anchor's `d_ap - d_an + margin`, before `relu`: near 0, rounding decides whether it is active. Infinity
     /// without a triplet.
     pub arguments: Vec<f64>,
-    /// The reduced loss; for `Reduction::None` their sum.
+    /// The reduced loss; for `Reduction::None` the sum of the losses.
     pub loss: f64,
-    /// The gradient, `[N, D]`.
+    /// The gradient with respect to the embeddings, `[N, D]`.
     pub grad: Vec<f64>,
-    /// The gradient with respect to the reference, `[M, D]`; empty where the batch is its own.
+    /// The gradient with respect to the reference set, `[M, D]`; empty if the batch is its own reference set.
     pub reference_grad: Vec<f64>,
-    /// See [`BatchHardTripletLoss::loss_with_stats`].
+    /// See [`Call::loss_with_stats`](crate::Call::loss_with_stats).
     pub stats: Stats,
 }
 
-/// The loss and its gradient times `upstream` (one number, or one an anchor); with `selection` for those positives and
-/// negatives instead of the farthest and nearest.
+/// The loss of a batch, and its gradient times `upstream` (one number, or one an anchor). `selection`: the positives
+/// and negatives to take instead of the farthest and nearest.
 ///
 /// # Errors
-/// As [`BatchHardTripletLoss::losses`].
+/// As [`Call::losses`](crate::Call::losses).
 pub fn run(
     loss: &BatchHardTripletLoss,
     embeddings: Matrix<'_, f64>,
     labels: &[i64],
     upstream: &[f64],
     selection: Option<(&[u32], &[u32])>,
-) -> Result<Reference, Error> {
+) -> Result<Oracle, Error> {
     run_against(loss, embeddings, labels, None, upstream, selection)
 }
 
-/// The same, against the rows of a reference.
+/// The loss of a batch against a reference set, and its gradients; `upstream` and `selection` as [`run`] takes them.
 ///
 /// # Errors
-/// As [`run`], or if the reference has another shape.
+/// Those of [`run`], or if the reference set does not fit the batch.
 pub fn run_against(
     loss: &BatchHardTripletLoss,
     embeddings: Matrix<'_, f64>,
@@ -58,13 +58,13 @@ pub fn run_against(
     reference: Option<&ReferenceSet<'_>>,
     upstream: &[f64],
     selection: Option<(&[u32], &[u32])>,
-) -> Result<Reference, Error> {
-    loss.check(&Shape::of(&embeddings, labels, reference))?;
+) -> Result<Oracle, Error> {
+    loss.problem(&Slices { embeddings, labels, reference }.sizes())?;
     let anchors = Anchors::new((loss.distance, loss.normalize), embeddings, labels, reference)?;
     let rows = anchors.rows();
     let d = |a: usize, j: usize| anchors.d[a][j];
 
-    let mut result = Reference {
+    let mut result = Oracle {
         positive: vec![u32::MAX; rows],
         negative: vec![u32::MAX; rows],
         positive_distances: vec![0.0; rows],

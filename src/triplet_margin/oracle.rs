@@ -1,32 +1,32 @@
-//! The oracle: f64, one obvious loop after another. Every backend is compared with it.
+//! The oracle of this loss: f64, one obvious loop after another. Every backend is compared with it.
 
 use super::TripletMarginLoss;
-use crate::reference::{distance, distance_gradient, normalized, normalized_gradient};
-use crate::{Distance, Error, Matrix, Reduction};
+use crate::oracle::{distance, distance_gradient, normalized, normalized_gradient};
+use crate::{Error, Matrix, PairedDistance, Reduction};
 
-/// What the loss and its gradients are.
+/// The losses of a batch, and what they are made of.
 #[derive(Clone, Debug)]
-pub struct Reference {
+pub struct Oracle {
     /// Each row's loss.
     pub losses: Vec<f64>,
-    /// Each row's `d(a, p) - d_n + margin`, before `relu`: near 0, rounding decides whether a row is active.
+    /// Each row's `d(a, p) - d_n + margin`, before `relu`: near 0, rounding decides whether the row is active.
     pub arguments: Vec<f64>,
     /// With `swap`, each row's `d(p, n) - d(a, n)`, whose sign decides the negative pair; else infinity.
     pub swap_gaps: Vec<f64>,
-    /// The reduced loss; for `Reduction::None` their sum.
+    /// The reduced loss; for `Reduction::None` the sum of the losses.
     pub loss: f64,
-    /// Gradients with respect to anchor, positive and negative, `[B, D]`.
+    /// The gradients with respect to anchor, positive and negative, `[B, D]`.
     pub grads: [Vec<f64>; 3],
 }
 
 /// The loss of `rows` and its gradients times `upstream` (one number, or one a row).
 ///
 /// # Errors
-/// As [`TripletMarginLoss::losses`].
-pub fn run(loss: &TripletMarginLoss, rows: [Matrix<'_, f64>; 3], upstream: &[f64]) -> Result<Reference, Error> {
+/// If the shapes differ or are empty, or an option is out of range.
+pub fn run(loss: &TripletMarginLoss, rows: [Matrix<'_, f64>; 3], upstream: &[f64]) -> Result<Oracle, Error> {
     let problem = loss.problem(&rows)?;
     let (count, dim) = (problem.paired.rows, problem.paired.dim);
-    let mut result = Reference {
+    let mut result = Oracle {
         losses: Vec::new(),
         arguments: Vec::new(),
         swap_gaps: Vec::new(),
@@ -37,7 +37,7 @@ pub fn run(loss: &TripletMarginLoss, rows: [Matrix<'_, f64>; 3], upstream: &[f64
     for b in 0..count {
         let x = [rows[0].row(b), rows[1].row(b), rows[2].row(b)];
         // Cosine normalises by itself.
-        let normalize = loss.normalize && loss.distance != Distance::Cosine;
+        let normalize = loss.normalize && loss.distance != PairedDistance::Cosine;
         let u = x.map(|x| if normalize { normalized(x) } else { x.to_vec() });
 
         let d_ap = distance(loss.distance, &u[0], &u[1]);

@@ -1,37 +1,38 @@
-//! The oracle: f64, one obvious loop after another. Every backend is compared with it.
+//! The oracle of this loss: f64, one obvious loop after another. Every backend is compared with it.
 
 use super::{BatchContrastiveLoss, Negatives};
-use crate::mined::{Loss, Shape};
-use crate::reference::Anchors;
-pub use crate::reference::ReferenceSet;
+use crate::mined::{Loss, Slices};
+use crate::oracle::Anchors;
+pub use crate::oracle::ReferenceSet;
 use crate::{Error, Matrix, Reduction, Stats};
 
-/// What the loss and its gradient are.
+/// The loss of a batch, and what it is made of.
 #[derive(Clone, Debug)]
-pub struct Reference {
-    /// The selected pairs of one class, (anchor, reference row), in that order.
+pub struct Oracle {
+    /// The pairs of one class, (anchor, reference row), in ascending order.
     pub positives: Vec<[u32; 2]>,
-    /// The selected pairs of different classes, likewise; where the batch is its own reference both orders of each.
+    /// The selected pairs of different classes, (anchor, reference row), in ascending order; both orders of each pair
+    /// if the batch is its own reference set.
     pub negatives: Vec<[u32; 2]>,
     /// The distances of `positives`.
     pub positive_distances: Vec<f64>,
     /// The distances of `negatives`.
     pub negative_distances: Vec<f64>,
-    /// Each anchor's sum over its pairs.
+    /// Each anchor's loss: the sum over its pairs.
     pub losses: Vec<f64>,
-    /// The reduced loss; for `Reduction::None` their sum.
+    /// The reduced loss; for `Reduction::None` the sum of the losses.
     pub loss: f64,
-    /// The gradient, `[N, D]`.
+    /// The gradient with respect to the embeddings, `[N, D]`.
     pub grad: Vec<f64>,
-    /// The gradient with respect to the reference, `[M, D]`; empty where the batch is its own.
+    /// The gradient with respect to the reference set, `[M, D]`; empty if the batch is its own reference set.
     pub reference_grad: Vec<f64>,
-    /// `valid` counts the selected pairs, `active` those whose loss is above 0; each distance is the mean over the selected
-    /// pairs of its kind.
+    /// `valid` counts the selected pairs, `active` those whose loss is above 0; each distance is the mean over the
+    /// selected pairs of its kind.
     pub stats: Stats,
 }
 
-/// The loss and its gradient times `upstream` (one number, or one an anchor); with `selection` for those pairs of different
-/// classes.
+/// The loss of a batch, and its gradient times `upstream` (one number, or one an anchor). `selection`: the pairs of
+/// different classes to take instead of the oracle's own.
 ///
 /// # Errors
 /// If the batch is empty or too large, there is not one label a row, or an option is out of range.
@@ -41,14 +42,14 @@ pub fn run(
     labels: &[i64],
     upstream: &[f64],
     selection: Option<&[[u32; 2]]>,
-) -> Result<Reference, Error> {
+) -> Result<Oracle, Error> {
     run_against(loss, embeddings, labels, None, upstream, selection)
 }
 
-/// The same, against the rows of a reference.
+/// The loss of a batch against a reference set, and its gradients; `upstream` and `selection` as [`run`] takes them.
 ///
 /// # Errors
-/// As [`run`], or if the reference has another shape.
+/// Those of [`run`], or if the reference set does not fit the batch.
 pub fn run_against(
     loss: &BatchContrastiveLoss,
     embeddings: Matrix<'_, f64>,
@@ -56,8 +57,8 @@ pub fn run_against(
     reference: Option<&ReferenceSet<'_>>,
     upstream: &[f64],
     selection: Option<&[[u32; 2]]>,
-) -> Result<Reference, Error> {
-    loss.check(&Shape::of(&embeddings, labels, reference))?;
+) -> Result<Oracle, Error> {
+    loss.problem(&Slices { embeddings, labels, reference }.sizes())?;
     let anchors = Anchors::new((loss.distance, loss.normalize), embeddings, labels, reference)?;
     let rows = anchors.rows();
     let d = |[a, j]: [u32; 2]| anchors.d[a as usize][j as usize];
@@ -80,11 +81,12 @@ pub fn run_against(
     let mut losses: Vec<f64> = (0..rows).map(|a| if anchors.anchor_is_finite(a) { 0.0 } else { f64::NAN }).collect();
     let mut weights = vec![vec![0.0; anchors.references()]; rows];
     for (pairs, same) in [(&positives, true), (&negatives, false)] {
-        let mut total = 0.0;
+        // Summed for each anchor first: tens of thousands of equal distances in a row would all round alike.
+        let mut totals = vec![0.0; rows];
         for &[a, j] in pairs {
             let d = d([a, j]);
             let (a, j) = (a as usize, j as usize);
-            // The loss, and its derivative by d.
+            // The loss, and its derivative with respect to d.
             let (value, slope) = match same {
                 _ if !anchors.sees_finite_rows(a) || !d.is_finite() => (f64::NAN, f64::NAN),
                 true => (d * d / 2.0, d),
@@ -94,10 +96,10 @@ pub fn run_against(
             losses[a] += value;
             weights[a][j] += mean * slope * upstream[if upstream.len() == 1 { 0 } else { a }];
             stats.active += u64::from(value > 0.0);
-            total += d;
+            totals[a] += d;
         }
         let distance = if same { &mut stats.mean_positive_distance } else { &mut stats.mean_negative_distance };
-        *distance = total / pairs.len().max(1) as f64;
+        *distance = totals.iter().sum::<f64>() / pairs.len().max(1) as f64;
     }
 
     let mut sum = losses.iter().sum::<f64>();
@@ -105,7 +107,7 @@ pub fn run_against(
         (sum, stats) = (f64::NAN, Stats { valid, ..Stats::poisoned() });
     }
     let [grad, reference_grad] = anchors.gradients(&weights);
-    Ok(Reference {
+    Ok(Oracle {
         positive_distances: positives.iter().map(|&pair| d(pair)).collect(),
         negative_distances: negatives.iter().map(|&pair| d(pair)).collect(),
         positives,
@@ -118,10 +120,11 @@ pub fn run_against(
     })
 }
 
-/// Of the pairs so many with the smallest distances, in the order they came in; `both`: each pair stands for both orders.
+/// The `count` pairs with the smallest distances, in ascending order. `both`: pairs come in both orders, and are taken
+/// in both.
 fn hardest(pairs: Vec<[u32; 2]>, count: usize, d: impl Fn([u32; 2]) -> f64, both: bool) -> Vec<[u32; 2]> {
     let mut sorted: Vec<[u32; 2]> = pairs.into_iter().filter(|[a, j]| !both || a < j).collect();
-    // A stable sort: of equals the first stays first.
+    // A stable sort: of equally far pairs the one that came first stays first.
     sorted.sort_by(|&x, &y| d(x).total_cmp(&d(y)));
     sorted.truncate(if both { count / 2 } else { count });
     if both {

@@ -1,27 +1,27 @@
-//! The oracle: f64, one obvious loop after another. Every backend is compared with it.
+//! The oracle of this loss: f64, one obvious loop after another. Every backend is compared with it.
 
 use super::BatchAllTripletLoss;
-use crate::mined::{Loss as _, Shape};
-use crate::reference::Anchors;
-pub use crate::reference::ReferenceSet;
+use crate::mined::{Loss, Slices};
+use crate::oracle::Anchors;
+pub use crate::oracle::ReferenceSet;
 use crate::{Error, Matrix, Stats};
 
-/// What the loss and its gradient are.
+/// The loss of a batch, and what it is made of.
 #[derive(Clone, Debug)]
-pub struct Reference {
+pub struct Oracle {
     /// The reduced loss.
     pub loss: f64,
     /// The sum of the losses of all triplets.
     pub sum: f64,
-    /// `Σ d_ap + margin` over the active triplets: the loss is a difference of numbers of this size.
+    /// `Σ (d_ap + margin)` over the active triplets: `sum` is a difference of numbers of this size.
     pub size: f64,
-    /// The gradient, `[N, D]`.
+    /// The gradient with respect to the embeddings, `[N, D]`.
     pub grad: Vec<f64>,
-    /// The gradient with respect to the reference, `[M, D]`; empty where the batch is its own.
+    /// The gradient with respect to the reference set, `[M, D]`; empty if the batch is its own reference set.
     pub reference_grad: Vec<f64>,
-    /// See [`BatchAllTripletLoss::loss_with_stats`].
+    /// See [`Call::loss_with_stats`](crate::Call::loss_with_stats).
     pub stats: Stats,
-    /// What the sum, and the gradient, is divided by.
+    /// What the sum of the losses and the gradients are divided by.
     pub divisor: f64,
 }
 
@@ -33,37 +33,37 @@ pub fn triplets(labels: &[i64]) -> impl Iterator<Item = (usize, usize, usize)> {
     pairs.flat_map(move |(a, p)| (0..rows).filter(move |&n| labels[n] != labels[a]).map(move |n| (a, p, n)))
 }
 
-/// The loss, and its gradient times `upstream`.
+/// The loss of a batch, and its gradient times `upstream`.
 ///
 /// # Errors
-/// As [`BatchAllTripletLoss::loss`].
+/// As [`Call::loss`](crate::Call::loss).
 pub fn run(
     loss: &BatchAllTripletLoss,
     embeddings: Matrix<'_, f64>,
     labels: &[i64],
     upstream: f64,
-) -> Result<Reference, Error> {
+) -> Result<Oracle, Error> {
     run_against(loss, embeddings, labels, None, upstream)
 }
 
-/// The same, against the rows of a reference.
+/// The loss of a batch against a reference set, and its gradients times `upstream`.
 ///
 /// # Errors
-/// As [`run`], or if the reference has another shape.
+/// Those of [`run`], or if the reference set does not fit the batch.
 pub fn run_against(
     loss: &BatchAllTripletLoss,
     embeddings: Matrix<'_, f64>,
     labels: &[i64],
     reference: Option<&ReferenceSet<'_>>,
     upstream: f64,
-) -> Result<Reference, Error> {
-    let problem = loss.check(&Shape::of(&embeddings, labels, reference))?;
+) -> Result<Oracle, Error> {
+    let problem = loss.problem(&Slices { embeddings, labels, reference }.sizes())?;
     let anchors = Anchors::new((loss.distance, loss.normalize), embeddings, labels, reference)?;
     let (rows, d) = (anchors.rows(), &anchors.d);
 
     let mut stats = Stats::default();
-    // Per anchor, and before that per pair, so that no long sum loses more than the backends, also where all terms are one of
-    // a few numbers and each addition rounds alike: the losses, their size, both distances.
+    // The losses, their size and both distances, summed per pair, then per anchor: no long sum may lose more than the
+    // backends do, not even if all terms are one of a few numbers, so that each addition rounds alike.
     let mut sums = vec![[0.0; 4]; rows];
     // How often each pair is a term of an active triplet: + as anchor and positive, - as anchor and negative.
     let mut weights = vec![vec![0.0; anchors.references()]; rows];
@@ -99,5 +99,5 @@ pub fn run_against(
     let divisor = problem.divisor(&stats);
     weights.iter_mut().flatten().for_each(|weight| *weight *= upstream / divisor);
     let [grad, reference_grad] = anchors.gradients(&weights);
-    Ok(Reference { loss: sum / divisor, sum, size, grad, reference_grad, stats, divisor })
+    Ok(Oracle { loss: sum / divisor, sum, size, grad, reference_grad, stats, divisor })
 }

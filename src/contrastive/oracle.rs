@@ -1,35 +1,35 @@
-//! The oracle: f64, one obvious loop after another. Every backend is compared with it.
+//! The oracle of this loss: f64, one obvious loop after another. Every backend is compared with it.
 
 use super::ContrastiveLoss;
-use crate::reference::{distance, distance_gradient, normalized, normalized_gradient};
-use crate::{Distance, Error, Matrix, Reduction};
+use crate::oracle::{distance, distance_gradient, normalized, normalized_gradient};
+use crate::{Error, Matrix, PairedDistance, Reduction};
 
-/// What the loss and its gradients are.
+/// The losses of a batch, and what they are made of.
 #[derive(Clone, Debug)]
-pub struct Reference {
+pub struct Oracle {
     /// Each row's loss.
     pub losses: Vec<f64>,
     /// Each row's distance.
     pub distances: Vec<f64>,
-    /// The reduced loss; for `Reduction::None` their sum.
+    /// The reduced loss; for `Reduction::None` the sum of the losses.
     pub loss: f64,
-    /// Gradients with respect to x1 and x2, `[B, D]`.
+    /// The gradients with respect to x1 and x2, `[B, D]`.
     pub grads: [Vec<f64>; 2],
 }
 
 /// The loss of `rows` and its gradients times `upstream` (one number, or one a row).
 ///
 /// # Errors
-/// As [`ContrastiveLoss::losses`].
+/// If the shapes differ or are empty, `same` has not one entry a row, or an option is out of range.
 pub fn run(
     loss: &ContrastiveLoss,
     rows: [Matrix<'_, f64>; 2],
     same: &[bool],
     upstream: &[f64],
-) -> Result<Reference, Error> {
+) -> Result<Oracle, Error> {
     let problem = loss.pairs(&rows, same)?.paired;
     let (count, dim) = (problem.rows, problem.dim);
-    let mut result = Reference {
+    let mut result = Oracle {
         losses: Vec::new(),
         distances: Vec::new(),
         loss: 0.0,
@@ -39,11 +39,11 @@ pub fn run(
     for b in 0..count {
         let x = rows.map(|m| m.row(b));
         // Cosine normalises by itself.
-        let normalize = loss.normalize && loss.distance != Distance::Cosine;
+        let normalize = loss.normalize && loss.distance != PairedDistance::Cosine;
         let u = x.map(|x| if normalize { normalized(x) } else { x.to_vec() });
 
         let d = distance(loss.distance, &u[0], &u[1]);
-        // The loss, and its derivative by d.
+        // The loss, and its derivative with respect to d.
         let (value, slope) = match (d.is_finite(), same[b]) {
             (false, _) => (f64::NAN, f64::NAN),
             (true, true) => (d * d / 2.0, d),

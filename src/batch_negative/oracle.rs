@@ -1,38 +1,38 @@
-//! The oracle: f64, one obvious loop after another. Every backend is compared with it.
+//! The oracle of this loss: f64, one obvious loop after another. Every backend is compared with it.
 
 use super::{BatchNegativeTripletLoss, Negative, Pairs};
-use crate::mined::{Loss as _, Shape};
-pub use crate::reference::ReferenceSet;
-use crate::reference::{Anchors, hinge};
+use crate::mined::{Loss, Slices};
+pub use crate::oracle::ReferenceSet;
+use crate::oracle::{Anchors, hinge};
 use crate::{Error, Matrix, Scalar, Stats, random};
 
-/// What the loss and its gradient are.
+/// The loss of a batch, and what it is made of.
 #[derive(Clone, Debug)]
-pub struct Reference {
-    /// Every pair of an anchor that has a negative, with its positive: by anchor, then by positive.
+pub struct Oracle {
+    /// Every pair (anchor, positive) of an anchor that has a negative: by anchor, then by positive.
     pub pairs: Vec<[u32; 2]>,
     /// Each pair's candidates, from which `Random` and `SemiHard` draw and of which `Hardest` takes the nearest.
     pub candidates: Vec<Vec<u32>>,
-    /// Each pair's negative, `u32::MAX` where it is skipped.
+    /// Each pair's negative; `u32::MAX` if the pair is skipped.
     pub negative: Vec<u32>,
     /// Each pair's `d_ap`.
     pub positive_distances: Vec<f64>,
-    /// Each pair's `d_an`, 0 where it is skipped.
+    /// Each pair's `d_an`; 0 if the pair is skipped.
     pub negative_distances: Vec<f64>,
-    /// Each anchor's sum over its pairs.
+    /// Each anchor's loss: the sum over its pairs.
     pub losses: Vec<f64>,
-    /// The reduced loss; for `Reduction::None` their sum.
+    /// The reduced loss; for `Reduction::None` the sum of the losses.
     pub loss: f64,
-    /// The gradient, `[N, D]`.
+    /// The gradient with respect to the embeddings, `[N, D]`.
     pub grad: Vec<f64>,
-    /// The gradient with respect to the reference, `[M, D]`; empty where the batch is its own.
+    /// The gradient with respect to the reference set, `[M, D]`; empty if the batch is its own reference set.
     pub reference_grad: Vec<f64>,
     /// `valid` and `active` count the selected triplets; the distances are means over them.
     pub stats: Stats,
 }
 
-/// The loss at `step` and its gradient times `upstream` (one number, or one an anchor); with `selection` for those
-/// negatives, one a pair in the order of [`Reference::pairs`].
+/// The loss of a batch at `step`, and its gradient times `upstream` (one number, or one an anchor). `selection`: the
+/// negatives to take instead of the oracle's own, one a pair in the order of [`Oracle::pairs`].
 ///
 /// S is the type of arithmetic whose bits the draws are keyed by.
 ///
@@ -45,14 +45,15 @@ pub fn run<S: Scalar>(
     step: i64,
     upstream: &[f64],
     selection: Option<&[u32]>,
-) -> Result<Reference, Error> {
+) -> Result<Oracle, Error> {
     run_against::<S>(loss, embeddings, labels, None, step, upstream, selection)
 }
 
-/// The same, against the rows of a reference.
+/// The loss of a batch against a reference set, and its gradients; `step`, `upstream` and `selection` as [`run`] takes
+/// them.
 ///
 /// # Errors
-/// As [`run`], or if the reference has another shape, or none of its rows is an anchor and pairs are taken once.
+/// Those of [`run`], or if the reference set does not fit the batch, or pairs are taken once and `own` is `Own::None`.
 pub fn run_against<S: Scalar>(
     loss: &BatchNegativeTripletLoss,
     embeddings: Matrix<'_, f64>,
@@ -61,8 +62,8 @@ pub fn run_against<S: Scalar>(
     step: i64,
     upstream: &[f64],
     selection: Option<&[u32]>,
-) -> Result<Reference, Error> {
-    loss.check(&Shape::of(&embeddings, labels, reference))?;
+) -> Result<Oracle, Error> {
+    loss.problem(&Slices { embeddings, labels, reference }.sizes())?;
     let anchors = Anchors::new((loss.distance, loss.normalize), embeddings, labels, reference)?;
     let d = |a: usize, j: usize| anchors.d[a][j];
     let hashes = |matrix: Matrix<'_, f64>| -> Vec<[u32; 2]> {
@@ -73,7 +74,7 @@ pub fn run_against<S: Scalar>(
     let hashes = hashes(reference.map_or(embeddings, |set| set.embeddings));
     let session = random::session(loss.seed, step);
 
-    let mut result = Reference {
+    let mut result = Oracle {
         pairs: Vec::new(),
         candidates: Vec::new(),
         negative: Vec::new(),
@@ -98,7 +99,8 @@ pub fn run_against<S: Scalar>(
                 Negative::SemiHard => d(a, n) > d_ap && d_ap - d(a, n) + loss.margin > 0.0,
             };
             let mut candidates: Vec<usize> = anchors.negatives(a).filter(|&n| is_candidate(n)).collect();
-            // Nothing can be said against a positive at an infinite or unknown distance: its loss is that of any row.
+            // With an infinite d_ap, or a row of NaN or infinity, the loss is NaN whichever negative is taken: take the
+            // first.
             if !far.is_finite() || !anchors.sees_finite_rows(a) {
                 candidates = anchors.negatives(a).take(1).collect();
             }
@@ -122,5 +124,5 @@ pub fn run_against<S: Scalar>(
 
     let hinge = hinge(&anchors, &triplets, loss.margin, loss.reduction, upstream);
     [result.grad, result.reference_grad] = hinge.grads;
-    Ok(Reference { losses: hinge.losses, loss: hinge.loss, stats: hinge.stats, ..result })
+    Ok(Oracle { losses: hinge.losses, loss: hinge.loss, stats: hinge.stats, ..result })
 }

@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::TASK_ROWS;
 use crate::Scalar;
-use crate::cpu::against::Against;
 use crate::cpu::blocks;
+use crate::cpu::comparison::Comparison;
 
 /// In classes of more rows than this an anchor's thresholds are sorted and searched instead of compared one by one.
 pub const LARGE: usize = 64;
 
 /// Each anchor with each row of its class.
-pub struct Pairs<A> {
+pub struct Thresholds<A> {
     /// Where an anchor's pairs start: one for each row of its class, itself included.
     pub start: Vec<usize>,
     distance: Vec<A>,
@@ -26,11 +26,11 @@ pub struct Pairs<A> {
     pub positives: Vec<usize>,
 }
 
-impl<A: Scalar> Pairs<A> {
+impl<A: Scalar> Thresholds<A> {
     /// `None` if a distance or a threshold overflows.
-    pub fn new(against: &Against<A>, margin: A) -> Option<Self> {
-        let batch = &against.anchors;
-        let size = |i: usize| against.class(i).len();
+    pub fn new(comparison: &Comparison<A>, margin: A) -> Option<Self> {
+        let batch = &comparison.anchors;
+        let size = |i: usize| comparison.class(i).len();
         let mut start = Vec::with_capacity(batch.rows + 1);
         start.push(0);
         for i in 0..batch.rows {
@@ -43,7 +43,7 @@ impl<A: Scalar> Pairs<A> {
             threshold: vec![-A::INFINITY; len],
             owner: vec![0; if any_large { len } else { 0 }],
             reach: vec![-A::INFINITY; batch.rows],
-            positives: (0..batch.rows).map(|i| against.count_positives(i)).collect(),
+            positives: (0..batch.rows).map(|i| comparison.count_positives(i)).collect(),
             start,
         };
         let starts = &pairs.start;
@@ -62,9 +62,9 @@ impl<A: Scalar> Pairs<A> {
             for (i, reach) in rows.zip(reach) {
                 let at = starts[i] - base..starts[i + 1] - base;
                 let (distance, threshold) = (&mut distance[at.clone()], &mut threshold[at.clone()]);
-                let first = against.class(i).start;
-                for p in against.positives(i) {
-                    distance[p - first] = batch.distance(against.direct(i, p));
+                let first = comparison.class(i).start;
+                for p in comparison.positives(i) {
+                    distance[p - first] = batch.distance(comparison.direct(i, p));
                     threshold[p - first] = distance[p - first] + margin;
                 }
                 for &t in threshold.iter() {

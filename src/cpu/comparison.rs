@@ -1,14 +1,15 @@
 //! Anchors, and the other rows that their positives and negatives are taken from: the batch itself, or a reference set.
 
 use super::batch::{Batch, Classes};
-use crate::distance::Metric;
-use crate::{Element, Matrix, Reference, Scalar};
+use crate::mined::Slices;
+use crate::problem::{Options, Problem};
+use crate::{Element, Scalar};
 
 /// Stands for no row.
 pub const NONE: u32 = u32::MAX;
 
 /// The anchors and the rows they are compared with, both sorted by class.
-pub struct Against<A> {
+pub struct Comparison<A> {
     pub anchors: Batch<A>,
     pub classes: Classes,
     reference: Option<Other<A>>,
@@ -24,19 +25,15 @@ struct Other<A> {
     own: Vec<u32>,
 }
 
-impl<A: Scalar> Against<A> {
-    pub fn new<T: Element<Scalar = A>>(
-        embeddings: &Matrix<'_, T>,
-        labels: &[i64],
-        reference: Option<&Reference<Matrix<'_, T>, &[i64]>>,
-        metric: Metric,
-        normalize: bool,
-    ) -> Self {
+impl<A: Scalar> Comparison<A> {
+    pub fn new<T: Element<Scalar = A>, X>(problem: &Problem<X>, slices: &Slices<'_, T>) -> Self {
+        let Slices { embeddings, labels, reference } = slices;
+        let Options { distance, normalize, .. } = problem.options;
         let classes = Classes::new(labels);
-        let anchors = Batch::new(embeddings, &classes.order, metric, normalize);
+        let anchors = Batch::new(embeddings, &classes.order, distance, normalize);
         let reference = reference.map(|reference| {
             let of = Classes::new(reference.labels);
-            let batch = Batch::new(&reference.embeddings, &of.order, metric, normalize);
+            let batch = Batch::new(&reference.embeddings, &of.order, distance, normalize);
             let label = |&i: &u32| reference.labels[i as usize];
             let ranges = classes.order.iter().map(|&anchor| {
                 let mine = labels[anchor as usize];

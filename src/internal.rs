@@ -1,0 +1,180 @@
+//! What this repository's tests and emulator need of the crate's inside. No other code should use it: each release may
+//! change all of it.
+
+pub use crate::problem::Problem;
+#[cfg(feature = "cuda")]
+pub use on_device::*;
+
+#[cfg(feature = "cuda")]
+mod on_device {
+    pub use crate::contrastive::cuda::Same;
+    pub use crate::cuda::arguments::{Input, Inputs, Output, ReferenceInput};
+    pub use crate::cuda::batch::{Cores, capacity};
+    pub use crate::cuda::device::{CudaLauncher, Device};
+    pub use crate::cuda::fitness::{Machine, fit};
+    pub use crate::cuda::images::{IMAGES, Image, KernelReport, choose};
+    pub use crate::cuda::launcher::{Address, DeviceProperties, Grid, Launcher, Memory};
+    pub use crate::cuda::mined::OnDevice;
+    pub use crate::cuda::paired::{Pass, Plan, RowAccess};
+    #[cfg(feature = "torch")]
+    pub use crate::torch::launcher::on_pool_stream;
+
+    use crate::element::largest;
+    use crate::problem::{Problem, Sizes};
+    use crate::{ContrastiveLoss, Element, Error, PairwiseDistance, Reference, TripletMarginLoss};
+
+    /// The forward pass of a mined loss on the launcher's memory, for anchors `[rows, dim]`.
+    ///
+    /// # Safety
+    /// The contract of [`OnDevice::forward`].
+    ///
+    /// # Errors
+    /// If the shape is empty, an option is out of range, or the device refuses.
+    pub unsafe fn mined_forward<L: OnDevice, T: Element, D: Launcher>(
+        loss_fn: &L,
+        launcher: &D,
+        shape: [usize; 2],
+        inputs: &Inputs,
+        output: &Output,
+        with_grad: [bool; 2],
+    ) -> Result<L::Kept<D::Memory>, Error> {
+        // SAFETY: the caller's contract.
+        unsafe { L::forward::<T, D>(launcher, &problem(loss_fn, shape, inputs)?, inputs, output, with_grad) }
+    }
+
+    /// The backward pass of a mined loss, for what [`mined_forward`] of the same shape kept.
+    ///
+    /// # Safety
+    /// The contract of [`OnDevice::backward`].
+    ///
+    /// # Errors
+    /// If the device refuses.
+    pub unsafe fn mined_backward<L: OnDevice, T: Element, D: Launcher>(
+        loss_fn: &L,
+        launcher: &D,
+        shape: [usize; 2],
+        kept: &L::Kept<D::Memory>,
+        inputs: &Inputs,
+        upstream: Address,
+        grads: [Address; 2],
+    ) -> Result<(), Error> {
+        // SAFETY: the caller's contract.
+        unsafe { L::backward::<T, D>(launcher, &problem(loss_fn, shape, inputs)?, kept, inputs, upstream, grads) }
+    }
+
+    fn problem<L: OnDevice>(loss_fn: &L, embeddings: [usize; 2], inputs: &Inputs) -> Result<Problem<L::Extra>, Error> {
+        let [rows, dim] = embeddings;
+        let reference = inputs.reference.as_ref().map(|reference| Reference {
+            embeddings: [reference.count, dim],
+            labels: reference.count,
+            own: reference.own.map(|_| rows),
+        });
+        loss_fn.problem(&Sizes { embeddings, labels: rows, reference, largest: largest::<f32>() })
+    }
+
+    /// Which kernel [`triplet_margin`] would launch.
+    ///
+    /// # Errors
+    /// If the shape is empty or an option is out of range.
+    pub fn triplet_margin_plan<T: Element>(
+        loss_fn: &TripletMarginLoss,
+        device: &DeviceProperties,
+        shape: [usize; 2],
+        pass: &Pass<3>,
+    ) -> Result<Plan, Error> {
+        let problem = loss_fn.checked(shape, largest::<T>())?;
+        Ok(crate::cuda::paired::plan::<T, 3>(crate::triplet_margin::cuda::STEM, &problem.paired, pass, device))
+    }
+
+    /// One pass of the triplet margin loss over rows in the launcher's memory, `[rows, dim]`.
+    ///
+    /// # Safety
+    /// The addresses in `pass` are device memory of the launcher, as [`Pass`] describes, alive until the kernel has
+    /// run.
+    ///
+    /// # Errors
+    /// If the shape is empty, an option is out of range, or the device refuses.
+    pub unsafe fn triplet_margin<T: Element, D: Launcher>(
+        loss_fn: &TripletMarginLoss,
+        launcher: &D,
+        shape: [usize; 2],
+        pass: &Pass<3>,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller's contract.
+        unsafe { crate::triplet_margin::cuda::run::<T, D>(launcher, &loss_fn.checked(shape, largest::<T>())?, pass) }
+    }
+
+    /// Which kernel [`contrastive`] would launch.
+    ///
+    /// # Errors
+    /// If the shape is empty or an option is out of range.
+    pub fn contrastive_plan<T: Element>(
+        loss_fn: &ContrastiveLoss,
+        device: &DeviceProperties,
+        shape: [usize; 2],
+        pass: &Pass<2>,
+    ) -> Result<Plan, Error> {
+        let problem = loss_fn.checked(shape, largest::<T>())?;
+        Ok(crate::cuda::paired::plan::<T, 2>(crate::contrastive::cuda::STEM, &problem, pass, device))
+    }
+
+    /// One pass of the contrastive loss over rows in the launcher's memory, `[rows, dim]`.
+    ///
+    /// # Safety
+    /// The addresses in `pass` are device memory of the launcher, as [`Pass`] describes; `same` is one number a row,
+    /// aligned to its size; all alive until the kernel has run.
+    ///
+    /// # Errors
+    /// If the shape is empty, an option is out of range, or the device refuses.
+    pub unsafe fn contrastive<T: Element, D: Launcher>(
+        loss_fn: &ContrastiveLoss,
+        launcher: &D,
+        shape: [usize; 2],
+        pass: &Pass<2>,
+        same: Same,
+    ) -> Result<(), Error> {
+        // SAFETY: the caller's contract.
+        unsafe { crate::contrastive::cuda::run::<T, D>(launcher, &loss_fn.checked(shape, largest::<T>())?, pass, same) }
+    }
+
+    /// The distances between rows in the launcher's memory, `[N, dim]` and `[M, dim]`, with products by these cores.
+    ///
+    /// # Safety
+    /// The inputs are device memory of the launcher, without labels; `out` is `[N, M]` of f32, contiguous; all alive
+    /// until the kernels have run.
+    ///
+    /// # Errors
+    /// If the shape is empty, an option is out of range, or the device refuses.
+    pub unsafe fn pairwise_distance<T: Element, D: Launcher>(
+        op: (&PairwiseDistance, Cores),
+        launcher: &D,
+        shapes: [[usize; 2]; 2],
+        inputs: &[Input; 2],
+        out: Address,
+    ) -> Result<(), Error> {
+        let problem = op.0.checked(shapes.map(|[rows, _]| rows), shapes.map(|[_, dim]| dim))?;
+        // SAFETY: the caller's contract.
+        unsafe { crate::pairwise_distance::cuda::forward::<T, D>(launcher, &problem, op.1, inputs, out) }
+    }
+
+    /// The gradients of [`pairwise_distance`].
+    ///
+    /// # Safety
+    /// The contract of [`pairwise_distance`]; `upstream` is `[N, M]` of f32, and `grads` `[N, dim]` and `[M, dim]` of
+    /// T, all contiguous.
+    ///
+    /// # Errors
+    /// If the shape is empty, an option is out of range, or the device refuses.
+    pub unsafe fn pairwise_distance_backward<T: Element, D: Launcher>(
+        op: (&PairwiseDistance, Cores),
+        launcher: &D,
+        shapes: [[usize; 2]; 2],
+        inputs: &[Input; 2],
+        upstream: Address,
+        grads: [Address; 2],
+    ) -> Result<(), Error> {
+        let problem = op.0.checked(shapes.map(|[rows, _]| rows), shapes.map(|[_, dim]| dim))?;
+        // SAFETY: the caller's contract.
+        unsafe { crate::pairwise_distance::cuda::backward::<T, D>(launcher, &problem, op.1, inputs, upstream, grads) }
+    }
+}

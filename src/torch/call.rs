@@ -1,0 +1,370 @@
+//! Calls of mined losses on tch tensors: checks, both passes on the tensors' device, and statistics that stay there.
+
+use tch::{Device, Kind, Tensor};
+
+use super::tensors::{
+    OfKind, as_in_memory, check_embeddings, check_kind_and_device, check_per_row, check_scalar, matrix, slice,
+    slice_mut, with_contiguous_rows, with_element,
+};
+#[cfg(feature = "cuda")]
+use super::tensors::{largest, row_stride};
+use super::{CustomFunction, needs_grad, pool};
+use crate::call::{Call, Input, sealed};
+use crate::mined::Slices;
+use crate::problem::Problem;
+#[cfg(feature = "cuda")]
+use crate::problem::Sizes;
+use crate::{Error, MinedLoss, Reduction, Reference, Stats};
+
+impl<'a> Input for &'a Tensor {
+    type Labels = &'a Tensor;
+    type Step = &'a Tensor;
+}
+impl sealed::Input for &Tensor {}
+
+/// Calls on tch tensors, part of the autograd graph.
+///
+/// The embeddings are `[N, D]`, dtype f32, f16, bf16 or on the CPU f64, on the CPU or a CUDA device; the rows may be
+/// views with any strides. The labels are `[N]`, i64 or i32, on the same device. On CUDA nothing waits for the device.
+impl<L: MinedLoss> Call<'_, L, &Tensor> {
+    /// The loss: a scalar, or `[N]` for `Reduction::None`; f64 for f64 embeddings and f32 for all others. It is part of
+    /// the graph of the embeddings and, if they require a gradient, of the reference embeddings.
+    ///
+    /// # Panics
+    /// If [`f_forward`](Self::f_forward) returns an error, with its text.
+    ///
+    /// ```
+    /// use tch::{Device, Kind, Tensor};
+    /// use tercet::{BatchSemiHardTripletLoss, Own, Reference};
+    ///
+    /// let bank = Tensor::randn([8, 128], (Kind::Float, Device::Cpu));
+    /// let bank_labels = Tensor::from_slice(&[0i64, 0, 1, 1, 2, 2, 3, 3]);
+    /// let embeddings = Tensor::randn([2, 128], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    /// let labels = Tensor::from_slice(&[0i64, 3]);
+    /// let reference = Reference { embeddings: &bank, labels: &bank_labels, own: Own::None };
+    /// let loss = BatchSemiHardTripletLoss::default().on(&embeddings, &labels).against(&reference).forward();
+    /// loss.backward();
+    /// assert_eq!(embeddings.grad().size(), [2, 128]);
+    /// ```
+    pub fn forward(self) -> Tensor {
+        self.f_forward().unwrap_or_else(|error| panic!("{}: {error}", L::NAME))
+    }
+
+    /// The loss as [`forward`](Self::forward) gives it, or an error.
+    ///
+    /// # Errors
+    /// If shapes, dtypes or devices of the tensors do not match or are not supported, the batch or the reference set is
+    /// empty or too large, an option is out of range, a step is not one i64 on the embeddings' device, or memory runs
+    /// out.
+    pub fn f_forward(self) -> Result<Tensor, Error> {
+        Ok(self.run()?.0)
+    }
+
+    /// The loss as [`forward`](Self::forward) gives it, and statistics of the batch; each loss documents what it
+    /// counts.
+    ///
+    /// # Panics
+    /// If [`f_forward_with_stats`](Self::f_forward_with_stats) returns an error, with its text.
+    pub fn forward_with_stats(self) -> WithStats {
+        self.f_forward_with_stats().unwrap_or_else(|error| panic!("{}: {error}", L::NAME))
+    }
+
+    /// The loss and statistics as [`forward_with_stats`](Self::forward_with_stats) gives them, or an error.
+    ///
+    /// # Errors
+    /// Those of [`f_forward`](Self::f_forward).
+    pub fn f_forward_with_stats(self) -> Result<WithStats, Error> {
+        let (loss, counted) = self.run()?;
+        Ok(WithStats { loss, stats: counted.read()? })
+    }
+
+    /// Checks the arguments and runs the loss on their device.
+    fn run(self) -> Result<(Tensor, Counted), Error> {
+        let arguments = Arguments::new(&self)?;
+        match self.embeddings.device() {
+            Device::Cpu => with_element!(self.embeddings.kind(), T => on_cpu::<L, T>(&self.loss_fn, &arguments)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => {
+                let problem = self.loss_fn.problem(&arguments.sizes())?;
+                match self.embeddings.kind() {
+                    Kind::Half => on_cuda::<L, half::f16>(problem, ordinal, &arguments),
+                    Kind::BFloat16 => on_cuda::<L, half::bf16>(problem, ordinal, &arguments),
+                    _ => on_cuda::<L, f32>(problem, ordinal, &arguments),
+                }
+            }
+            device => unreachable!("checked: {device:?}"),
+        }
+    }
+}
+
+/// A loss, and statistics of the batch.
+#[derive(Debug)]
+pub struct WithStats {
+    /// The loss, as `forward` returns it.
+    pub loss: Tensor,
+    /// The statistics, scalars on the loss's device: only reading one waits for the device.
+    pub stats: TensorStats,
+}
+
+/// [`Stats`] as scalar tensors.
+#[derive(Debug)]
+pub struct TensorStats {
+    /// How many pairs, triplets or anchors the loss is taken over: i64.
+    pub valid: Tensor,
+    /// How many of the valid pairs, triplets or anchors have a loss above 0: i64.
+    pub active: Tensor,
+    /// The mean distance between anchors and positives: f64.
+    pub mean_positive_distance: Tensor,
+    /// The mean distance between anchors and negatives: f64.
+    pub mean_negative_distance: Tensor,
+}
+
+/// Statistics not yet made into tensors, which takes kernels on a device.
+enum Counted {
+    OnHost(Stats),
+    /// A tensor of five f64, as [`Output::stats`](crate::cuda::arguments::Output::stats) says.
+    #[cfg(feature = "cuda")]
+    OnDevice(Tensor),
+}
+
+impl Counted {
+    fn read(self) -> Result<TensorStats, Error> {
+        match self {
+            Self::OnHost(stats) => Ok(TensorStats {
+                valid: Tensor::from(stats.valid as i64),
+                active: Tensor::from(stats.active as i64),
+                mean_positive_distance: Tensor::from(stats.mean_positive_distance),
+                mean_negative_distance: Tensor::from(stats.mean_negative_distance),
+            }),
+            #[cfg(feature = "cuda")]
+            Self::OnDevice(sums) => {
+                let count = |i: i64| sums.f_get(i)?.f_to_kind(Kind::Int64);
+                let divisor = sums.f_get(0)?.f_clamp_min(1.0)?;
+                let mean = |i: i64| sums.f_get(i)?.f_div(&divisor);
+                Ok(TensorStats {
+                    valid: count(0)?,
+                    active: count(1)?,
+                    mean_positive_distance: mean(2)?,
+                    mean_negative_distance: mean(3)?,
+                })
+            }
+        }
+    }
+}
+
+/// The tensors of a call, checked and in readable form: contiguous rows; labels, indices and the step as contiguous
+/// i64.
+struct Arguments<'a> {
+    embeddings: &'a Tensor,
+    rows: Tensor,
+    labels: Tensor,
+    reference_embeddings: Option<&'a Tensor>,
+    reference: Option<Reference<Tensor, Tensor>>,
+    step: Option<Tensor>,
+}
+
+impl<'a> Arguments<'a> {
+    fn new<L>(call: &Call<'_, L, &'a Tensor>) -> Result<Self, Error> {
+        let embeddings = call.embeddings;
+        check_embeddings("embeddings", embeddings)?;
+        if embeddings.device() != Device::Cpu {
+            if cfg!(not(feature = "cuda")) {
+                let expected = "a CPU tensor (built without the cuda feature)";
+                return Err(Error::argument("embeddings", expected, "a CUDA tensor"));
+            }
+            if embeddings.kind() == Kind::Double {
+                return Err(Error::argument("embeddings", "dtype f32, f16 or bf16 on a CUDA device", "Double"));
+            }
+        }
+        let labels = integers("labels", call.labels, "embeddings", embeddings)?;
+        let reference = call.reference.map(|reference| {
+            let of = reference.embeddings;
+            check_embeddings("reference.embeddings", of)?;
+            check_kind_and_device("reference.embeddings", of, "embeddings", embeddings)?;
+            reference.try_map(
+                |rows| with_contiguous_rows(rows),
+                |argument, numbers| match argument {
+                    "reference.own" => integers(argument, numbers, "embeddings", embeddings),
+                    _ => integers(argument, numbers, "reference.embeddings", of),
+                },
+            )
+        });
+        let step = call.step.map(|step| integer("step", step, "embeddings", embeddings)).transpose()?;
+        let rows = with_contiguous_rows(embeddings)?;
+        let reference_embeddings = call.reference.map(|reference| reference.embeddings);
+        Ok(Self { embeddings, rows, labels, reference_embeddings, reference: reference.transpose()?, step })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn sizes(&self) -> Sizes {
+        let shape = |rows: &Tensor| [0, 1].map(|axis| rows.size()[axis] as usize);
+        Sizes {
+            embeddings: shape(&self.rows),
+            labels: self.labels.numel(),
+            reference: self.reference.as_ref().map(|reference| reference.map(shape, |numbers| numbers.numel())),
+            largest: largest(self.rows.kind()),
+        }
+    }
+
+    /// The tensors that gradients are with respect to.
+    fn sources(&self) -> Vec<&'a Tensor> {
+        std::iter::once(self.embeddings).chain(self.reference_embeddings).collect()
+    }
+
+    fn with_grad(&self) -> [bool; 2] {
+        [needs_grad(self.embeddings), self.reference_embeddings.is_some_and(needs_grad)]
+    }
+}
+
+/// Runs a call on the memory of CPU tensors.
+fn on_cpu<L: MinedLoss, T: OfKind>(loss_fn: &L, arguments: &Arguments<'_>) -> Result<(Tensor, Counted), Error>
+where
+    T::Scalar: OfKind,
+{
+    let reference = arguments.reference.as_ref();
+    let reference = reference.map(|set| set.try_map(matrix::<T>, |_, numbers| Ok::<_, Error>(labels_of(numbers))));
+    let reference = reference.transpose()?;
+    let step = arguments.step.as_ref().map(|step| step.f_int64_value(&[])).transpose()?;
+    let (embeddings, labels) = (matrix::<T>(&arguments.rows)?, labels_of(&arguments.labels));
+    let slices = Slices { embeddings, labels, reference: reference.as_ref() };
+    let problem = Problem { step: step.unwrap_or(0), ..loss_fn.problem(&slices.sizes())? };
+
+    let with_grad = arguments.with_grad();
+    let found = L::find(&problem, &slices, with_grad);
+    let per_row = problem.options.reduction == Reduction::None;
+    let mut output = empty_output(per_row, arguments.embeddings)?;
+    match per_row {
+        true => slice_mut::<T::Scalar>(&mut output).copy_from_slice(L::losses(&found)),
+        false => slice_mut::<T::Scalar>(&mut output)[0] = L::loss(&problem, &found),
+    }
+    let counted = Counted::OnHost(L::stats(&found));
+    if with_grad == [false; 2] {
+        return Ok((output, counted));
+    }
+    let sources = arguments.sources();
+    let sizes: Vec<Vec<i64>> = sources.iter().map(|source| source.size()).collect();
+    let loss = CustomFunction::new(L::NAME).inputs(&sources).attach(&output, move |ctx| {
+        let upstream = as_in_memory(ctx.upstream())?.f_contiguous()?;
+        let mut grads = Vec::with_capacity(sizes.len());
+        for (which, size) in sizes.iter().enumerate() {
+            grads.push(if with_grad[which] && ctx.needs(which) { Some(pool::empty(size, T::KIND)?) } else { None });
+        }
+        let mut slices = grads.iter_mut().map(|grad| grad.as_mut().map(slice_mut::<T>));
+        let slices = [slices.next().flatten(), slices.next().flatten()];
+        L::gradients(&problem, &found, Some(slice::<T::Scalar>(&upstream)), slices);
+        Ok(grads)
+    })?;
+    Ok((loss, counted))
+}
+
+#[cfg(feature = "cuda")]
+fn on_cuda<L: MinedLoss, T: OfKind>(
+    problem: Problem<L::Extra>,
+    ordinal: usize,
+    arguments: &Arguments<'_>,
+) -> Result<(Tensor, Counted), Error> {
+    use crate::cuda::arguments::{Inputs, Output, ReferenceInput};
+    use crate::torch::launcher::{TorchLauncher, address};
+
+    let with_grad = arguments.with_grad();
+    let per_row = problem.options.reduction == Reduction::None;
+    let output = empty_output(per_row, arguments.embeddings)?;
+    let sums = Tensor::f_empty([crate::constants::STATS as i64], (Kind::Double, output.device()))?;
+    let to = Output {
+        losses: if per_row { address(&output) } else { 0 },
+        loss: if per_row { 0 } else { address(&output) },
+        stats: address(&sums),
+        ..Output::default()
+    };
+    let inputs = Inputs {
+        anchors: input(&arguments.rows, Some(&arguments.labels)),
+        reference: arguments.reference.as_ref().map(|reference| ReferenceInput {
+            rows: input(&reference.embeddings, Some(&reference.labels)),
+            count: reference.labels.numel(),
+            own: reference.own.map(address),
+        }),
+        step: arguments.step.as_ref().map_or(0, address),
+    };
+    let launcher = TorchLauncher::current(ordinal)?;
+    // SAFETY: checked tensors on this device, of the problem's sizes; outputs are contiguous tensors of this function's
+    // making. PyTorch's allocator keeps memory for this stream's work until the stream has done it.
+    let kept = unsafe { L::forward::<T, _>(&launcher, &problem, &inputs, &to, with_grad)? };
+    let counted = Counted::OnDevice(sums.shallow_clone());
+    if with_grad == [false; 2] {
+        return Ok((output, counted));
+    }
+    let sources = arguments.sources();
+    let options = (arguments.rows.kind(), arguments.rows.device());
+    let sizes: Vec<Vec<i64>> = sources.iter().map(|source| source.size()).collect();
+    let saved = if L::READS_AGAIN_ON_DEVICE { &sources[..] } else { &[] };
+    // `sums` holds the factor of the mean, so it must live as long as what the forward pass kept.
+    let kept = (kept, sums);
+    let loss = CustomFunction::new(L::NAME).inputs(&sources).saved(saved).attach(&output, move |ctx| {
+        let (kept, _sums) = &kept;
+        let rows = ctx.all_saved().iter().map(with_contiguous_rows).collect::<Result<Vec<_>, _>>()?;
+        let upstream = as_in_memory(ctx.upstream())?.f_contiguous()?;
+        let mut grads = Vec::with_capacity(sizes.len());
+        for (which, size) in sizes.iter().enumerate() {
+            let wanted = with_grad[which] && ctx.needs(which);
+            grads.push(if wanted { Some(Tensor::f_empty(size, options)?) } else { None });
+        }
+        let moved = |which: usize| rows.get(which).map_or(NOWHERE, |rows| input(rows, None));
+        let reference = inputs.reference.map(|reference| ReferenceInput { rows: moved(1), ..reference });
+        let inputs = Inputs { anchors: moved(0), reference, step: 0 };
+        let to = [0, 1].map(|which| grads.get(which).and_then(Option::as_ref).map_or(0, address));
+        let launcher = TorchLauncher::current(ordinal)?;
+        // SAFETY: gradients and upstream are contiguous tensors on this device, of the problem's sizes; a loss that
+        // reads the embeddings again finds them unchanged (`saved`), and `kept` was made of them. PyTorch's allocator
+        // keeps memory for this stream's work until the stream has done it.
+        unsafe { L::backward::<T, _>(&launcher, &problem, kept, &inputs, address(&upstream), to)? };
+        Ok(grads)
+    })?;
+    Ok((loss, counted))
+}
+
+/// The addresses of rows, and of labels if there are any, as kernels take them. The tensors must outlive the launches.
+#[cfg(feature = "cuda")]
+pub(crate) fn input(rows: &Tensor, labels: Option<&Tensor>) -> crate::cuda::arguments::Input {
+    use crate::torch::launcher::address;
+    crate::cuda::arguments::Input { x: address(rows), stride: row_stride(rows), labels: labels.map_or(0, address) }
+}
+
+/// Stands for rows that the backward pass does not read.
+#[cfg(feature = "cuda")]
+const NOWHERE: crate::cuda::arguments::Input = crate::cuda::arguments::Input { x: 0, stride: 0, labels: 0 };
+
+/// Checks that a tensor has one integer for each row of `model`, and returns it as contiguous i64.
+pub(crate) fn integers(
+    argument: &'static str,
+    tensor: &Tensor,
+    other: &'static str,
+    model: &Tensor,
+) -> Result<Tensor, Error> {
+    let takes = ("i64 or i32", (|kind| matches!(kind, Kind::Int64 | Kind::Int)) as fn(Kind) -> bool);
+    check_per_row(argument, tensor, takes, other, model)?;
+    Ok(as_in_memory(tensor)?.f_to_kind(Kind::Int64)?.f_contiguous()?)
+}
+
+/// Checks that a tensor is one i64 on the device of `model`, and returns it contiguous.
+fn integer(argument: &'static str, tensor: &Tensor, other: &'static str, model: &Tensor) -> Result<Tensor, Error> {
+    check_scalar(argument, tensor, Kind::Int64, other, model)?;
+    Ok(as_in_memory(tensor)?.f_contiguous()?)
+}
+
+/// The memory of a contiguous CPU tensor of i64.
+fn labels_of(labels: &Tensor) -> &[i64] {
+    assert_eq!((labels.kind(), labels.device(), labels.is_contiguous()), (Kind::Int64, Device::Cpu, true));
+    match labels.numel() {
+        0 => &[],
+        // SAFETY: the tensor is contiguous i64 on the CPU (asserted), so libtorch keeps `numel` of them there while it
+        // lives; the slice borrows the tensor, and nothing writes to it during a call.
+        len => unsafe { std::slice::from_raw_parts(labels.data_ptr().cast::<i64>().cast_const(), len) },
+    }
+}
+
+/// An uninitialised tensor for the loss of embeddings like these: a scalar, or with `per_row` one number a row.
+pub(crate) fn empty_output(per_row: bool, like: &Tensor) -> Result<Tensor, Error> {
+    let kind = if like.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let shape: &[i64] = if per_row { &like.size()[..1] } else { &[] };
+    Ok(Tensor::f_empty(shape, (kind, like.device()))?)
+}
