@@ -7,16 +7,16 @@ mod reference_set;
 mod rounds;
 mod thresholds;
 
-use super::Problem;
 use crate::cpu::blocks;
 use crate::cpu::comparison::Comparison;
 use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Scalar, Stats};
+use count::Sums;
 use rounds::Rounds;
-use thresholds::Thresholds;
+use thresholds::{TASK_ROWS, Thresholds};
 
-/// Rows of one task that needs no tiles.
-const TASK_ROWS: usize = 32;
+/// The options and sizes of one call.
+pub(crate) type Problem = crate::problem::Problem<()>;
 
 /// The loss of a batch, not yet divided, its statistics and its gradients.
 pub struct Found<A> {
@@ -79,16 +79,6 @@ impl ScalarFn for Run {
     type Of<A: Scalar> = fn(&Problem, &Comparison<A>, [bool; 2]) -> Found<A>;
 }
 static RUN: ByScalar<Run> = ByScalar { f32: run, f64: run };
-
-/// What a sweep over all tiles counts and adds up.
-struct Sums {
-    /// c_ap of each pair, in the order of [`Thresholds`].
-    counts: Vec<u32>,
-    /// `Σ_an c_an d_an`, in parts.
-    active_distances: Vec<f64>,
-    /// `Σ d_an` over all triplets, in parts.
-    distances: Vec<f64>,
-}
 
 fn run<A: Scalar>(problem: &Problem, comparison: &Comparison<A>, with_grad: [bool; 2]) -> Found<A> {
     let rows = comparison.anchors.rows;

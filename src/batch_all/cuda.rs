@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{BatchAllTripletLoss, Problem};
+use super::BatchAllTripletLoss;
+use super::cpu::Problem;
 use crate::constants::{BATCH_ALL_SHARED, COMPARED, STATS};
 use crate::cuda::arguments::{Inputs, Output};
 use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};

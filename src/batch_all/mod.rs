@@ -14,7 +14,7 @@ pub(crate) mod cpu;
 pub(crate) mod cuda;
 pub mod oracle;
 
-use cpu::Found;
+use cpu::{Found, Problem};
 
 /// Every triplet of the batch, without a list of triplets.
 ///
@@ -121,9 +121,6 @@ impl BatchAllTripletLoss {
         self.on(embeddings, labels).f_forward()
     }
 }
-
-/// The options and sizes of one call.
-pub(crate) type Problem = crate::problem::Problem<()>;
 
 impl Loss for BatchAllTripletLoss {
     const NAME: &'static str = "BatchAllTripletLoss";

@@ -2,79 +2,20 @@
 //! depends on its distance alone, so the gradient is another sweep, for which only the rows and the hardest pairs are
 //! kept.
 
+pub(crate) mod found;
 mod gradient;
 mod hardest;
 
 use pulp::{Simd, WithSimd};
 
-use super::{Negatives, Problem};
+use super::options::{Negatives, Problem};
 use crate::cpu::blocks;
-use crate::cpu::comparison::Comparison;
+use crate::cpu::comparison::{Comparison, around_class};
 use crate::cpu::distance_matrix::{DistanceMatrix, TASK_ROWS};
 use crate::cpu::simd::V;
 use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Reduction, Scalar, Stats};
-use hardest::Pair;
-
-/// The pairs and losses of a batch, and what its gradients are computed from.
-pub struct Found<A> {
-    comparison: Comparison<A>,
-    /// With `Negatives::Hardest` the selected pairs of different classes, in the order of their anchors; else empty.
-    hardest: Vec<Pair<A>>,
-    /// The loss of each anchor, in the order given.
-    pub(crate) losses: Vec<A>,
-    /// The sum of all pairs' losses.
-    sum: f64,
-    pub(crate) stats: Stats,
-}
-
-/// The selected pairs of different classes, by anchor and then by negative; both orders of each pair if the batch is
-/// its own reference set. Empty if any row holds NaN or infinity.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Selection<A> {
-    /// The index of each pair's anchor.
-    pub anchor: Vec<u32>,
-    /// The index of each pair's other row: in the reference set, if there is one.
-    pub negative: Vec<u32>,
-    /// The distance of each pair, from the difference of its rows.
-    pub distances: Vec<A>,
-}
-
-impl<A: Scalar> Found<A> {
-    /// The reduced loss.
-    pub(crate) fn loss(&self, problem: &Problem) -> A {
-        A::from_f64(self.sum / problem.divisor(&self.stats))
-    }
-
-    pub(crate) fn selection(&self, problem: &Problem) -> Selection<A> {
-        let comparison = &self.comparison;
-        let mut pairs: Vec<(u32, u32, A)> = Vec::new();
-        match problem.options.extra {
-            _ if comparison.poisoned() => {}
-            Negatives::All => {
-                for i in 0..problem.rows {
-                    let class = comparison.class(i);
-                    let others = (0..class.start).chain(class.end..comparison.others().rows);
-                    pairs.extend(
-                        others.map(|j| (comparison.classes.order[i], comparison.given(j), comparison.direct(i, j))),
-                    );
-                }
-            }
-            Negatives::Hardest => {
-                pairs.extend(self.hardest.iter().map(|pair| (pair.anchor, pair.other, pair.compared)));
-                if comparison.is_itself() {
-                    pairs.extend(self.hardest.iter().map(|pair| (pair.other, pair.anchor, pair.compared)));
-                }
-            }
-        }
-        pairs.sort_unstable_by_key(|&(anchor, negative, _)| (anchor, negative));
-        Selection {
-            anchor: pairs.iter().map(|pair| pair.0).collect(),
-            negative: pairs.iter().map(|pair| pair.1).collect(),
-            distances: pairs.iter().map(|pair| comparison.anchors.distance(pair.2)).collect(),
-        }
-    }
-}
+use found::Found;
 
 /// Selects the pairs of a batch, and sums up their losses.
 pub(crate) fn find<A: Scalar>(problem: &Problem, comparison: Comparison<A>) -> Found<A> {
@@ -206,7 +147,7 @@ fn add_positives<A: Scalar>(comparison: &Comparison<A>, sums: &mut [Sums]) {
 fn sweep_negatives<A: Scalar>(comparison: &Comparison<A>, margin: A, sums: &mut [Sums]) {
     let root = comparison.anchors.is_root();
     let visit = |sums: &mut &mut [Sums], i: usize, columns: std::ops::Range<usize>, compared: &mut [A]| {
-        let (before, after) = against_class(&comparison.class(i), &columns);
+        let (before, after) = around_class(&comparison.class(i), &columns);
         let sums = &mut sums[i % TASK_ROWS];
         for run in [&compared[..before], &compared[after..]] {
             let [squares, distances, active] = pulp::Arch::new().dispatch(Run { compared: run, margin, root });
@@ -218,12 +159,6 @@ fn sweep_negatives<A: Scalar>(comparison: &Comparison<A>, margin: A, sums: &mut 
         }
     };
     DistanceMatrix::new(&comparison.anchors, comparison.others()).sweep(sums.chunks_mut(TASK_ROWS).collect(), visit);
-}
-
-/// How many of a run of `columns` lie before `class`, and the position in the run of the first one behind it.
-fn against_class(class: &std::ops::Range<usize>, columns: &std::ops::Range<usize>) -> (usize, usize) {
-    let within = |at: usize| at.clamp(columns.start, columns.end) - columns.start;
-    (within(class.start), within(class.end))
 }
 
 /// Computes `Σ max(m - d, 0)²`, `Σ d`, and how many d are below m, over distances d and the margin m.

@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{BatchContrastiveLoss, Negatives, Problem};
+use super::BatchContrastiveLoss;
+use super::options::{Negatives, Problem};
 use crate::constants::{
     BATCH_CONTRASTIVE_SHARED, DIGITS, PHASE_PUSH as PUSH, PHASE_SUMS as SUMS, STATS, SUMS_OF_ROW, TOTALS,
 };

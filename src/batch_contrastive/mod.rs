@@ -14,10 +14,13 @@ use crate::{Distance, Element, MeanOver, Precision, Reduction, Scalar, Stats};
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+mod options;
 pub mod oracle;
 
-use cpu::Found;
-pub use cpu::Selection;
+use cpu::found::Found;
+pub use cpu::found::Selection;
+pub use options::Negatives;
+use options::Problem;
 
 /// Pulls the rows of a class together, and pushes those of different classes `margin` apart.
 ///
@@ -78,16 +81,6 @@ pub struct BatchContrastiveLoss {
     pub precision: Precision,
 }
 
-/// Which pairs of different classes are selected; see [`BatchContrastiveLoss`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Negatives {
-    /// All pairs of different classes.
-    #[default]
-    All,
-    /// The pairs of different classes with the smallest distances, as many as there are pairs of one class.
-    Hardest,
-}
-
 impl Default for BatchContrastiveLoss {
     fn default() -> Self {
         Self {
@@ -138,9 +131,6 @@ impl BatchContrastiveLoss {
         self.on(embeddings, labels).f_forward()
     }
 }
-
-/// The options and sizes of one call; `extra` is which pairs of different classes are selected.
-pub(crate) type Problem = crate::problem::Problem<Negatives>;
 
 impl Loss for BatchContrastiveLoss {
     const NAME: &'static str = "BatchContrastiveLoss";

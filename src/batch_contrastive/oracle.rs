@@ -1,6 +1,7 @@
 //! The oracle of this loss: f64, one obvious loop after another. Every backend is compared with it.
 
-use super::{BatchContrastiveLoss, Negatives};
+use super::BatchContrastiveLoss;
+use super::options::Negatives;
 use crate::mined::{Loss, Slices};
 use crate::oracle::Anchors;
 pub use crate::oracle::ReferenceSet;

@@ -1,12 +1,14 @@
 //! The fused CPU version: positives by difference, negatives by tiles of products, the gradient from the chosen pairs.
 
-use super::Problem;
 use crate::cpu::blocks;
 use crate::cpu::comparison::{Comparison, NONE};
 use crate::cpu::nearest::{Picked, nearest_negatives};
 use crate::cpu::pulls::{self, Pull};
 use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Reduction, Scalar, Stats};
+
+/// The options and sizes of one call; `extra` is [`soft_margin`](super::BatchHardTripletLoss::soft_margin).
+pub(crate) type Problem = crate::problem::Problem<bool>;
 
 /// Rows of one task.
 const TASK_ROWS: usize = 32;

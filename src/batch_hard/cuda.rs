@@ -2,7 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{BatchHardTripletLoss, Problem};
+use super::BatchHardTripletLoss;
+use super::cpu::Problem;
 use crate::constants::{BATCH_HARD_AT_ONCE as AT_ONCE, BATCH_HARD_RESIDENT as RESIDENT, STATS};
 use crate::cuda::arguments::{Inputs, Output};
 use crate::cuda::batch::{self, Layout, PreparedSides, Sides, count_of};

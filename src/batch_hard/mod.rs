@@ -16,6 +16,7 @@ pub(crate) mod cpu;
 pub(crate) mod cuda;
 pub mod oracle;
 
+use cpu::Problem;
 pub use cpu::Selection;
 
 /// For each anchor the farthest positive and the nearest negative of the batch, found and pushed apart in one call.
@@ -121,9 +122,6 @@ impl BatchHardTripletLoss {
         self.on(embeddings, labels).f_forward()
     }
 }
-
-/// The options and sizes of one call; `extra` is [`soft_margin`](BatchHardTripletLoss::soft_margin).
-pub(crate) type Problem = crate::problem::Problem<bool>;
 
 impl Loss for BatchHardTripletLoss {
     const NAME: &'static str = "BatchHardTripletLoss";

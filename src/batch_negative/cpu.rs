@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::{Negative, Pairs, Problem};
+use super::options::{Negative, Pairs, Problem};
 use crate::cpu::comparison::{Comparison, NONE};
 use crate::cpu::distance_matrix::DistanceMatrix;
 use crate::cpu::nearest::nearest_negatives;

@@ -1,6 +1,7 @@
 //! How kernels/batch_negative.cu chooses negatives; `cuda/triplets.rs` launches it.
 
-use super::{BatchNegativeTripletLoss, Negative, Pairs};
+use super::BatchNegativeTripletLoss;
+use super::options::{self, Negative, Pairs};
 use crate::cuda::triplets::{Choice, Chooses, Draw};
 
 const STEM: &str = "batch_negative";
@@ -8,7 +9,7 @@ const HARDEST: &str = "batch_negative_hardest";
 const DRAWN: &str = "batch_negative_drawn";
 
 impl Chooses for BatchNegativeTripletLoss {
-    fn choice(extra: &super::Choice) -> Choice {
+    fn choice(extra: &options::Choice) -> Choice {
         let draw = |beyond| Some(Draw { seed: extra.seed, beyond });
         let (kernels, draw) = match extra.negative {
             Negative::Hardest => (HARDEST, None),

@@ -14,9 +14,12 @@ use crate::{Distance, Element, Error, MeanOver, Own, Precision, Reduction, Scala
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+mod options;
 pub mod oracle;
 
 pub use crate::cpu::triplets::Triplets;
+use options::{Choice, Problem};
+pub use options::{Negative, Pairs};
 
 /// One negative for each pair of anchor and positive: the hardest, or one at random.
 ///
@@ -85,29 +88,6 @@ pub struct BatchNegativeTripletLoss {
     pub precision: Precision,
 }
 
-/// Which negative a pair of anchor and positive gets; see [`BatchNegativeTripletLoss`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Negative {
-    /// The nearest negative, if the loss with it is above 0.
-    Hardest,
-    /// A random one of the negatives with which the loss is above 0.
-    Random,
-    /// A random one of the negatives that are farther than the positive, by less than the margin.
-    #[default]
-    SemiHard,
-}
-
-/// Which pairs of anchor and positive are taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Pairs {
-    /// `(a, p)` and `(p, a)`: each row of a pair is an anchor.
-    #[default]
-    Ordered,
-    /// Only `(a, p)` with `a < p`. Against a reference set only those whose anchor's own row comes before the positive:
-    /// an anchor that is not in the reference set has no pairs, and [`Own::None`] is an error.
-    Once,
-}
-
 impl Default for BatchNegativeTripletLoss {
     fn default() -> Self {
         Self {
@@ -160,17 +140,6 @@ impl BatchNegativeTripletLoss {
         self.on(embeddings, labels).f_forward()
     }
 }
-
-/// The options that [`BatchNegativeTripletLoss`] alone has.
-#[derive(Clone, Copy, Debug)]
-pub struct Choice {
-    pub negative: Negative,
-    pub pairs: Pairs,
-    pub seed: u64,
-}
-
-/// The options and sizes of one call.
-pub(crate) type Problem = crate::problem::Problem<Choice>;
 
 impl ChoosesNegatives for BatchNegativeTripletLoss {
     const NAME: &'static str = "BatchNegativeTripletLoss";

@@ -1,6 +1,7 @@
 //! The oracle of this loss: f64, one obvious loop after another. Every backend is compared with it.
 
-use super::{BatchNegativeTripletLoss, Negative, Pairs};
+use super::BatchNegativeTripletLoss;
+use super::options::{Negative, Pairs};
 use crate::mined::{Loss, Slices};
 pub use crate::oracle::ReferenceSet;
 use crate::oracle::{Anchors, hinge};

@@ -4,12 +4,14 @@
 
 use std::ops::Range;
 
-use super::Problem;
 use crate::Scalar;
 use crate::cpu::comparison::{Comparison, NONE};
 use crate::cpu::distance_matrix::{DistanceMatrix, TASK_ROWS};
 use crate::cpu::triplets::{ChosenTriplets, ClassPairs, hinge, poisoned};
 use crate::element::{ByScalar, ScalarFn};
+
+/// The options and sizes of one call.
+pub(crate) type Problem = crate::problem::Problem<()>;
 
 /// Chooses the triplets of a batch, and computes their losses.
 pub(crate) fn select<A: Scalar>(problem: &Problem, comparison: &Comparison<A>) -> ChosenTriplets<A> {

@@ -19,6 +19,7 @@ pub(crate) mod cuda;
 pub mod oracle;
 
 pub use crate::cpu::triplets::Triplets;
+use cpu::Problem;
 
 /// For each pair of anchor and positive the nearest negative that is farther than the positive.
 ///
@@ -123,9 +124,6 @@ impl BatchSemiHardTripletLoss {
         self.on(embeddings, labels).f_forward()
     }
 }
-
-/// The options and sizes of one call.
-pub(crate) type Problem = crate::problem::Problem<()>;
 
 impl ChoosesNegatives for BatchSemiHardTripletLoss {
     const NAME: &'static str = "BatchSemiHardTripletLoss";

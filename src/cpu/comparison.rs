@@ -127,3 +127,9 @@ impl<A: Scalar> Comparison<A> {
         self.other_classes().order[row]
     }
 }
+
+/// How many of a run of `columns` lie before `class`, and the position in the run of the first one behind it.
+pub fn around_class(class: &std::ops::Range<usize>, columns: &std::ops::Range<usize>) -> (usize, usize) {
+    let within = |at: usize| at.clamp(columns.start, columns.end) - columns.start;
+    (within(class.start), within(class.end))
+}

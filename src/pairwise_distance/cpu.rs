@@ -2,11 +2,34 @@
 
 use std::ops::Range;
 
-use super::PairwiseProblem;
 use crate::cpu::batch::Batch;
 use crate::cpu::distance_matrix::{DistanceMatrix, TASK_ROWS, TILE_COLUMNS};
 use crate::element::{ByScalar, ScalarFn};
-use crate::{Element, Matrix, Scalar};
+use crate::matrix::check_len;
+use crate::{Distance, Element, Error, Matrix, Precision, Scalar};
+
+/// The options and shape of one call of [`PairwiseDistance`](super::PairwiseDistance), checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PairwiseProblem {
+    /// Of each matrix.
+    pub rows: [usize; 2],
+    pub dim: usize,
+    pub distance: Distance,
+    pub normalize: bool,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU knows one precision"))]
+    pub precision: Precision,
+}
+
+impl PairwiseProblem {
+    pub fn check_grads(&self, lens: [Option<usize>; 2]) -> Result<(), Error> {
+        for ((argument, len), rows) in ["grads[0]", "grads[1]"].into_iter().zip(lens).zip(self.rows) {
+            if let Some(len) = len {
+                check_len(argument, len, rows * self.dim)?;
+            }
+        }
+        Ok(())
+    }
+}
 
 /// The distances between all rows of both matrices.
 pub(crate) fn distances<T: Element>(problem: &PairwiseProblem, matrices: [&Matrix<'_, T>; 2], to: &mut [T::Scalar]) {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop};
 
-use super::{PairwiseDistance, PairwiseProblem};
+use super::PairwiseDistance;
+use super::cpu::PairwiseProblem;
 use crate::Distance;
 use crate::constants::{PUSH_SHARED, TILE};
 use crate::cuda::arguments::Input;

@@ -11,6 +11,8 @@ pub mod oracle;
 #[cfg(feature = "torch")]
 mod torch;
 
+use cpu::PairwiseProblem;
+
 /// The matrix of distances between each row of one matrix and each row of another, with gradients.
 ///
 /// ```text
@@ -44,29 +46,6 @@ pub struct PairwiseDistance {
     pub normalize: bool,
     /// How exactly a CUDA device multiplies rows; see [`Precision`].
     pub precision: Precision,
-}
-
-/// The options and shape of one call of [`PairwiseDistance`], checked.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct PairwiseProblem {
-    /// Of each matrix.
-    pub rows: [usize; 2],
-    pub dim: usize,
-    pub distance: Distance,
-    pub normalize: bool,
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU knows one precision"))]
-    pub precision: Precision,
-}
-
-impl PairwiseProblem {
-    fn check_grads(&self, lens: [Option<usize>; 2]) -> Result<(), Error> {
-        for ((argument, len), rows) in ["grads[0]", "grads[1]"].into_iter().zip(lens).zip(self.rows) {
-            if let Some(len) = len {
-                check_len(argument, len, rows * self.dim)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl PairwiseDistance {

@@ -2,7 +2,8 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{PairwiseDistance, PairwiseProblem, cpu};
+use super::PairwiseDistance;
+use super::cpu::{self, PairwiseProblem};
 use crate::Error;
 use crate::torch::tensors::{
     OfKind, as_in_memory, check_embeddings, matrix, slice, slice_mut, with_contiguous_rows, with_element,

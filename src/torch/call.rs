@@ -2,13 +2,14 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::autograd::{CustomFunction, needs_grad};
+use super::pool;
 use super::tensors::{
     OfKind, as_in_memory, check_embeddings, check_kind_and_device, check_per_row, check_scalar, matrix, slice,
     slice_mut, with_contiguous_rows, with_element,
 };
 #[cfg(feature = "cuda")]
 use super::tensors::{largest, row_stride};
-use super::{CustomFunction, needs_grad, pool};
 use crate::call::{Call, Input, sealed};
 use crate::mined::Slices;
 use crate::problem::Problem;

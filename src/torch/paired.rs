@@ -7,11 +7,12 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::autograd::{Backward, CustomFunction, needs_grad};
 use super::call::empty_output;
+use super::pool;
 use super::tensors::{
     OfKind, as_in_memory, check_embeddings, check_like, matrix, slice, slice_mut, with_contiguous_rows, with_element,
 };
-use super::{Backward, CustomFunction, needs_grad, pool};
 use crate::cpu::paired::Pass;
 use crate::paired::PairedProblem;
 use crate::{Error, Reduction};

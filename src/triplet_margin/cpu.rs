@@ -3,12 +3,18 @@
 
 use pulp::Simd;
 
-use super::CheckedTriplets;
 use crate::cpu::distance::{Elementwise, Inverse};
 use crate::cpu::paired::{PairedLoss, Pass, Row, RowLoss, filled, inlined, run, unit, write_gradient};
 use crate::cpu::simd::V;
 use crate::element::{ByElement, ElementFn};
 use crate::{Element, Scalar, paired};
+
+/// The options and shape of one call of [`TripletMarginLoss`](super::TripletMarginLoss), checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CheckedTriplets {
+    pub(crate) paired: paired::PairedProblem,
+    pub(crate) swap: bool,
+}
 
 struct Run;
 impl ElementFn for Run {

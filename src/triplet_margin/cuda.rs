@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr};
 
-use super::{CheckedTriplets, NAMES, TripletMarginLoss};
+use super::cpu::CheckedTriplets;
+use super::{NAMES, TripletMarginLoss};
 use crate::cuda::paired::{self, PairedArgs, Wanted};
 use crate::cuda::{CudaMatrix, Launcher};
 use crate::element::largest;

@@ -13,6 +13,8 @@ pub mod oracle;
 #[cfg(feature = "torch")]
 mod torch;
 
+use cpu::CheckedTriplets;
+
 /// `relu(d(a, p) - d(a, n) + margin)` over rows of anchors `a`, positives `p` and negatives `n`.
 ///
 /// ```text
@@ -66,13 +68,6 @@ impl Default for TripletMarginLoss {
             reduction: Reduction::Mean,
         }
     }
-}
-
-/// The options and shape of one call of [`TripletMarginLoss`], checked.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CheckedTriplets {
-    pub(crate) paired: paired::PairedProblem,
-    pub(crate) swap: bool,
 }
 
 const NAMES: [&str; 3] = ["anchor", "positive", "negative"];

@@ -2,7 +2,8 @@
 
 use tch::Tensor;
 
-use super::{CheckedTriplets, NAMES, TripletMarginLoss};
+use super::cpu::CheckedTriplets;
+use super::{NAMES, TripletMarginLoss};
 use crate::cpu::paired::Pass;
 use crate::torch::paired::{OnTensors, check_inputs, forward};
 use crate::torch::tensors::{OfKind, largest};

@@ -8,6 +8,16 @@ use super::thresholds::{LARGE, Thresholds};
 use crate::Scalar;
 use crate::cpu::simd::V;
 
+/// What a sweep over all tiles counts and adds up.
+pub struct Sums {
+    /// c_ap of each pair, in the order of [`Thresholds`].
+    pub counts: Vec<u32>,
+    /// `Σ_an c_an d_an`, in parts.
+    pub active_distances: Vec<f64>,
+    /// `Σ d_an` over all triplets, in parts.
+    pub distances: Vec<f64>,
+}
+
 /// Counts the active triplets of a tile with its rows as anchors, and with its columns as well if there are
 /// [`Columns`]. The tile has `edge` numbers a row, a multiple of every register's width, MAX if not a negative.
 pub struct Count<'a, A> {

@@ -3,8 +3,7 @@
 
 use std::ops::Range;
 
-use super::Sums;
-use super::count::Count;
+use super::count::{Count, Sums};
 use super::thresholds::{LARGE, Thresholds};
 use crate::Scalar;
 use crate::cpu::blocks;

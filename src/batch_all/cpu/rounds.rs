@@ -9,9 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pulp::{Simd, WithSimd};
 
-use super::TASK_ROWS;
 use super::count::{Columns, Count, Scratch};
-use super::thresholds::Thresholds;
+use super::thresholds::{TASK_ROWS, Thresholds};
 use crate::Scalar;
 use crate::cpu::batch::{Batch, Classes, Products};
 use crate::cpu::blocks;

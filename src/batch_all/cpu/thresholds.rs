@@ -3,10 +3,12 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::TASK_ROWS;
 use crate::Scalar;
 use crate::cpu::blocks;
 use crate::cpu::comparison::Comparison;
+
+/// Rows of one task that needs no tiles.
+pub const TASK_ROWS: usize = 32;
 
 /// In classes of more rows than this an anchor's thresholds are sorted and searched instead of compared one by one.
 pub const LARGE: usize = 64;

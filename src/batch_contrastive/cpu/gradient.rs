@@ -3,10 +3,11 @@
 
 use std::ops::Range;
 
-use super::{Found, Negatives, Problem, against_class};
+use super::found::Found;
 use crate::Scalar;
+use crate::batch_contrastive::options::{Negatives, Problem};
 use crate::cpu::batch::{Batch, direct};
-use crate::cpu::comparison::Comparison;
+use crate::cpu::comparison::{Comparison, around_class};
 use crate::cpu::distance_matrix::{DistanceMatrix, TASK_ROWS};
 use crate::cpu::{blocks, pulls};
 
@@ -94,7 +95,7 @@ impl<A: Scalar> Pulled<'_, A> {
     fn by_all(&self, to: &mut [A]) {
         let alike = if self.upstream.is_some() { A::ONE } else { self.upstream(0, 0) };
         let weigh = |_: &mut (), r: usize, columns: Range<usize>, d: &mut [A], weights: &mut [A]| {
-            let (before, after) = against_class(&self.class(r), &columns);
+            let (before, after) = around_class(&self.class(r), &columns);
             let mut any = false;
             for run in [0..before, after..columns.len()] {
                 let (d, weights) = (&d[run.clone()], &mut weights[run.clone()]);

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::Scalar;
 use crate::cpu::blocks;
-use crate::cpu::comparison::Comparison;
+use crate::cpu::comparison::{Comparison, around_class};
 use crate::cpu::distance_matrix::{DistanceMatrix, TASK_ROWS};
 
 /// A pair of an anchor and another row, by given indices; in a batch by itself the lower one is the anchor.
@@ -77,7 +77,7 @@ pub fn select<A: Scalar>(comparison: &Comparison<A>, count: u64) -> Vec<Pair<A>>
         columns.end > behind && !one_class
     };
     let visit = |offered: &mut Vec<Pair<A>>, i: usize, columns: Range<usize>, compared: &mut [A]| {
-        let (before, after) = super::against_class(&comparison.class(i), &columns);
+        let (before, after) = around_class(&comparison.class(i), &columns);
         let reaches = hardest.reaches();
         let a = comparison.classes.order[i];
         for run in [if itself { 0..0 } else { 0..before }, after..compared.len()] {
