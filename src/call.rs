@@ -102,8 +102,8 @@ pub(crate) mod sealed {
 /// It is implemented by [`BatchAllTripletLoss`](crate::BatchAllTripletLoss),
 /// [`BatchContrastiveLoss`](crate::BatchContrastiveLoss), [`BatchHardTripletLoss`](crate::BatchHardTripletLoss),
 /// [`BatchNegativeTripletLoss`](crate::BatchNegativeTripletLoss) and
-/// [`BatchSemiHardTripletLoss`](crate::BatchSemiHardTripletLoss), and other crates cannot implement it. Code that is generic over the loss begins with
-/// [`Call::new`]:
+/// [`BatchSemiHardTripletLoss`](crate::BatchSemiHardTripletLoss), and other crates cannot implement it. Code that is
+/// generic over the loss begins with [`Call::new`]:
 ///
 /// ```
 /// use tercet::{BatchAllTripletLoss, BatchHardTripletLoss, Call, Error, Matrix, MinedLoss};

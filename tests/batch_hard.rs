@@ -335,6 +335,11 @@ fn wrong_arguments_are_named() {
     named(none.on(matrix, &[0, 1]).loss_and_grad(&mut [0.0; 4]), "reduction");
     named(none.on(matrix, &[0, 1]).grad(&[1.0], &mut [0.0; 4]).map(|()| 0.0), "upstream");
     named(default.on(matrix, &[0, 1]).grad(&[1.0; 2], &mut [0.0; 4]).map(|()| 0.0), "upstream");
+    let both = || default.on(matrix, &[0, 1]);
+    named(both().loss_and_grads([None, Some(&mut [0.0; 4])]), "reference_grad: expected None");
+    named(both().grads(&[1.0], [None, Some(&mut [0.0; 4])]).map(|()| 0.0), "reference_grad: expected None");
+    let set = Reference { embeddings: matrix, labels: &[0, 1][..], own: Own::None };
+    named(both().against(&set).loss_and_grads([None, Some(&mut [0.0; 3])]), "reference_grad: expected 4 numbers");
     named(default.on(matrix, &[0, 1]).grad(&[1.0], &mut [0.0; 3]).map(|()| 0.0), "grad");
     named(default.on(matrix, &[0, 1]).loss_and_grad(&mut [0.0; 5]), "grad");
     named(default.on(matrix, &[0, 1]).losses(&mut [0.0; 3]).map(|()| 0.0), "losses");

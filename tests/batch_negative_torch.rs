@@ -3,6 +3,7 @@
 #![cfg(feature = "torch")]
 
 use tch::{Device, Kind, Tensor};
+use tercet::torch::CrossBatchMemory;
 use tercet::{
     BatchNegativeTripletLoss, BatchSemiHardTripletLoss, Distance, Matrix, Negative, Own, Reduction, Reference,
 };
@@ -147,6 +148,18 @@ fn the_step_draws_as_the_slices_do_at_step_zero_and_anew_at_others() {
     let at = |step: i64| loss_fn.on(&x, &labels).step(&Tensor::from(step)).forward().double_value(&[]);
     assert_eq!(f64::from(on_slices), at(0));
     assert_eq!(at(0), loss_fn.forward(&x, &labels).double_value(&[]));
+    let slices_at =
+        |step: i64| loss_fn.on(Matrix::new(&numbers, 4).unwrap(), &label_numbers).step(step).loss().unwrap();
+    assert_eq!(f64::from(slices_at(9)), at(9));
+    // The draws of a step with a memory are those against what is in it.
+    let mut memory = CrossBatchMemory::new(64, 4, Kind::Float, Device::Cpu);
+    let step = Tensor::from(9i64);
+    let with_memory = memory.forward(loss_fn.on(&x, &labels).step(&step));
+    let own = memory.newest(32);
+    let reference = Reference { own: Own::Rows(&own), ..memory.reference() };
+    let against = loss_fn.on(&x, &labels).against(&reference);
+    assert_eq!(with_memory, against.step(&step).forward());
+    assert_ne!(with_memory, against.forward());
     assert_eq!(at(9), at(9));
     assert!(at(9) != at(0) && at(9) != at(10));
     for (step, expected) in [

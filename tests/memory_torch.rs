@@ -350,6 +350,14 @@ fn wrong_arguments_are_named() {
     assert_eq!((memory.len(), memory.position()), (4, 0), "as it was");
     assert_eq!(memory.reference().embeddings, &x);
 
+    // A memory is the reference set itself; a call that has one is refused before anything is enqueued.
+    let reference = memory.reference();
+    let reference =
+        Reference { embeddings: &reference.embeddings.copy(), labels: &reference.labels.copy(), own: Own::None };
+    let refused = text(memory.f_forward(loss.on(&x, &labels).against(&reference)).map(drop));
+    assert_eq!(refused, "reference: expected none: the memory is the reference set, got one");
+    assert_eq!((memory.len(), memory.position()), (4, 0), "as it was");
+
     // Errors of the loss itself, and of an empty memory.
     let negative = BatchHardTripletLoss { margin: -1.0, ..loss };
     let refused = text(memory.f_forward(negative.on(&x, &labels)).map(drop));

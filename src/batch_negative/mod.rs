@@ -18,8 +18,8 @@ mod options;
 pub mod oracle;
 
 pub use crate::cpu::triplets::Triplets;
-use options::{Choice, Problem};
 pub use options::{Negative, Pairs};
+use options::{NegativeOptions, Problem};
 
 /// One negative for each pair of anchor and positive: the hardest, or one at random.
 ///
@@ -143,11 +143,11 @@ impl BatchNegativeTripletLoss {
 
 impl ChoosesNegatives for BatchNegativeTripletLoss {
     const NAME: &'static str = "BatchNegativeTripletLoss";
-    type Extra = Choice;
+    type Extra = NegativeOptions;
 
-    fn options(&self) -> Options<Choice> {
+    fn options(&self) -> Options<NegativeOptions> {
         let Self { margin, negative, pairs, seed, distance, normalize, reduction, precision } = *self;
-        let extra = Choice { negative, pairs, seed };
+        let extra = NegativeOptions { negative, pairs, seed };
         Options { margin, distance, normalize, reduction, mean_over: MeanOver::Valid, precision, extra }
     }
 

@@ -23,13 +23,13 @@ pub enum Pairs {
     Once,
 }
 
-/// The options that [`BatchNegativeTripletLoss`] alone has.
+/// The options that [`BatchNegativeTripletLoss`](super::BatchNegativeTripletLoss) alone has.
 #[derive(Clone, Copy, Debug)]
-pub struct Choice {
+pub struct NegativeOptions {
     pub negative: Negative,
     pub pairs: Pairs,
     pub seed: u64,
 }
 
 /// The options and sizes of one call.
-pub(crate) type Problem = crate::problem::Problem<Choice>;
+pub(crate) type Problem = crate::problem::Problem<NegativeOptions>;

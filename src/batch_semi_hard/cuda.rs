@@ -1,12 +1,12 @@
 //! How kernels/batch_semi_hard.cu chooses negatives; `cuda/triplets.rs` launches it.
 
 use super::BatchSemiHardTripletLoss;
-use crate::cuda::triplets::{Choice, Chooses};
+use crate::cuda::triplets::{Chooses, Rule};
 
 const STEM: &str = "batch_semi_hard";
 
 impl Chooses for BatchSemiHardTripletLoss {
-    fn choice((): &()) -> Choice {
-        Choice { stem: STEM, kernels: STEM, once: false, draw: None }
+    fn rule((): &()) -> Rule {
+        Rule { stem: STEM, kernels: STEM, once: false, draw: None }
     }
 }

@@ -13,7 +13,7 @@ use crate::{Element, Error, Reduction};
 
 /// The kernels of a loss that chooses one negative for each pair, and how they choose it.
 #[derive(Clone, Copy, Debug)]
-pub struct Choice {
+pub struct Rule {
     /// The name of the kernels' file, and the first part of their names.
     pub stem: &'static str,
     /// The first part of the names of those kernels that depend on how negatives are chosen.
@@ -26,7 +26,7 @@ pub struct Choice {
 
 /// A loss that launches the kernels of kernels/triplets.cuh.
 pub trait Chooses: Loss {
-    fn choice(extra: &Self::Extra) -> Choice;
+    fn rule(extra: &Self::Extra) -> Rule;
 }
 
 impl<L: Chooses> OnDevice for L {
@@ -44,7 +44,7 @@ impl<L: Chooses> OnDevice for L {
             forward::<T, D, _>(
                 launcher,
                 problem,
-                &L::choice(&problem.options.extra),
+                &L::rule(&problem.options.extra),
                 inputs,
                 output,
                 with_grad != [false; 2],
@@ -62,15 +62,7 @@ impl<L: Chooses> OnDevice for L {
     ) -> Result<(), Error> {
         // SAFETY: the caller's contract.
         unsafe {
-            backward::<T, D, _>(
-                launcher,
-                problem,
-                L::choice(&problem.options.extra).stem,
-                kept,
-                inputs,
-                upstream,
-                grads,
-            )
+            backward::<T, D, _>(launcher, problem, L::rule(&problem.options.extra).stem, kept, inputs, upstream, grads)
         }
     }
 }
@@ -152,12 +144,12 @@ fn shared_bytes(product: Product) -> u32 {
 unsafe fn forward<T: Element, L: Launcher, X>(
     launcher: &L,
     problem: &Problem<X>,
-    choice: &Choice,
+    rule: &Rule,
     inputs: &Inputs,
     output: &Output,
     with_grad: bool,
 ) -> Result<Kept<L::Memory>, Error> {
-    let Choice { stem, kernels, once, draw } = *choice;
+    let Rule { stem, kernels, once, draw } = *rule;
     // SAFETY: the caller's contract.
     let PreparedSides { sides, shapes, kept, scratch } =
         unsafe { batch::prepare_sides::<T, L, X>(launcher, problem, inputs)? };

@@ -249,7 +249,6 @@ impl Loss {
     ) -> Result<Lost> {
         let on_device = |rows: &[i64]| Tensor::from_slice(rows).to_device(embeddings.device());
         let labels = on_device(&batch.labels);
-        let step = on_device(&[step as i64]);
         let WithStats { loss, stats } = match self {
             Self::Triplet(_) | Self::Contrastive(_) => {
                 let [a, p, n] = batch.roles().map(|rows| embeddings.index_select(0, &on_device(rows)));
@@ -275,7 +274,10 @@ impl Loss {
             Self::BatchHard(loss) => mined(loss.on(embeddings, &labels), memory)?,
             Self::BatchSemiHard(loss) => mined(loss.on(embeddings, &labels), memory)?,
             Self::BatchContrastive(loss) => mined(loss.on(embeddings, &labels), memory)?,
-            Self::BatchNegative(loss) => mined(loss.on(embeddings, &labels).step(&step), memory)?,
+            Self::BatchNegative(loss) => {
+                let step = on_device(&[step as i64]);
+                mined(loss.on(embeddings, &labels).step(&step), memory)?
+            }
         };
         Ok(Lost { loss, active: stats.active.to_kind(Kind::Double) / stats.valid.clamp_min(1) })
     }
