@@ -223,10 +223,13 @@ fn compare<T: Element>(
         (output.stats.mean_positive_distance, truth.stats.mean_positive_distance, truth.positives.len()),
         (output.stats.mean_negative_distance, truth.stats.mean_negative_distance, truth.negatives.len()),
     ];
-    // An anchor's terms are added up in f64, here as there. If they are all the same number, each rounds alike while the sum
-    // is between two powers of two: half of them in the last such range, by at most half a unit.
-    let equal = case.batch.content == Content::Far;
-    let of_sum = if equal { data.other_labels().len() as f64 / 4.0 * f64::EPSILON } else { 0.0 };
+    // An anchor's terms are added up in f64, here as there. Their roundings are as often up as down, so they grow with the
+    // root of their number. But equal terms each round alike while the sum is between two powers of two: half of them in the
+    // last such range, by at most half a unit.
+    let terms = data.other_labels().len() as f64;
+    let independent = 4.0 * terms.sqrt();
+    let growth = if case.batch.content == Content::Far { independent.max(terms / 4.0) } else { independent };
+    let of_sum = growth * f64::EPSILON;
     for ((actual, expected, count), bound) in means.into_iter().zip(allowed.distances) {
         let bound = bound / count.max(1) as f64 + (4.0 * bounds.epsilon + of_sum) * expected.abs();
         worst.check(|| "a mean distance".into(), actual, expected, bound + 1e-35)?;
