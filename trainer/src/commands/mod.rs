@@ -1,0 +1,10 @@
+//! The command line, and what each command does.
+
+pub mod cli;
+pub mod compare;
+pub mod embed;
+pub mod eval;
+pub mod generate;
+pub mod pairs;
+pub mod train;
+pub mod verify;

@@ -1,0 +1,71 @@
+//! The program `tercet`, which trains and evaluates embedding networks with Tercet's losses.
+//!
+//! A wing imports from itself and from the floors below it:
+//!
+//! ```text
+//! commands                    the command line, and what each command does
+//! training    report          the loop of a run; charts and pages
+//! evaluation                  how well embeddings tell identities apart
+//! model                       the encoder, its weights and embeddings
+//! data        run_folder      images in memory; the folder of one run
+//! process                     messages, signals, files that appear whole, seeds
+//! ```
+//!
+//! What other crates may use is [`run`], and for fuzz targets [`readers`].
+#![cfg(feature = "torch")]
+
+mod commands;
+mod data;
+mod evaluation;
+mod model;
+mod process;
+mod report;
+mod run_folder;
+mod training;
+
+use clap::{CommandFactory, FromArgMatches};
+use commands::cli::{Cli, Command, given};
+use commands::{compare, embed, eval, generate, pairs, train, verify};
+use process::interrupt::Interrupted;
+use process::{bad_input, say, waiting};
+use std::process::ExitCode;
+
+/// The readers of files that the program did not write, or that somebody may have changed since, over their bytes: none
+/// may panic, whatever the bytes are.
+pub mod readers {
+    pub use crate::data::decode::{Decoded, from_bytes as picture};
+    pub use crate::data::pairs::{Written, parse as pairs};
+    pub use crate::model::distance::Distance;
+    pub use crate::model::encoder::Architecture;
+    pub use crate::model::saved::{Settings, parse as settings};
+    pub use crate::model::weights::parse as weights;
+    pub use crate::training::checkpoint::{Checkpoint, parse as checkpoint};
+}
+
+/// Runs the program with the arguments of the process, and returns its exit code.
+pub fn run() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    if !matches!(cli.command, Command::Generate(_) | Command::Compare(_)) {
+        waiting::sleep_instead_of_spinning();
+    }
+    let result = match cli.command {
+        Command::Train(args) => train::train(*args, &given(&matches)),
+        Command::Generate(args) => generate::generate(&args),
+        Command::Verify(args) => verify::verify(&args),
+        Command::Embed(args) => embed::embed(&args),
+        Command::Eval(args) => eval::eval(&args),
+        Command::Pairs(args) => pairs::make(&args),
+        Command::Compare(args) => compare::compare(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => match error.downcast_ref::<Interrupted>() {
+            Some(interrupted) => ExitCode::from(interrupted.exit_code()),
+            None => {
+                say::note(&format!("error: {error:#}"));
+                ExitCode::from(bad_input::exit_code(&error))
+            }
+        },
+    }
+}

@@ -1,0 +1,11 @@
+//! What the program is as a process of its system: messages and exit codes, signals, files that appear whole, seeds.
+
+pub mod atomic;
+pub mod bad_input;
+pub mod interrupt;
+pub mod named;
+pub mod paths;
+pub mod random;
+pub mod say;
+pub mod shell;
+pub mod waiting;

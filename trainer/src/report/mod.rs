@@ -1,0 +1,6 @@
+//! Charts, pictures and the page that shows them.
+
+pub mod chart;
+pub mod page;
+pub mod plot;
+mod svg;
