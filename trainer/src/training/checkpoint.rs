@@ -20,6 +20,7 @@ use safetensors::tensor::{Dtype, View, serialize_to_file};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::Path;
 use tch::{Device, Tensor};
 
@@ -176,16 +177,23 @@ pub fn parse(bytes: &[u8]) -> Result<Checkpoint, String> {
 }
 
 impl Checkpoint {
+    /// Refuses a run folder without a checkpoint.
+    pub fn must_exist(folder: &Path) -> Result<()> {
+        let why = match run_folder::checkpoint(folder).metadata() {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound && folder.is_dir() => {
+                format!("no {CHECKPOINT} in it: the run ended before the first one")
+            }
+            Err(error) => format!("{CHECKPOINT}: {error}"),
+        };
+        Err(bad_input(format!("--resume {}: {why}", folder.display())))
+    }
+
     /// Reads the checkpoint of a run folder.
     pub fn read(folder: &Path) -> Result<Self> {
+        Self::must_exist(folder)?;
         let wrong = |what: String| bad_input(format!("--resume {}: {CHECKPOINT}: {what}", folder.display()));
-        let bytes = std::fs::read(run_folder::checkpoint(folder)).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound if folder.is_dir() => bad_input(format!(
-                "--resume {}: no {CHECKPOINT} in it: the run ended before the first one",
-                folder.display()
-            )),
-            _ => wrong(error.to_string()),
-        })?;
+        let bytes = std::fs::read(run_folder::checkpoint(folder)).map_err(|error| wrong(error.to_string()))?;
         parse(&bytes).map_err(wrong)
     }
 

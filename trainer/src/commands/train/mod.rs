@@ -8,8 +8,9 @@ mod summary;
 
 use crate::commands::cli::TrainArgs;
 use crate::commands::train::finish::{FINISH, Finished, finish};
+use crate::commands::train::source::Source;
 use crate::data::workers::Workers;
-use crate::evaluation::evaluate::Evaluation;
+use crate::evaluation::evaluate::{Evaluated, Evaluation};
 use crate::model::device::{self, Job};
 use crate::model::encoder::Encoder;
 use crate::model::weights;
@@ -30,30 +31,99 @@ use crate::training::room;
 use crate::training::steps::{BEFORE, Surroundings, Training};
 use anyhow::Result;
 use rand::Rng;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tch::{Device, nn};
 
 /// Seconds for a run on a CPU if no other limit is given.
 const CPU_SECONDS: f64 = 240.0;
 
+/// A run whose options are settled and whose images are read.
+struct Run {
+    /// When this process began.
+    start: Instant,
+    args: TrainArgs,
+    plan: Plan,
+    device: Device,
+    workers: Workers,
+    source: Source,
+    evaluation: Evaluation,
+    origin: Origin,
+    interrupt: Interrupt,
+    /// The folder of a run that goes on, and its lock.
+    resumed: Option<(PathBuf, Lock)>,
+}
+
+/// The encoder and its variables.
+struct Network {
+    vs: nn::VarStore,
+    encoder: Encoder,
+}
+
+/// The evaluation before training.
+struct Before {
+    evaluated: Evaluated,
+    /// The seconds that it took.
+    seconds: f64,
+}
+
 /// `tercet train`. `given` names the options that are on the command line.
 ///
 /// # Errors
 /// Among others [`Interrupted`], if somebody has asked to stop, and the run can go on.
-pub fn train(mut args: TrainArgs, given: &[String]) -> Result<()> {
+pub fn train(args: TrainArgs, given: &[String]) -> Result<()> {
+    let (mut run, mut checkpoint) = open(args, given)?;
+    check(&run, checkpoint.as_ref())?;
+    let network = network(&run)?;
+    let (folder, _held_to_the_end) = match run.resumed.take() {
+        Some(resumed) => resumed,
+        None => run_folder::claim(run.args.out.as_deref())?,
+    };
+    let before = measure(&run, &network, checkpoint.as_mut())?;
+    run.plan.until = until(run.start, &run.args, run.device, before.seconds);
+
+    let around = Surroundings {
+        folder: &folder,
+        origin: &run.origin,
+        start: run.start,
+        before: (&before.evaluated, before.seconds),
+        train: &run.source.train,
+        workers: &run.workers,
+        evaluate: &|step| Ok(run.evaluate(&network)?.scores.measured(step)),
+        interrupt: &run.interrupt,
+    };
+    let mut training = begin(&run, &network, checkpoint, &around)?;
+    let earlier = training.state().run_seconds;
+    let (csv, ended_by) = steps(&run, &mut training, &around)?;
+    if ended_by == End::Interrupted {
+        return stopped(&training, &around, "");
+    }
+    end(&run, &network, training, &csv, (ended_by, earlier), &around)
+}
+
+impl Run {
+    fn evaluate(&self, network: &Network) -> Result<Evaluated> {
+        let Source { train, val, .. } = &self.source;
+        self.evaluation.run(&network.encoder, &self.workers, [train, val], &self.interrupt)
+    }
+}
+
+/// Settles the options, those of the run to resume among them, and reads the images.
+fn open(mut args: TrainArgs, given: &[String]) -> Result<(Run, Option<Checkpoint>)> {
     let start = Instant::now();
-    let resumed = args.resume.take();
     // Take the lock before anything is read that another process could still write.
-    let mut lock = match &resumed {
-        Some(folder) if run_folder::checkpoint(folder).exists() => Some(Lock::take(folder, "--resume")?),
-        Some(_) => None, // no file is made in a folder without a run
+    let resumed = match args.resume.take() {
+        Some(folder) => {
+            Checkpoint::must_exist(&folder)?; // no file is made in a folder without a run
+            let lock = Lock::take(&folder, "--resume")?;
+            Some((folder, lock))
+        }
         None => {
             run_folder::check("--out", args.out.as_deref().unwrap_or(Path::new(run_folder::RUNS)))?;
             None
         }
     };
-    let mut checkpoint = resumed.as_deref().map(Checkpoint::read).transpose()?;
+    let checkpoint = resumed.as_ref().map(|(folder, _)| Checkpoint::read(folder)).transpose()?;
     if let Some(checkpoint) = &checkpoint {
         if given.iter().any(|option| option == "device") {
             args.device = device::name(device::device(&args.device, Job::Train)?); // the form in which it is stored
@@ -64,21 +134,32 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<()> {
     let size = args.image_size.unwrap_or(if device == Device::Cpu { 32 } else { 224 }) as usize;
     (args.device, args.image_size) = (device::name(device), Some(size as u64));
     args.loss = args.loss.resolved()?;
-    let mut plan = plan(&args)?;
+    let plan = plan(&args)?;
     let workers = Workers::new(args.workers)?;
     let mut source = workers.run(|| source::open(&args, size))?;
     // From here on there may be something to save.
     let interrupt = Interrupt::watch()?;
     let forged = source.forged.take();
-    let (train, val) = (&source.train, &source.val);
-    let mut sets = vec![train, val];
+    let mut sets = vec![&source.train, &source.val];
     sets.extend(forged.as_ref().filter(|_| args.data.is_some())); // generated ones follow from the seed
     let origin = Origin {
         options: serde_json::to_value(&args)?,
         data: checkpoint::fingerprint(&sets),
         weights: args.weights.as_deref().map(weights::fingerprint).transpose()?,
     };
-    if let (Some(checkpoint), Some(folder)) = (&checkpoint, &resumed) {
+    let comparing = (args.loss.normalize(), args.loss.distance());
+    let mut evaluation = Evaluation::new(&source.val, args.val_images as usize, comparing, args.seed, device);
+    if let Some(forged) = forged {
+        evaluation = evaluation.with_forgeries(forged);
+    }
+    let run = Run { start, args, plan, device, workers, source, evaluation, origin, interrupt, resumed };
+    Ok((run, checkpoint))
+}
+
+/// Refuses a run that cannot go on as it began, one that has nothing left to do, and batches that there is no room for.
+fn check(run: &Run, checkpoint: Option<&Checkpoint>) -> Result<()> {
+    let Run { plan, source, origin, .. } = run;
+    if let (Some(checkpoint), Some((folder, _))) = (checkpoint, &run.resumed) {
         let refused = |why: String| Err(bad_input(format!("--resume {}: {why}", folder.display())));
         if checkpoint.origin.data != origin.data {
             return refused(format!("the images of {} are others than when the run began", source.description));
@@ -87,50 +168,42 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<()> {
             return refused("--weights is another file than when the run began".into());
         }
         // A finished training without a summary ended in its last evaluation, which can be done again.
-        if let Some(why) = plan.over(&checkpoint.state, train).filter(|_| run_folder::is_complete(folder)) {
+        let complete = run_folder::is_complete(folder);
+        if let Some(why) = plan.over(&checkpoint.state, &source.train).filter(|_| complete) {
             return refused(why);
         }
     }
-    room::check(&plan.loss, plan.shape, &train.members, plan.memory, device)?;
-    let mut evaluation = Evaluation::new(
-        val,
-        args.val_images as usize,
-        (args.loss.normalize(), args.loss.distance()),
-        args.seed,
-        device,
-    );
-    if let Some(forged) = forged {
-        evaluation = evaluation.with_forgeries(forged);
-    }
+    room::check(&plan.loss, plan.shape, &source.train.members, plan.memory, run.device)
+}
 
+/// The encoder with its initial weights.
+fn network(run: &Run) -> Result<Network> {
+    let Run { args, device, .. } = run;
     tch::manual_seed(stream(args.seed, Purpose::Weights, 0, 0).random());
-    let vs = nn::VarStore::new(device);
+    let vs = nn::VarStore::new(*device);
     let encoder = Encoder::new(&vs.root(), args.encoder, args.embedding_dim).train_in(args.precision);
     if let Some(file) = &args.weights {
         weights::load(&vs, file)?;
     }
-    let name = format!("{:?}", args.encoder).to_lowercase();
-    let folder = match &resumed {
-        Some(folder) => folder.clone(),
-        None => {
-            let (folder, taken) = run_folder::claim(args.out.as_deref())?;
-            lock = Some(taken);
-            folder
-        }
-    };
-    let _held_to_the_end = lock;
+    Ok(Network { vs, encoder })
+}
+
+/// Says what is trained and measured, and evaluates the untrained encoder. That is done once per run: a run that goes
+/// on has these embeddings in its checkpoint.
+fn measure(run: &Run, network: &Network, checkpoint: Option<&mut Checkpoint>) -> Result<Before> {
+    let Run { args, source: Source { train, val, description, .. }, evaluation, .. } = run;
     note(&format!(
-        "{name} on {}: {size} px, trained on {} images of {} identities of {} with {}; \
+        "{} on {}: {} px, trained on {} images of {} identities of {description} with {}; \
          evaluated on {} images of {} others",
+        format!("{:?}", args.encoder).to_lowercase(),
         args.device,
+        train.images.size(),
         train.images.len(),
         train.members.len(),
-        source.description,
         args.loss.text(),
         evaluation.len(),
         val.members.len(),
     ));
-
     let held = train.images.held() + val.images.held();
     let decoded_again = train.images.len() + val.images.len() - held;
     if decoded_again > 0 {
@@ -139,102 +212,120 @@ pub fn train(mut args: TrainArgs, given: &[String]) -> Result<()> {
             args.image_cache
         ));
     }
-    let evaluate = || evaluation.run(&encoder, &workers, [train, val], &interrupt);
-    // Evaluated once per run: a run that goes on has these embeddings in its checkpoint.
-    let (before, evaluating) = match &mut checkpoint {
+    let before = match checkpoint {
         Some(checkpoint) => {
             let [images, forgeries] = BEFORE.map(|name| checkpoint.take(name));
-            (evaluation.restored(&images?, &forgeries?)?, checkpoint.state.evaluating)
+            let evaluated = evaluation.restored(&images?, &forgeries?)?;
+            Before { evaluated, seconds: checkpoint.state.evaluating }
         }
         None => {
             let clock = Instant::now();
-            let before = evaluate().inspect_err(|error| {
+            let evaluated = run.evaluate(network).inspect_err(|error| {
                 if error.is::<Interrupted>() {
                     note("interrupted before the first step: nothing is saved, and the folder can be used again");
                 }
             })?;
-            (before, clock.elapsed().as_secs_f64())
+            Before { evaluated, seconds: clock.elapsed().as_secs_f64() }
         }
     };
-    note(&format!("before: {}", before.scores));
-    plan.until = until(start, &args, device, evaluating);
+    note(&format!("before: {}", before.evaluated.scores));
+    Ok(before)
+}
 
-    let around = Surroundings {
-        folder: &folder,
-        origin: &origin,
-        start,
-        before: (&before, evaluating),
-        train,
-        workers: &workers,
-        evaluate: &|step| Ok(evaluate()?.scores.measured(step)),
-        interrupt: &interrupt,
-    };
-    let mut training = match checkpoint {
+/// The training at its first step, or where the checkpoint has it.
+fn begin<'a>(
+    run: &'a Run,
+    network: &'a Network,
+    checkpoint: Option<Checkpoint>,
+    around: &Surroundings,
+) -> Result<Training<'a>> {
+    let (plan, dim, Network { vs, encoder }) = (&run.plan, run.args.embedding_dim, network);
+    match checkpoint {
         Some(checkpoint) => {
-            let training = Training::resume(&plan, &encoder, args.embedding_dim, &vs, checkpoint)?;
+            let training = Training::resume(plan, encoder, dim, vs, checkpoint)?;
             note(&format!("resumed at step {}", training.state().step));
-            training
+            Ok(training)
         }
         None => {
-            let mut training = Training::new(&plan, &encoder, args.embedding_dim, &vs)?;
+            let mut training = Training::new(plan, encoder, dim, vs)?;
             // The folder's first file: from now on the run can go on wherever it is stopped.
             if plan.checkpoint_every > 0 {
-                training.save_once(None, &around)?;
+                training.save_once(None, around)?;
             }
-            training
+            Ok(training)
         }
-    };
-    let mut csv = MetricsCsv::resume(&folder, training.state().step)?;
-    run_folder::no_longer_complete(&folder)?;
-    let samples = folder.join("samples.png");
+    }
+}
+
+/// Trains until the end, or until somebody asks to stop.
+fn steps(run: &Run, training: &mut Training, around: &Surroundings) -> Result<(MetricsCsv, End)> {
+    let mut csv = MetricsCsv::resume(around.folder, training.state().step)?;
+    run_folder::no_longer_complete(around.folder)?;
+    let samples = around.folder.join("samples.png");
     if !samples.exists() {
+        let val = &run.source.val;
         plot::sheet(&samples, &val.images, &val.members[..val.members.len().min(10)], 10)?;
     }
-    let earlier = training.state().run_seconds;
-    let go_on = format!("tercet train --resume {}", shell::word(&folder));
-    let stopped = |step: u64, what: &str| -> Result<()> {
-        note(&format!("interrupted{what}: step {step} is saved; to go on: {go_on}"));
-        say_path(&folder)?;
-        Err(interrupt.error().into())
-    };
-    let ended_by = training.run(&mut csv, &around).inspect_err(|_| {
-        if run_folder::checkpoint(&folder).exists() {
-            note(&format!("the last checkpoint is kept; to go on from it: {go_on}"));
+    let ended_by = training.run(&mut csv, around).inspect_err(|_| {
+        if run_folder::checkpoint(around.folder).exists() {
+            note(&format!("the last checkpoint is kept; to go on from it: {}", go_on(around.folder)));
         }
     })?;
-    if ended_by == End::Interrupted {
-        return stopped(training.state().step, "");
-    }
+    Ok((csv, ended_by))
+}
 
+/// Measures the trained encoder and writes the results, of which `summary.json` is the last. `ended` is why training
+/// ended, and the seconds of the processes before this one.
+fn end(
+    run: &Run,
+    network: &Network,
+    mut training: Training,
+    csv: &MetricsCsv,
+    (ended_by, earlier): (End, f64),
+    around: &Surroundings,
+) -> Result<()> {
     let best = training.swap_best()?;
     let finished = finish(&Finished {
-        start,
+        start: run.start,
         earlier,
-        folder: &folder,
-        args: &args,
-        plan: &plan,
-        vs: &vs,
-        source: &source,
-        evaluation: &evaluation,
-        before: &before,
+        folder: around.folder,
+        args: &run.args,
+        plan: &run.plan,
+        vs: &network.vs,
+        source: &run.source,
+        evaluation: &run.evaluation,
+        before: around.before.0,
         state: training.state(),
         best,
         ended_by,
-        evaluate: &evaluate,
-        interrupt: &interrupt,
+        evaluate: &|| run.evaluate(network),
+        interrupt: &run.interrupt,
     });
     match finished {
         Err(error) if error.is::<Interrupted>() => {
             training.swap_best()?;
-            training.save_once(Some(&csv), &around)?;
-            stopped(training.state().step, " after the last step")
+            training.save_once(Some(csv), around)?;
+            stopped(&training, around, " after the last step")
         }
         finished => finished.inspect_err(|_| {
-            if run_folder::checkpoint(&folder).exists() {
-                note(&format!("training is over and saved; to measure it again: {go_on}"));
+            if run_folder::checkpoint(around.folder).exists() {
+                note(&format!("training is over and saved; to measure it again: {}", go_on(around.folder)));
             }
         }),
     }
+}
+
+/// The end of a run that somebody has stopped, and that can go on.
+fn stopped(training: &Training, around: &Surroundings, when: &str) -> Result<()> {
+    let step = training.state().step;
+    note(&format!("interrupted{when}: step {step} is saved; to go on: {}", go_on(around.folder)));
+    say_path(around.folder)?;
+    Err(around.interrupt.error().into())
+}
+
+/// The command that goes on with a run.
+fn go_on(folder: &Path) -> String {
+    format!("tercet train --resume {}", shell::word(folder))
 }
 
 /// The plan that the options ask for, without the time limit.
