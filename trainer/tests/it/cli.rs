@@ -1,8 +1,6 @@
 //! The program as a user runs it: exit codes, messages, and a whole short run.
 
-mod program;
-
-use program::{ended, program, stderr, tercet};
+use crate::program::{ended, program, stderr, tercet};
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -1,9 +1,6 @@
 //! Runs that are killed, interrupted, resumed, or that meet a full disk.
-#![cfg(unix)]
 
-mod program;
-
-use program::{ended, program, stderr};
+use crate::program::{ended, program, stderr};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::Path;

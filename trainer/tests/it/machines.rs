@@ -1,12 +1,8 @@
 //! The program on machines other than this one, by made-up drivers.
 
-#[path = "../../tests/support/made_up.rs"]
-mod made_up;
-mod program;
-#[path = "../../tests/support/skipped.rs"]
-mod skipped;
-
-use program::{program, stderr};
+use crate::made_up;
+use crate::program::{program, stderr};
+use crate::skipped;
 use std::process::{Command, Output};
 
 /// `tercet train` on images that do not exist, with a driver of this source.

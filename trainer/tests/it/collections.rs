@@ -1,9 +1,7 @@
 //! Collections as people have them: forgeries among genuine signatures, links, the same picture twice, files that are
 //! no pictures, their own lists of pairs.
 
-mod program;
-
-use program::{ended, stderr, tercet};
+use crate::program::{ended, stderr, tercet};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,6 @@
 //! `tercet verify`, `embed` and `eval`, and the report, as a user runs them: one short run, then everything on it.
 
-mod program;
-
-use program::{stderr, tercet};
+use crate::program::{stderr, tercet};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,4 @@
 //! The program that tests run, and what they ask of how it ended.
-#![allow(dead_code, reason = "each test program uses its share")]
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
