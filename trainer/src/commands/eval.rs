@@ -15,6 +15,7 @@ use crate::model::saved::{Embedded, Model};
 use crate::model::vectors::Vectors;
 use crate::process::atomic;
 use crate::process::bad_input::bad_input;
+use crate::process::fingerprint::Fingerprint;
 use crate::process::say::{say, say_path};
 use crate::process::shell;
 use crate::report::page::{Compare, Number, Page, data_title};
@@ -63,7 +64,7 @@ struct Set {
     identity: Vec<usize>,
     vectors: Vectors,
     /// The hash of each row's pixels.
-    hashes: Vec<u64>,
+    hashes: Vec<Fingerprint>,
 }
 
 impl Set {

@@ -191,7 +191,7 @@ mod tests {
 
     /// A little picture, a different one for each name.
     fn put(root: &Path, file: &str) {
-        let hash = crate::data::images::hash(file.as_bytes());
+        let hash = xxhash_rust::xxh3::xxh3_64(file.as_bytes());
         let file = root.join(file);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         GrayImage::from_fn(20, 24, |x, y| Luma([(hash >> ((x + 7 * y) % 57)) as u8])).save(file).unwrap();

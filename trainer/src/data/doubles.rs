@@ -3,6 +3,7 @@
 
 use crate::data::dataset::Dataset;
 use crate::data::folders::names;
+use crate::process::fingerprint::Fingerprint;
 use crate::process::named::{Named, plural};
 use crate::process::say::note;
 use std::collections::HashMap;
@@ -29,14 +30,14 @@ impl std::fmt::Display for Place<'_> {
 #[derive(Default)]
 pub struct Doubles<'a> {
     /// For each hash of pixels, the first picture with it, and where that belongs.
-    first: HashMap<u64, (Place<'a>, Option<PathBuf>)>,
+    first: HashMap<Fingerprint, (Place<'a>, Option<PathBuf>)>,
     /// Pictures that are equal to one that belongs elsewhere.
     found: Named,
 }
 
 impl<'a> Doubles<'a> {
     /// Takes note of a picture with this hash.
-    pub fn add(&mut self, hash: u64, place: Place<'a>, file: Option<&Path>) {
+    pub fn add(&mut self, hash: Fingerprint, place: Place<'a>, file: Option<&Path>) {
         let first = self.first.entry(hash).or_insert_with(|| (place, file.map(Path::to_owned)));
         if first.0 != place {
             let shown = |file: Option<&Path>| file.map_or("a generated one".into(), names::text);
@@ -76,8 +77,9 @@ mod tests {
     fn equal_pictures_of_different_people_are_named() {
         let mut doubles = Doubles::default();
         let place = |set, identity, forged| Place { set, identity, forged };
-        let add =
-            |doubles: &mut Doubles<'static>, hash, place, file: &str| doubles.add(hash, place, Some(Path::new(file)));
+        let add = |doubles: &mut Doubles<'static>, picture: u8, place, file: &str| {
+            doubles.add(Fingerprint::of(&[picture]), place, Some(Path::new(file)))
+        };
         add(&mut doubles, 1, place("training", "ada", false), "a/1");
         add(&mut doubles, 2, place("training", "ada", false), "a/2");
         add(&mut doubles, 2, place("training", "ada", false), "a/3"); // twice, of one person: no contradiction

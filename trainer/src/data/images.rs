@@ -4,6 +4,7 @@
 use crate::data::decode::{self, Decoded};
 use crate::data::folders::names;
 use crate::process::bad_input::bad_input;
+use crate::process::fingerprint::Fingerprint;
 use crate::process::named::Named;
 use crate::process::say::note;
 use anyhow::{Result, ensure};
@@ -60,7 +61,7 @@ struct Picture {
 enum Pixels {
     Held(Box<[u8]>),
     /// Not held: decoded from the file when wanted. The hash is that of the pixels when the run began.
-    Hash(u64),
+    Hash(Fingerprint),
 }
 
 /// How many files are decoded before the clock and the budget are looked at and errors reported.
@@ -125,7 +126,7 @@ impl Reader {
         }
         let pixels = match self.budget.take(pixels.len()) {
             true => Pixels::Held(pixels),
-            false => Pixels::Hash(hash(&pixels)),
+            false => Pixels::Hash(Fingerprint::of(&pixels)),
         };
         Picture { file: Some(file.to_owned()), pixels }
     }
@@ -181,7 +182,7 @@ impl Images {
             Pixels::Hash(before) => {
                 let file = picture.file.as_deref().expect("generated ones are held");
                 let pixels = decode::read(file, self.size)?.pixels;
-                ensure!(hash(&pixels) == *before, "{} has changed since the run began", file.display());
+                ensure!(Fingerprint::of(&pixels) == *before, "{} has changed since the run began", file.display());
                 pixels.into_vec().into()
             }
         };
@@ -190,9 +191,9 @@ impl Images {
     }
 
     /// A hash of the image's pixels.
-    pub fn hash(&self, index: usize) -> u64 {
+    pub fn hash(&self, index: usize) -> Fingerprint {
         match &self.pictures[index].pixels {
-            Pixels::Held(pixels) => hash(pixels),
+            Pixels::Held(pixels) => Fingerprint::of(pixels),
             Pixels::Hash(hash) => *hash,
         }
     }
@@ -200,31 +201,6 @@ impl Images {
     /// The file of the image; `None` for a generated one.
     pub fn file(&self, index: usize) -> Option<&Path> {
         self.pictures[index].file.as_deref()
-    }
-}
-
-/// A hash of bytes by FNV-1a, eight bytes at a time.
-pub fn hash(bytes: &[u8]) -> u64 {
-    let mut hash = Fnv::default();
-    hash.add(bytes.len() as u64);
-    let (words, rest) = bytes.as_chunks::<8>();
-    words.iter().for_each(|&word| hash.add(u64::from_le_bytes(word)));
-    rest.iter().for_each(|&byte| hash.add(byte.into()));
-    hash.0
-}
-
-/// The FNV-1a hash of words.
-pub struct Fnv(pub u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fnv {
-    pub fn add(&mut self, word: u64) {
-        self.0 = (self.0 ^ word).wrapping_mul(0x0100_0000_01b3).rotate_left(29);
     }
 }
 

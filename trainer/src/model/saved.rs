@@ -10,6 +10,7 @@ use crate::model::vectors::Vectors;
 use crate::model::weights;
 use crate::process::atomic;
 use crate::process::bad_input::bad_input;
+use crate::process::fingerprint::Fingerprint;
 use crate::process::shell;
 use crate::run_folder;
 use anyhow::{Context, Result};
@@ -130,7 +131,7 @@ pub struct Embedded {
     /// The index of each image's file.
     pub kept: Vec<usize>,
     /// The hash of each image's pixels.
-    pub hashes: Vec<u64>,
+    pub hashes: Vec<Fingerprint>,
 }
 
 /// An encoder, ready to compare images.

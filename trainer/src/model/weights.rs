@@ -1,8 +1,8 @@
 //! Encoder weights as `.safetensors` files with torchvision's names.
 
-use crate::data::images::hash;
 use crate::process::atomic;
 use crate::process::bad_input::bad_input;
+use crate::process::fingerprint::Fingerprint;
 use anyhow::Result;
 use safetensors::SafeTensors;
 use std::collections::HashMap;
@@ -21,9 +21,9 @@ pub fn load_all(vs: &nn::VarStore, file: &Path, option: &str) -> Result<()> {
 }
 
 /// A hash of the file of weights.
-pub fn fingerprint(file: &Path) -> Result<u64> {
+pub fn fingerprint(file: &Path) -> Result<Fingerprint> {
     let bytes = std::fs::read(file).map_err(|error| bad_input(format!("--weights {}: {error}", file.display())))?;
-    Ok(hash(&bytes))
+    Ok(Fingerprint::of(&bytes))
 }
 
 fn copy(vs: &nn::VarStore, file: &Path, option: &str, may_differ: impl Fn(&str) -> bool) -> Result<()> {

@@ -2,6 +2,7 @@
 
 pub mod atomic;
 pub mod bad_input;
+pub mod fingerprint;
 pub mod interrupt;
 pub mod named;
 pub mod paths;

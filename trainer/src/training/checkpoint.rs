@@ -8,10 +8,10 @@
 //! there is no generator to store.
 
 use crate::data::dataset::Dataset;
-use crate::data::images::Fnv;
 use crate::evaluation::metrics::Measured;
 use crate::process::atomic;
 use crate::process::bad_input::bad_input;
+use crate::process::fingerprint::{Fingerprint, Sequence};
 use crate::run_folder::{self, CHECKPOINT};
 use crate::training::scaler::Scaler;
 use anyhow::{Result, anyhow};
@@ -27,7 +27,7 @@ use tch::{Device, Tensor};
 /// The key of the JSON in the file's metadata.
 const KEY: &str = "tercet";
 /// The version of the format that this program writes and reads.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 
 /// What a run is made of: resuming needs the same options and files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,9 +35,9 @@ pub struct Origin {
     /// All of the run's options by name.
     pub options: serde_json::Value,
     /// [`fingerprint`] of the images.
-    pub data: u64,
+    pub data: Fingerprint,
     /// [`weights::fingerprint`](crate::model::weights::fingerprint) of the initial weights' file.
-    pub weights: Option<u64>,
+    pub weights: Option<Fingerprint>,
 }
 
 /// Where a run stands.
@@ -159,7 +159,11 @@ pub fn parse(bytes: &[u8]) -> Result<Checkpoint, String> {
     // Check the format first: another version's fields may have other names.
     let value: serde_json::Value = serde_json::from_str(json).map_err(|e| e.to_string())?;
     if value["format"] != FORMAT {
-        return Err(format!("format {}; this program reads format {FORMAT}", value["format"]));
+        let (format, version) = (&value["format"], value["version"].as_str().unwrap_or("an unknown version"));
+        return Err(format!(
+            "format {format}, which Tercet {version} wrote; this program reads format {FORMAT}: its run goes on with the \
+             Tercet that began it, or begins anew"
+        ));
     }
     let Document { origin, mut state, .. } = serde_json::from_value(value).map_err(|e| e.to_string())?;
     let mut tensors = HashMap::new();
@@ -209,16 +213,16 @@ impl Checkpoint {
 }
 
 /// A hash of the images and of how they are divided among identities.
-pub fn fingerprint(sets: &[&Dataset]) -> u64 {
-    let mut hash = Fnv::default();
+pub fn fingerprint(sets: &[&Dataset]) -> Fingerprint {
+    let mut all = Sequence::default();
     for set in sets.iter().flat_map(|set| std::iter::once(*set).chain(set.forgeries.as_deref())) {
-        hash.add(set.members.len() as u64);
+        all.number(set.members.len());
         for images in &set.members {
-            hash.add(images.len() as u64);
-            images.iter().for_each(|&image| hash.add(set.images.hash(image)));
+            all.number(images.len());
+            images.iter().for_each(|&image| all.fingerprint(set.images.hash(image)));
         }
     }
-    hash.0
+    all.end()
 }
 
 /// A contiguous CPU tensor's memory, copied when it is written.
@@ -262,7 +266,11 @@ mod tests {
     use tch::Kind;
 
     fn origin() -> Origin {
-        Origin { options: serde_json::json!({"seed": 5, "margin": 0.2}), data: u64::MAX, weights: Some(3) }
+        Origin {
+            options: serde_json::json!({"seed": 5, "margin": 0.2}),
+            data: Fingerprint::of(b"data"),
+            weights: Some(Fingerprint::of(b"weights")),
+        }
     }
 
     fn state(step: u64) -> State {
@@ -328,6 +336,25 @@ mod tests {
         refused(CHECKPOINT);
         Tensor::write_safetensors(&[("a", Tensor::from(1.0))], run_folder::checkpoint(dir.path())).unwrap();
         refused("not a checkpoint");
+    }
+
+    #[test]
+    fn a_run_folder_of_an_earlier_format_is_refused_by_its_number() {
+        // As format 4 had it: the hashes were numbers, and there is nothing else to tell the two apart by.
+        let origin = serde_json::json!({"options": {"seed": 5}, "data": u64::MAX, "weights": null});
+        let state = serde_json::to_value(state(0)).unwrap();
+        let old = serde_json::json!({"format": 4, "version": "0.0.9", "origin": origin, "state": state});
+        let metadata = HashMap::from([(KEY.to_owned(), old.to_string())]);
+        let losses = Bytes::new(&Tensor::from_slice::<f64>(&[])).unwrap();
+        let bytes = safetensors::serialize([("history/loss", losses)], &Some(metadata)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(run_folder::checkpoint(dir.path()), bytes).unwrap();
+        let error = Checkpoint::read(dir.path()).map(|_| ()).unwrap_err();
+        assert_eq!(crate::process::bad_input::exit_code(&error), 2);
+        let dir = dir.path().display().to_string();
+        for word in ["--resume", &dir, "format 4, which Tercet 0.0.9 wrote", "reads format 5"] {
+            assert!(error.to_string().contains(word), "{word:?} is not in: {error}");
+        }
     }
 
     #[test]
