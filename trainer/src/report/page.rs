@@ -8,6 +8,8 @@ use crate::report::chart::{self, Chart, Mark};
 use crate::report::plot::{self, Compared};
 use crate::report::svg::{class, escape, svg};
 use anyhow::Result;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use image::RgbImage;
 use std::fmt::Write;
 use std::path::Path;
@@ -99,7 +101,11 @@ impl Page {
                 let (kind, names) = (if pair.wrong { "wrong" } else { "right" }, escape(&pair.names));
                 write!(put, "<div class=\"card pair\"><div class=\"two\">")?;
                 for picture in [&pair.first, &pair.second] {
-                    write!(put, "<img alt=\"\" src=\"data:image/png;base64,{}\">", base64(&plot::png(picture)?))?;
+                    write!(
+                        put,
+                        "<img alt=\"\" src=\"data:image/png;base64,{}\">",
+                        STANDARD.encode(plot::png(picture)?)
+                    )?;
                 }
                 write!(put, "</div><div><b>{}</b> <span class=\"{kind}\">{kind}</span><br>", text_of(pair.distance))?;
                 writeln!(put, "<span class=\"soft\">{names}</span></div></div>")?;
@@ -203,21 +209,6 @@ impl History {
     }
 }
 
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for three in bytes.chunks(3) {
-        let at = |i: usize| u32::from(three.get(i).copied().unwrap_or(0));
-        let bits = at(0) << 16 | at(1) << 8 | at(2);
-        for digit in 0..4 {
-            let there = digit <= three.len();
-            let value = bits >> (18 - 6 * digit) & 63;
-            text.push(if there { DIGITS[value as usize].into() } else { '=' });
-        }
-    }
-    text
-}
-
 /// A folder's own name: a title has no room for a path.
 pub fn data_title(description: &str) -> String {
     let name = Path::new(description).file_name();
@@ -234,8 +225,8 @@ mod tests {
         let cases =
             [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")];
         for (bytes, text) in cases {
-            assert_eq!(base64(bytes.as_bytes()), text);
+            assert_eq!(STANDARD.encode(bytes), text);
         }
-        assert_eq!(base64(&[255, 254, 253]), "//79");
+        assert_eq!(STANDARD.encode([255, 254, 253]), "//79");
     }
 }
