@@ -6,12 +6,12 @@ use crate::model::vectors::Vectors;
 use crate::process::atomic;
 use crate::report::chart::{self, Chart, Mark};
 use crate::report::plot::{self, Compared};
-use crate::report::svg::{class, escape, svg};
-use anyhow::Result;
+use crate::report::svg::{class, svg};
+use anyhow::{Error, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use image::RgbImage;
-use std::fmt::Write;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 use std::path::Path;
 
 /// How many pairs of each kind are on the sheet of the hardest.
@@ -59,67 +59,88 @@ impl Page {
     }
 
     fn html(&self) -> Result<String> {
-        let mut out = String::new();
-        let put = &mut out;
-        let title = escape(&self.title);
-        write!(put, "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">")?;
-        write!(put, "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">")?;
-        write!(put, "<meta name=\"color-scheme\" content=\"light dark\"><title>{title}</title>")?;
-        write!(put, "<style>{}</style></head>\n<body><main>", include_str!("report.css"))?;
-        write!(put, "<h1>{title}</h1><p class=\"soft\">{}</p>", escape(&self.lead))?;
-        if let Some(warning) = &self.warning {
-            write!(put, "<p class=\"card warning\"><b>Warning:</b> {}</p>", escape(warning))?;
-        }
-        write!(put, "\n<div class=\"numbers\">")?;
-        for number in &self.numbers {
-            let before = number.before.as_ref().map(|before| format!("<span>before: {before}</span>"));
-            let before = before.unwrap_or_default();
-            write!(put, "<div class=\"card\"><span>{}</span><b>{}</b>{before}</div>", number.label, number.now)?;
-        }
-        write!(put, "</div>\n<div class=\"charts\">")?;
-        for chart in &self.charts {
-            write!(put, "<figure class=\"card\"><h3>{}</h3><ul class=\"legend\">", escape(&chart.title))?;
-            for one in chart.series.iter().filter(|one| !one.label.is_empty()) {
-                let form = match one.mark {
-                    Mark::Dots => "dot",
-                    Mark::Area => "area",
-                    Mark::Dashed => "dashed",
-                    Mark::Line | Mark::Thin | Mark::Knots => "",
-                };
-                write!(put, "<li><i class=\"{form} {}\"></i>{}</li>", class(one.tone), escape(&one.label))?;
-            }
-            writeln!(put, "</ul>{}<figcaption>{}</figcaption></figure>", svg(chart), escape(&chart.note))?;
-        }
-        write!(
-            put,
-            "</div>\n<h2>The hardest pairs</h2><p class=\"soft\">As the encoder sees them, each image at most "
-        )?;
-        write!(put, "once. The number is the distance; wrong is what the threshold decides wrongly.</p>")?;
-        for (title, pairs) in &self.hardest {
-            write!(put, "<h3>{}</h3><div class=\"pairs\">", escape(title))?;
-            for pair in pairs {
-                let (kind, names) = (if pair.wrong { "wrong" } else { "right" }, escape(&pair.names));
-                write!(put, "<div class=\"card pair\"><div class=\"two\">")?;
-                for picture in [&pair.first, &pair.second] {
-                    write!(
-                        put,
-                        "<img alt=\"\" src=\"data:image/png;base64,{}\">",
-                        STANDARD.encode(plot::png(picture)?)
-                    )?;
+        let page = html! {
+            (DOCTYPE)
+            html lang="en" {
+                head {
+                    meta charset="utf-8";
+                    meta name="viewport" content="width=device-width, initial-scale=1";
+                    meta name="color-scheme" content="light dark";
+                    title { (self.title) }
+                    style { (PreEscaped(include_str!("report.css"))) }
                 }
-                write!(put, "</div><div><b>{}</b> <span class=\"{kind}\">{kind}</span><br>", text_of(pair.distance))?;
-                writeln!(put, "<span class=\"soft\">{names}</span></div></div>")?;
+                body { main {
+                    h1 { (self.title) }
+                    p.soft { (self.lead) }
+                    @if let Some(warning) = &self.warning {
+                        p.card.warning { b { "Warning:" } " " (warning) }
+                    }
+                    div.numbers {
+                        @for number in &self.numbers {
+                            div.card {
+                                span { (number.label) } b { (number.now) }
+                                @if let Some(before) = &number.before { span { "before: " (before) } }
+                            }
+                        }
+                    }
+                    div.charts { @for chart in &self.charts { (figure(chart)) } }
+                    h2 { "The hardest pairs" }
+                    p.soft {
+                        "As the encoder sees them, each image at most once. The number is the distance; wrong is what the "
+                        "threshold decides wrongly."
+                    }
+                    @for (title, pairs) in &self.hardest {
+                        h3 { (title) }
+                        div.pairs { @for pair in pairs { (compared(pair)?) } }
+                    }
+                    h2 { "What it was" }
+                    div.card { table {
+                        @for (name, value) in &self.settings { tr { td { (name) } td { (value) } } }
+                    } }
+                    h2 { "What to do with it" }
+                    div.card { pre { (self.commands.join("\n")) } }
+                } }
             }
-            write!(put, "</div>")?;
-        }
-        write!(put, "<h2>What it was</h2><div class=\"card\"><table>")?;
-        for (name, value) in &self.settings {
-            writeln!(put, "<tr><td>{name}</td><td>{}</td></tr>", escape(value))?;
-        }
-        write!(put, "</table></div>\n<h2>What to do with it</h2><div class=\"card\"><pre>")?;
-        writeln!(put, "{}</pre></div></main></body></html>", escape(&self.commands.join("\n")))?;
-        Ok(out)
+        };
+        Ok(page.into_string())
     }
+}
+
+/// A chart with its title, its legend and its note.
+fn figure(chart: &Chart) -> Markup {
+    let form = |mark| match mark {
+        Mark::Dots => "dot",
+        Mark::Area => "area",
+        Mark::Dashed => "dashed",
+        Mark::Line | Mark::Thin | Mark::Knots => "",
+    };
+    html! {
+        figure.card {
+            h3 { (chart.title) }
+            ul.legend {
+                @for one in chart.series.iter().filter(|one| !one.label.is_empty()) {
+                    li { i.(form(one.mark)).(class(one.tone)) {} (one.label) }
+                }
+            }
+            (PreEscaped(svg(chart)))
+            figcaption { (chart.note) }
+        }
+    }
+}
+
+/// A pair, with both pictures inside the page.
+fn compared(pair: &Compared) -> Result<Markup> {
+    let source = |picture| Ok::<_, Error>(format!("data:image/png;base64,{}", STANDARD.encode(plot::png(picture)?)));
+    let kind = if pair.wrong { "wrong" } else { "right" };
+    Ok(html! {
+        div.card.pair {
+            div.two { img alt="" src=(source(&pair.first)?); img alt="" src=(source(&pair.second)?); }
+            div {
+                b { (text_of(pair.distance)) } " " span.(kind) { (kind) } br;
+                span.soft { (pair.names) }
+            }
+        }
+    })
 }
 
 /// What was compared, for the page's pictures.
@@ -221,12 +242,40 @@ mod tests {
 
     #[test]
     fn base64_by_the_rfc() {
-        // RFC 4648, section 10.
+        // RFC 4648, section 10: what is drawn depends on the alphabet and on the padding.
         let cases =
             [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")];
         for (bytes, text) in cases {
             assert_eq!(STANDARD.encode(bytes), text);
         }
         assert_eq!(STANDARD.encode([255, 254, 253]), "//79");
+    }
+
+    #[test]
+    fn names_of_people_and_folders_are_text_and_never_tags() {
+        let evil = "<b onload=\"x\">&'";
+        let picture = || RgbImage::from_pixel(2, 2, image::Rgb([1, 2, 3]));
+        let (first, second, names) = (picture(), picture(), evil.to_owned());
+        let pair = Compared { first, second, distance: 0.5, wrong: true, names };
+        let page = Page {
+            title: evil.into(),
+            context: String::new(),
+            lead: evil.into(),
+            warning: Some(evil.into()),
+            numbers: vec![Number::share("a share", Some(0.25), 0.125)],
+            charts: vec![chart::loss(&[1.0, 0.5], evil, evil)],
+            hardest: vec![(evil.into(), vec![pair])],
+            settings: vec![("a setting", evil.into())],
+            commands: vec![evil.into()],
+        };
+        let text = page.html().unwrap();
+        assert!(!text.contains("<b onload"), "{text}");
+        let escaped = text.matches("&lt;b onload=&quot;x&quot;&gt;&amp;").count();
+        assert!(escaped >= 9, "{escaped} times in: {text}");
+        for words in
+            ["before: 25.0 %", "12.5 %", "<span class=\"wrong\">wrong</span>", "src=\"data:image/png;base64,iVBOR"]
+        {
+            assert!(text.contains(words), "{words:?} is not in: {text}");
+        }
     }
 }
