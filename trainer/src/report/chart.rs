@@ -1,4 +1,4 @@
-//! What a run's charts show, whoever draws them: `plot.rs` as pictures, `svg.rs` for the report.
+//! What a run's charts show, whoever draws them: `plot.rs` draws pictures, and SVG for the report.
 
 use crate::evaluation::metrics::{Comparison, Measured, RocPoint, Verification, text_of};
 use crate::model::distance::Distance;

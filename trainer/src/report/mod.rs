@@ -3,4 +3,3 @@
 pub mod chart;
 pub mod page;
 pub mod plot;
-mod svg;

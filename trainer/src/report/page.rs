@@ -6,7 +6,6 @@ use crate::model::vectors::Vectors;
 use crate::process::atomic;
 use crate::report::chart::{self, Chart, Mark};
 use crate::report::plot::{self, Compared};
-use crate::report::svg::{class, svg};
 use anyhow::{Error, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -83,7 +82,7 @@ impl Page {
                             }
                         }
                     }
-                    div.charts { @for chart in &self.charts { (figure(chart)) } }
+                    div.charts { @for chart in &self.charts { (figure(chart)?) } }
                     h2 { "The hardest pairs" }
                     p.soft {
                         "As the encoder sees them, each image at most once. The number is the distance; wrong is what the "
@@ -107,25 +106,25 @@ impl Page {
 }
 
 /// A chart with its title, its legend and its note.
-fn figure(chart: &Chart) -> Markup {
+fn figure(chart: &Chart) -> Result<Markup> {
     let form = |mark| match mark {
         Mark::Dots => "dot",
         Mark::Area => "area",
         Mark::Dashed => "dashed",
         Mark::Line | Mark::Thin | Mark::Knots => "",
     };
-    html! {
+    Ok(html! {
         figure.card {
             h3 { (chart.title) }
             ul.legend {
                 @for one in chart.series.iter().filter(|one| !one.label.is_empty()) {
-                    li { i.(form(one.mark)).(class(one.tone)) {} (one.label) }
+                    li { i.(form(one.mark)) style={ "color: " (plot::variable(one.tone)) } {} (one.label) }
                 }
             }
-            (PreEscaped(svg(chart)))
+            div role="img" aria-label=(chart.title) { (PreEscaped(plot::svg(chart)?)) }
             figcaption { (chart.note) }
         }
-    }
+    })
 }
 
 /// A pair, with both pictures inside the page.

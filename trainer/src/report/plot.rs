@@ -18,33 +18,67 @@ use std::path::Path;
 /// Charts are drawn at twice the final size: plotters has no smooth thick lines of its own.
 const SIZE: (u32, u32) = (1920, 1280);
 
-fn colour(tone: Tone) -> RGBColor {
-    const IDENTITIES: [[u8; 3]; crate::report::chart::COLOURS] = [
-        [31, 119, 180],
-        [255, 127, 14],
-        [44, 160, 44],
-        [214, 39, 40],
-        [148, 103, 189],
-        [140, 86, 75],
-        [227, 119, 194],
-        [23, 170, 190],
+/// The size of a chart in the report, which is shown at a third of it or less: plotters' coordinates are whole numbers.
+const REPORT_SIZE: (u32, u32) = (1440, 960);
+
+/// The colours of grid lines, and of axes and text, in a chart.
+const GRID: RGBColor = RGBColor(215, 215, 215);
+const INK: RGBColor = BLACK;
+
+/// Each tone with its colour in the style sheet, which has a light and a dark one by that name, and its colour in
+/// pictures.
+fn palette(tone: Tone) -> (&'static str, RGBColor) {
+    const IDENTITIES: [(&str, RGBColor); crate::report::chart::COLOURS] = [
+        ("id0", RGBColor(31, 119, 180)),
+        ("id1", RGBColor(255, 127, 14)),
+        ("id2", RGBColor(44, 160, 44)),
+        ("id3", RGBColor(214, 39, 40)),
+        ("id4", RGBColor(148, 103, 189)),
+        ("id5", RGBColor(140, 86, 75)),
+        ("id6", RGBColor(227, 119, 194)),
+        ("id7", RGBColor(23, 170, 190)),
     ];
-    let [r, g, b] = match tone {
-        Tone::Before => [150, 150, 150],
-        Tone::After | Tone::Genuine => [20, 90, 170],
-        Tone::Faint => [150, 180, 220],
-        Tone::Guide => [210, 170, 120],
-        Tone::Impostor => [150, 150, 150],
-        Tone::Skilled => [200, 70, 40],
+    match tone {
+        Tone::Before | Tone::Impostor => ("before", RGBColor(150, 150, 150)),
+        Tone::After | Tone::Genuine => ("after", RGBColor(20, 90, 170)),
+        Tone::Faint => ("faint", RGBColor(150, 180, 220)),
+        Tone::Guide => ("guide", RGBColor(210, 170, 120)),
+        Tone::Skilled => ("skilled", RGBColor(200, 70, 40)),
         Tone::Identity(which) => IDENTITIES[usize::from(which) % IDENTITIES.len()],
-    };
-    RGBColor(r, g, b)
+    }
+}
+
+fn colour(tone: Tone) -> RGBColor {
+    palette(tone).1
+}
+
+/// The colour of a tone in the report's style sheet.
+pub fn variable(tone: Tone) -> String {
+    format!("var(--{})", palette(tone).0)
+}
+
+/// The chart as SVG for the report, whose text its title and its legend are. Colours are those of the style sheet, so
+/// that they follow its light and dark modes.
+pub fn svg(chart: &Chart) -> Result<String> {
+    register()?;
+    let mut text = String::new();
+    {
+        let root = SVGBackend::with_string(&mut text, REPORT_SIZE).into_drawing_area();
+        let drawn = draw_chart(&root, chart, None).and_then(|()| Ok(root.present()?));
+        drawn.map_err(|e| anyhow!("{}: {e}", chart.title))?;
+    }
+    let tones = chart.series.iter().map(|one| palette(one.tone));
+    for (name, RGBColor(r, g, b)) in tones.chain([("grid", GRID), ("soft", INK)]) {
+        text = text.replace(&format!("\"#{r:02X}{g:02X}{b:02X}\""), &format!("\"var(--{name})\""));
+    }
+    // In HTML an <svg> needs no namespace, and the page has no address of another place.
+    Ok(text.replace(" xmlns=\"http://www.w3.org/2000/svg\"", ""))
 }
 
 /// Writes `NAME.png` into the folder; `context` follows the chart's title.
 pub fn chart(folder: &Path, chart: &Chart, context: &str) -> Result<()> {
     let file = folder.join(chart.name).with_extension("png");
-    let picture = canvas(SIZE, &file, |root| draw_chart(root, chart, &format!("{}: {context}", chart.title)))?;
+    let picture = canvas(SIZE, &file, |root| draw_chart(root, chart, Some(&format!("{}: {context}", chart.title))))?;
     save(&file, &resize(&picture, SIZE.0 / 2, SIZE.1 / 2, FilterType::Triangle))
 }
 
@@ -177,11 +211,15 @@ pub fn contact_sheet(file: &Path, groups: &[(String, Vec<Compared>)]) -> Result<
 type Canvas<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
+/// Makes the built-in font known to plotters. Doing it again is harmless: the font replaces itself.
+fn register() -> Result<()> {
+    register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT)
+        .map_err(|_| anyhow!("the built-in font cannot be read"))
+}
+
 /// A white picture that `draw` draws on.
 fn canvas(size: (u32, u32), file: &Path, draw: impl FnOnce(&Canvas) -> Drawn) -> Result<RgbImage> {
-    // Registering the font again is harmless: it replaces itself.
-    register_font("sans-serif", FontStyle::Normal, epaint_default_fonts::UBUNTU_LIGHT)
-        .map_err(|_| anyhow!("the built-in font cannot be read"))?;
+    register()?;
     let mut bytes = vec![255; size.0 as usize * size.1 as usize * 3];
     {
         let root = BitMapBackend::with_buffer(&mut bytes, size).into_drawing_area();
@@ -191,34 +229,51 @@ fn canvas(size: (u32, u32), file: &Path, draw: impl FnOnce(&Canvas) -> Drawn) ->
     Ok(RgbImage::from_raw(size.0, size.1, bytes).expect("the buffer has this size"))
 }
 
-fn draw_chart(root: &Canvas, chart: &Chart, title: &str) -> Drawn {
+/// Draws a chart, with a legend and a `caption` if there is one: a page has both as text.
+fn draw_chart<B: DrawingBackend<ErrorType: 'static>>(
+    root: &DrawingArea<B, Shift>,
+    chart: &Chart,
+    caption: Option<&str>,
+) -> Drawn {
     let (mut x, y) = (chart.x.range, chart.y.range);
-    if chart.series.iter().any(|one| one.mark == Mark::Dots) {
+    if caption.is_some() && chart.series.iter().any(|one| one.mark == Mark::Dots) {
         x.1 += 0.4 * (x.1 - x.0); // dots are everywhere: the legend gets a place of its own
     }
-    let mut area = ChartBuilder::on(root)
-        .caption(title, ("sans-serif", 48))
-        .margin(32)
-        .margin_right(56)
-        .x_label_area_size(104)
-        .y_label_area_size(144)
-        .build_cartesian_2d(x.0..x.1, y.0..y.1)?;
+    let mut builder = ChartBuilder::on(root);
+    // In a page a chart is narrower, and so has larger text and fewer labels.
+    let (text, labels, digits) = match caption {
+        Some(caption) => {
+            builder.caption(caption, ("sans-serif", 48)).margin(32).margin_right(56);
+            builder.x_label_area_size(104).y_label_area_size(144);
+            ((36, 44), 10, 2.0)
+        }
+        None => {
+            builder.margin(24).margin_right(48).x_label_area_size(132).y_label_area_size(228);
+            ((50, 50), 6, 1.0)
+        }
+    };
+    let mut area = builder.build_cartesian_2d(x.0..x.1, y.0..y.1)?;
     // As many decimals as tell this axis' labels apart.
     let decimals = |axis: (f64, f64), few: f64| (few - (axis.1 - axis.0).log10().floor()).max(0.0) as usize;
-    let (x_decimals, y_decimals) = (decimals(x, 1.0), decimals(y, 2.0));
+    let (x_decimals, y_decimals) = (decimals(x, 1.0), decimals(y, digits));
     area.configure_mesh()
+        .x_labels(labels)
+        .y_labels(labels)
         .light_line_style(TRANSPARENT)
-        .bold_line_style(RGBColor(215, 215, 215).stroke_width(2))
-        .axis_style(BLACK.stroke_width(2))
+        .bold_line_style(GRID.stroke_width(2))
+        .axis_style(INK.stroke_width(2))
         .x_desc(&chart.x.label)
         .y_desc(&chart.y.label)
-        .axis_desc_style(("sans-serif", 44))
-        .label_style(("sans-serif", 36))
+        .axis_desc_style(("sans-serif", text.1).with_color(INK))
+        .label_style(("sans-serif", text.0).with_color(INK))
         .x_label_formatter(&|x| format!("{:.x_decimals$}", unsigned_zero(*x)))
         .y_label_formatter(&|y| format!("{:.y_decimals$}", unsigned_zero(*y)))
         .draw()?;
     for one in &chart.series {
         draw_series(&mut area, one)?;
+    }
+    if caption.is_none() {
+        return Ok(());
     }
     let position = match chart.legend {
         Corner::UpperRight => SeriesLabelPosition::UpperRight,
@@ -240,8 +295,8 @@ fn unsigned_zero(value: f64) -> f64 {
     if value.abs() < 1e-9 { 0.0 } else { value }
 }
 
-fn draw_series(
-    area: &mut ChartContext<BitMapBackend, Cartesian2d<RangedCoordf64, RangedCoordf64>>,
+fn draw_series<'a, B: DrawingBackend<ErrorType: 'static> + 'a>(
+    area: &mut ChartContext<'a, B, Cartesian2d<RangedCoordf64, RangedCoordf64>>,
     one: &crate::report::chart::Series,
 ) -> Drawn {
     let tone = colour(one.tone);
@@ -327,6 +382,81 @@ mod tests {
             // Left of the legend.
             let count = picture.enumerate_pixels().filter(|(x, _, p)| *x < 720 && red(p)).count();
             assert!(count > 40, "{mark:?}: {count}");
+        }
+    }
+
+    /// A chart of one series, from corner to corner of axes with these ranges.
+    fn diagonal(x: (f64, f64), y: (f64, f64)) -> Chart {
+        let axis = |range| Axis { label: "\"a\" < b & c".into(), range };
+        let points = vec![(x.0, y.0), (x.1, y.1)];
+        Chart {
+            name: "x",
+            title: "x".into(),
+            x: axis(x),
+            y: axis(y),
+            series: vec![Series { label: String::new(), tone: Tone::Identity(3), mark: Mark::Line, points }],
+            note: String::new(),
+            legend: Corner::UpperRight,
+        }
+    }
+
+    /// The texts of the labels along the bottom, from left to right, and those up the side.
+    fn labels(text: &str) -> [Vec<String>; 2] {
+        let texts = text.split("<text ").skip(1).filter(|one| !one.contains("&lt;"));
+        let (side, bottom): (Vec<_>, Vec<_>) = texts.partition(|one| one.contains("text-anchor=\"end\""));
+        [bottom, side].map(|of| of.iter().map(|one| one.lines().nth(1).unwrap().to_owned()).collect())
+    }
+
+    #[test]
+    fn ticks_are_round_and_within() {
+        for (range, expected) in [
+            ((0.0, 1.0), &["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"][..]),
+            ((-1.1, 1.1), &["-1.0", "-0.5", "0.0", "0.5", "1.0"]),
+            ((1.0, 156.0), &["50", "100", "150"]),
+            ((0.0, 0.0123), &["0.000", "0.005", "0.010"]),
+            ((0.0, 1e6), &["0", "200000", "400000", "600000", "800000", "1000000"]),
+        ] {
+            let [bottom, side] = labels(&svg(&diagonal(range, range)).unwrap());
+            assert_eq!(bottom, expected, "{range:?}");
+            let values = |texts: &[String]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<f64>>();
+            assert!(side.len() > 1 && values(&side).iter().all(|&at| range.0 <= at && at <= range.1), "{side:?}");
+        }
+    }
+
+    #[test]
+    fn points_lie_where_the_axes_say_and_text_is_escaped() {
+        let text = svg(&diagonal((0.0, 2.0), (0.0, 2.0))).unwrap();
+        assert_eq!(text.matches("&quot;a&quot; &lt; b &amp; c").count(), 2, "{text}");
+        let points = |colour: &str| -> Vec<Vec<i32>> {
+            let lines = text.lines().filter(|line| line.starts_with("<polyline") && line.contains(colour));
+            let pairs =
+                |line: &str| line.split("points=\"").nth(1).unwrap().trim_end_matches(" \"/>").replace(' ', ",");
+            lines.map(|line| pairs(line).split(',').map(|at| at.parse().unwrap()).collect()).collect()
+        };
+        let axes = points("var(--soft)");
+        // The other lines of this colour are the little ones at the labels.
+        let upright = axes.iter().find(|line| line.len() == 4 && line[3] - line[1] > 100).unwrap();
+        let level = axes.iter().find(|line| line.len() == 4 && line[2] - line[0] > 100).unwrap();
+        let [from_x, from_y, to_x, to_y] = points("var(--id3)")[0][..] else { panic!("{text}") };
+        let ends = [(from_x, upright[0]), (from_y, level[1]), (to_x, level[2]), (to_y, upright[1])];
+        assert!(ends.iter().all(|(point, axis)| (point - axis).abs() <= 2), "{ends:?} in {text}");
+    }
+
+    #[test]
+    fn every_colour_of_a_chart_in_the_report_is_one_of_the_style_sheets() {
+        let css = include_str!("report.css");
+        let mut tones = vec![Tone::Before, Tone::After, Tone::Faint, Tone::Guide, Tone::Skilled];
+        tones.extend([Tone::Genuine, Tone::Impostor]);
+        tones.extend((0..crate::report::chart::COLOURS as u8).map(Tone::Identity));
+        for tone in tones {
+            let mut chart = diagonal((0.0, 1.0), (0.0, 1.0));
+            for mark in [Mark::Line, Mark::Thin, Mark::Dashed, Mark::Knots, Mark::Area, Mark::Dots] {
+                (chart.series[0].tone, chart.series[0].mark) = (tone, mark);
+                let text = svg(&chart).unwrap();
+                assert!(text.contains(&variable(tone)) && !text.contains("\"#"), "{tone:?} {mark:?}: {text}");
+            }
+            // A light one and a dark one.
+            assert_eq!(css.matches(&format!("--{}:", palette(tone).0)).count(), 2, "{tone:?}");
         }
     }
 
