@@ -34,7 +34,7 @@ const BATCH: usize = 64;
 /// The content of `model.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// The version of the file's format, [`FORMAT`].
+    /// The version of the file's format.
     pub format: u32,
     /// The network, as `--encoder` names it.
     pub encoder: String,
