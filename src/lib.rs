@@ -50,6 +50,9 @@
 //! - without both: the CPU losses on slices, without libtorch and without CUDA.
 //! - `doc-only`: builds the documentation with nothing installed.
 
+// On docs.rs each item says which feature it belongs to.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod batch_all;
 pub mod batch_contrastive;
 pub mod batch_hard;
