@@ -195,8 +195,7 @@ fn cuda_graphs_replay_forward_and_backward() {
         arena.run(&op, stream);
         stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
         let captured = (op.run)(stream, &mut arena);
-        // SAFETY: the flags are a transparent struct of one u32, and 0 sets none of them.
-        let none = unsafe { std::mem::transmute::<u32, sys::CUgraphInstantiate_flags>(0) };
+        let none = sys::CUgraphInstantiate_flags(0);
         let graph = stream.end_capture(none);
         captured.unwrap_or_else(|e| panic!("{}: {e}", op.name));
         let graph = graph.unwrap_or_else(|e| panic!("{}: {e}", op.name)).expect("a graph");

@@ -66,8 +66,7 @@ fn cuda_captures_the_first_call() {
         stream.synchronize().unwrap();
         stream.begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL).unwrap();
         let captured = run(&stream, &x, &labels, &mut loss, &mut grad);
-        // SAFETY: the flags are a transparent struct of one u32, and 0 sets none of them.
-        let none = unsafe { std::mem::transmute::<u32, sys::CUgraphInstantiate_flags>(0) };
+        let none = sys::CUgraphInstantiate_flags(0);
         let graph = stream.end_capture(none);
         captured.unwrap_or_else(|e| panic!("{name}: {e}"));
         let graph = graph.unwrap_or_else(|e| panic!("{name}: {e}")).expect("a graph");
