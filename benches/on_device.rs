@@ -169,8 +169,8 @@ fn workspace<L: Mined>(loss: &L, x: &Tensor, labels: &Tensor) -> u64 {
     Cuda::synchronize(0);
     macro_rules! run {
         ($t:ty) => {{
-            // SAFETY: tensors on the device of the shapes that the passes expect, alive to the end.
             let kept =
+                // SAFETY: tensors on the device of the shapes that the passes expect, alive to the end.
                 unsafe { internal::mined_forward::<_, $t, _>(loss, &launcher, shape, &inputs, &output, [true, false]) };
             let (kept, to) = (kept.expect("a forward pass"), [address(&grad), 0]);
             // SAFETY: tensors of the shapes that the passes expect, alive to the end; `kept` is of this forward pass.

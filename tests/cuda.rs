@@ -330,8 +330,8 @@ fn cuda_takes_paired_batches_beyond_32_bits() {
     let rows = small.each_ref().map(|x| CudaMatrix::new(x, DIM).unwrap());
     loss_fn.loss_and_grad_cuda(stream, rows, &mut small_loss, small_grads.each_mut().map(Some)).unwrap();
 
-    // SAFETY: filled before it is read.
     let large = block.each_ref().map(|x| {
+        // SAFETY: filled before it is read.
         let mut large = unsafe { stream.alloc::<f16>(ROWS * DIM) }.unwrap();
         stream.memcpy_htod(x, &mut large.slice_mut(..BLOCK * DIM)).unwrap();
         repeat(stream, &mut large, BLOCK * DIM);

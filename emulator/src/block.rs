@@ -514,11 +514,16 @@ impl<'a> Block<'a> {
         let landed: Vec<Copy> = landed;
         for Copy { to, from, bytes, site, .. } in landed {
             let to_bytes = ptr::with_exposed_provenance_mut::<u8>(to);
-            // SAFETY: `to` was found in a shared array when the copy started; the detector has checked `from`, and
-            // without it the caller vouches for that, as on a device.
             match from {
-                0 => unsafe { to_bytes.write_bytes(0, bytes) },
-                _ => unsafe { to_bytes.copy_from_nonoverlapping(ptr::with_exposed_provenance(from), bytes) },
+                0 => {
+                    // SAFETY: `to` was found in a shared array when the copy started.
+                    unsafe { to_bytes.write_bytes(0, bytes) }
+                }
+                _ => {
+                    // SAFETY: as above; the detector has checked `from`, and without it the caller vouches for that, as on
+                    // a device.
+                    unsafe { to_bytes.copy_from_nonoverlapping(ptr::with_exposed_provenance(from), bytes) }
+                }
             }
             if self.detector.is_some() {
                 let shared = self.shared.iter_mut().find(|s| s.region.offset(to, bytes).is_some());

@@ -106,9 +106,9 @@ impl Buffer {
     pub fn write<T: Pod>(&self, offset: usize, data: &[T]) {
         let data: &[u8] = bytemuck::cast_slice(data);
         assert!(offset + data.len() <= self.bytes, "{} bytes at {offset} of {}", data.len(), self.bytes);
-        // SAFETY: inside the region, which lives as long as `self`; `data` is the host's, so they do not overlap.
         let to = std::ptr::with_exposed_provenance_mut::<u8>(self.start + offset);
         let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: inside the region, which lives as long as `self`; `data` is the host's, so they do not overlap.
         unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
         heap.get_mut(&self.start).expect("alive").written[offset..offset + data.len()].fill(true);
     }

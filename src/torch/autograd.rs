@@ -77,6 +77,7 @@ pub fn needs_grad(input: &Tensor) -> bool {
 /// assert_eq!(x.grad(), Tensor::from_slice(&[3.0, 12.0]));
 /// # Ok::<(), tercet::Error>(())
 /// ```
+#[must_use = "a function is in no graph until `attach`"]
 pub struct CustomFunction<'a> {
     name: &'a str,
     inputs: &'a [&'a Tensor],

@@ -98,6 +98,7 @@ impl CrossBatchMemory {
 
     /// This memory with a warm-up: [`forward`](Self::forward) takes the loss of the batch itself until `rows` rows are
     /// in the memory. 0, the default, means no warm-up; more than the capacity means until it is full.
+    #[must_use = "the memory with the warm-up is what is returned"]
     pub fn warm_up(self, rows: usize) -> Self {
         Self { warm_up: rows.min(self.capacity()), ..self }
     }

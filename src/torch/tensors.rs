@@ -198,11 +198,13 @@ pub(crate) fn matrix<T: OfKind>(tensor: &Tensor) -> Result<Matrix<'_, T>, Error>
     assert_eq!((tensor.kind(), tensor.device()), (T::KIND, Device::Cpu));
     let (rows, dim, stride) = (tensor.size()[0] as usize, tensor.size()[1] as usize, row_stride(tensor));
     let len = if rows == 0 || dim == 0 { 0 } else { (rows - 1) * stride + dim };
-    // SAFETY: libtorch keeps the elements that sizes and strides reach in memory while the tensor lives; the kind is
-    // T's. As with any operation on tensors, nobody may write to it from another thread meanwhile.
     let data = match len {
         0 => &[],
-        len => unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>().cast_const(), len) },
+        len => {
+            // SAFETY: libtorch keeps the elements that sizes and strides reach in memory while the tensor lives; the
+            // kind is T's. As with any operation on tensors, nobody may write to it from another thread meanwhile.
+            unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>().cast_const(), len) }
+        }
     };
     Matrix::strided(data, rows, dim, stride)
 }
