@@ -520,8 +520,8 @@ impl<'a> Block<'a> {
                     unsafe { to_bytes.write_bytes(0, bytes) }
                 }
                 _ => {
-                    // SAFETY: as above; the detector has checked `from`, and without it the caller vouches for that, as on
-                    // a device.
+                    // SAFETY: `to` was found in a shared array when the copy started; the detector has checked `from`,
+                    // and without it the caller vouches for that, as on a device.
                     unsafe { to_bytes.copy_from_nonoverlapping(ptr::with_exposed_provenance(from), bytes) }
                 }
             }

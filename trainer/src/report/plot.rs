@@ -253,8 +253,6 @@ fn draw_chart<B: DrawingBackend<ErrorType: 'static>>(
         }
     };
     let mut area = builder.build_cartesian_2d(x.0..x.1, y.0..y.1)?;
-    // As many decimals as tell this axis' labels apart.
-    let decimals = |axis: (f64, f64), few: f64| (few - (axis.1 - axis.0).log10().floor()).max(0.0) as usize;
     let (x_decimals, y_decimals) = (decimals(x, 1.0), decimals(y, digits));
     area.configure_mesh()
         .x_labels(labels)
@@ -288,6 +286,11 @@ fn draw_chart<B: DrawingBackend<ErrorType: 'static>>(
         .border_style(RGBColor(180, 180, 180))
         .draw()?;
     Ok(())
+}
+
+/// As many decimals as tell the labels of an axis apart; `few` of an axis from 0 to 1.
+fn decimals(axis: (f64, f64), few: f64) -> usize {
+    (few - (axis.1 - axis.0).log10().floor()).max(0.0) as usize
 }
 
 /// Makes 0 of a tiny number: labels in steps of a tenth come back to zero as one, which would be written as -0.0.
@@ -347,6 +350,7 @@ pub fn png(picture: &RgbImage) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::report::chart::{Axis, Series};
+    use plotters::coord::ranged1d::BoldPoints;
 
     #[test]
     fn text_is_drawn_without_any_system_font() {
@@ -420,6 +424,21 @@ mod tests {
             assert_eq!(bottom, expected, "{range:?}");
             let values = |texts: &[String]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<f64>>();
             assert!(side.len() > 1 && values(&side).iter().all(|&at| range.0 <= at && at <= range.1), "{side:?}");
+        }
+    }
+
+    #[test]
+    fn a_label_is_the_value_of_its_tick() {
+        for (hundredths, power) in (100..1000).flat_map(|hundredths| (-4..6).map(move |power| (hundredths, power))) {
+            let end = f64::from(hundredths) / 100.0 * 10f64.powi(power);
+            for (labels, few) in [(10, 1.0), (10, 2.0), (6, 1.0)] {
+                let digits = decimals((0.0, end), few);
+                for tick in RangedCoordf64::from(0.0..end).key_points(BoldPoints(labels)) {
+                    let text = format!("{tick:.digits$}");
+                    let off = (text.parse::<f64>().unwrap() - tick).abs();
+                    assert!(off <= 1e-9 * end, "{text} at {tick} of 0 to {end}");
+                }
+            }
         }
     }
 

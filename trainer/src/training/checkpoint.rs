@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tch::{Device, Tensor};
 
 /// The key of the JSON in the file's metadata.
@@ -113,6 +113,8 @@ struct Document {
 
 /// A checkpoint as it was read.
 pub struct Checkpoint {
+    /// The run's folder, for errors.
+    folder: PathBuf,
     /// What the run is made of.
     pub origin: Origin,
     /// Where the run stands.
@@ -177,7 +179,7 @@ pub fn parse(bytes: &[u8]) -> Result<Checkpoint, String> {
         (there == steps).then_some(values).ok_or_else(|| format!("{name}: {there} values of {steps} steps"))
     };
     (state.losses, state.active) = (history("history/loss")?, history("history/active")?);
-    Ok(Checkpoint { origin, state, tensors })
+    Ok(Checkpoint { folder: PathBuf::new(), origin, state, tensors })
 }
 
 impl Checkpoint {
@@ -195,15 +197,15 @@ impl Checkpoint {
 
     /// Reads the checkpoint of a run folder.
     pub fn read(folder: &Path) -> Result<Self> {
-        Self::must_exist(folder)?;
         let wrong = |what: String| bad_input(format!("--resume {}: {CHECKPOINT}: {what}", folder.display()));
         let bytes = std::fs::read(run_folder::checkpoint(folder)).map_err(|error| wrong(error.to_string()))?;
-        parse(&bytes).map_err(wrong)
+        Ok(Self { folder: folder.to_owned(), ..parse(&bytes).map_err(wrong)? })
     }
 
     /// Takes a tensor out of the checkpoint.
     pub fn take(&mut self, name: &str) -> Result<Tensor> {
-        self.tensors.remove(name).ok_or_else(|| bad_input(format!("--resume: {CHECKPOINT}: {name}: missing")))
+        let missing = || bad_input(format!("--resume {}: {CHECKPOINT}: {name}: missing", self.folder.display()));
+        self.tensors.remove(name).ok_or_else(missing)
     }
 
     /// Whether the checkpoint has the tensor.
@@ -300,7 +302,8 @@ mod tests {
         assert!(read.has("encoder/a"));
         let tensor = read.take("encoder/a").unwrap();
         assert_eq!(tensor, Tensor::full([3, 2], 0.1, (Kind::Float, Device::Cpu)));
-        assert!(read.take("encoder/b").unwrap_err().to_string().contains("encoder/b: missing"));
+        let missing = format!("--resume {}: {CHECKPOINT}: encoder/b: missing", dir.path().display());
+        assert_eq!(read.take("encoder/b").unwrap_err().to_string(), missing);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
     }
 
@@ -323,7 +326,8 @@ mod tests {
     fn files_that_are_no_checkpoint_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let refused = |words: &str| {
-            let error = Checkpoint::read(dir.path()).map(|_| ()).unwrap_err();
+            let error =
+                Checkpoint::must_exist(dir.path()).and_then(|()| Checkpoint::read(dir.path())).map(|_| ()).unwrap_err();
             assert_eq!(crate::process::bad_input::exit_code(&error), 2);
             assert!(error.to_string().contains(words), "{error}");
         };

@@ -1,7 +1,7 @@
 //! The end of a run: the last evaluation, the model, the report, the summary.
 
 use crate::commands::cli::TrainArgs;
-use crate::commands::train::report::Run;
+use crate::commands::train::report::RunReport;
 use crate::commands::train::source::Source;
 use crate::commands::train::summary::Summary;
 use crate::evaluation::evaluate::{Evaluated, Evaluation};
@@ -110,7 +110,7 @@ pub fn finish(run: &Finished) -> Result<()> {
         version: env!("CARGO_PKG_VERSION").into(),
     };
     let measured = state.curve(was.measured(0), is.measured(state.step), run.best);
-    Run {
+    RunReport {
         folder,
         summary: &summary,
         loss: args.loss.loss.title(),

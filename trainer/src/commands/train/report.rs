@@ -11,8 +11,8 @@ use crate::training::watch;
 use anyhow::Result;
 use std::path::Path;
 
-/// A finished run.
-pub struct Run<'a> {
+/// What the report of a finished run shows.
+pub struct RunReport<'a> {
     pub folder: &'a Path,
     pub summary: &'a Summary,
     /// The loss and its options, for people.
@@ -27,7 +27,7 @@ pub struct Run<'a> {
     pub val: &'a Dataset,
 }
 
-impl Run<'_> {
+impl RunReport<'_> {
     /// Writes the charts, the sheet of the hardest pairs and `report.html`.
     pub fn write(&self) -> Result<()> {
         let (summary, scores) = (self.summary, &self.after.scores);
