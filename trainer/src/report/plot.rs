@@ -9,6 +9,7 @@ use anyhow::{Result, anyhow};
 use image::imageops::{FilterType, resize};
 use image::{ImageFormat, RgbImage};
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::BoldPoints;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::register_font;
@@ -241,19 +242,19 @@ fn draw_chart<B: DrawingBackend<ErrorType: 'static>>(
     }
     let mut builder = ChartBuilder::on(root);
     // In a page a chart is narrower, and so has larger text and fewer labels.
-    let (text, labels, digits) = match caption {
+    let (text, labels) = match caption {
         Some(caption) => {
             builder.caption(caption, ("sans-serif", 48)).margin(32).margin_right(56);
             builder.x_label_area_size(104).y_label_area_size(144);
-            ((36, 44), 10, 2.0)
+            ((36, 44), 11)
         }
         None => {
             builder.margin(24).margin_right(48).x_label_area_size(132).y_label_area_size(228);
-            ((50, 50), 6, 1.0)
+            ((50, 50), 6)
         }
     };
     let mut area = builder.build_cartesian_2d(x.0..x.1, y.0..y.1)?;
-    let (x_decimals, y_decimals) = (decimals(x, 1.0), decimals(y, digits));
+    let (x_decimals, y_decimals) = (decimals(x, labels), decimals(y, labels));
     area.configure_mesh()
         .x_labels(labels)
         .y_labels(labels)
@@ -288,9 +289,14 @@ fn draw_chart<B: DrawingBackend<ErrorType: 'static>>(
     Ok(())
 }
 
-/// As many decimals as tell the labels of an axis apart; `few` of an axis from 0 to 1.
-fn decimals(axis: (f64, f64), few: f64) -> usize {
-    (few - (axis.1 - axis.0).log10().floor()).max(0.0) as usize
+/// As many decimals as the labels of an axis need, of which there are at most `labels`.
+fn decimals((low, high): (f64, f64), labels: usize) -> usize {
+    let ticks = RangedCoordf64::from(low..high).key_points(BoldPoints(labels));
+    let exact = |digits: i32| {
+        let scale = 10f64.powi(digits);
+        ticks.iter().all(|tick| ((tick * scale).round() / scale - tick).abs() <= 1e-9 * (high - low))
+    };
+    (0..12).find(|&digits| exact(digits)).unwrap_or(12) as usize
 }
 
 /// Makes 0 of a tiny number: labels in steps of a tenth come back to zero as one, which would be written as -0.0.
@@ -350,7 +356,6 @@ pub fn png(picture: &RgbImage) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::report::chart::{Axis, Series};
-    use plotters::coord::ranged1d::BoldPoints;
 
     #[test]
     fn text_is_drawn_without_any_system_font() {
@@ -428,16 +433,16 @@ mod tests {
     }
 
     #[test]
-    fn a_label_is_the_value_of_its_tick() {
-        for (hundredths, power) in (100..1000).flat_map(|hundredths| (-4..6).map(move |power| (hundredths, power))) {
-            let end = f64::from(hundredths) / 100.0 * 10f64.powi(power);
-            for (labels, few) in [(10, 1.0), (10, 2.0), (6, 1.0)] {
-                let digits = decimals((0.0, end), few);
-                for tick in RangedCoordf64::from(0.0..end).key_points(BoldPoints(labels)) {
-                    let text = format!("{tick:.digits$}");
-                    let off = (text.parse::<f64>().unwrap() - tick).abs();
-                    assert!(off <= 1e-9 * end, "{text} at {tick} of 0 to {end}");
-                }
+    fn labels_are_in_equal_steps_and_end_in_no_zero_of_all() {
+        for (tenths, power) in (10..100).flat_map(|tenths| [-4, -1, 0, 3].map(|power| (tenths, power))) {
+            let end = f64::from(tenths) / 10.0 * 10f64.powi(power);
+            for texts in labels(&svg(&diagonal((0.0, end), (0.0, end))).unwrap()) {
+                let values: Vec<f64> = texts.iter().map(|text| text.parse().unwrap()).collect();
+                let step = values[1] - values[0];
+                let equal = values.windows(2).all(|two| (two[1] - two[0] - step).abs() <= 1e-9 * end);
+                assert!(step > 0.0 && equal, "{texts:?}");
+                let needless = |text: &String| text.contains('.') && text.ends_with('0');
+                assert!(!texts.iter().all(needless), "{texts:?}");
             }
         }
     }
