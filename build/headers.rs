@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::releases::{PAIRS, pairs, release};
+use super::releases::{PAIRS, pairs, release};
 
 /// The folder of headers that torch-sys takes, by the variables that it reads; `lib` is the folder of libraries that it
 /// names. `variable` is `std::env::var_os`.

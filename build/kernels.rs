@@ -21,8 +21,8 @@ mod constants;
 const DEFAULT_ARCHS: &str = "80,90a,100,120";
 /// PTX for this architecture is compiled by the driver if no cubin fits.
 const PTX_ARCH: &str = "compute_80";
-/// The kernels that show what each wrapped instruction does: compiled as the losses' are, for tests/conformance.rs
-/// alone. Packages do not have them.
+/// The kernels that show what each wrapped instruction does: compiled as the losses' are, for tests/it/conformance alone.
+/// Packages do not have them.
 const CONFORMANCE: &str = "emulator/tests/kernels/conformance.cu";
 
 /// One file of kernels for one target.
@@ -96,11 +96,12 @@ pub fn build() {
     let images: Vec<(usize, Image)> =
         images.into_iter().map(|(i, image)| (i, image.unwrap_or_else(|error| fail(&error)))).collect();
 
-    // src/cuda/images.rs includes the first, tests/conformance.rs the second.
+    // src/cuda/images.rs includes the first, tests/it/conformance the second: dependents are told where it lies.
     let (conformance, losses): (Vec<_>, Vec<_>) =
         images.iter().map(|(i, image)| (&jobs[*i], image)).partition(|(job, _)| job.source == Path::new(CONFORMANCE));
     write_table(&out, "images.rs", &losses);
     write_table(&out, "conformance.rs", &conformance);
+    println!("cargo:conformance={}", out.join("conformance.rs").display());
 }
 
 /// Writes a table of `Image`s, with the files that it includes.

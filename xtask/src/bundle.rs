@@ -30,9 +30,11 @@ struct Program {
 }
 
 pub fn make(checkout: &Checkout) -> Result<()> {
-    // The emulator runs kernels without a GPU, from files of this build; xtask needs cargo.
-    let test = ["test", "--release", "--workspace", "--exclude", "xtask", "--exclude", "tercet-emulator", "--no-run"];
-    let mut programs = build(checkout, &test)?;
+    let mut programs = build(checkout, &["test", "--release", "-p", "tercet", "-p", "tercet-trainer", "--no-run"])?;
+    // Without the emulator, which runs kernels without a GPU, from files of this build.
+    let without_emulator = ["--no-default-features", "--features", "cuda,torch"];
+    let test = [&["test", "--release", "-p", "tercet-tests", "--no-run"][..], &without_emulator].concat();
+    programs.extend(build(checkout, &test)?);
     programs.extend(build(checkout, &["bench", "-p", "tercet", "--no-run"])?);
     programs.extend(build(checkout, &["build", "--release", "-p", "tercet-trainer", "--bin", "tercet"])?);
 

@@ -15,8 +15,9 @@ use crate::sha256;
 const FOLDER: &str = "TERCET_RECORD_BITS";
 /// What the names of the tests that do so have in common.
 const TESTS: &str = "computes_what_it_did";
-/// The folders of such tests.
-const PACKAGES: [&str; 2] = ["tests", "emulator/tests"];
+/// The package of such tests, by its folder's manifest. Older commits have programs in `FOLDERS` in its place.
+const PACKAGE: (&str, &str) = ("tests/Cargo.toml", "tercet-tests");
+const FOLDERS: [&str; 2] = ["tests", "emulator/tests"];
 
 /// The hashes of a loss's cases on a backend.
 #[derive(Debug, PartialEq)]
@@ -162,7 +163,7 @@ fn at(checkout: &Checkout, revision: &str, short: &str) -> Result<Records> {
     // Everything but Tercet itself is built already, as long as it sees the same libtorch by the same path. Trap: cargo takes
     // a package of the same name and place in its workspace for the same one, so each build would undo the other. A setting
     // that is of no effect without debug information tells them apart.
-    for package in ["tercet", "tercet-emulator"] {
+    for package in ["tercet", "tercet-emulator", "tercet-tests"] {
         cargo.args(["--config", &format!("profile.release.package.{package}.split-debuginfo='unpacked'")]);
     }
     let target = variable("CARGO_TARGET_DIR").map_or_else(|| checkout.root.join("target"), PathBuf::from);
@@ -178,11 +179,17 @@ fn measure(checkout: &Checkout, root: &Path, what: &str, mut cargo: Command) -> 
     let folder = checkout.root.join("target/records/bits");
     fs::remove_dir_all(&folder).ok();
     fs::create_dir_all(&folder).doing(format_args!("make {}", folder.display()))?;
-    let programs = programs(root)?;
-    eprintln!("records: {what}, {}", programs.join(", "));
-    cargo.args(["--release", "--workspace", "--quiet"]);
-    for program in &programs {
-        cargo.args(["--test", program]);
+    cargo.args(["--release", "--quiet"]);
+    if root.join(PACKAGE.0).is_file() {
+        eprintln!("records: {what}, {}", PACKAGE.1);
+        cargo.args(["-p", PACKAGE.1]);
+    } else {
+        let programs = programs(root)?;
+        eprintln!("records: {what}, {}", programs.join(", "));
+        cargo.arg("--workspace");
+        for program in &programs {
+            cargo.args(["--test", program]);
+        }
     }
     cargo.arg(TESTS).env(FOLDER, &folder).current_dir(root).stdin(Stdio::null()).stdout(Stdio::piped());
     let output = cargo.spawn().doing("start cargo")?.wait_with_output().doing("wait for cargo")?;
@@ -200,10 +207,10 @@ fn measure(checkout: &Checkout, root: &Path, what: &str, mut cargo: Command) -> 
     Ok(records)
 }
 
-/// The test programs whose tests write hashes: both packages have them under the same names.
+/// The test programs of an older commit whose tests write hashes: both packages have them under the same names.
 fn programs(root: &Path) -> Result<Vec<String>> {
     let mut programs = BTreeSet::new();
-    for folder in PACKAGES.map(|folder| root.join(folder)) {
+    for folder in FOLDERS.map(|folder| root.join(folder)) {
         for entry in fs::read_dir(&folder).doing(format_args!("read {}", folder.display()))? {
             let path = entry.doing(format_args!("read {}", folder.display()))?.path();
             if path.extension().is_some_and(|extension| extension == "rs") {

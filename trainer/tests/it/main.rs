@@ -8,7 +8,7 @@ mod program;
 mod safe;
 mod verification;
 
-#[path = "../../../tests/support/made_up.rs"]
+#[path = "../../../tests/it/support/made_up.rs"]
 mod made_up;
-#[path = "../../../tests/support/skipped.rs"]
+#[path = "../../../tests/it/support/skipped.rs"]
 mod skipped;

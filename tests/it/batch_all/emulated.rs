@@ -1,0 +1,76 @@
+//! `batch_all` on the emulator: schedules, lower precision, and what is not finite or too large.
+
+use tercet::batch_all::oracle;
+use tercet::{BatchAllTripletLoss, Matrix, Precision};
+use tercet_emulator::{Emulator, Options};
+
+use crate::mined::launches::{OnDevice, mine};
+use crate::support::Numbers;
+
+fn uniform(rows: usize, dim: usize) -> Vec<f32> {
+    let mut numbers = Numbers(3);
+    (0..rows * dim).map(|_| 3.0 + numbers.unit() as f32).collect()
+}
+
+/// The same bits whatever the order of the blocks and the number of threads that run them.
+#[test]
+fn the_same_bits_under_every_schedule() {
+    let (rows, dim) = (150usize, 20usize);
+    let x = uniform(rows, dim);
+    // Small classes, whose thresholds are compared one by one, and a large one, in which they are searched.
+    let labels: Vec<i64> = (0..rows as i64).map(|i| if i % 3 == 0 { -1 } else { i % 20 }).collect();
+    let loss_fn = BatchAllTripletLoss { margin: 1.0, ..Default::default() };
+    let results = (0..6u64).map(|seed| {
+        let emulator = Emulator::new(Options { detect: false, seed, os_threads: 1 + seed as usize % 2 });
+        let batch = OnDevice::itself(&emulator, &x, dim, &labels);
+        let mined = mine::<f32, _, _>(&emulator, &loss_fn, &batch, 0, &[&[1.0]]);
+        (mined.loss, mined.stats, mined.grads)
+    });
+    let results: Vec<_> = results.collect();
+    assert!(results[0].0 > 0.0);
+    assert!(results.iter().all(|result| *result == results[0]));
+}
+
+/// The loss and the gradient are off by no more than the fewer bits explain.
+#[test]
+fn lower_precision_is_as_good_as_its_bits() {
+    let (rows, dim) = (130usize, 70usize);
+    let x = uniform(rows, dim);
+    let labels: Vec<i64> = (0..rows as i64).map(|i| i * 7 % 33).collect();
+    let exact: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    // All triplets are active, so that the count cannot hide how exact distances are.
+    let loss_fn = BatchAllTripletLoss { margin: 200.0, ..Default::default() };
+    let expected = oracle::run(&loss_fn, Matrix::new(&exact, dim).expect("whole rows"), &labels, 1.0).expect("valid");
+    for (precision, unit) in
+        [(Precision::Highest, 0.5f64.powi(24)), (Precision::High, 0.5f64.powi(11)), (Precision::Medium, 0.5f64.powi(9))]
+    {
+        let loss_fn = BatchAllTripletLoss { precision, ..loss_fn };
+        let emulator = Emulator::new(Options::default());
+        let batch = OnDevice::itself(&emulator, &x, dim, &labels);
+        let mined = mine::<f32, _, _>(&emulator, &loss_fn, &batch, 0, &[&[1.0]]);
+        let (loss, stats) = (mined.loss, mined.stats);
+        let error = (f64::from(loss) - expected.loss).abs();
+        println!("batch_all on the emulator, {precision:?}: loss {loss} off by {error:.1e}");
+        assert!(error <= 16.0 * unit * expected.stats.mean_negative_distance + 1e-4, "{precision:?}: {error}");
+        assert_eq!(stats.active, stats.valid);
+        // The gradient's weights are counts, and the rows are never rounded.
+        let size = expected.grad.iter().fold(0f64, |m, g| m.max(g.abs()));
+        for (actual, expected) in mined.grads[0][0].iter().zip(&expected.grad) {
+            assert!((f64::from(*actual) - expected).abs() <= 1e-4 * size, "{precision:?}: {actual} for {expected}");
+        }
+    }
+}
+
+/// Classes that there is no room for give NaN, never a number.
+#[test]
+fn classes_too_large_give_nan() {
+    let rows = 4000usize;
+    assert!(rows * rows / 2 > tercet::internal::capacity(rows, rows));
+    let labels: Vec<i64> = (0..rows as i64).map(|i| i % 2).collect();
+    let emulator = Emulator::new(Options::default());
+    let batch = OnDevice::itself(&emulator, &uniform(rows, 1), 1, &labels);
+    let mined = mine::<f32, _, _>(&emulator, &BatchAllTripletLoss::default(), &batch, 0, &[&[1.0]]);
+    assert!(mined.loss.is_nan());
+    assert_eq!(mined.stats.valid, (rows * (rows / 2 - 1) * (rows / 2)) as u64);
+    assert!(mined.grads[0][0].iter().all(|g| g.is_nan()));
+}

@@ -1,0 +1,6 @@
+#[cfg(feature = "emulator")]
+mod emulated;
+mod laws;
+mod property;
+#[cfg(feature = "torch")]
+mod torch;

@@ -1,0 +1,4 @@
+mod laws;
+mod property;
+#[cfg(feature = "torch")]
+mod torch;

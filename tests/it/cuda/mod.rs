@@ -1,0 +1,4 @@
+mod device;
+mod first_call;
+#[cfg(feature = "torch")]
+mod torch;

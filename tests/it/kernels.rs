@@ -1,0 +1,195 @@
+//! The images in this build: all of one file have the same kernels, and the assembler kept all of their variables in
+//! registers. That what the host launches is among them is what the emulator's tests show: it has these kernels too
+//! (emulator/tests/kernels.rs), and refuses to launch any other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use tercet::internal::{DeviceProperties, IMAGES, Image};
+
+use crate::support;
+use crate::support::skipped::skipped;
+
+/// What the assembler reports on, and in PTX, which it has not seen, the entries.
+fn kernels_of(image: &Image) -> BTreeSet<String> {
+    let bytes = image.inflate();
+    assert_eq!(bytes.len(), image.size);
+    if !image.target.starts_with("sm_") {
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        return text.split(".entry ").skip(1).filter_map(|rest| Some(rest.split_once('(')?.0.trim().into())).collect();
+    }
+    for report in image.kernels {
+        let name = report.kernel.as_bytes();
+        let found = bytes.windows(name.len()).any(|window| window == name);
+        assert!(found, "{} is not in the image of {} for {}", report.kernel, image.stem, image.target);
+    }
+    let names: BTreeSet<String> = image.kernels.iter().map(|report| report.kernel.into()).collect();
+    assert_eq!(names.len(), image.kernels.len(), "two reports on a kernel of {} for {}", image.stem, image.target);
+    names
+}
+
+#[test]
+fn all_images_of_a_file_have_the_same_kernels() {
+    let mut files: BTreeMap<&str, Vec<(&str, BTreeSet<String>)>> = BTreeMap::new();
+    for image in IMAGES {
+        files.entry(image.stem).or_default().push((image.target, kernels_of(image)));
+    }
+    assert!(!files.is_empty());
+    let targets = |stem: &str| files[stem].iter().map(|(target, _)| *target).collect::<Vec<_>>();
+    for (stem, images) in &files {
+        assert_eq!(targets(stem), targets("batch"), "the targets of {stem}");
+        let (target, kernels) = &images[0];
+        assert!(!kernels.is_empty(), "{stem} for {target} has no kernels");
+        for (other, others) in images {
+            let difference: Vec<_> = kernels.symmetric_difference(others).collect();
+            assert!(difference.is_empty(), "{stem} for {target} and for {other} differ in {difference:?}");
+        }
+        let strange: Vec<_> = kernels.iter().filter(|name| !name.starts_with(&format!("{stem}_"))).collect();
+        assert!(strange.is_empty(), "kernels of {stem} without its name: {strange:?}");
+    }
+}
+
+#[test]
+fn no_kernel_spills_or_uses_local_memory() {
+    let mut kernels = 0;
+    for image in IMAGES {
+        for kernel in image.kernels {
+            kernels += 1;
+            let local = kernel.spill_bytes + kernel.stack_bytes;
+            assert!(local == 0, "{} for {}: {kernel:?}", kernel.kernel, image.target);
+        }
+    }
+    assert!(kernels > 0, "the assembler reported on no kernel");
+}
+
+/// NVIDIA's disassembler: from a CUDA toolkit, or the one that Triton installs beside libtorch.
+fn disassembler() -> Option<PathBuf> {
+    let libtorch = std::env::var_os("LIBTORCH").map_or_else(|| support::checkout().join(".libtorch"), PathBuf::from);
+    let beside = std::fs::canonicalize(libtorch).ok().and_then(|torch| Some(torch.parent()?.to_path_buf()));
+    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
+    let folders = toolkits.chain(["/usr/local/cuda".into()]).map(|home| home.join("bin"));
+    let beside = beside.map(|site| site.join("triton/backends/nvidia/bin"));
+    folders.chain(beside).map(|bin| bin.join("nvdisasm")).find(|file| file.is_file())
+}
+
+/// What the assembler made of the kernels: rows are read and gradients written 16 bytes at a time, and a kernel that
+/// holds its rows in registers reads each of them once.
+#[test]
+fn rows_move_in_vectors_of_16_bytes() {
+    let Some(disassembler) = disassembler() else {
+        skipped("no nvdisasm: rows_move_in_vectors_of_16_bytes");
+        return;
+    };
+    // Suffixes of the kernels that hold their rows in registers, and how many 16-byte vectors of a row each lane holds.
+    let held = [("_l16", 1), ("_l32", 1), ("_l32x4", 4)];
+    let mut kernels = 0;
+    // How many matrices a loss reads.
+    let matrices = |stem| match stem {
+        "triplet_margin" => 3,
+        "contrastive" => 2,
+        _ => 0,
+    };
+    for image in IMAGES.iter().filter(|i| i.target.starts_with("sm_") && matrices(i.stem) > 0) {
+        let matrices = matrices(image.stem);
+        let file =
+            std::env::temp_dir().join(format!("tercet-{}-{}-{}.cubin", std::process::id(), image.stem, image.target));
+        std::fs::write(&file, image.inflate()).unwrap();
+        let output = std::process::Command::new(&disassembler).arg("-c").arg(&file).output().unwrap();
+        std::fs::remove_file(&file).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        for section in text.split(".section\t.text.").skip(1) {
+            let name = section.split([',', '\n']).next().unwrap_or_default().trim_matches('"');
+            // The other kernels do not hold their rows.
+            let Some((_, vectors)) = held.iter().find(|(shape, _)| name.ends_with(shape)) else { continue };
+            let count = |what: &[&str]| section.lines().filter(|l| what.iter().all(|w| l.contains(w))).count();
+            let (loads, stores) = (count(&["LDG.E", ".128"]), count(&["STG.E", ".128"]));
+            assert_eq!(loads, matrices * vectors, "{name} for {}: 16-byte loads", image.target);
+            assert!(stores >= matrices * vectors, "{name} for {}: {stores} 16-byte stores", image.target);
+            kernels += 1;
+        }
+    }
+    assert!(kernels > 0, "no kernel of these shapes was found");
+    println!("{kernels} kernels read each row once, in vectors of 16 bytes");
+}
+
+#[test]
+fn images_stay_within_their_budget() {
+    let bytes: usize = IMAGES.iter().map(|image| image.deflated.len()).sum();
+    println!("{} images, {} bytes in the binary", IMAGES.len(), bytes);
+    assert!(bytes <= 8 << 20, "{bytes} bytes of kernels in every binary");
+    for image in IMAGES {
+        let most = image.kernels.iter().map(|k| k.registers).max().unwrap_or(0);
+        println!("{:>16} {:>10}: {} kernels, at most {most} registers", image.stem, image.target, image.kernels.len());
+    }
+}
+
+/// Every kernel file comes with its oracle, its CPU, CUDA and torch versions, its test and its bench.
+#[test]
+fn every_loss_has_its_room_complete() {
+    let root = support::checkout();
+    if !root.join("kernels").is_dir() {
+        skipped("no sources here: every_loss_has_its_room_complete");
+        return;
+    }
+    let mut stems = 0;
+    for entry in std::fs::read_dir(root.join("kernels")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "cu") {
+            continue;
+        }
+        stems += 1;
+        let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+        if stem == "batch" {
+            continue; // mined losses share it: src/cuda/batch.rs
+        }
+        // A mined loss's door for tensors is `Call`; any other has its own.
+        let torch = (!stem.starts_with("batch_")).then_some("torch.rs");
+        for file in ["mod.rs", "oracle.rs", "cpu.rs", "cuda.rs"].into_iter().chain(torch) {
+            let file = root.join("src").join(&stem).join(file);
+            assert!(file.is_file(), "{} is missing", file.display());
+        }
+        for folder in ["tests", "benches"] {
+            let file = root.join(folder).join(format!("{stem}.rs"));
+            assert!(file.is_file(), "{} is missing", file.display());
+        }
+    }
+    assert!(stems > 0);
+}
+
+/// Plans depend on the problem and the device alone; the expected choices are written out here.
+#[test]
+fn plans_follow_size_type_and_alignment() {
+    use tercet::internal::{Pass, RowAccess, triplet_margin_plan};
+    let device = DeviceProperties {
+        name: "a device of 132 multiprocessors".into(),
+        major: 9,
+        minor: 0,
+        multiprocessors: 132,
+        threads_per_multiprocessor: 2048,
+        shared_bytes_per_block: 227 << 10,
+    };
+    let loss = tercet::TripletMarginLoss::default();
+    let plan = |rows: usize, dim: usize, address: u64| {
+        let pass = Pass { inputs: [address; 3], strides: [dim; 3], grads: [4096; 3], ..Pass::default() };
+        triplet_margin_plan::<f32>(&loss, &device, [rows, dim], &pass).unwrap()
+    };
+    for (dim, access) in [
+        (1, RowAccess::Scalar),
+        (4, RowAccess::L16),
+        (64, RowAccess::L16),
+        (68, RowAccess::L32),
+        (128, RowAccess::L32),
+        (132, RowAccess::L32x4),
+        (512, RowAccess::L32x4),
+        (516, RowAccess::Vector),
+        (513, RowAccess::Scalar),
+    ] {
+        assert_eq!(plan(1000, dim, 4096).access, access, "dim {dim}");
+    }
+    assert_eq!(plan(1000, 128, 4096 + 4).access, RowAccess::Scalar, "rows that start off a 16-byte boundary");
+    assert_eq!(plan(1, 128, 4096).grid.blocks, 1);
+    assert_eq!(plan(9, 128, 4096).grid.blocks, 2, "8 rows a block");
+    assert_eq!(plan(1 << 20, 128, 4096).grid.blocks, 132 * 8, "no more blocks than the device holds");
+    assert_eq!(plan(1000, 128, 4096).kernel, "triplet_margin_difference_f32_l32");
+}

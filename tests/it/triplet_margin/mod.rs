@@ -1,0 +1,6 @@
+#[cfg(feature = "emulator")]
+mod emulated;
+mod errors;
+mod laws;
+mod property;
+mod torch;
