@@ -262,7 +262,7 @@ mod tests {
     use tch::Device;
 
     /// The options of a loss, as words of the command line without `--loss`.
-    fn options(loss: LossName, words: &str) -> anyhow::Result<LossOptions> {
+    fn options(loss: LossName, words: &str) -> Result<LossOptions> {
         #[derive(Parser)]
         struct Line {
             #[command(flatten)]
