@@ -50,7 +50,7 @@
 //! - without both: the CPU losses on slices, without libtorch and without CUDA.
 //! - `doc-only`: builds the documentation with nothing installed.
 
-#![warn(clippy::print_stdout, clippy::unwrap_used)]
+#![warn(clippy::must_use_candidate, clippy::print_stdout, clippy::unwrap_used)]
 // On docs.rs each item says which feature it belongs to.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -38,6 +38,7 @@ pub struct Inputs {
 
 impl Inputs {
     /// The inputs of a batch that is its own reference set, at step 0.
+    #[must_use]
     pub fn itself(anchors: Input) -> Self {
         Self { anchors, reference: None, step: 0 }
     }
