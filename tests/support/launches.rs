@@ -9,7 +9,7 @@ use tercet::internal::{self, Inputs, OnDevice as Mined, Output, ReferenceInput};
 use tercet::internal::{Address, Launcher, Memory};
 use tercet::{Element, Own, Stats};
 
-use super::support::mined::{Batch, Data};
+use super::support::mined::{self, Batch, Data};
 
 pub type MemoryOf<D> = <<D as TestDevice>::Launcher as Launcher>::Memory;
 
@@ -144,12 +144,7 @@ pub fn mine<T: Element, D: TestDevice, L: Mined + Debug>(
     Mining {
         losses: device.read(&losses, rows),
         loss,
-        stats: Stats {
-            valid: valid as u64,
-            active: active as u64,
-            mean_positive_distance: positives / valid.max(1.0),
-            mean_negative_distance: negatives / valid.max(1.0),
-        },
+        stats: mined::stats([valid as u64, active as u64], [positives, negatives].map(|sum| sum / valid.max(1.0))),
         chosen: choices.map(|choice| device.read(&choice, chosen)),
         grads,
     }

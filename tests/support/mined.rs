@@ -1,9 +1,17 @@
 //! What the tests of mined losses share: batches, and how far from the oracle their distances may be.
 
 use proptest::prelude::*;
-use tercet::{Distance, Element, Matrix, Own, Precision, Reduction, Reference};
+use tercet::{Distance, Element, Matrix, Own, Precision, Reduction, Reference, Stats};
 
 use super::Numbers;
+
+/// Statistics of so many valid and active terms, and of these mean distances to positives and to negatives.
+pub fn stats([valid, active]: [u64; 2], [positive, negative]: [f64; 2]) -> Stats {
+    let mut stats = Stats::default();
+    (stats.valid, stats.active) = (valid, active);
+    (stats.mean_positive_distance, stats.mean_negative_distance) = (positive, negative);
+    stats
+}
 
 /// What the embeddings look like.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -33,7 +33,7 @@ pub struct Output<T> {
 impl<T: Element> Output<T> {
     /// The hash of all of it.
     pub fn bits(&self) -> u64 {
-        let Stats { valid, active, mean_positive_distance, mean_negative_distance } = self.stats;
+        let Stats { valid, active, mean_positive_distance, mean_negative_distance, .. } = self.stats;
         let [grad, grad_of_set] = &self.grads;
         Bits::default()
             .and(&[self.loss, mean_positive_distance, mean_negative_distance])
@@ -174,7 +174,7 @@ macro_rules! losses {
 
 impl Selected {
     fn triplets<A: Element>(triplets: Triplets<A>) -> Self {
-        let Triplets { anchor, positive, negative, positive_distances, negative_distances } = triplets;
+        let Triplets { anchor, positive, negative, positive_distances, negative_distances, .. } = triplets;
         let distances = [wide(&positive_distances), wide(&negative_distances)].concat();
         Self { anchor, positive, negative, distances }
     }
@@ -327,7 +327,7 @@ fn perturbed<L: Recorded, T: Element>(loss: &L, batch: &Batch, data: &Data<T>, s
 /// What is recorded of a call: the loss, the statistics; of each gradient the norm, the sum with alternating signs, and
 /// three elements.
 fn values<T: Element>(output: &Output<T>) -> Vec<(String, f64)> {
-    let Stats { valid, active, mean_positive_distance, mean_negative_distance } = output.stats;
+    let Stats { valid, active, mean_positive_distance, mean_negative_distance, .. } = output.stats;
     let mut values = vec![
         ("loss".into(), output.loss),
         ("valid".into(), valid as f64),

@@ -387,12 +387,9 @@ impl Backend for Cpu {
                     let margin = T::Scalar::from_f64(case.loss.options().margin);
                     triplets.positive_distances[k] - triplets.negative_distances[k] + margin > T::Scalar::from_f64(0.0)
                 };
-                Stats {
-                    valid: triplets.negative.len() as u64,
-                    active: (0..triplets.negative.len()).filter(|&k| loss(k)).count() as u64,
-                    mean_positive_distance: mean(&triplets.positive_distances),
-                    mean_negative_distance: mean(&triplets.negative_distances),
-                }
+                let active = (0..triplets.negative.len()).filter(|&k| loss(k)).count();
+                let means = [&triplets.positive_distances, &triplets.negative_distances].map(|d| mean(d));
+                mined::stats([triplets.negative.len(), active].map(|count| count as u64), means)
             }
         };
         Output { negative, losses, stats, reduced: both.map(|(_, both)| (both, grads)), scaled_grads }
