@@ -103,3 +103,8 @@ pub use reduction::{MeanOver, Reduction};
 pub use reference::{Own, Reference};
 pub use stats::Stats;
 pub use triplet_margin::TripletMarginLoss;
+
+/// The README, whose Rust code is compiled and run by `cargo test --doc`.
+#[cfg(all(doctest, feature = "torch"))]
+#[doc = include_str!("../README.md")]
+mod readme {}
