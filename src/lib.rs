@@ -68,8 +68,8 @@
 //! | [`torch::CustomFunction`] | a backward pass of your own, which tch does not have |
 //! | [`cuda::CudaMatrix`], [`cuda::check_device`] | cudarc slices; whether the kernels run on a GPU, or why not |
 //!
-//! More code is in the package's folder `examples`: a training loop (`triplet`), a mined loss with a memory (`memory`),
-//! slices (`slices`), cudarc slices (`cuda_slices`) and a custom function (`custom_function`).
+//! More code: [`recipes`], and in the package's folder `examples` a training loop (`triplet`), a mined loss with a memory
+//! (`memory`), slices (`slices`), cudarc slices (`cuda_slices`) and a custom function (`custom_function`).
 //!
 //! # Calls
 //! A loss over a batch begins a [`Call`] with [`on`](BatchHardTripletLoss::on), on tch tensors, slices or cudarc
@@ -150,3 +150,7 @@ pub use triplet_margin::TripletMarginLoss;
 #[cfg(all(doctest, feature = "torch"))]
 #[doc = include_str!("../README.md")]
 mod readme {}
+
+#[cfg(all(doc, feature = "torch"))]
+#[doc = include_str!("../docs/recipes.md")]
+pub mod recipes {}
