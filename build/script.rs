@@ -19,5 +19,5 @@ pub fn refuse_other_systems() {
 
 /// Whether only the documentation is wanted, with neither libtorch nor NVRTC installed.
 pub fn doc_only() -> bool {
-    std::env::var_os("CARGO_FEATURE_DOC_ONLY").is_some() || std::env::var_os("DOCS_RS").is_some()
+    std::env::var_os("CARGO_FEATURE_DOC_ONLY").is_some()
 }

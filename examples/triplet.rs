@@ -1,9 +1,10 @@
-//! The triplet loss in a training loop: faces or signatures of one person are drawn together,
-//! those of different people pushed apart.
+//! The triplet loss in a training loop: faces or signatures of one person are drawn together, those of different people
+//! pushed apart.
 //!
-//! Random images stand in for a data set here, so that the example needs no download. In your own
-//! program, load batches of anchors, positives (another image of the same identity) and negatives
-//! (an image of another one). `cargo run --release --example triplet`
+//! Random images stand in for a data set here, so that the example needs no download. In your own program, load batches
+//! of anchors, positives (another image of the same identity) and negatives (an image of another one).
+//!
+//! `cargo run --release --example triplet`
 
 use tch::nn::{self, ModuleT, OptimizerConfig};
 use tch::{Device, Kind, Tensor, vision};
@@ -30,8 +31,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let identities = Tensor::randn([IDENTITIES, 3, SIDE, SIDE], (Kind::Float, device));
     let encoder = vision::resnet::resnet18(&vs.root(), 128);
     let mut optimiser = nn::Adam::default().build(&vs, 1e-3)?;
-    // mean(relu(|a - p|^2 - |a - n|^2 + 0.2))
-    let loss_fn = TripletMarginLoss { margin: 0.2, ..Default::default() };
+    // mean(relu(|a - p|^2 - |a - n|^2 + 0.2)), of rows divided by their norms.
+    let loss_fn = TripletMarginLoss { margin: 0.2, normalize: true, ..Default::default() };
 
     for epoch in 1..=EPOCHS {
         let mut total = 0.0;

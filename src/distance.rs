@@ -13,6 +13,7 @@ use crate::Error;
 /// All three are functions of `‖x‖`, `‖y‖` and `x·y`, so that one product of matrices gives the distances of all pairs.
 /// Losses of pre-formed pairs and triplets take [`PairedDistance`], which has torch's p-norms too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Distance {
     /// `Σ (x - y)²`, FaceNet's distance.
     #[default]
@@ -37,6 +38,7 @@ pub enum Distance {
 /// `Lp` is `torch.nn.functional.pairwise_distance`, which adds `eps` to each difference; with `p = ∞` the elements that
 /// reach the maximum share the gradient.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum PairedDistance {
     /// `Σ (x - y)²`, FaceNet's distance.
     SquaredEuclidean,

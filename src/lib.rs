@@ -2,6 +2,48 @@
 //! over the embeddings, as drop-in losses for [`tch`](https://github.com/LaurentMazare/tch-rs) training loops and on
 //! plain slices.
 //!
+//! In a picture, the triplet margin loss: the anchor draws the positive nearer and pushes the negative away, until it is
+//! farther by the margin.
+//!
+#![doc = include_str!("../docs/images/triplet.svg")]
+//!
+//! On tch tensors, part of the autograd graph:
+//!
+#![cfg_attr(feature = "torch", doc = "```")]
+#![cfg_attr(not(feature = "torch"), doc = "```ignore")]
+//! use tch::{Device, Kind, Tensor};
+//! use tercet::BatchHardTripletLoss;
+//!
+//! // 32 embeddings of 8 people, as an encoder gives them.
+//! let embeddings = Tensor::randn([32, 128], (Kind::Float, Device::Cpu));
+//! let embeddings = embeddings.set_requires_grad(true);
+//! let labels = Tensor::arange(32, (Kind::Int64, Device::Cpu)).remainder(8);
+//!
+//! // For each anchor the farthest positive and the nearest negative of the batch.
+//! let loss_fn = BatchHardTripletLoss { margin: 0.2, normalize: true, ..Default::default() };
+//! let loss = loss_fn.forward(&embeddings, &labels);
+//! loss.backward();
+//! assert_eq!(embeddings.grad().size(), [32, 128]);
+//! ```
+//!
+//! and on slices, with neither libtorch nor CUDA:
+//!
+//! ```
+//! use tercet::{Matrix, TripletMarginLoss};
+//!
+//! // Two triplets of embeddings of three numbers.
+//! let anchor = Matrix::new(&[1.0f32, 0.0, 0.0, 0.0, 1.0, 0.0], 3)?;
+//! let positive = Matrix::new(&[1.0f32, 0.5, 0.0, 0.0, 1.0, 0.0], 3)?;
+//! let negative = Matrix::new(&[0.0f32, 1.0, 0.0, 0.5, 1.0, 0.0], 3)?;
+//! let loss_fn = TripletMarginLoss { margin: 1.0, ..Default::default() };
+//!
+//! // The squared distances are 0.25 and 2 in the first triplet, 0 and 0.25 in the second.
+//! let loss = loss_fn.loss([anchor, positive, negative])?;
+//! assert_eq!(loss, (0.0 + 0.75) / 2.0);
+//! # Ok::<(), tercet::Error>(())
+//! ```
+//!
+//! # Losses
 //! | Loss | Definition | From |
 //! |---|---|---|
 //! | [`TripletMarginLoss`] | `relu(d(a, p) - d(a, n) + margin)` over pre-formed triplets | FaceNet, Schroff et al. 2015 |
@@ -16,26 +58,26 @@
 //! Options are public fields with PyTorch's names; each method that can panic has an `f_` twin that returns a
 //! [`Result`], as in tch.
 //!
-//! ```
-//! use tercet::{Matrix, PairedDistance, TripletMarginLoss};
+//! | Beside the losses | What it is |
+//! |---|---|
+//! | [`Reference`] | positives and negatives from a memory bank, or from the batches of all devices |
+//! | [`torch::CrossBatchMemory`] | the embeddings of the last batches, as such a reference set |
+//! | [`Stats`], [`torch::TensorStats`] | how many triplets are valid and active, and the mean distances |
+//! | [`Call::select`] | the pairs or triplets that a loss has mined, as indices |
+//! | [`Reduction`] | the mean, the sum, or one loss a row: for weights per sample |
+//! | [`torch::CustomFunction`] | a backward pass of your own, which tch does not have |
+//! | [`cuda::CudaMatrix`], [`cuda::check_device`] | cudarc slices; whether the kernels run on a GPU, or why not |
 //!
-//! // Two triplets of embeddings of three numbers.
-//! let anchor = [1.0f32, 0.0, 0.0, 0.0, 1.0, 0.0];
-//! let positive = [0.9, 0.1, 0.0, 0.0, 0.8, 0.2];
-//! let negative = [0.0, 0.0, 1.0, 0.1, 0.9, 0.0];
-//! let rows = [Matrix::new(&anchor, 3)?, Matrix::new(&positive, 3)?, Matrix::new(&negative, 3)?];
-//! let loss = TripletMarginLoss { margin: 0.5, distance: PairedDistance::Cosine, ..Default::default() }.loss(rows)?;
-//! assert!((loss - 0.26187).abs() < 1e-4, "{loss}");
-//! # Ok::<(), tercet::Error>(())
-//! ```
+//! More code: [`recipes`], and in the package's folder `examples` a training loop (`triplet`), a mined loss with a memory
+//! (`memory`), slices (`slices`), cudarc slices (`cuda_slices`) and a custom function (`custom_function`).
 //!
 //! # Calls
 //! A loss over a batch begins a [`Call`] with [`on`](BatchHardTripletLoss::on), on tch tensors, slices or cudarc
-//! slices. A reference set or a step may be added to the call, and its last method runs it. `forward` is short for the
-//! first line:
+//! slices. A reference set or a step may be added to the call, and its last method runs it. For the first line there
+//! is `loss_fn.forward(&embeddings, &labels)`, too:
 //!
 //! ```text
-//! loss_fn.on(&embeddings, &labels).forward()                    // loss_fn.forward(&embeddings, &labels)
+//! loss_fn.on(&embeddings, &labels).forward()
 //! loss_fn.on(&embeddings, &labels).against(&reference).forward_with_stats()
 //! loss_fn.on(matrix, labels).against(&reference).loss_and_grad(&mut grad)
 //! ```
@@ -50,6 +92,11 @@
 //! - without both: the CPU losses on slices, without libtorch and without CUDA.
 //! - `doc-only`: builds the documentation with nothing installed.
 
+#![warn(clippy::must_use_candidate, clippy::print_stdout, clippy::unwrap_used)]
+#![cfg_attr(
+    not(all(feature = "torch", feature = "cuda")),
+    allow(rustdoc::broken_intra_doc_links, reason = "pages name items of features that may be off")
+)]
 // On docs.rs each item says which feature it belongs to.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -102,3 +149,12 @@ pub use reduction::{MeanOver, Reduction};
 pub use reference::{Own, Reference};
 pub use stats::Stats;
 pub use triplet_margin::TripletMarginLoss;
+
+/// The README, whose Rust code is compiled and run by `cargo test --doc`.
+#[cfg(all(doctest, feature = "torch"))]
+#[doc = include_str!("../README.md")]
+mod readme {}
+
+#[cfg(all(doc, feature = "torch"))]
+#[doc = include_str!("../docs/recipes.md")]
+pub mod recipes {}

@@ -37,11 +37,13 @@ impl<'a, T: Element> Matrix<'a, T> {
     }
 
     /// The number of rows.
+    #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
     }
 
     /// The numbers in a row.
+    #[must_use]
     pub fn dim(&self) -> usize {
         self.dim
     }
@@ -50,6 +52,7 @@ impl<'a, T: Element> Matrix<'a, T> {
     ///
     /// # Panics
     /// If there is no such row.
+    #[must_use]
     #[inline(always)]
     pub fn row(&self, i: usize) -> &'a [T] {
         assert!(i < self.rows, "row {i} of {}", self.rows);

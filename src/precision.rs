@@ -6,6 +6,7 @@
 /// rows. Which negative is the nearest is decided by the filtered distances: another one may be nearer by less than
 /// their error. On the CPU the selected negative is the nearest, and everything is computed as with `Highest`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Precision {
     /// Products with the error of f32 arithmetic.
     #[default]

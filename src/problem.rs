@@ -21,6 +21,7 @@ pub struct Options<X> {
 pub struct Problem<X> {
     /// The anchors.
     pub rows: usize,
+    /// The numbers in a row.
     pub dim: usize,
     /// The rows of the reference set; `None`: the batch itself.
     pub references: Option<usize>,

@@ -2,6 +2,7 @@
 
 /// How the losses of a batch become the result; the names are PyTorch's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Reduction {
     /// One loss per row, not reduced.
     None,
@@ -14,6 +15,7 @@ pub enum Reduction {
 
 /// The triplets that a mean is taken over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum MeanOver {
     /// Those whose loss is above 0.
     #[default]

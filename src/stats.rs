@@ -2,6 +2,7 @@
 
 /// What a mined loss found in a batch. Each loss documents what it counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Stats {
     /// The triplets, or pairs, that the loss is taken over.
     pub valid: u64,

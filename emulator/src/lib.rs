@@ -2,6 +2,7 @@
 //! coroutines; a detector reports races, uninitialised reads and accesses out of bounds with their lines.
 //!
 //! What it checks and what it cannot: `docs/emulator.md`. Nothing it shows is a test on a GPU.
+#![warn(clippy::print_stdout, clippy::unwrap_used)]
 
 mod block;
 mod detector;

@@ -2,6 +2,7 @@
 
 /// Which pairs of different classes are selected; see [`BatchContrastiveLoss`](super::BatchContrastiveLoss).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Negatives {
     /// All pairs of different classes.
     #[default]

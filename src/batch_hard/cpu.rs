@@ -15,6 +15,7 @@ const TASK_ROWS: usize = 32;
 
 /// The triplet of each anchor of a batch, in the order given, and the losses.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Selection<A> {
     /// The index of the farthest positive; `u32::MAX` for an anchor without a positive or without a negative.
     pub positive: Vec<u32>,

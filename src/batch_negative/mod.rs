@@ -180,18 +180,17 @@ impl Selects for BatchNegativeTripletLoss {
     }
 }
 
-/// Calls of [`BatchNegativeTripletLoss`] have a step; on tensors:
+/// Calls of [`BatchNegativeTripletLoss`] have a step: equal steps draw alike, others draw anew. On slices:
 ///
 /// ```
-/// use tch::{Device, Kind, Tensor};
-/// use tercet::{BatchNegativeTripletLoss, Negative};
+/// use tercet::{BatchNegativeTripletLoss, Matrix, Negative};
 ///
-/// let embeddings = Tensor::randn([8, 128], (Kind::Float, Device::Cpu));
-/// let labels = Tensor::from_slice(&[0i64, 0, 1, 1, 2, 2, 3, 3]);
+/// let rows: Vec<f32> = (0..24).map(|i| (i as f32).sin()).collect();
+/// let (rows, labels) = (Matrix::new(&rows, 3)?, [0, 0, 1, 1, 2, 2, 3, 3]);
 /// let loss_fn = BatchNegativeTripletLoss { negative: Negative::Random, margin: 100.0, ..Default::default() };
-/// let step = Tensor::from(3i64);
-/// let loss = loss_fn.on(&embeddings, &labels).step(&step).forward();
-/// assert_eq!(loss, loss_fn.on(&embeddings, &labels).step(&step).forward());
-/// assert_ne!(loss, loss_fn.forward(&embeddings, &labels));
+/// let loss = loss_fn.on(rows, &labels).step(3).loss()?;
+/// assert_eq!(loss, loss_fn.on(rows, &labels).step(3).loss()?);
+/// assert_ne!(loss, loss_fn.on(rows, &labels).loss()?); // step 0
+/// # Ok::<(), tercet::Error>(())
 /// ```
 impl Draws for BatchNegativeTripletLoss {}

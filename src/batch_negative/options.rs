@@ -2,6 +2,7 @@
 
 /// Which negative a pair of anchor and positive gets; see [`BatchNegativeTripletLoss`](super::BatchNegativeTripletLoss).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Negative {
     /// The nearest negative, if the loss with it is above 0.
     Hardest,
@@ -14,6 +15,7 @@ pub enum Negative {
 
 /// Which pairs of anchor and positive are taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Pairs {
     /// `(a, p)` and `(p, a)`: each row of a pair is an anchor.
     #[default]

@@ -40,11 +40,13 @@ pub struct Same {
 
 impl Same {
     /// From integers, signed or not, or bools, of `bytes` bytes each.
+    #[must_use]
     pub fn integers(address: Address, bytes: u32) -> Self {
         Self { address, one: 1, magnitude: u64::MAX, bytes, padding: 0 }
     }
 
     /// From floats of type T; -0 counts as 0.
+    #[must_use]
     pub fn floats<T: Element>(address: Address) -> Self {
         let bits = |x: f64| {
             let mut word = [0; 8];

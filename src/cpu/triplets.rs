@@ -201,6 +201,7 @@ fn pulls_of<A: Scalar>(comparison: &Comparison<A>, triplets: &[Triplet<A>], upst
 /// The triplets of a batch, one for each pair of anchor and positive that has a negative, by anchor and then by positive.
 /// Rows are given indices; those of positives and negatives are of the reference set, if there is one.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Triplets<A> {
     /// The anchors.
     pub anchor: Vec<u32>,

@@ -17,6 +17,7 @@ pub struct Input {
 /// A reference set in device memory.
 #[derive(Clone, Copy, Debug)]
 pub struct ReferenceInput {
+    /// Its embeddings and their labels.
     pub rows: Input,
     /// How many rows the reference set has.
     pub count: usize,
@@ -27,6 +28,7 @@ pub struct ReferenceInput {
 /// What a call of a mined loss reads in device memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs {
+    /// The batch, whose rows are the anchors.
     pub anchors: Input,
     /// The reference set; `None`: the batch is its own.
     pub reference: Option<ReferenceInput>,
@@ -36,6 +38,7 @@ pub struct Inputs {
 
 impl Inputs {
     /// The inputs of a batch that is its own reference set, at step 0.
+    #[must_use]
     pub fn itself(anchors: Input) -> Self {
         Self { anchors, reference: None, step: 0 }
     }

@@ -404,6 +404,7 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher, X>(
 /// How many pairs of an anchor and a row of its class there is room for. Their number is known on the device alone, and
 /// to ask for it would be to wait; so there is room for `PAIRS`, or for `PAIRS_OF_ROW` an anchor if that is more, but
 /// for no more than there could be.
+#[must_use]
 pub fn capacity(rows: usize, others: usize) -> usize {
     count_of([rows, others]).min((PAIRS_OF_ROW * rows).max(PAIRS))
 }

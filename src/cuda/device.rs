@@ -14,6 +14,7 @@ use super::launcher::{Address, DeviceProperties, Grid, Launcher, Memory};
 use crate::Error;
 
 /// How many CUDA devices this process can use; 0 without a driver.
+#[must_use]
 pub fn device_count() -> usize {
     if !driver::exists() {
         return 0;

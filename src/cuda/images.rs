@@ -37,6 +37,7 @@ pub const CUDA: (u32, u32) = include!(concat!(env!("OUT_DIR"), "/compiler.rs"));
 
 impl Image {
     /// The cubin, or PTX with a final NUL, as the driver takes it.
+    #[must_use]
     pub fn inflate(&self) -> Vec<u8> {
         miniz_oxide::inflate::decompress_to_vec_with_limit(self.deflated, self.size)
             .expect("build.rs compressed this image")
@@ -49,6 +50,7 @@ pub fn image_for(stem: &str, major: u32, minor: u32) -> Option<&'static Image> {
 }
 
 /// The image of `stem` among `images` for a device of compute capability `major.minor`, chosen as by `image_for`.
+#[must_use]
 pub fn choose(images: &'static [Image], stem: &str, major: u32, minor: u32) -> Option<&'static Image> {
     let of_stem = images.iter().filter(|image| image.stem == stem);
     of_stem

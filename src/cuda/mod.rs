@@ -14,8 +14,8 @@ pub(crate) mod mined;
 pub(crate) mod paired;
 pub(crate) mod triplets;
 
+pub(crate) use device::CudaLauncher;
 pub use device::device_count;
-pub(crate) use device::{CudaLauncher, Device};
 pub use fitness::check_device;
 pub(crate) use launcher::{Address, DeviceProperties, Grid, Launcher, Memory};
 pub use matrix::CudaMatrix;

@@ -1,6 +1,8 @@
 //! The distances on tch tensors.
 
-use tch::{Device, Kind, Tensor};
+#[cfg(feature = "cuda")]
+use tch::Kind;
+use tch::{Device, Tensor};
 
 use super::PairwiseDistance;
 use super::cpu::{self, PairwiseProblem};

@@ -38,11 +38,13 @@ impl Backward<'_> {
     }
 
     /// Whether the gradient of input `i` is asked for; what is returned for others is dropped.
+    #[must_use]
     pub fn needs(&self, i: usize) -> bool {
         self.needed[i]
     }
 
     /// Whether the same graph may be run backward again. If not, the closure's state may be used up.
+    #[must_use]
     pub fn keep_graph(&self) -> bool {
         self.keep_graph
     }
@@ -50,6 +52,7 @@ impl Backward<'_> {
 
 /// Whether a function of `input` has to be prepared for backward: the tensor requires a gradient, and gradients are
 /// not switched off (`tch::no_grad`).
+#[must_use]
 pub fn needs_grad(input: &Tensor) -> bool {
     // SAFETY: reads a thread-local flag of libtorch.
     unsafe { tercet_grad_enabled() && input.requires_grad() }

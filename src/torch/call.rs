@@ -100,6 +100,7 @@ impl<L: MinedLoss> Call<'_, L, &Tensor> {
 
 /// A loss, and statistics of the batch.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct WithStats {
     /// The loss, as `forward` returns it.
     pub loss: Tensor,
@@ -109,6 +110,7 @@ pub struct WithStats {
 
 /// [`Stats`] as scalar tensors.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct TensorStats {
     /// How many pairs, triplets or anchors the loss is taken over: i64.
     pub valid: Tensor,

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use tch::{Kind, Tensor};
 
 use crate::Error;
-use crate::cuda::{Address, Device, DeviceProperties, Grid, Launcher, Memory};
+use crate::cuda::device::Device;
+use crate::cuda::{Address, DeviceProperties, Grid, Launcher, Memory};
 
 /// Launches on one of PyTorch's streams, with tensors as memory.
 pub(crate) struct TorchLauncher {

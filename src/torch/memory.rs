@@ -67,6 +67,7 @@ impl CrossBatchMemory {
     ///
     /// # Panics
     /// If [`f_new`](Self::f_new) returns an error, with its text.
+    #[must_use]
     pub fn new(capacity: usize, dim: usize, kind: Kind, device: Device) -> Self {
         or_panic(Self::f_new(capacity, dim, kind, device))
     }
@@ -104,31 +105,37 @@ impl CrossBatchMemory {
     }
 
     /// Whether the warm-up is over, so that [`forward`](Self::forward) takes the loss against the memory.
+    #[must_use]
     pub fn is_warm(&self) -> bool {
         self.len >= self.warm_up
     }
 
     /// How many rows are in the memory.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// Whether no rows are in the memory.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// How many rows the memory can hold.
+    #[must_use]
     pub fn capacity(&self) -> usize {
         self.labels.numel()
     }
 
     /// Whether the memory is full, so that the next row overwrites the oldest.
+    #[must_use]
     pub fn is_full(&self) -> bool {
         self.len == self.capacity()
     }
 
     /// The place in the memory that the next row goes to.
+    #[must_use]
     pub fn position(&self) -> usize {
         self.next
     }
@@ -191,6 +198,7 @@ impl CrossBatchMemory {
     /// let loss = loss_fn.on(&embeddings, &labels).against(&reference).forward();
     /// # assert!(loss.double_value(&[]) > 0.0);
     /// ```
+    #[must_use]
     pub fn reference(&self) -> Reference<&Tensor, &Tensor> {
         Reference { embeddings: &self.filled[0], labels: &self.filled[1], own: Own::None }
     }

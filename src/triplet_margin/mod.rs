@@ -74,6 +74,7 @@ const NAMES: [&str; 3] = ["anchor", "positive", "negative"];
 
 impl TripletMarginLoss {
     /// The defaults of `torch.nn.TripletMarginLoss`: margin 1, `Lp` with p = 2 and eps = 1e-6.
+    #[must_use]
     pub fn torch() -> Self {
         Self { margin: 1.0, distance: PairedDistance::Lp { p: 2.0, eps: 1e-6 }, ..Self::default() }
     }

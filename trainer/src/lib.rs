@@ -13,6 +13,7 @@
 //!
 //! What other crates may use is [`run`], and for fuzz targets [`readers`].
 #![cfg(feature = "torch")]
+#![warn(clippy::unwrap_used)]
 
 mod commands;
 mod data;

@@ -1,5 +1,6 @@
 //! `cargo xtask`: set-up, training, tests, benches and bundles of Tercet. Standard library only, so that it
 //! compiles in seconds on a machine that has nothing else yet.
+#![warn(clippy::unwrap_used)]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("Tercet is set up on Linux: libtorch with CUDA, which requirements.txt pins, exists for it alone");

@@ -20,6 +20,7 @@ pub struct Found<A> {
 /// The selected pairs of different classes, by anchor and then by negative; both orders of each pair if the batch is
 /// its own reference set. Empty if any row holds NaN or infinity.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Selection<A> {
     /// The index of each pair's anchor.
     pub anchor: Vec<u32>,

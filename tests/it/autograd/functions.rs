@@ -20,6 +20,7 @@ pub fn composed(loss_fn: &TripletMarginLoss, a: &Tensor, p: &Tensor, n: &Tensor)
         Reduction::None => losses,
         Reduction::Mean => losses.mean(None),
         Reduction::Sum => losses.sum(None),
+        _ => unreachable!("a reduction without a formula here"),
     }
 }
 

@@ -37,6 +37,7 @@ fn in_operations(loss: &BatchContrastiveLoss, x: &Tensor, labels: &Tensor) -> Te
             let chosen = candidates.zeros_like().index_fill(0, &hardest, 1.0).reshape([rows, rows]);
             (&chosen + chosen.tr()).to_kind(Kind::Bool)
         }
+        _ => unreachable!("negatives without a formula here"),
     };
     let of_positives = d.square() * positive.to_kind(Kind::Double);
     let of_negatives = (loss.margin - d).relu().square() * negative.to_kind(Kind::Double);
@@ -45,6 +46,7 @@ fn in_operations(loss: &BatchContrastiveLoss, x: &Tensor, labels: &Tensor) -> Te
         Reduction::None => losses,
         Reduction::Mean => losses.sum(Kind::Double) / (positive.sum(Kind::Double) + negative.sum(Kind::Double)),
         Reduction::Sum => losses.sum(Kind::Double),
+        _ => unreachable!("a reduction without a formula here"),
     }
 }
 

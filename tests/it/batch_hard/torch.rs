@@ -36,6 +36,7 @@ fn in_operations(loss: &BatchHardTripletLoss, x: &Tensor, labels: &Tensor) -> Te
         Reduction::None => losses,
         Reduction::Mean => losses.mean(Kind::Double),
         Reduction::Sum => losses.sum(Kind::Double),
+        _ => unreachable!("a reduction without a formula here"),
     }
 }
 

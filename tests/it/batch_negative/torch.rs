@@ -40,6 +40,7 @@ fn hinge([d_ap, d_an, _]: &[Tensor; 3], chosen: &Tensor, margin: f64, reduction:
         Reduction::None => terms,
         Reduction::Sum => terms.sum(Kind::Double),
         Reduction::Mean => terms.sum(Kind::Double) / chosen.sum(Kind::Double),
+        _ => unreachable!("a reduction without a formula here"),
     }
 }
 

@@ -34,6 +34,7 @@ fn composed(reduction: Reduction, x1: &Tensor, x2: &Tensor, same: &Tensor) -> Te
         Reduction::None => losses,
         Reduction::Mean => losses.mean(None),
         Reduction::Sum => losses.sum(None),
+        _ => unreachable!("a reduction without a formula here"),
     }
 }
 

@@ -1,10 +1,18 @@
 //! Batches of labelled rows, alone or with a reference set: the cases of mined losses and of `pairwise_distance`.
 
 use proptest::prelude::*;
-use tercet::{Distance, Element, Matrix, Own, Precision, Reduction, Reference};
+use tercet::{Distance, Element, Matrix, Own, Precision, Reduction, Reference, Stats};
 
 use crate::support::Numbers;
 use crate::support::property::Limits;
+
+/// Statistics of so many valid and active terms, and of these mean distances to positives and to negatives.
+pub fn stats([valid, active]: [u64; 2], [positive, negative]: [f64; 2]) -> Stats {
+    let mut stats = Stats::default();
+    (stats.valid, stats.active) = (valid, active);
+    (stats.mean_positive_distance, stats.mean_negative_distance) = (positive, negative);
+    stats
+}
 
 /// What the embeddings look like.
 #[derive(Clone, Copy, Debug, PartialEq)]

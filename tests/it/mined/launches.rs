@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use tercet::internal::{self, Address, Input, Inputs, Launcher, Memory, OnDevice as Mined, Output, ReferenceInput};
 use tercet::{Element, Own, Stats};
 
-use super::batch::{Batch, Data};
+use super::batch::{self, Batch, Data};
 use crate::support::devices::{MemoryOf, TestDevice};
 
 /// A batch in a device's memory, and a reference set if the case has one.
@@ -127,12 +127,7 @@ pub fn mine<T: Element, D: TestDevice, L: Mined + Debug>(
     Mining {
         losses: device.read(&losses, rows),
         loss,
-        stats: Stats {
-            valid: valid as u64,
-            active: active as u64,
-            mean_positive_distance: positives / valid.max(1.0),
-            mean_negative_distance: negatives / valid.max(1.0),
-        },
+        stats: batch::stats([valid as u64, active as u64], [positives, negatives].map(|sum| sum / valid.max(1.0))),
         chosen: choices.map(|choice| device.read(&choice, chosen)),
         grads,
     }

@@ -35,7 +35,7 @@ pub struct Output<T> {
 impl<T: Element> Output<T> {
     /// The hash of all of it.
     pub fn bits(&self) -> u64 {
-        let Stats { valid, active, mean_positive_distance, mean_negative_distance } = self.stats;
+        let Stats { valid, active, mean_positive_distance, mean_negative_distance, .. } = self.stats;
         let [grad, grad_of_set] = &self.grads;
         Bits::default()
             .and(&[self.loss, mean_positive_distance, mean_negative_distance])
@@ -122,7 +122,7 @@ impl<L: Recorded> Operation for Records<L> {
 
 impl Selected {
     fn triplets<A: Element>(triplets: Triplets<A>) -> Self {
-        let Triplets { anchor, positive, negative, positive_distances, negative_distances } = triplets;
+        let Triplets { anchor, positive, negative, positive_distances, negative_distances, .. } = triplets;
         let distances = [wide(&positive_distances), wide(&negative_distances)].concat();
         Self { anchor, positive, negative, distances }
     }
@@ -356,7 +356,7 @@ fn perturbed<L: Recorded, T: Number>(loss: &L, batch: &Batch, data: &Data<T>, si
 /// What is recorded of a call: the loss, the statistics; of each gradient the norm, the sum with alternating signs, and
 /// three elements.
 fn values((loss, stats, grads): &Figures) -> Vec<(String, f64)> {
-    let Stats { valid, active, mean_positive_distance, mean_negative_distance } = *stats;
+    let Stats { valid, active, mean_positive_distance, mean_negative_distance, .. } = *stats;
     let mut values = vec![
         ("loss".into(), *loss),
         ("valid".into(), valid as f64),

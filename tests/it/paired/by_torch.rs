@@ -224,6 +224,7 @@ pub fn slopes(distance: PairedDistance, x: &[f64], y: &[f64]) -> (f64, Vec<f64>)
         }
         PairedDistance::Euclidean => (2.0, 0.0),
         PairedDistance::Lp { p, eps } => (p, eps),
+        _ => unreachable!("a distance without a formula here"),
     };
     let e = differences(eps);
     let d = match p {
@@ -458,6 +459,7 @@ pub mod through_tch {
             PairedDistance::Euclidean => (x - y).norm_scalaropt_dim(2.0, [1i64].as_slice(), false),
             PairedDistance::Cosine => 1.0 - Tensor::cosine_similarity(x, y, 1, 1e-8),
             PairedDistance::Lp { p, eps } => Tensor::pairwise_distance(x, y, p, eps, false),
+            _ => unreachable!("a distance without a formula here"),
         }
     }
 
@@ -466,6 +468,7 @@ pub mod through_tch {
             Reduction::None => losses,
             Reduction::Mean => losses.mean(None),
             Reduction::Sum => losses.sum(None),
+            _ => unreachable!("a reduction without a formula here"),
         }
     }
 

@@ -430,6 +430,7 @@ pub fn is_smooth<L: Paired<K>, const K: usize>(loss: &L, x: &[f64], y: &[f64]) -
         // Errors of unit vectors would have to be followed through slopes without a bound.
         PairedDistance::Lp { p, .. } if p < 1.0 && loss.normalize() => false,
         PairedDistance::Lp { .. } => x.iter().zip(y).all(|(x, y)| (x - y).abs() > 1e-3 * x.abs().max(1e-3)),
+        _ => unreachable!("a distance without slopes here"),
     }
 }
 

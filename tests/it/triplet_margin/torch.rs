@@ -224,6 +224,7 @@ mod through_tch {
                 Reduction::None => tch::Reduction::None,
                 Reduction::Mean => tch::Reduction::Mean,
                 Reduction::Sum => tch::Reduction::Sum,
+                _ => unreachable!("a reduction that torch does not have"),
             };
             let TripletMarginLoss { margin, swap, .. } = case.loss_fn;
             Tensor::triplet_margin_loss(a, p, n, margin, exponent, eps, swap, reduction)

@@ -151,12 +151,9 @@ impl<L: Chooses> Mined for L {
                     triplets.positive_distances[*k] - triplets.negative_distances[*k] + margin
                         > T::Scalar::from_f64(0.0)
                 };
-                Stats {
-                    valid: triplets.negative.len() as u64,
-                    active: (0..triplets.negative.len()).filter(is_active).count() as u64,
-                    mean_positive_distance: mean(&triplets.positive_distances),
-                    mean_negative_distance: mean(&triplets.negative_distances),
-                }
+                let active = (0..triplets.negative.len()).filter(is_active).count();
+                let means = [&triplets.positive_distances, &triplets.negative_distances].map(|d| mean(d));
+                batch::stats([triplets.negative.len(), active].map(|count| count as u64), means)
             }
         };
         let (losses, scaled_grads) = (slices.losses(), slices.grads_of(&data.upstream));

@@ -182,7 +182,7 @@ impl Loss {
     ) -> Result<Lost> {
         let on_device = |rows: &[i64]| Tensor::from_slice(rows).to_device(embeddings.device());
         let labels = on_device(&batch.labels);
-        let WithStats { loss, stats } = match self {
+        let WithStats { loss, stats, .. } = match self {
             Self::Triplet(_) | Self::Contrastive(_) => {
                 let [a, p, n] = batch.roles().map(|rows| embeddings.index_select(0, &on_device(rows)));
                 return self.of_roles(&a, &p, &n);
@@ -194,7 +194,7 @@ impl Loss {
                 // Every term of a soft margin is above 0: what is counted instead is a hinge's.
                 let hinge = BatchHardTripletLoss { soft_margin: false, margin: STILL_ACTIVE, ..*loss };
                 let (rows, embeddings) = (batch.labels.len(), embeddings.detach());
-                let counted = match memory.filter(|memory| memory.is_warm()) {
+                let mut counted = match memory.filter(|memory| memory.is_warm()) {
                     Some(memory) => {
                         let own = memory.f_newest(rows)?;
                         let reference = Reference { own: Own::Rows(&own), ..memory.reference() };
@@ -202,7 +202,8 @@ impl Loss {
                     }
                     None => hinge.on(&embeddings, &labels).f_forward_with_stats()?,
                 };
-                WithStats { loss: loss_of, stats: counted.stats }
+                counted.loss = loss_of;
+                counted
             }
             Self::BatchHard(loss) => mined(loss.on(embeddings, &labels), memory)?,
             Self::BatchSemiHard(loss) => mined(loss.on(embeddings, &labels), memory)?,
@@ -262,7 +263,7 @@ mod tests {
     use tch::Device;
 
     /// The options of a loss, as words of the command line without `--loss`.
-    fn options(loss: LossName, words: &str) -> anyhow::Result<LossOptions> {
+    fn options(loss: LossName, words: &str) -> Result<LossOptions> {
         #[derive(Parser)]
         struct Line {
             #[command(flatten)]

@@ -1,5 +1,5 @@
 //! A checkout that has the files' names and no more, with fake programs on PATH, for tests of `xtask` as a program.
-#![allow(dead_code)] // each test file uses its part
+#![allow(dead_code, reason = "each test uses its share")]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

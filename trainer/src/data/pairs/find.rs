@@ -11,7 +11,7 @@ use crate::process::named::Named;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-type Found<T> = std::result::Result<T, String>;
+type Found<T> = Result<T, String>;
 
 /// Finds images, and lists each once.
 pub struct Finder<'a> {
