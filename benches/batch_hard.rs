@@ -1,12 +1,11 @@
 //! `batch_hard` against the best formulation in tch operations: squared distances by one matrix product, masked maximum
 //! and minimum.
 
-#[path = "support/mod.rs"]
-mod support;
-
-use support::mined::{Contest, squared_distances};
 use tch::{Kind, Tensor};
 use tercet::BatchHardTripletLoss;
+
+use crate::support::contest;
+use crate::support::mined::{self, batch, squared_distances};
 
 /// Batch hard of Hermans et al. with squared distances and margin 0.2.
 fn in_tch_operations(x: &Tensor, labels: &Tensor) -> Tensor {
@@ -17,14 +16,9 @@ fn in_tch_operations(x: &Tensor, labels: &Tensor) -> Tensor {
     (farthest - nearest + 0.2).relu().mean(Kind::Float)
 }
 
-fn main() {
+pub fn bench() {
     let ours = BatchHardTripletLoss::default();
-    Contest {
-        op: "batch_hard",
-        sizes: &[(256, 128), (1024, 128), (4096, 128)],
-        ours: &|x, labels| ours.forward(x, labels),
-        theirs: &in_tch_operations,
-        agree: true,
-    }
-    .run();
+    contest::bench(&[[256, 128], [1024, 128], [4096, 128]], |size| {
+        mined::contest("batch_hard", batch(size), |x, labels| ours.forward(x, labels), in_tch_operations)
+    });
 }

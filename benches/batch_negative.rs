@@ -1,25 +1,17 @@
 //! `batch_negative` against the best formulation in tch operations: squared distances by one matrix product, and a random
 //! number for each candidate of each pair.
 
-#[path = "support/mod.rs"]
-mod support;
-
-use support::mined::{Contest, EACH, squared_distances};
 use tch::{Kind, Tensor};
 use tercet::BatchNegativeTripletLoss;
 
-/// A random semi-hard negative for each pair, with squared distances and margin 20, for classes of EACH rows.
+use crate::support::contest::{self, Contest};
+use crate::support::mined::{self, batch, squared_distances, to_positives};
+
+/// A random semi-hard negative for each pair, with squared distances and margin 20, for classes of `mined::EACH` rows.
 fn in_tch_operations(x: &Tensor, labels: &Tensor) -> Tensor {
     let d = squared_distances(x);
-    let rows = x.size()[0];
     let same = labels.unsqueeze(0).eq_tensor(&labels.unsqueeze(1));
-    let own = Tensor::eye(rows, (Kind::Bool, x.device()));
-    let (d_ap, _) = d.masked_fill(&same.logical_and(&own.logical_not()).logical_not(), f64::INFINITY).topk(
-        EACH - 1,
-        1,
-        false,
-        true,
-    );
+    let d_ap = to_positives(&d, &same);
     let far = d.masked_fill(&same, f64::INFINITY).detach().unsqueeze(1);
     let pair = d_ap.detach().unsqueeze(2);
     let candidate = far.gt_tensor(&pair).logical_and(&far.lt_tensor(&(&pair + MARGIN)));
@@ -33,14 +25,11 @@ fn in_tch_operations(x: &Tensor, labels: &Tensor) -> Tensor {
 /// Rows of 128 normal numbers are about 256 apart, give or take 32.
 const MARGIN: f64 = 20.0;
 
-fn main() {
+pub fn bench() {
     let ours = BatchNegativeTripletLoss { margin: MARGIN, ..Default::default() };
-    Contest {
-        op: "batch_negative",
-        sizes: &[(256, 128), (1024, 128)],
-        ours: &|x, labels| ours.forward(x, labels),
-        theirs: &in_tch_operations,
-        agree: false,
-    }
-    .run();
+    contest::bench(&[[256, 128], [1024, 128]], |size| {
+        let both =
+            mined::contest("batch_negative", batch(size), |x, labels| ours.forward(x, labels), in_tch_operations);
+        Contest { agree: false, ..both }
+    });
 }

@@ -1,13 +1,10 @@
 //! `contrastive` against the same computation in tch operations: forward, backward and both, in one run.
 
-#[path = "support/paired.rs"]
-mod paired;
-#[path = "support/mod.rs"]
-mod support;
-
-use paired::{Pair, Subject, device};
 use tch::{Kind, Tensor};
 use tercet::{ContrastiveLoss, PairedDistance};
+
+use crate::support::contest::{self, Pair};
+use crate::support::{device, paired};
 
 /// Random rows of 128 numbers are 16 apart, of 512 numbers 32: all pairs have work to do, as early in training.
 const MARGIN: f64 = 64.0;
@@ -32,29 +29,32 @@ fn with_pairwise_distance([x1, x2]: &[Tensor; 2], same: &Tensor) -> Tensor {
     of_distances(same, &d.square(), d)
 }
 
-fn main() {
+fn pair(
+    op: &'static str,
+    loss: ContrastiveLoss,
+    same: &Tensor,
+    peer: &'static str,
+    theirs: fn(&[Tensor; 2], &Tensor) -> Tensor,
+) -> Pair<'static, 2> {
+    let (same, floats) = (same.shallow_clone(), same.to_kind(Kind::Float));
+    Pair {
+        op,
+        ours: Box::new(move |[x1, x2]| loss.forward(x1, x2, &same)),
+        peer,
+        theirs: Box::new(move |x| theirs(x, &floats)),
+    }
+}
+
+pub fn bench() {
     let ours = ContrastiveLoss { margin: MARGIN, ..Default::default() };
     let torch = ContrastiveLoss { distance: PairedDistance::Lp { p: 2.0, eps: 1e-6 }, ..ours };
-    paired::main(|rows, run| {
-        let flags: Vec<bool> = (0..rows).map(|b| b % 2 == 0).collect();
+    contest::bench(&paired::SIZES, |size| {
+        let flags: Vec<bool> = (0..size[0]).map(|b| b % 2 == 0).collect();
         let same = Tensor::from_slice(&flags).to_device(device());
-        let floats = same.to_kind(Kind::Float);
-        run(Subject {
-            pairs: &[
-                Pair {
-                    op: "contrastive",
-                    ours: &|[x1, x2]| ours.forward(x1, x2, &same),
-                    peer: "tch operations",
-                    theirs: &|x| in_tch_operations(x, &floats),
-                },
-                Pair {
-                    op: "contrastive (torch's distance)",
-                    ours: &|[x1, x2]| torch.forward(x1, x2, &same),
-                    peer: "pairwise_distance",
-                    theirs: &|x| with_pairwise_distance(x, &floats),
-                },
-            ],
-            on_slices: &|rows, grads| ours.loss_and_grad(rows, &flags, grads).unwrap(),
-        });
+        let pairs = vec![
+            pair("contrastive", ours, &same, "tch operations", in_tch_operations),
+            pair("contrastive (torch's distance)", torch, &same, "pairwise_distance", with_pairwise_distance),
+        ];
+        paired::contest(size, pairs, move |rows, grads| ours.loss_and_grad(rows, &flags, grads).unwrap())
     });
 }

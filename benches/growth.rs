@@ -1,21 +1,18 @@
 //! How time and memory of the mined losses grow with the batch, on slices: forward and backward, 128 numbers a row, eight
 //! rows a class, margin 0.2.
 //!
-//! `cargo bench --bench growth` prints a table; with `-- --draw` it also draws docs/images/growth.svg, and with `-- --large`
-//! it runs N = 65536 with 64 numbers a row and four rows a class.
+//! `cargo bench -p tercet -- growth` prints a table; with `--draw` it also draws docs/images/growth.svg, and with
+//! `--large` it runs N = 65536 with 64 numbers a row and four rows a class.
 
-#[path = "support/mod.rs"]
-mod support;
-
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use plotters::prelude::*;
-use support::peak_bytes;
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
     BatchSemiHardTripletLoss, Matrix,
 };
+
+use crate::support::{asked, peak_bytes, root, testing};
 
 const SIZES: [usize; 6] = [512, 1024, 2048, 4096, 8192, 16384];
 
@@ -82,8 +79,7 @@ fn print(name: &str, dim: usize, each: usize, m: &Measured) {
 
 /// Draws time and memory against N, both axes logarithmic.
 fn draw(all: &[(&str, Vec<Measured>)]) -> Result<(), Box<dyn std::error::Error>> {
-    let root = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
-    let path = root.join("docs/images/growth.svg");
+    let path = root().join("docs/images/growth.svg");
     let area = SVGBackend::new(&path, (860, 380)).into_drawing_area();
     area.fill(&WHITE)?;
     let sizes = SIZES[0] as f64 * 0.9..SIZES[SIZES.len() - 1] as f64 * 1.1;
@@ -151,9 +147,8 @@ fn draw(all: &[(&str, Vec<Measured>)]) -> Result<(), Box<dyn std::error::Error>>
     Ok(())
 }
 
-fn main() {
-    let asked = |option: &str| std::env::args().any(|a| a == option);
-    if asked("--test") {
+pub fn bench() {
+    if testing() {
         for (_, loss) in losses() {
             assert!(measure(loss, 64, 8, 4).ms > 0.0);
         }

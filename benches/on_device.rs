@@ -1,12 +1,9 @@
 //! Every loss on a CUDA device, forward and backward: times, workspace, and errors against f64, over the sizes that
 //! `benches/peers/*.py` time others at, and larger.
 //!
-//! `cargo bench --bench on_device -- --json FILE` adds one row a line to FILE, of the same form as those scripts';
+//! `cargo bench -p tercet -- on_device --json FILE` adds one row a line to FILE, of the same form as those scripts';
 //! `--quick` takes a few sizes, and `--profile` runs losses twice at 8192 x 128 and 32768 x 128, for a profiler to
 //! watch. The peers, and the floors, are measured by those scripts: run both in one go on one device.
-
-#[path = "support/mod.rs"]
-mod support;
 
 use std::hint::black_box;
 use std::io::Write as _;
@@ -16,8 +13,6 @@ use std::time::{Duration, Instant};
 
 use cudarc::driver::CudaContext;
 use half::bf16;
-use support::Clock;
-use support::mined::gradient;
 use tch::{Cuda, Device, Kind, Tensor};
 use tercet::internal::Input;
 use tercet::internal::{self, Inputs, OnDevice as Mined, Output};
@@ -26,6 +21,8 @@ use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
     BatchSemiHardTripletLoss, ContrastiveLoss, Error, Matrix, Precision, TripletMarginLoss,
 };
+
+use crate::support::{Clock, asked, gradients, testing};
 
 const DEVICE: Device = Device::Cuda(0);
 const PAIRED: [[i64; 2]; 8] =
@@ -226,7 +223,7 @@ macro_rules! mined {
                     }
                     let loss = $ty { precision, $($option)* };
                     let (x, labels) = batch(size, each, kind);
-                    let both = milliseconds($clock, |_| drop(black_box(gradient(&loss.forward(&x, &labels), &x))));
+                    let both = milliseconds($clock, |_| drop(black_box(gradients(&loss.forward(&x, &labels), [&x]))));
                     took = (rows, both);
                     let peak_bytes = Some(workspace(&loss, &x, &labels));
                     // What a loss draws follows from the bits of the rows, and those of f64 are others.
@@ -237,7 +234,7 @@ macro_rules! mined {
                         let rows = Matrix::new(&wide, dim as usize).expect("rows");
                         let value = loss.on(rows, &ids).loss_and_grad(&mut exact).expect("f64 on the CPU");
                         let got = loss.forward(&x, &labels);
-                        let grad = gradient(&got, &x);
+                        let grad = gradients(&got, [&x]);
                         errors([&got.detach(), &grad[0]], [&[value], &exact])
                     });
                     let row = Row { op: $op, size, each: Some(each), dtype, pass: "both", precision: Some(precision), ms: both, peak_bytes, errors };
@@ -272,12 +269,12 @@ fn paired<const K: usize>(
             tch::manual_seed(1);
             let bytes = 2 * K as i64 * size[0] * size[1] * if kind == Kind::Float { 4 } else { 2 };
             let sets: Vec<[Tensor; K]> = (0..(CACHE / bytes + 1).min(16)).map(|_| inputs()).collect();
-            let gradients = |x: &[Tensor; K]| {
+            let both = |x: &[Tensor; K]| {
                 let value = loss(x);
-                let grads = Tensor::run_backward(&[&value], &x.each_ref(), false, false);
+                let grads = gradients(&value, x.each_ref());
                 (value.detach(), grads)
             };
-            let ms = milliseconds(clock, |turn| drop(black_box(gradients(&sets[turn % sets.len()]))));
+            let ms = milliseconds(clock, |turn| drop(black_box(both(&sets[turn % sets.len()]))));
             let errors = (size[0] <= 65536).then(|| {
                 let x = &sets[0];
                 let wide = x.each_ref().map(|x| {
@@ -285,7 +282,7 @@ fn paired<const K: usize>(
                 });
                 let mut expected = wide.each_ref().map(|x| vec![0.0; x.len()]);
                 let value = exact(&wide, size[1] as usize, &mut expected);
-                let (value_got, grads) = gradients(x);
+                let (value_got, grads) = both(x);
                 let all = grads.iter().zip(&expected).map(|(got, exact)| errors([&value_got, got], [&[value], exact]));
                 all.fold([0.0f64; 2], |worst, e| [worst[0].max(e[0]), worst[1].max(e[1])])
             });
@@ -301,10 +298,10 @@ fn profile() {
     for size in [[8192, 128], [32768, 128]] {
         let (x, labels) = batch(size, 8, Kind::Float);
         for _ in 0..2 {
-            drop(gradient(&BatchHardTripletLoss::default().forward(&x, &labels), &x));
-            drop(gradient(&BatchAllTripletLoss::default().forward(&x, &labels), &x));
-            drop(gradient(&BatchSemiHardTripletLoss::default().forward(&x, &labels), &x));
-            drop(gradient(&BatchContrastiveLoss { margin: 16.0, ..Default::default() }.forward(&x, &labels), &x));
+            drop(gradients(&BatchHardTripletLoss::default().forward(&x, &labels), [&x]));
+            drop(gradients(&BatchAllTripletLoss::default().forward(&x, &labels), [&x]));
+            drop(gradients(&BatchSemiHardTripletLoss::default().forward(&x, &labels), [&x]));
+            drop(gradients(&BatchContrastiveLoss { margin: 16.0, ..Default::default() }.forward(&x, &labels), [&x]));
         }
     }
     for kind in [Kind::Float, Kind::BFloat16] {
@@ -312,25 +309,25 @@ fn profile() {
             .map(|()| Tensor::randn([1 << 20, 128], (Kind::Float, DEVICE)).to_kind(kind).set_requires_grad(true));
         let [a, p, n] = &rows;
         for _ in 0..2 {
-            drop(Tensor::run_backward(&[TripletMarginLoss::default().forward(a, p, n)], &[a, p, n], false, false));
+            drop(gradients(&TripletMarginLoss::default().forward(a, p, n), [a, p, n]));
         }
     }
     Cuda::synchronize(0);
 }
 
-fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
+pub fn bench() {
     if !Cuda::is_available() {
         println!("skipped: no CUDA device: on_device");
         return;
     }
-    if arguments.iter().any(|a| a == "--profile") {
+    if asked("--profile") {
         return profile();
     }
-    let quick = arguments.iter().any(|a| a == "--quick" || a == "--test");
-    let path = arguments.iter().position(|a| a == "--json").map(|at| arguments.get(at + 1).expect("--json FILE"));
+    let quick = asked("--quick") || testing();
+    let path = std::env::args().skip_while(|a| a != "--json").nth(1);
+    assert!(path.is_some() || !asked("--json"), "--json FILE");
     let file = path.map(|path| {
-        let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let opened = std::fs::OpenOptions::new().create(true).append(true).open(&path);
         opened.unwrap_or_else(|e| panic!("{path}: {e}"))
     });
     let mut results = Results(file);

@@ -1,9 +1,14 @@
-//! Timing two things in turn, the machine's copy bandwidth, peak memory, and the rows of `target/bench.json`.
-#![allow(dead_code, reason = "each bench uses its share")]
+//! The arguments, timing two things in turn, the machine's copy bandwidth, peak memory, and the rows of
+//! `target/bench.json`.
 
+pub mod contest;
 pub mod mined;
+pub mod paired;
 
 use std::fmt::Write as _;
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::{result::event, sys};
@@ -24,6 +29,39 @@ pub struct Row {
     pub peer_ms: f64,
     pub floor_ms: Option<f64>,
     pub peak_bytes: Option<u64>,
+}
+
+impl Row {
+    /// Milliseconds through tch, ours and the peer's.
+    pub fn new(op: &str, size: &str, pass: &str, peer: &str, (ms, peer_ms): (f64, f64), floor_ms: f64) -> Self {
+        let malloc = if recycling() { ", recycling malloc" } else { "" };
+        Self {
+            op: op.into(),
+            size: size.into(),
+            dtype: "f32".into(),
+            backend: if device() == Device::Cpu { "cpu through tch" } else { "cuda through tch" }.into(),
+            pass: pass.into(),
+            ms,
+            peer: format!("{peer}{malloc}"),
+            peer_ms,
+            floor_ms: Some(floor_ms),
+            peak_bytes: None,
+        }
+    }
+}
+
+/// The device that is benched.
+pub fn device() -> Device {
+    Device::cuda_if_available()
+}
+
+pub fn asked(option: &str) -> bool {
+    std::env::args().any(|a| a == option)
+}
+
+/// Whether the benches are only tried: criterion's rule, by which `cargo test --benches`, which passes nothing, tries them.
+pub fn testing() -> bool {
+    asked("--test") || !asked("--bench") && !asked("--list")
 }
 
 /// How the time of work on a device is taken: by the clock, or on CUDA by events before and after it.
@@ -131,6 +169,17 @@ fn median(x: &mut [f64]) -> f64 {
     x[x.len() / 2]
 }
 
+/// The gradients of a value, or of the sum of a matrix.
+pub fn gradients<const K: usize>(value: &Tensor, inputs: [&Tensor; K]) -> Vec<Tensor> {
+    let sum = (value.dim() > 0).then(|| value.sum(Kind::Float));
+    Tensor::run_backward(&[sum.as_ref().unwrap_or(value)], &inputs, false, false)
+}
+
+/// Milliseconds of the matrix product `X Y^T` alone, as libtorch computes it.
+pub fn product_ms(clock: &Clock, x: &Tensor, y: &Tensor) -> f64 {
+    tch::no_grad(|| medians(clock, || drop(black_box(x.matmul(&y.tr()))), || ()).0)
+}
+
 /// Copies on as many threads as the kernels run on.
 pub fn copy<const K: usize>(from: &[Vec<f32>; K], to: &mut [Vec<f32>; K]) {
     use rayon::prelude::*;
@@ -141,23 +190,25 @@ pub fn copy<const K: usize>(from: &[Vec<f32>; K], to: &mut [Vec<f32>; K]) {
 }
 
 /// Bytes a second, read and written together, of copying a large tensor or slice.
-pub fn copy_bandwidth(device: Device) -> f64 {
-    let clock = Clock::of(device);
-    let (bytes, ms) = match device {
-        Device::Cuda(_) => {
-            const LEN: i64 = 64 << 20;
-            let from = Tensor::randn([LEN], (Kind::Float, device));
-            let mut to = from.zeros_like();
-            (2.0 * 4.0 * LEN as f64, medians(&clock, || to.copy_(&from), || ()).0)
-        }
-        _ => {
-            const LEN: usize = 8 << 20;
-            let from = [vec![1.0f32; LEN]];
-            let mut to = from.clone();
-            (2.0 * 4.0 * LEN as f64, medians(&clock, || copy(&from, &mut to), || ()).0)
-        }
-    };
-    bytes / (ms / 1e3)
+pub fn copy_bandwidth(clock: &Clock) -> f64 {
+    static MEASURED: OnceLock<f64> = OnceLock::new();
+    *MEASURED.get_or_init(|| {
+        let (bytes, ms) = match device() {
+            device @ Device::Cuda(_) => {
+                const LEN: i64 = 64 << 20;
+                let from = Tensor::randn([LEN], (Kind::Float, device));
+                let mut to = from.zeros_like();
+                (2.0 * 4.0 * LEN as f64, medians(clock, || to.copy_(&from), || ()).0)
+            }
+            _ => {
+                const LEN: usize = 8 << 20;
+                let from = [vec![1.0f32; LEN]];
+                let mut to = from.clone();
+                (2.0 * 4.0 * LEN as f64, medians(clock, || copy(&from, &mut to), || ()).0)
+            }
+        };
+        bytes / (ms / 1e3)
+    })
 }
 
 /// The most memory that the process holds during one run of `f`, beyond what it held before, as Linux counts it. Memory
@@ -192,23 +243,32 @@ pub fn recycling() -> bool {
 /// Runs this program again with a C library that keeps the memory that is freed instead of giving it back to the system
 /// and faulting it in again: large tensors of libtorch's operations on the CPU are several times faster then.
 pub fn run_again_recycling() {
-    let program = std::env::current_exe().expect("a running program has a file");
-    let status = std::process::Command::new(program)
-        .arg("--bench")
-        .env(RECYCLING, "1")
+    run_again(&[
+        (RECYCLING, "1"),
         // Variables of glibc: no mapping of its own for a large request, and nothing given back.
-        .env("MALLOC_MMAP_MAX_", "0")
-        .env("MALLOC_TRIM_THRESHOLD_", (1u64 << 62).to_string())
-        .env("MALLOC_TOP_PAD_", (64u64 << 20).to_string())
-        .status()
-        .expect("this program starts again");
-    assert!(status.success(), "the run with a recycling malloc: {status}");
+        ("MALLOC_MMAP_MAX_", "0"),
+        ("MALLOC_TRIM_THRESHOLD_", &(1u64 << 62).to_string()),
+        ("MALLOC_TOP_PAD_", &(64u64 << 20).to_string()),
+    ]);
+}
+
+/// Runs this program again, with its arguments and with these variables.
+pub fn run_again(variables: &[(&str, &str)]) {
+    let program = std::env::current_exe().expect("a running program has a file");
+    let mut again = std::process::Command::new(program);
+    let status = again.args(std::env::args_os().skip(1)).envs(variables.iter().copied()).status();
+    let status = status.expect("this program starts again");
+    assert!(status.success(), "the run with {variables:?}: {status}");
+}
+
+/// The checkout's folder. A bundle's program gets it by the variable, on a machine where it was not compiled.
+pub fn root() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
 /// Adds rows to `target/bench.json`, which `cargo xtask bench` prints as a table.
 pub fn write_rows(rows: &[Row]) {
-    let root = std::env::var_os("CARGO_MANIFEST_DIR")
-        .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), std::path::PathBuf::from);
+    let root = root();
     let path = root.join("target/bench.json");
     let before = std::fs::read_to_string(&path).unwrap_or_default();
     let mut entries: Vec<String> =

@@ -1,4 +1,4 @@
-//! The table of `target/bench.json`, to which each bench program adds its rows.
+//! The table of `target/bench.json`, to which each bench adds its rows.
 
 use std::fs;
 use std::path::PathBuf;
@@ -29,7 +29,7 @@ pub fn forget(checkout: &Checkout) -> Result<()> {
 pub fn print(checkout: &Checkout) -> Result<()> {
     let path = file(checkout);
     if !path.exists() {
-        return Err(Error::failed("no target/bench.json: no bench program has written a row (`cargo xtask bench`)"));
+        return Err(Error::failed("no target/bench.json: no bench has written a row (`cargo xtask bench`)"));
     }
     let source = fs::read_to_string(&path).doing("read target/bench.json")?;
     let table = table(&source).map_err(|error| Error::Failed(format!("target/bench.json: {error}")))?;

@@ -220,8 +220,8 @@ mod tests {
             ]
         );
         assert_eq!(names("build", &messages), [pair("tercet", "/t/tercet")]);
-        let bench = message("bench", "triplet_margin", &here, false, "\"/t/deps/triplet_margin-4e\"");
-        assert_eq!(names("bench", &bench), [pair("bench-triplet_margin", "/t/deps/triplet_margin-4e")]);
+        let bench = message("bench", "losses", &here, false, "\"/t/deps/losses-4e\"");
+        assert_eq!(names("bench", &bench), [pair("bench-losses", "/t/deps/losses-4e")]);
         // Two executables of one name would overwrite each other.
         let twice = format!("{bench}\n{bench}");
         assert!(collect(&twice, "bench", Path::new(&here)).unwrap_err().contains("two executables"));

@@ -135,6 +135,17 @@ fn benches_end_with_the_table() {
 }
 
 #[test]
+fn a_bench_takes_arguments_and_may_have_no_rows() {
+    let sandbox = bundle(&[("bench-one", "#!/bin/sh\necho \"ran $*\"\n")]);
+    let ran = script(&sandbox, &["bench", "on_device", "--json", "file"], &[]).succeeds();
+    ran.says(&[
+        "ran --bench on_device --json file",
+        "no row for target/bench.json was measured",
+        "---- bench on no GPU",
+    ]);
+}
+
+#[test]
 fn sanitizer_runs_each_tool_on_matching_tests_or_says_that_it_is_missing() {
     let none = "#!/bin/sh\n[ \"$1\" = --list ] || exit 1\n";
     let sandbox = bundle(&[("test-one", PASSES), ("test-none", none)]);
