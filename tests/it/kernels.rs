@@ -1,6 +1,6 @@
 //! The images in this build: all of one file have the same kernels, and the assembler kept all of their variables in
 //! registers. That what the host launches is among them is what the emulator's tests show: it has these kernels too
-//! (emulator/tests/kernels.rs), and refuses to launch any other.
+//! (emulator/tests/it/kernels.rs), and refuses to launch any other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -149,8 +149,8 @@ fn every_loss_has_its_room_complete() {
             let file = root.join("src").join(&stem).join(file);
             assert!(file.is_file(), "{} is missing", file.display());
         }
-        for folder in ["tests", "benches"] {
-            let file = root.join(folder).join(format!("{stem}.rs"));
+        for file in [format!("tests/it/{stem}/property.rs"), format!("benches/{stem}.rs")] {
+            let file = root.join(file);
             assert!(file.is_file(), "{} is missing", file.display());
         }
     }
