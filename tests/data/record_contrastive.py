@@ -1,4 +1,4 @@
-"""Records what the contrastive losses that people use compute, for tests/contrastive_torch.rs.
+"""Records what the contrastive losses that people use compute, for tests/it/contrastive/torch.rs.
 
     .venv/bin/python tests/data/record_contrastive.py
 

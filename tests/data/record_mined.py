@@ -1,4 +1,4 @@
-"""Records what other libraries compute for mined triplets, for tests/mined_peers.rs.
+"""Records what other libraries compute for mined triplets, for tests/it/mined/peers.rs.
 
     python tests/data/record_mined.py
 

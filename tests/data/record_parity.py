@@ -1,5 +1,5 @@
 """Records what other libraries compute for semi-hard, chosen negatives, contrastive over a batch, reference sets, and the
-rest of torch.nn, for tests/parity.rs.
+rest of torch.nn, for tests/it/parity.rs.
 
     python tests/data/record_parity.py
 

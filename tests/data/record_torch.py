@@ -1,4 +1,4 @@
-"""Records what PyTorch computes for triplets, for tests/triplet_margin_torch.rs.
+"""Records what PyTorch computes for triplets, for tests/it/triplet_margin/torch.rs.
 
     .venv/bin/python tests/data/record_torch.py
 

@@ -134,7 +134,7 @@ fn the_page_in_this_repository_is_readable() {
     run(command.arg("gpu-status").current_dir(checkout)).succeeds().says(&["kernels hash"]);
 }
 
-/// A checkout in git whose "tests" copy `bits-of-the-tests`, and git in it.
+/// A checkout in git whose "tests", programs as in older commits, copy `bits-of-the-tests`; and git in it.
 fn with_records(sandbox: &Sandbox) -> impl Fn(&[&str]) -> String {
     sandbox.program("git", "#!/bin/sh\nPATH=/usr/local/bin:/usr/bin:/bin\nexec git \"$@\"\n");
     sandbox.write("checkout/.gitignore", "/target\n/.venv*\n/.libtorch\n");
@@ -172,8 +172,8 @@ fn records_of_a_commit_are_compared_case_by_case() {
     git(&["commit", "--quiet", "-m", "a"]);
 
     records(&[], copies).succeeds().says(&["op", "cpu", "total"]);
-    let call = "test --release --workspace --quiet --test op computes_what_it_did\n";
-    assert_eq!(sandbox.read("cargo-calls"), call);
+    let programs = "test --release --quiet --workspace --test op computes_what_it_did\n";
+    assert_eq!(sandbox.read("cargo-calls"), programs);
     records(&["--diff", "HEAD"], copies).succeeds().says(&["equal: 1 cases, hash "]);
     clean();
     let environment = sandbox.read("cargo-environment");
@@ -181,6 +181,15 @@ fn records_of_a_commit_are_compared_case_by_case() {
     for line in [&format!("CARGO_TARGET_DIR={root}/target\n"), &format!("LIBTORCH={root}/.libtorch\n")] {
         assert!(environment.contains(line), "{line} in\n{environment}");
     }
+
+    // The tests are a package now, in place of programs.
+    sandbox.write("checkout/tests/Cargo.toml", "[package]");
+    records(&["--diff", "HEAD"], copies).succeeds().says(&["equal: 1 cases, hash "]);
+    clean();
+    let package = "test --release --quiet -p tercet-tests computes_what_it_did\n";
+    let calls = sandbox.read("cargo-calls");
+    let calls: Vec<&str> = calls.split_inclusive('\n').collect();
+    assert!(calls[calls.len() - 2] == package && calls[calls.len() - 1].ends_with(programs), "{calls:?}");
 
     sandbox.write(bits, &case('b'));
     let differs = records(&["--diff", "HEAD"], copies).fails(1);
