@@ -32,7 +32,7 @@ use process::{bad_input, say, waiting};
 use std::process::ExitCode;
 
 /// The readers of files that the program did not write, or that somebody may have changed since, over their bytes: none
-/// may panic, whatever the bytes are.
+/// may panic, whatever the bytes are. And a writer, as what was read must come back from it.
 pub mod readers {
     pub use crate::data::decode::{Decoded, from_bytes as picture};
     pub use crate::data::pairs::{Written, parse as pairs};
@@ -40,7 +40,7 @@ pub mod readers {
     pub use crate::model::encoder::Architecture;
     pub use crate::model::saved::{Settings, parse as settings};
     pub use crate::model::weights::parse as weights;
-    pub use crate::training::checkpoint::{Checkpoint, parse as checkpoint};
+    pub use crate::training::checkpoint::{Checkpoint, parse as checkpoint, write as write_checkpoint};
 }
 
 /// Runs the program with the arguments of the process, and returns its exit code.

@@ -208,6 +208,11 @@ impl Checkpoint {
         self.tensors.remove(name).ok_or_else(missing)
     }
 
+    /// All tensors that have not been taken, with their names.
+    pub fn tensors(&self) -> impl Iterator<Item = (&String, &Tensor)> {
+        self.tensors.iter()
+    }
+
     /// Whether the checkpoint has the tensor.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

@@ -30,7 +30,8 @@ pub fn open(bytes: &[u8]) -> Result<Opened<'_>> {
             break;
         };
         let (data, sum) = (&whole[8..8 + length], &whole[8 + length..]);
-        let holds = crc32fast::hash(&whole[4..8 + length]).to_be_bytes() == *sum;
+        // A fuzzer changes bytes, hardly ever a checksum with them. The decoder does the same.
+        let holds = cfg!(fuzzing) || crc32fast::hash(&whole[4..8 + length]).to_be_bytes() == *sum;
         match name {
             b"IHDR" | b"PLTE" | b"IDAT" | b"tRNS" => {
                 if !holds {
