@@ -30,11 +30,11 @@ struct Program {
 }
 
 pub fn make(checkout: &Checkout) -> Result<()> {
-    let mut programs = build(checkout, &["test", "--release", "-p", "tercet", "-p", "tercet-trainer", "--no-run"])?;
-    // Without the emulator, which runs kernels without a GPU, from files of this build.
-    let without_emulator = ["--no-default-features", "--features", "cuda,torch"];
-    let test = [&["test", "--release", "-p", "tercet-tests", "--no-run"][..], &without_emulator].concat();
-    programs.extend(build(checkout, &test)?);
+    // All features but the emulator, which runs kernels without a GPU, from files of this build.
+    let packages = ["-p", "tercet", "-p", "tercet-tests", "-p", "tercet-trainer"];
+    let features = "tercet/cuda,tercet/torch,tercet-tests/cuda,tercet-tests/torch,tercet-trainer/torch";
+    let test = [&["test", "--release", "--no-run"], &packages[..], &["--no-default-features", "--features", features]];
+    let mut programs = build(checkout, &test.concat())?;
     programs.extend(build(checkout, &["bench", "-p", "tercet", "--no-run"])?);
     programs.extend(build(checkout, &["build", "--release", "-p", "tercet-trainer", "--bin", "tercet"])?);
 

@@ -58,10 +58,8 @@ fn a_crate_of_ones_own_builds_and_runs() {
     let (before, after) = dependencies.split_once("git = \"...\"").expect("the README names a git repository");
     let manifest = format!(
         "[package]\nname = \"downstream\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\n{before}path = {root:?}{after}\n\
-         # As it is compiled already, but for what takes long to optimise and would not be the same anyway.\n\
-         [profile.release]\ndebug = false\n[profile.release.package.torch-sys]\nopt-level = 1\n\
-         [profile.release.package.ndarray]\nopt-level = 0\n[profile.release.package.tch]\nopt-level = 0\n\
-         [profile.release.package.tercet]\nopt-level = 0\n[workspace]\n"
+         # It runs two lines. Only libtorch's bindings are optimised, as they are compiled already.\n\
+         [profile.release]\nopt-level = 0\ndebug = false\n[profile.release.package.torch-sys]\nopt-level = 1\n[workspace]\n"
     );
     fs::write(folder.join("Cargo.toml"), manifest).unwrap();
     fs::write(folder.join("build.rs"), readme_block(&root, "rust", "DEP_TERCET_LIBTORCH_LIB")).unwrap();
