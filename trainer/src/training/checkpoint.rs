@@ -168,6 +168,9 @@ pub fn parse(bytes: &[u8]) -> Result<Checkpoint, String> {
         ));
     }
     let Document { origin, mut state, .. } = serde_json::from_value(value).map_err(|e| e.to_string())?;
+    if state.updates > state.step {
+        return Err(format!("{} updates; expected at most one for each of its {} steps", state.updates, state.step));
+    }
     let mut tensors = HashMap::new();
     for (name, view) in SafeTensors::deserialize(bytes).map_err(torn)?.tensors() {
         tensors.insert(name, Tensor::try_from(view).map_err(|e| e.to_string())?);
@@ -345,6 +348,8 @@ mod tests {
         refused(CHECKPOINT);
         Tensor::write_safetensors(&[("a", Tensor::from(1.0))], run_folder::checkpoint(dir.path())).unwrap();
         refused("not a checkpoint");
+        write(dir.path(), &origin(), &State { updates: 3, ..state(2) }, []).unwrap();
+        refused("3 updates; expected at most one for each of its 2 steps");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 /// Bytes for all pictures that are being decoded at one moment, and so the most that one picture may need. A fuzzer
 /// gets less: small files that declare large pictures would take its time.
-pub const ALL: u64 = if cfg!(fuzzing) { 64 << 20 } else { 1 << 30 };
+pub const ALL: u64 = if cfg!(fuzzing) { 16 << 20 } else { 1 << 30 };
 
 static MEMORY: Memory = Memory::new(ALL);
 

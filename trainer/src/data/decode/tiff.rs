@@ -4,7 +4,7 @@ use super::alpha;
 use super::jpeg;
 use super::memory;
 use super::opened::{Opened, alone};
-use anyhow::{Error, Result, bail};
+use anyhow::{Error, Result, bail, ensure};
 use image::codecs::tiff::TiffDecoder;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, Limits};
@@ -19,6 +19,7 @@ const ASSOCIATED: u16 = 1;
 
 /// Opens a file, of which the first page is read.
 pub fn open(bytes: &[u8]) -> Result<Opened<'_>> {
+    check_counts(bytes)?;
     let mut tags = Decoder::new(Cursor::new(bytes)).map_err(|error| Error::msg(error.to_string()))?;
     // Ignore a tag that cannot be read; the picture is there all the same.
     let first = |tags: &mut Decoder<_>, tag| tags.find_tag_unsigned_vec::<u64>(tag).ok().flatten()?.first().copied();
@@ -65,4 +66,76 @@ pub fn open(bytes: &[u8]) -> Result<Opened<'_>> {
             })
         }),
     })
+}
+
+/// The tags that are read. The others may be damaged: the picture is there all the same.
+const READ: [Tag; 19] = [
+    Tag::ImageWidth,
+    Tag::ImageLength,
+    Tag::BitsPerSample,
+    Tag::Compression,
+    Tag::PhotometricInterpretation,
+    Tag::StripOffsets,
+    Tag::Orientation,
+    Tag::SamplesPerPixel,
+    Tag::RowsPerStrip,
+    Tag::StripByteCounts,
+    Tag::PlanarConfiguration,
+    Tag::Predictor,
+    Tag::TileWidth,
+    Tag::TileLength,
+    Tag::TileOffsets,
+    Tag::TileByteCounts,
+    Tag::ExtraSamples,
+    Tag::SampleFormat,
+    Tag::JPEGTables,
+];
+
+/// Refuses a file of which a tag declares more values than there are bytes: the decoder takes 32 bytes for each before it
+/// looks for them.
+fn check_counts(bytes: &[u8]) -> Result<()> {
+    let number = |at: usize, size: usize| {
+        let part = bytes.get(at..at.checked_add(size)?)?.iter().map(|&byte| u64::from(byte));
+        let join = |high: u64, low: u64| high << 8 | low;
+        Some(if bytes.starts_with(b"II") { part.rev().fold(0, join) } else { part.fold(0, join) })
+    };
+    let big = number(2, 2) == Some(43);
+    // The bytes of an offset and of a number of values, of the number of entries, and of an entry.
+    let (word, head, entry) = if big { (8, 8, 20) } else { (4, 2, 12) };
+    let Some(directory) = number(word, word).and_then(|place| usize::try_from(place).ok()) else { return Ok(()) };
+    let entries = number(directory, head).unwrap_or(0);
+    let first = directory.saturating_add(head);
+    for at in (0..entries).map_while(|place| first.checked_add(usize::try_from(place).ok()?.checked_mul(entry)?)) {
+        // A directory that is cut off is the decoder's to refuse.
+        let (Some(tag), Some(count)) = (number(at, 2), number(at.saturating_add(4), word)) else { break };
+        let length = bytes.len();
+        let is_read = READ.iter().any(|read| u64::from(read.to_u16()) == tag);
+        ensure!(!is_read || count <= length as u64, "its tag {tag} has {count} values; the file has {length} bytes");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_of_more_values_than_bytes_is_refused() {
+        let refused = |bytes: &[u8]| check_counts(bytes).err().map(|error| error.to_string());
+        let file =
+            |tag: u8, count: u8| [b"II*\0\x08\0\0\0\x01\0", &[tag, 1, 3, 0, 0, 0, count, 0][..], &[0; 8]].concat();
+        assert_eq!(refused(&file(3, 1)).unwrap(), "its tag 259 has 65536 values; the file has 26 bytes");
+        assert_eq!(refused(&file(3, 0)), None);
+        assert_eq!(refused(&file(14, 1)), None, "the description is not read");
+        let large =
+            [b"MM\0+\0\x08\0\0\0\0\0\0\0\0\0\x10\0\0\0\0\0\0\0\x01", &[1, 1, 0, 4][..], &[1; 8], &[0; 8]].concat();
+        assert_eq!(refused(&large).unwrap(), "its tag 257 has 72340172838076673 values; the file has 44 bytes");
+        for cut in 0..large.len() {
+            let expected = cut >= 36; // then the number of values is there
+            assert_eq!(refused(&large[..cut]).is_some(), expected, "{cut}");
+        }
+        // Directories at the end of all memory.
+        assert_eq!(refused(&[b"II+\0\x08\0\0\0", &[0xff; 8][..]].concat()), None);
+        assert_eq!(refused(b"II*\0\xff\xff\xff\xff"), None);
+    }
 }
