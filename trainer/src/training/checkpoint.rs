@@ -211,6 +211,17 @@ impl Checkpoint {
         self.tensors.remove(name).ok_or_else(missing)
     }
 
+    /// The tensor of this name, if it has this shape. One of another shape could be copied all the same: libtorch repeats it.
+    pub fn take_shaped(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let (tensor, folder) = (self.take(name)?, self.folder.display());
+        let there = tensor.size();
+        if there != shape {
+            let wrong = format!("expected the shape {shape:?}, got {there:?}");
+            return Err(bad_input(format!("--resume {folder}: {CHECKPOINT}: {name}: {wrong}")));
+        }
+        Ok(tensor)
+    }
+
     /// All tensors that have not been taken, with their names.
     pub fn tensors(&self) -> impl Iterator<Item = (&String, &Tensor)> {
         self.tensors.iter()
@@ -308,8 +319,11 @@ mod tests {
         let mut read = Checkpoint::read(dir.path()).unwrap();
         assert_eq!((read.state.clone(), read.origin.clone()), (state(4), origin()));
         assert!(read.has("encoder/a"));
-        let tensor = read.take("encoder/a").unwrap();
+        let tensor = read.take_shaped("encoder/a", &[3, 2]).unwrap();
         assert_eq!(tensor, Tensor::full([3, 2], 0.1, (Kind::Float, Device::Cpu)));
+        // Of this shape the tensor would be repeated.
+        let other = Checkpoint::read(dir.path()).unwrap().take_shaped("encoder/a", &[5, 3, 2]).unwrap_err();
+        assert!(other.to_string().ends_with("encoder/a: expected the shape [5, 3, 2], got [3, 2]"), "{other}");
         let missing = format!("--resume {}: {CHECKPOINT}: encoder/b: missing", dir.path().display());
         assert_eq!(read.take("encoder/b").unwrap_err().to_string(), missing);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");

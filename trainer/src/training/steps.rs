@@ -117,10 +117,11 @@ impl<'a> Training<'a> {
         let _guard = tch::no_grad_guard();
         let mut best = Vec::new();
         for (name, mut variable) in vs.variables() {
-            variable.f_copy_(&checkpoint.take(&format!("encoder/{name}"))?)?;
+            let shape = variable.size();
+            variable.f_copy_(&checkpoint.take_shaped(&format!("encoder/{name}"), &shape)?)?;
             let kept = format!("best/{name}");
             if checkpoint.has(&kept) {
-                best.push((name, checkpoint.take(&kept)?));
+                best.push((name, checkpoint.take_shaped(&kept, &shape)?));
             }
         }
         new.best = (!best.is_empty()).then_some(best);
