@@ -53,6 +53,7 @@ impl Mined for BatchAllTripletLoss {
         }
     }
 
+    #[cfg(feature = "cuda")]
     fn selected<T: Number>(_: &Case, _: &Data<T>, _: [Vec<u32>; 2]) {}
 
     fn compare<T: Number>(

@@ -57,10 +57,12 @@ impl Mined for BatchHardTripletLoss {
         }
     }
 
+    #[cfg(feature = "cuda")]
     fn chosen<T: Element>(data: &Data<T>) -> usize {
         data.labels.len()
     }
 
+    #[cfg(feature = "cuda")]
     fn selected<T: Number>(_: &Case, _: &Data<T>, chosen: [Vec<u32>; 2]) -> Self::Selected {
         chosen
     }

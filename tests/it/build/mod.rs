@@ -12,6 +12,7 @@ mod headers;
 #[cfg(feature = "cuda")]
 #[path = "../../../build/nvrtc.rs"]
 mod nvrtc;
+#[cfg(any(feature = "cuda", feature = "torch"))]
 #[path = "../../../build/releases.rs"]
 mod releases;
 

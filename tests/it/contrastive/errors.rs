@@ -4,8 +4,6 @@ use crate::paired::refused::{bad_options, options_beyond_f32, refused};
 use tercet::contrastive::oracle;
 use tercet::{ContrastiveLoss, Error, Matrix, Reduction};
 
-use crate::support::skipped::skipped;
-
 const REDUCTIONS: [Reduction; 3] = [Reduction::None, Reduction::Mean, Reduction::Sum];
 
 /// Every way to call the loss on slices and the oracle: three with `Reduction::None`, otherwise five.
@@ -134,6 +132,7 @@ fn slices_refuse_to_reduce_by_none() {
 mod tensors {
     use super::*;
     use crate::paired::refused::tensors::{dense, panics, wrong_matrices};
+    use crate::support::skipped::skipped;
     use tch::{Device, Kind, Tensor};
 
     /// `f_forward` returns the expected error, and `forward` panics with its text.

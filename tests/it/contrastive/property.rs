@@ -185,6 +185,7 @@ impl Paired<2> for ContrastiveLoss {
         })
     }
 
+    #[cfg(feature = "cuda")]
     fn each_row(self) -> Self {
         Self { reduction: Reduction::None, ..self }
     }

@@ -224,6 +224,7 @@ impl<T: Element> Data<T> {
     }
 
     /// How many pairs of an anchor and a row of its class there are, the anchor itself among them.
+    #[cfg(feature = "cuda")]
     pub fn pairs_of_a_class(&self) -> usize {
         let others = self.other_labels();
         self.labels.iter().map(|label| others.iter().filter(|other| *other == label).count()).sum()

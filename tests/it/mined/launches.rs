@@ -55,6 +55,7 @@ impl<M: Memory> OnDevice<M> {
     }
 
     /// A batch of contiguous rows that is its own reference set.
+    #[cfg(feature = "emulator")]
     pub fn itself<T: Element, D: TestDevice<Launcher: Launcher<Memory = M>>>(
         device: &D,
         x: &[T],

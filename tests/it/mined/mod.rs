@@ -57,11 +57,13 @@ pub trait Mined: MinedLoss + Copy + Debug + Send + Sync + 'static {
     fn reduction(&self) -> Reduction;
     fn on_cpu<T: Number>(case: &Case<Self>, data: &Data<T>) -> Output<T, Self::Selected>;
     /// How many numbers a device writes of what it has chosen.
+    #[cfg(feature = "cuda")]
     fn chosen<T: Element>(data: &Data<T>) -> usize {
         let _ = data;
         0
     }
     /// What these numbers say.
+    #[cfg(feature = "cuda")]
     fn selected<T: Number>(case: &Case<Self>, data: &Data<T>, chosen: [Vec<u32>; 2]) -> Self::Selected;
     fn compare<T: Number>(
         case: &Case<Self>,
@@ -77,7 +79,7 @@ impl<L: Mined> Operation for L {
     type Data<T: Number> = Data<T>;
     type Output<T: Number> = Output<T, L::Selected>;
 
-    #[cfg(feature = "cuda")]
+    #[cfg(feature = "emulator")]
     fn seed(case: &Case<L>) -> u64 {
         case.batch.seed
     }

@@ -85,7 +85,7 @@ impl<L: Recorded> Operation for Records<L> {
     type Data<T: Number> = Data<T>;
     type Output<T: Number> = Output<T>;
 
-    #[cfg(feature = "cuda")]
+    #[cfg(feature = "emulator")]
     fn seed(case: &Case<L>) -> u64 {
         case.batch.seed
     }

@@ -70,6 +70,7 @@ pub trait Paired<const K: usize>: Copy + Debug + Send + Sync + 'static {
     fn normalize(&self) -> bool;
     fn reduction(&self) -> Reduction;
     /// The same loss of each row.
+    #[cfg(feature = "cuda")]
     fn each_row(self) -> Self;
     fn oracle<T: Element>(case: &Case<Self>, data: &Data<T, K>, upstream: &[f64]) -> Oracle<K>;
     /// Whether all rows are away from jumps of the slopes, at which no bound holds.
@@ -250,7 +251,7 @@ impl<L: Paired<K>, const K: usize> Operation for OfRows<L, K> {
     type Data<T: Number> = Data<T, K>;
     type Output<T: Number> = Output<T, K>;
 
-    #[cfg(feature = "cuda")]
+    #[cfg(feature = "emulator")]
     fn seed(case: &Case<L>) -> u64 {
         case.seed
     }

@@ -97,7 +97,7 @@ impl Operation for PairwiseDistance {
     type Data<T: Number> = Data<T>;
     type Output<T: Number> = Output<T>;
 
-    #[cfg(feature = "cuda")]
+    #[cfg(feature = "emulator")]
     fn seed(case: &Case) -> u64 {
         case.batch.seed
     }

@@ -35,7 +35,7 @@ pub trait Operation {
     type Output<T: Number>: Send;
 
     /// Decides in which order a simulated device runs its blocks and threads.
-    #[cfg(feature = "cuda")]
+    #[cfg(feature = "emulator")]
     fn seed(case: &Self::Case) -> u64;
     fn on_cpu<T: Number>(case: &Self::Case, data: &Self::Data<T>) -> Self::Output<T>;
     /// Through the crate's own launches.

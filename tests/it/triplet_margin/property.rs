@@ -146,6 +146,7 @@ impl Paired<3> for TripletMarginLoss {
         })
     }
 
+    #[cfg(feature = "cuda")]
     fn each_row(self) -> Self {
         Self { reduction: Reduction::None, ..self }
     }

@@ -160,10 +160,12 @@ impl<L: Chooses> Mined for L {
         Output { selected: negative, losses, stats, reduced, scaled_grads }
     }
 
+    #[cfg(feature = "cuda")]
     fn chosen<T: Element>(data: &Data<T>) -> usize {
         data.pairs_of_a_class()
     }
 
+    #[cfg(feature = "cuda")]
     fn selected<T: Number>(case: &Case<L>, data: &Data<T>, [chosen, _]: [Vec<u32>; 2]) -> Vec<u32> {
         in_order_of_pairs(data, &oracle(case, data, &data.upstream, None).pairs, &chosen)
     }
@@ -261,6 +263,7 @@ impl<L: Chooses> Mined for L {
 
 /// The choices that a device wrote, in the order of the oracle's pairs. The device writes one for each row of each
 /// anchor's class, in class order.
+#[cfg(feature = "cuda")]
 fn in_order_of_pairs<T: Element>(data: &Data<T>, pairs: &[[u32; 2]], chosen: &[u32]) -> Vec<u32> {
     let sorted = |labels: &[i64]| {
         let mut order: Vec<usize> = (0..labels.len()).collect();
