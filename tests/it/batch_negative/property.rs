@@ -4,9 +4,9 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 use tercet::batch_negative::oracle;
 use tercet::batch_semi_hard::Triplets;
-use tercet::{BatchNegativeTripletLoss, Matrix, Negative, Pairs, Reference, Scalar};
+use tercet::{BatchNegativeTripletLoss, Negative, Pairs, Scalar};
 
-use crate::mined::batch::OwnRows;
+use crate::mined::batch::{Exact, OwnRows};
 use crate::mined::{Case, OnSlices, batch};
 use crate::support::backends::Number;
 use crate::support::property::{Limits, property_tests};
@@ -46,14 +46,8 @@ impl Chooses for BatchNegativeTripletLoss {
         slices.call().select().unwrap()
     }
 
-    fn oracle<A: Scalar>(
-        &self,
-        embeddings: Matrix<'_, f64>,
-        labels: &[i64],
-        set: Option<&Reference<Matrix<'_, f64>, &[i64]>>,
-        upstream: &[f64],
-        negative: Option<&[u32]>,
-    ) -> Oracle {
+    fn oracle<A: Scalar>(&self, exact: Exact<'_>, negative: Option<&[u32]>) -> Oracle {
+        let Exact { embeddings, labels, set, upstream } = exact;
         let found = oracle::run_against::<A>(self, embeddings, labels, set, 0, upstream, negative).unwrap();
         let grads = [found.grad, found.reference_grad].concat();
         let (pairs, negative) = (found.pairs, found.negative);

@@ -3,8 +3,9 @@
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 use tercet::batch_semi_hard::{Triplets, oracle};
-use tercet::{BatchSemiHardTripletLoss, Matrix, Reference, Scalar};
+use tercet::{BatchSemiHardTripletLoss, Scalar};
 
+use crate::mined::batch::Exact;
 use crate::mined::{Case, OnSlices, batch};
 use crate::support::backends::Number;
 use crate::support::property::{Limits, property_tests};
@@ -32,14 +33,8 @@ impl Chooses for BatchSemiHardTripletLoss {
         slices.call().select().unwrap()
     }
 
-    fn oracle<A: Scalar>(
-        &self,
-        embeddings: Matrix<'_, f64>,
-        labels: &[i64],
-        set: Option<&Reference<Matrix<'_, f64>, &[i64]>>,
-        upstream: &[f64],
-        negative: Option<&[u32]>,
-    ) -> Oracle {
+    fn oracle<A: Scalar>(&self, exact: Exact<'_>, negative: Option<&[u32]>) -> Oracle {
+        let Exact { embeddings, labels, set, upstream } = exact;
         let found = oracle::run_against(self, embeddings, labels, set, upstream, negative).unwrap();
         let grads = [found.grad, found.reference_grad].concat();
         let (pairs, negative) = (found.pairs, found.negative);

@@ -135,6 +135,15 @@ pub struct Data<T> {
     pub reference: Option<Other<T>>,
 }
 
+/// A case as the oracles take it.
+#[derive(Clone, Copy)]
+pub struct Exact<'a> {
+    pub embeddings: Matrix<'a, f64>,
+    pub labels: &'a [i64],
+    pub set: Option<&'a Reference<Matrix<'a, f64>, &'a [i64]>>,
+    pub upstream: &'a [f64],
+}
+
 /// The reference set of a case.
 pub struct Other<T> {
     pub batch: Batch,

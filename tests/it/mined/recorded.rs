@@ -10,7 +10,7 @@ use tercet::{
     Stats, batch_all, batch_contrastive, batch_hard, batch_negative, batch_semi_hard,
 };
 
-use super::batch::{Batch, Content, Data, Labelling, OwnRows, Set};
+use super::batch::{Batch, Content, Data, Exact, Labelling, OwnRows, Set};
 use super::{Case, Mined, OnSlices, bounds};
 use crate::support::Numbers;
 use crate::support::backends::{Number, Operation};
@@ -66,14 +66,7 @@ pub trait Recorded: Mined {
     fn losses<T: Number>(slices: &OnSlices<'_, Self, T>) -> Vec<f64>;
     fn select<T: Number>(slices: &OnSlices<'_, Self, T>) -> Selected;
     /// The oracle with what the CPU selected; its loss, statistics and gradients.
-    fn exact(
-        &self,
-        embeddings: Matrix<'_, f64>,
-        labels: &[i64],
-        set: Option<&Reference<Matrix<'_, f64>, &[i64]>>,
-        upstream: &[f64],
-        selected: &Selected,
-    ) -> (f64, Stats, [Vec<f64>; 2]);
+    fn exact(&self, exact: Exact<'_>, selected: &Selected) -> Figures;
 }
 
 /// A mined loss with the results that are recorded.
@@ -142,14 +135,7 @@ impl Recorded for BatchAllTripletLoss {
         Selected::default()
     }
 
-    fn exact(
-        &self,
-        embeddings: Matrix<'_, f64>,
-        labels: &[i64],
-        set: Option<&Reference<Matrix<'_, f64>, &[i64]>>,
-        upstream: &[f64],
-        _: &Selected,
-    ) -> (f64, Stats, [Vec<f64>; 2]) {
+    fn exact(&self, Exact { embeddings, labels, set, upstream }: Exact<'_>, _: &Selected) -> Figures {
         let found = batch_all::oracle::run_against(self, embeddings, labels, set, upstream[0]).unwrap();
         (found.loss, found.stats, [found.grad, found.reference_grad])
     }
@@ -171,14 +157,7 @@ impl Recorded for BatchHardTripletLoss {
         Selected { positive: found.positive, negative: found.negative, distances, ..Selected::default() }
     }
 
-    fn exact(
-        &self,
-        embeddings: Matrix<'_, f64>,
-        labels: &[i64],
-        set: Option<&Reference<Matrix<'_, f64>, &[i64]>>,
-        upstream: &[f64],
-        selected: &Selected,
-    ) -> (f64, Stats, [Vec<f64>; 2]) {
+    fn exact(&self, Exact { embeddings, labels, set, upstream }: Exact<'_>, selected: &Selected) -> Figures {
         let selected = Some((&selected.positive[..], &selected.negative[..]));
         let found = batch_hard::oracle::run_against(self, embeddings, labels, set, upstream, selected).unwrap();
         (found.loss, found.stats, [found.grad, found.reference_grad])
@@ -199,14 +178,7 @@ impl Recorded for BatchSemiHardTripletLoss {
         Selected::triplets(slices.call().select().unwrap())
     }
 
-    fn exact(
-        &self,
-        embeddings: Matrix<'_, f64>,
-        labels: &[i64],
-        set: Option<&Reference<Matrix<'_, f64>, &[i64]>>,
-        upstream: &[f64],
-        selected: &Selected,
-    ) -> (f64, Stats, [Vec<f64>; 2]) {
+    fn exact(&self, Exact { embeddings, labels, set, upstream }: Exact<'_>, selected: &Selected) -> Figures {
         let negative = Some(&selected.negative[..]);
         let found = batch_semi_hard::oracle::run_against(self, embeddings, labels, set, upstream, negative).unwrap();
         (found.loss, found.stats, [found.grad, found.reference_grad])
@@ -231,14 +203,7 @@ impl Recorded for BatchNegativeTripletLoss {
         Selected::triplets(slices.call().select().unwrap())
     }
 
-    fn exact(
-        &self,
-        embeddings: Matrix<'_, f64>,
-        labels: &[i64],
-        set: Option<&Reference<Matrix<'_, f64>, &[i64]>>,
-        upstream: &[f64],
-        selected: &Selected,
-    ) -> (f64, Stats, [Vec<f64>; 2]) {
+    fn exact(&self, Exact { embeddings, labels, set, upstream }: Exact<'_>, selected: &Selected) -> Figures {
         let run = |negatives: Option<&[u32]>| {
             batch_negative::oracle::run_against::<f32>(self, embeddings, labels, set, 0, upstream, negatives).unwrap()
         };
@@ -269,14 +234,7 @@ impl Recorded for BatchContrastiveLoss {
         Selected { anchor: found.anchor, negative: found.negative, distances, ..Selected::default() }
     }
 
-    fn exact(
-        &self,
-        embeddings: Matrix<'_, f64>,
-        labels: &[i64],
-        set: Option<&Reference<Matrix<'_, f64>, &[i64]>>,
-        upstream: &[f64],
-        selected: &Selected,
-    ) -> (f64, Stats, [Vec<f64>; 2]) {
+    fn exact(&self, Exact { embeddings, labels, set, upstream }: Exact<'_>, selected: &Selected) -> Figures {
         let pairs: Vec<_> = selected.anchor.iter().zip(&selected.negative).map(|(a, j)| [*a, *j]).collect();
         let found =
             batch_contrastive::oracle::run_against(self, embeddings, labels, set, upstream, Some(&pairs)).unwrap();
@@ -350,7 +308,8 @@ fn perturbed<L: Recorded, T: Number>(loss: &L, batch: &Batch, data: &Data<T>, si
     let matrix = |numbers| Matrix::new(numbers, batch.dim).unwrap();
     let set = data.set().map(|set| Reference { embeddings: matrix(&of_set), labels: set.labels, own: set.own });
     let selected = L::select(&OnSlices::new(*loss, batch, data));
-    loss.exact(matrix(&of_batch), &data.labels, set.as_ref(), &data.upstream, &selected)
+    let (set, upstream) = (set.as_ref(), &data.upstream[..]);
+    loss.exact(Exact { embeddings: matrix(&of_batch), labels: &data.labels, set, upstream }, &selected)
 }
 
 /// What is recorded of a call: the loss, the statistics; of each gradient the norm, the sum with alternating signs, and

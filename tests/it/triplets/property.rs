@@ -6,9 +6,9 @@ use std::fmt::Debug;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 use tercet::batch_semi_hard::Triplets;
-use tercet::{Distance, Element, Matrix, PerAnchor, Precision, Reduction, Reference, Scalar, Stats};
+use tercet::{Distance, Element, Matrix, PerAnchor, Precision, Reduction, Scalar, Stats};
 
-use crate::mined::batch::{self, Batch, Content, Data};
+use crate::mined::batch::{self, Batch, Content, Data, Exact};
 use crate::mined::bounds::{Bounds, check_gradients};
 use crate::mined::{Case, Mined, OnSlices, Output};
 use crate::support::backends::Number;
@@ -88,14 +88,7 @@ pub trait Chooses: PerAnchor + Copy + Debug + Send + Sync + 'static {
     /// The triplets that the CPU lists.
     fn triplets<T: Number>(slices: &OnSlices<'_, Self, T>) -> Triplets<T::Scalar>;
     /// The oracle, with a negative for each pair in place of its own choice.
-    fn oracle<A: Scalar>(
-        &self,
-        embeddings: Matrix<'_, f64>,
-        labels: &[i64],
-        set: Option<&Reference<Matrix<'_, f64>, &[i64]>>,
-        upstream: &[f64],
-        negative: Option<&[u32]>,
-    ) -> Oracle;
+    fn oracle<A: Scalar>(&self, exact: Exact<'_>, negative: Option<&[u32]>) -> Oracle;
     /// Whether the negative of a pair is right, as far as rounding does not decide; `truth` is the oracle's.
     fn check_selection<T: Number>(
         &self,
@@ -113,7 +106,8 @@ fn oracle<L: Chooses, T: Element>(
 ) -> Oracle {
     let embeddings = Matrix::new(&data.exact, case.batch.dim).unwrap();
     let set = data.exact_set(case.batch.dim);
-    case.loss.oracle::<T::Scalar>(embeddings, &data.labels, set.as_ref(), upstream, negative)
+    let exact = Exact { embeddings, labels: &data.labels, set: set.as_ref(), upstream };
+    case.loss.oracle::<T::Scalar>(exact, negative)
 }
 
 impl<L: Chooses> Mined for L {
