@@ -92,7 +92,8 @@ pub fn folders(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     folders
 }
 
-/// The folders of pip's packages: `cu13/lib` since CUDA 13, one folder for each package before. The newest CUDA first.
+/// The folders of pip's packages: first `cuda_nvrtc/lib`, which requirements.txt asks for by its version, so that torch's own
+/// release does not choose the kernels' compiler; then those of torch since CUDA 13, `cu13/lib`, the newest CUDA first.
 fn beside_torch(nvidia: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(nvidia).into_iter().flatten().flatten();
     let mut releases: Vec<(u32, PathBuf)> = entries
@@ -102,7 +103,7 @@ fn beside_torch(nvidia: &Path) -> Vec<PathBuf> {
         })
         .collect();
     releases.sort_by_key(|(release, _)| std::cmp::Reverse(*release));
-    releases.into_iter().map(|(_, lib)| lib).chain([nvidia.join("cuda_nvrtc/lib")]).collect()
+    [nvidia.join("cuda_nvrtc/lib")].into_iter().chain(releases.into_iter().map(|(_, lib)| lib)).collect()
 }
 
 /// The first NVRTC in the folders, else on the system's path, that compiles for all of `archs`. The error says, a line

@@ -48,7 +48,7 @@ Environment:
                 A relative path counts from the checkout's root.
   LIBTORCH      an existing libtorch 2.11, by its absolute path, in place of the one in the environment;
                 LIBTORCH_LIB and LIBTORCH_INCLUDE where its `lib` and its `include` lie in two folders
-  CUDA_HOME     an existing CUDA 13 toolkit, for NVRTC and the CUDA headers
+  CUDA_HOME     an existing CUDA toolkit, 12.8 or newer, whose NVRTC is used
   CXX           the C++ compiler, when it is not `c++`
 ";
 

@@ -133,7 +133,7 @@ fn nvrtc_is_looked_for_by_each_variable() {
         nvrtc::folders(|name| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.clone().into()))
     };
     let beside: Vec<PathBuf> =
-        ["site/nvidia/cu14/lib", "site/nvidia/cu13/lib", "site/nvidia/cuda_nvrtc/lib", "site/torch/lib"]
+        ["site/nvidia/cuda_nvrtc/lib", "site/nvidia/cu14/lib", "site/nvidia/cu13/lib", "site/torch/lib"]
             .map(|folder| root.join(folder))
             .into();
     let last = [PathBuf::from("/usr/local/cuda/lib64")];

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::toolkit;
+use super::toolkit::{self, PINNED_NVRTC};
 use crate::error::{Doing, Error, Result};
 use crate::sha256;
 
@@ -149,7 +149,7 @@ fn check_content(dir: &Path, requirements: &Requirements, nvrtc: bool) -> Result
     if let Some(missing) = missing.or((!exact).then_some(record.as_str())) {
         return Err(format!("{missing} is missing"));
     }
-    if nvrtc && let Err(why) = toolkit::check_toolkit(&site.join("nvidia/cu13")) {
+    if nvrtc && let Err(why) = toolkit::check_nvrtc(&site.join(PINNED_NVRTC)) {
         return Err(why);
     }
     Ok(torch)

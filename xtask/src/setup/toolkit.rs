@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::checkout::{Libtorch, variable};
 use crate::releases;
 
+/// Where pip puts the NVRTC that requirements.txt pins, in an environment's site-packages.
+pub const PINNED_NVRTC: &str = "nvidia/cuda_nvrtc";
+
 /// Whether a libtorch is of the release that is wanted and the bindings can link to it; the error says what is wrong.
 pub fn check_libtorch(libtorch: &Libtorch, wanted: &str) -> Result<(), String> {
     for dir in [&libtorch.lib, &libtorch.include] {
@@ -42,28 +45,30 @@ fn libtorch_version(libtorch: &Libtorch) -> Option<String> {
     releases::release(&libtorch.include.join("include"))
 }
 
-/// Whether `dir` holds an NVRTC of CUDA 13 and the headers that kernels include.
-pub fn check_toolkit(dir: &Path) -> Result<(), String> {
-    let libraries = ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"];
-    if !libraries.iter().any(|lib| dir.join(lib).join("libnvrtc.so.13").is_file()) {
-        return Err(format!("{} has no libnvrtc.so.13 in lib64 or lib", dir.display()));
+/// Whether `dir`, a toolkit or the folder of a package of pip's, holds an NVRTC that knows all architectures of the images.
+pub fn check_nvrtc(dir: &Path) -> Result<(), String> {
+    let libraries = ["lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"].map(|lib| dir.join(lib));
+    // A toolkit has its release in a file's name; pip's package, whose release requirements.txt pins, has the major one alone.
+    let fit = ["libnvrtc.so.13", "libnvrtc.so.12.8", "libnvrtc.so.12.9"];
+    let pinned = dir.ends_with(PINNED_NVRTC) && libraries.iter().any(|lib| lib.join("libnvrtc.so.12").is_file());
+    let names =
+        libraries.iter().filter_map(|lib| lib.read_dir().ok()).flatten().flatten().map(|entry| entry.file_name());
+    let found = names.into_iter().any(|name| fit.iter().any(|fit| name.to_string_lossy().starts_with(fit)));
+    if pinned || found {
+        return Ok(());
     }
-    let includes = ["include", "targets/x86_64-linux/include", "targets/sbsa-linux/include"];
-    if !includes.iter().any(|include| dir.join(include).join("cuda_fp16.h").is_file()) {
-        return Err(format!("{} has no include/cuda_fp16.h", dir.display()));
-    }
-    Ok(())
+    Err(format!("{} has no NVRTC of CUDA 12.8 or newer in lib64 or lib", dir.display()))
 }
 
 /// The toolkit that `CUDA_HOME` names, checked; `None` if it is not set.
 pub fn from_cuda_home() -> Option<Result<PathBuf, String>> {
     let dir = PathBuf::from(variable("CUDA_HOME")?);
-    Some(check_toolkit(&dir).map(|()| dir))
+    Some(check_nvrtc(&dir).map(|()| dir))
 }
 
-/// The toolkit that pip puts beside a torch.
+/// The NVRTC that pip puts beside a torch: the pinned one, or torch's own.
 pub fn beside(libtorch: &Libtorch) -> Option<PathBuf> {
     // `lib` may be a link, or the folder that holds it.
     let site = libtorch.lib.join("lib").canonicalize().ok()?.ancestors().nth(2)?.to_path_buf();
-    Some(site.join("nvidia/cu13")).filter(|dir| check_toolkit(dir).is_ok())
+    [PINNED_NVRTC, "nvidia/cu13"].map(|dir| site.join(dir)).into_iter().find(|dir| check_nvrtc(dir).is_ok())
 }

@@ -56,14 +56,13 @@ case "$1 $2" in
   echo "Installing collected packages: mpmath, torch"
   for library in libtorch libtorch_cpu libc10; do echo x >"$site/torch/lib/$library.so"; done
   mkdir -p "$site/torch/include/torch/csrc/api/include/torch" "$site/torch-$torch.dist-info"
-  mkdir -p "$site/torch/include/torch/headeronly" "$site/nvidia/cu13/lib" "$site/nvidia/cu13/include"
+  mkdir -p "$site/torch/include/torch/headeronly" "$site/nvidia/cuda_nvrtc/lib"
   echo x >"$site/torch/include/torch/csrc/api/include/torch/torch.h"
   printf '#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR %s\n' "${minor%.*}" >"$site/torch/include/torch/headeronly/version.h"
   echo "__version__ = '$torch+cu130'" >"$site/torch/version.py"
   echo x >"$site/torch-$torch.dist-info/RECORD"
-  echo x >"$site/nvidia/cu13/lib/libnvrtc.so.13"
-  echo x >"$site/nvidia/cu13/include/cuda_fp16.h"
-  if [ "$FAKE_PIP" = short ]; then rm "$site/nvidia/cu13/lib/libnvrtc.so.13"; fi
+  echo x >"$site/nvidia/cuda_nvrtc/lib/libnvrtc.so.12"
+  if [ "$FAKE_PIP" = short ]; then rm "$site/nvidia/cuda_nvrtc/lib/libnvrtc.so.12"; fi
   ;;
 esac
 "#;
