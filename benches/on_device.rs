@@ -209,10 +209,10 @@ macro_rules! mined {
         let more = [([8192, 512], 8), ([32768, 512], 8), ([8192, 128], 4), ([8192, 128], 64)];
         let sizes = if $quick { sizes[1..4].to_vec() } else { [&sizes[..], &more].concat() };
         for (dtype, kind) in DTYPES {
-            for precision in [Precision::Highest, Precision::High, Precision::Medium] {
+            for precision in [Precision::Highest, Precision::Medium] {
                 let mut took = (1i64, 0.0);
                 for &(size @ [rows, dim], each) in &sizes {
-                    // Only f32 has a choice, and it is looked at in a few sizes.
+                    // `Medium`, which is `High` too, is looked at in f32 and a few sizes.
                     let plain = precision == Precision::Highest;
                     if !plain && (kind != Kind::Float || ![8192, 32768].contains(&rows) || each != 8) {
                         continue;

@@ -200,20 +200,13 @@ template <class T, class P> DEVICE void gather(const Batch& b) {
     }
 }
 
-// The kernels for rows of type T.
-#define OF_TYPE(dtype, T)                                                             \
-    KERNEL(batch_survey_##dtype, BATCH_THREADS, const Batch b) { survey<T>(b); }      \
-    KERNEL(batch_nearest_##dtype, BATCH_THREADS, const Batch b) { nearest<T>(b); }    \
-    KERNEL(batch_gather_##dtype##_highest, BATCH_THREADS, const Batch b) { gather<T, Split>(b); }
+// The kernels for rows of type T. Plain is what the other precisions are checked against.
+#define OF_TYPE(dtype, T)                                                                         \
+    KERNEL(batch_survey_##dtype, BATCH_THREADS, const Batch b) { survey<T>(b); }                  \
+    KERNEL(batch_nearest_##dtype, BATCH_THREADS, const Batch b) { nearest<T>(b); }                \
+    KERNEL(batch_gather_##dtype##_highest, BATCH_THREADS, const Batch b) { gather<T, Split>(b); } \
+    KERNEL(batch_gather_##dtype##_half, BATCH_THREADS, const Batch b) { gather<T, Half>(b); }     \
+    KERNEL(batch_gather_##dtype##_plain, BATCH_THREADS, const Batch b) { gather<T, Plain>(b); }
 OF_TYPE(f32, float)
 OF_TYPE(f16, f16)
 OF_TYPE(bf16, bf16)
-// Lower precision is for f32; 16-bit numbers are multiplied as they are.
-KERNEL(batch_gather_f32_high, BATCH_THREADS, const Batch b) { gather<float, Tf32>(b); }
-KERNEL(batch_gather_f32_medium, BATCH_THREADS, const Batch b) { gather<float, Half<bf16>>(b); }
-KERNEL(batch_gather_f16_medium, BATCH_THREADS, const Batch b) { gather<f16, Half<f16>>(b); }
-KERNEL(batch_gather_bf16_medium, BATCH_THREADS, const Batch b) { gather<bf16, Half<bf16>>(b); }
-// Plain is what the other precisions are checked against.
-KERNEL(batch_gather_f32_plain, BATCH_THREADS, const Batch b) { gather<float, Plain>(b); }
-KERNEL(batch_gather_f16_plain, BATCH_THREADS, const Batch b) { gather<f16, Plain>(b); }
-KERNEL(batch_gather_bf16_plain, BATCH_THREADS, const Batch b) { gather<bf16, Plain>(b); }

@@ -413,9 +413,7 @@ template <class T> DEVICE void backward(const Args& args) {
 }
 
 KERNEL(batch_all_sweep_highest, TILE_THREADS, const Args args) { sweep<Split>(args); }
-KERNEL(batch_all_sweep_high, TILE_THREADS, const Args args) { sweep<Tf32>(args); }
-KERNEL(batch_all_sweep_f16, TILE_THREADS, const Args args) { sweep<Half<f16>>(args); }
-KERNEL(batch_all_sweep_bf16, TILE_THREADS, const Args args) { sweep<Half<bf16>>(args); }
+KERNEL(batch_all_sweep_half, TILE_THREADS, const Args args) { sweep<Half>(args); }
 // The kernels for rows of type T.
 #define OF_TYPE(dtype, T)                                                                     \
     KERNEL(batch_all_pairs_##dtype, BATCH_THREADS, const Args args) { pairs<T>(args); }       \

@@ -393,9 +393,7 @@ template <class T> DEVICE void backward(const Args& args) {
 }
 
 KERNEL(batch_contrastive_sweep_highest, TILE_THREADS, const Args args) { sweep<Split>(args); }
-KERNEL(batch_contrastive_sweep_high, TILE_THREADS, const Args args) { sweep<Tf32>(args); }
-KERNEL(batch_contrastive_sweep_f16, TILE_THREADS, const Args args) { sweep<Half<f16>>(args); }
-KERNEL(batch_contrastive_sweep_bf16, TILE_THREADS, const Args args) { sweep<Half<bf16>>(args); }
+KERNEL(batch_contrastive_sweep_half, TILE_THREADS, const Args args) { sweep<Half>(args); }
 // The kernels for rows of type T.
 #define OF_TYPE(dtype, T)                                                                         \
     KERNEL(batch_contrastive_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); } \

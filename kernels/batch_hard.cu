@@ -279,9 +279,7 @@ template <class T> DEVICE void backward(const Args& args) {
 }
 
 KERNEL_OF(TERCET_BATCH_HARD_RESIDENT, batch_hard_negatives_highest, TILE_THREADS, const Args args) { negatives<Split>(args); }
-KERNEL_OF(TERCET_BATCH_HARD_RESIDENT, batch_hard_negatives_high, TILE_THREADS, const Args args) { negatives<Tf32>(args); }
-KERNEL_OF(TERCET_BATCH_HARD_RESIDENT, batch_hard_negatives_f16, TILE_THREADS, const Args args) { negatives<Half<f16>>(args); }
-KERNEL_OF(TERCET_BATCH_HARD_RESIDENT, batch_hard_negatives_bf16, TILE_THREADS, const Args args) { negatives<Half<bf16>>(args); }
+KERNEL_OF(TERCET_BATCH_HARD_RESIDENT, batch_hard_negatives_half, TILE_THREADS, const Args args) { negatives<Half>(args); }
 #define OF_TYPE(dtype, T)                                                              \
     KERNEL(batch_hard_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); }     \
     KERNEL(batch_hard_backward_##dtype, BATCH_THREADS, const Args args) { backward<T>(args); }

@@ -104,9 +104,7 @@ template <class T> DEVICE void finish(const Args& args) {
 }
 
 KERNEL(pairwise_distance_tiles_highest, TILE_THREADS, const Args args) { tiles<Split>(args); }
-KERNEL(pairwise_distance_tiles_high, TILE_THREADS, const Args args) { tiles<Tf32>(args); }
-KERNEL(pairwise_distance_tiles_f16, TILE_THREADS, const Args args) { tiles<Half<f16>>(args); }
-KERNEL(pairwise_distance_tiles_bf16, TILE_THREADS, const Args args) { tiles<Half<bf16>>(args); }
+KERNEL(pairwise_distance_tiles_half, TILE_THREADS, const Args args) { tiles<Half>(args); }
 KERNEL(pairwise_distance_tiles_plain, TILE_THREADS, const Args args) { tiles<Plain>(args); }
 KERNEL(pairwise_distance_finish_f32, BATCH_THREADS, const Args args) { finish<float>(args); }
 KERNEL(pairwise_distance_finish_f16, BATCH_THREADS, const Args args) { finish<f16>(args); }

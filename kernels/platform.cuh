@@ -105,14 +105,9 @@ DEVICE void load_matrix_x4_transposed(u32 (&r)[4], const void* row) {
                  : "memory");
 }
 
-// d += a b by a whole warp, with PTX's fragments, accumulated in f32. tf32 is an f32 whose 13 low bits are ignored.
-#define PLATFORM_MMA(name, shape_and_types)                                                      \
-    DEVICE void name(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {                         \
-        asm volatile("mma.sync.aligned." shape_and_types                                         \
-                     " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"          \
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                            \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));            \
-    }
-PLATFORM_MMA(mma_f16_m16n8k16, "m16n8k16.row.col.f32.f16.f16.f32")
-PLATFORM_MMA(mma_bf16_m16n8k16, "m16n8k16.row.col.f32.bf16.bf16.f32")
-PLATFORM_MMA(mma_tf32_m16n8k8, "m16n8k8.row.col.f32.tf32.tf32.f32")
+// d += a b of f16 by a whole warp, with PTX's fragments, accumulated in f32.
+DEVICE void mma_f16_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}

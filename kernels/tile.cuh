@@ -1,7 +1,7 @@
 // The Gram engine of mined losses: TILE x TILE products of rows of two prepared batches (batch.cuh), on tensor cores.
 // Rows come as planes of bytes, SLAB bytes at a time by cp.async into a ring of buffers; each of the four warps of a
-// block computes a quarter of the tile. A slab is read by ldmatrix as 16-byte pieces whatever the numbers are: 32 bytes
-// of a row are one mma's worth of 16-bit numbers (16) as well as of tf32 (8).
+// block computes a quarter of the tile. A slab is read by ldmatrix as 16-byte pieces: 32 bytes of a row, 16 numbers, are
+// one mma's worth.
 #pragma once
 #include "platform.cuh"
 
@@ -16,17 +16,11 @@ static_assert(TILE % 32 == 0 && SLAB == 64, "the swizzle below is for 64 bytes a
 
 // ---- precisions: how numbers are stored in planes, and multiplied ----
 //
-// The template parameter P of the engine is one of them: Split, Half<T>, Tf32 or Plain.
+// The template parameter P of the engine is one of them: Split, Half or Plain.
 //
 // planes, bytes   the number of planes, and the bytes of a number in one
 // rounds          whether `encode` rounds, so that the norm must be of what it has stored
 // encode          stores x as number `at` of each plane `to`, and returns what the product sees of it
-// multiply        d += a b by one mma
-
-DEVICE u32 tf32_bits(float x) {
-    // Rounds to nearest, ties away from zero; the tensor core ignores the 13 low bits.
-    return (__float_as_uint(x) + 0x1000) & 0xffffe000;
-}
 
 // f32 as hi + lo, both f16: 22 bits of each number relative to its row's largest, which is 1 to 2; that lo may be
 // subnormal costs nothing more. The product hi hi + hi lo + lo hi leaves out 2^-22 of it: the error of an f32
@@ -43,36 +37,19 @@ struct Split {
         reinterpret_cast<f16*>(to[1])[at] = lo;
         return x;
     }
-    static DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_f16_m16n8k16(d, a, b0, b1); }
 };
-template <class T> constexpr bool is_bf16 = false;
-template <> constexpr bool is_bf16<bf16> = true;
 
-// Numbers of 16 bits: T is f16 or bf16.
-template <class T> struct Half {
+// f16 alone: 11 significant bits of each number, as TF32 has, in half of the bytes and at twice the rate. In a row whose
+// largest is 1 to 2 a number is off by 2^-11 of itself or, below 2^-14, by 2^-25.
+struct Half {
     static constexpr int planes = 1, bytes = 2;
     static constexpr bool rounds = true;
     static DEVICE float encode(float x, u8* const (&to)[2], i64 at) {
-        T y;
+        f16 y;
         narrow(y, x);
-        reinterpret_cast<T*>(to[0])[at] = y;
+        reinterpret_cast<f16*>(to[0])[at] = y;
         return widen(y);
     }
-    static DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-        if constexpr (is_bf16<T>) mma_bf16_m16n8k16(d, a, b0, b1);
-        else mma_f16_m16n8k16(d, a, b0, b1);
-    }
-};
-// f32 rounded to TF32.
-struct Tf32 {
-    static constexpr int planes = 1, bytes = 4;
-    static constexpr bool rounds = true;
-    static DEVICE float encode(float x, u8* const (&to)[2], i64 at) {
-        const u32 y = tf32_bits(x);
-        reinterpret_cast<u32*>(to[0])[at] = y;
-        return __uint_as_float(y);
-    }
-    static DEVICE void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_tf32_m16n8k8(d, a, b0, b1); }
 };
 
 // f32 on CUDA cores, to check the other precisions against: no tensor core, no rounding of what is multiplied.
@@ -288,10 +265,10 @@ template <class P> struct GramTile {
 #pragma unroll
                     for (int n = 0; n < 2; ++n) {
                         if constexpr (P::planes == 2) {
-                            P::multiply(part[i][j + n], a[0][i], b[1][n * 2], b[1][n * 2 + 1]);
-                            P::multiply(part[i][j + n], a[1][i], b[0][n * 2], b[0][n * 2 + 1]);
+                            mma_f16_m16n8k16(part[i][j + n], a[0][i], b[1][n * 2], b[1][n * 2 + 1]);
+                            mma_f16_m16n8k16(part[i][j + n], a[1][i], b[0][n * 2], b[0][n * 2 + 1]);
                         }
-                        P::multiply(part[i][j + n], a[0][i], b[0][n * 2], b[0][n * 2 + 1]);
+                        mma_f16_m16n8k16(part[i][j + n], a[0][i], b[0][n * 2], b[0][n * 2 + 1]);
                     }
             }
         }

@@ -378,9 +378,7 @@ template <class T> DEVICE void backward(const Args& args) {
     KERNEL(stem##_pairs_f16, BATCH_THREADS, const Args args) { pairs<f16, rule>(args); }                                   \
     KERNEL(stem##_pairs_bf16, BATCH_THREADS, const Args args) { pairs<bf16, rule>(args); }                                 \
     KERNEL(stem##_choose_highest, TILE_THREADS, const Args args) { choose<Split, rule>(args); }                            \
-    KERNEL(stem##_choose_high, TILE_THREADS, const Args args) { choose<Tf32, rule>(args); }                                \
-    KERNEL(stem##_choose_f16, TILE_THREADS, const Args args) { choose<Half<f16>, rule>(args); }                            \
-    KERNEL(stem##_choose_bf16, TILE_THREADS, const Args args) { choose<Half<bf16>, rule>(args); }                          \
+    KERNEL(stem##_choose_half, TILE_THREADS, const Args args) { choose<Half, rule>(args); }                                \
     KERNEL(stem##_finish_f32, BATCH_THREADS, const Args args) { finish<float, rule>(args); }                               \
     KERNEL(stem##_finish_f16, BATCH_THREADS, const Args args) { finish<f16, rule>(args); }                                 \
     KERNEL(stem##_finish_bf16, BATCH_THREADS, const Args args) { finish<bf16, rule>(args); }

@@ -252,27 +252,24 @@ EMU_INLINE void emu_load_matrix(u32 (&r)[4], const void* row, bool transposed) {
 EMU_INLINE void load_matrix_x4(u32 (&r)[4], const void* row) { emu_load_matrix(r, row, false); }
 EMU_INLINE void load_matrix_x4_transposed(u32 (&r)[4], const void* row) { emu_load_matrix(r, row, true); }
 
-// A lane's part of d += a b with PTX's fragments: g = lane / 4 and t = lane % 4 place the numbers. K = 16 for 16-bit
-// types (two a register), 8 for tf32. Products are exact, summed in f64 and rounded once, unlike on tensor cores.
+// A lane's part of d += a b with PTX's fragments of f16, two a register: g = lane / 4 and t = lane % 4 place the numbers.
+// Products are exact, summed in f64 and rounded once, unlike on tensor cores.
 struct EmuMma { u32 a[4], b[2]; float c[4]; };
-template <class T> DEVICE double emu_fragment(u32 x, int half) {
-    T number = {u16(half ? x >> 16 : x)};
+DEVICE double emu_fragment(u32 x, int half) {
+    const f16 number = {u16(half ? x >> 16 : x)};
     return widen(number);
 }
-struct EmuTf32 {};
-// A tf32 number is an f32 whose 13 low bits are ignored.
-template <> inline double emu_fragment<EmuTf32>(u32 x, int) { return __uint_as_float(x & 0xffffe000); }
 
-template <class T, int K> EMU_UNSEEN void emu_mma_lanes(u32, const void* const* in, void* const* out, int) {
-    constexpr int HALVES = K / 8, STEP = 4 * HALVES;
+EMU_UNSEEN void emu_mma_lanes(u32, const void* const* in, void* const* out, int) {
+    constexpr int K = 16;
     double a[16][K], b[K][8];
     for (int lane = 0; lane < 32; ++lane) {
         const EmuMma& x = *static_cast<const EmuMma*>(in[lane]);
         const int g = lane / 4, t = lane % 4;
-        for (int half = 0; half < HALVES; ++half) {
-            const int k = t * HALVES + half;
-            for (int i = 0; i < 4; ++i) a[g + i % 2 * 8][k + i / 2 * STEP] = emu_fragment<T>(x.a[i], half);
-            for (int i = 0; i < 2; ++i) b[k + i * STEP][g] = emu_fragment<T>(x.b[i], half);
+        for (int half = 0; half < 2; ++half) {
+            const int k = t * 2 + half;
+            for (int i = 0; i < 4; ++i) a[g + i % 2 * 8][k + i / 2 * 8] = emu_fragment(x.a[i], half);
+            for (int i = 0; i < 2; ++i) b[k + i * 8][g] = emu_fragment(x.b[i], half);
         }
     }
     for (int lane = 0; lane < 32; ++lane)
@@ -282,10 +279,7 @@ template <class T, int K> EMU_UNSEEN void emu_mma_lanes(u32, const void* const* 
             static_cast<float*>(out[lane])[i] = float(sum);
         }
 }
-template <class T, int K, int ID> EMU_INLINE void emu_mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+EMU_INLINE void mma_f16_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     EmuMma in = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {d[0], d[1], d[2], d[3]}};
-    emu_collective(emu::MMA, 0xffffffff, ID, &in, d, emu_mma_lanes<T, K>);
+    emu_collective(emu::MMA, 0xffffffff, 0, &in, d, emu_mma_lanes);
 }
-EMU_INLINE void mma_f16_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { emu_mma<f16, 16, 0>(d, a, b0, b1); }
-EMU_INLINE void mma_bf16_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { emu_mma<bf16, 16, 1>(d, a, b0, b1); }
-EMU_INLINE void mma_tf32_m16n8k8(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { emu_mma<EmuTf32, 8, 2>(d, a, b0, b1); }

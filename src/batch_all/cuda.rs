@@ -143,7 +143,7 @@ impl OnDevice for BatchAllTripletLoss {
         let sweep = |which: usize, at: LossArgs| {
             let blocks = shapes[which].tiles() * splits[which];
             let grid = Grid { blocks, threads: batch::TILE_THREADS, shared_bytes: shared_bytes(product) };
-            launch(format!("{STEM}_sweep_{}", product.tile), grid, at)
+            launch(format!("{STEM}_sweep_{}", product.name), grid, at)
         };
         sweep(0, at)?;
         let pushed = passing.address() + pushed[1];

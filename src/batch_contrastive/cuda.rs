@@ -82,7 +82,7 @@ fn sweep<L: Launcher>(launcher: &L, sides: Sides, shape: &BatchShape, at: LossAr
     let args = Args { sides, at };
     // SAFETY: `Args` is this kernel's argument; the sides are prepared, and both passes lay out what the rest points
     // to.
-    unsafe { launcher.launch(STEM, &format!("{STEM}_sweep_{}", product.tile), grid, bytemuck::bytes_of(&args)) }
+    unsafe { launcher.launch(STEM, &format!("{STEM}_sweep_{}", product.name), grid, bytemuck::bytes_of(&args)) }
 }
 
 impl OnDevice for BatchContrastiveLoss {

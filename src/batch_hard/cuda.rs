@@ -117,7 +117,7 @@ impl OnDevice for BatchHardTripletLoss {
         unsafe {
             launcher.launch(
                 STEM,
-                &format!("{STEM}_negatives_{}", product.tile),
+                &format!("{STEM}_negatives_{}", product.name),
                 tile_grid,
                 bytemuck::bytes_of(&args),
             )?;

@@ -18,10 +18,8 @@ const STEM: &str = "batch";
 /// How the products of a Gram tile are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Product {
-    /// The last part of the name of the kernel that prepares rows for these products.
-    pub mode: &'static str,
-    /// The last part of the names of kernels over tiles of these products.
-    pub tile: &'static str,
+    /// The last part of the names of the kernels that prepare rows for these products, or compute tiles of them.
+    pub name: &'static str,
     planes: u32,
     /// The bytes of one number in a plane.
     bytes: u32,
@@ -45,11 +43,11 @@ impl From<Precision> for Cores {
 impl Product {
     pub fn of<T: Element>(cores: Cores) -> Self {
         match (cores, T::NAME) {
-            (Cores::Cuda, _) => Self { mode: "plain", tile: "plain", planes: 1, bytes: 4 },
-            (Cores::Tensor(Precision::Medium), "f16") => Self { mode: "medium", tile: "f16", planes: 1, bytes: 2 },
-            (Cores::Tensor(Precision::Medium), _) => Self { mode: "medium", tile: "bf16", planes: 1, bytes: 2 },
-            (Cores::Tensor(Precision::High), "f32") => Self { mode: "high", tile: "high", planes: 1, bytes: 4 },
-            _ => Self { mode: "highest", tile: "highest", planes: 2, bytes: 2 },
+            (Cores::Cuda, _) => Self { name: "plain", planes: 1, bytes: 4 },
+            (Cores::Tensor(Precision::Medium), _) | (Cores::Tensor(Precision::High), "f32") => {
+                Self { name: "half", planes: 1, bytes: 2 }
+            }
+            _ => Self { name: "highest", planes: 2, bytes: 2 },
         }
     }
 
@@ -331,7 +329,7 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         launch(&format!("batch_survey_{}", T::NAME), shape.surveys())?;
         launch(&format!("batch_nearest_{}", T::NAME), row_blocks)?;
     }
-    launch(&format!("batch_gather_{}_{}", T::NAME, shape.product.mode), (padded as u32).div_ceil(THREADS / 32))?;
+    launch(&format!("batch_gather_{}_{}", T::NAME, shape.product.name), (padded as u32).div_ceil(THREADS / 32))?;
     Ok(Prepared { batch, kept, scratch })
 }
 

@@ -230,7 +230,7 @@ unsafe fn forward<T: Element, L: Launcher, X>(
     launch(format!("{kernels}_pairs_{}", T::NAME), blocks(row_blocks[0]))?;
     let tile_grid =
         Grid { blocks: shape.tiles() * splits, threads: batch::TILE_THREADS, shared_bytes: shared_bytes(product) };
-    launch(format!("{kernels}_choose_{}", product.tile), tile_grid)?;
+    launch(format!("{kernels}_choose_{}", product.name), tile_grid)?;
     launch(format!("{kernels}_finish_{}", T::NAME), blocks(row_blocks[0]))?;
     if with_grad {
         launch(format!("{stem}_links"), blocks(1))?;

@@ -80,7 +80,7 @@ impl<M: Memory> PreparedPair<M> {
         let product = self.shape[0].product;
         let grid = Grid { blocks, threads: batch::TILE_THREADS, shared_bytes: product.shared_bytes() };
         // SAFETY: `Args` is this kernel's argument, both batches are prepared, and the caller vouches for the rest.
-        unsafe { launcher.launch(STEM, &format!("{STEM}_tiles_{}", product.tile), grid, bytemuck::bytes_of(args)) }
+        unsafe { launcher.launch(STEM, &format!("{STEM}_tiles_{}", product.name), grid, bytemuck::bytes_of(args)) }
     }
 }
 

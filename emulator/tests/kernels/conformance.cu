@@ -224,18 +224,14 @@ KERNEL(matrices, 32, const Args args) {
 }
 
 // in[lane]: 4 registers of A, 2 of B, 4 of C; out[lane]: D. One product per block.
-#define PRODUCT(name, mma)                                                                    \
-    KERNEL(name, 32, const Args args) {                                                       \
-        const u32 place = blockIdx.x * 32 + threadIdx.x, *in = args.in + place * 10;          \
-        const u32 a[4] = {in[0], in[1], in[2], in[3]};                                        \
-        float d[4];                                                                           \
-        for (int i = 0; i < 4; ++i) d[i] = __uint_as_float(in[6 + i]);                        \
-        mma(d, a, in[4], in[5]);                                                              \
-        for (int i = 0; i < 4; ++i) args.out[place * 4 + i] = __float_as_uint(d[i]);          \
-    }
-PRODUCT(product_f16, mma_f16_m16n8k16)
-PRODUCT(product_bf16, mma_bf16_m16n8k16)
-PRODUCT(product_tf32, mma_tf32_m16n8k8)
+KERNEL(product_f16, 32, const Args args) {
+    const u32 place = blockIdx.x * 32 + threadIdx.x, *in = args.in + place * 10;
+    const u32 a[4] = {in[0], in[1], in[2], in[3]};
+    float d[4];
+    for (int i = 0; i < 4; ++i) d[i] = __uint_as_float(in[6 + i]);
+    mma_f16_m16n8k16(d, a, in[4], in[5]);
+    for (int i = 0; i < 4; ++i) args.out[place * 4 + i] = __float_as_uint(d[i]);
+}
 
 struct Numbers { u32 numbers[1024]; };
 KERNEL(dynamic_shared, 32, const Args args) {

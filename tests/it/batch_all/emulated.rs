@@ -1,9 +1,10 @@
 //! `batch_all` on the emulator: schedules, lower precision, and what is not finite or too large.
 
 use tercet::batch_all::oracle;
-use tercet::{BatchAllTripletLoss, Matrix, Precision};
+use tercet::{BatchAllTripletLoss, Distance, Matrix, Precision};
 use tercet_emulator::{Emulator, Options};
 
+use crate::mined::bounds::Bounds;
 use crate::mined::launches::{OnDevice, mine};
 use crate::support::Numbers;
 
@@ -41,9 +42,7 @@ fn lower_precision_is_as_good_as_its_bits() {
     // All triplets are active, so that the count cannot hide how exact distances are.
     let loss_fn = BatchAllTripletLoss { margin: 200.0, ..Default::default() };
     let expected = oracle::run(&loss_fn, Matrix::new(&exact, dim).expect("whole rows"), &labels, 1.0).expect("valid");
-    for (precision, unit) in
-        [(Precision::Highest, 0.5f64.powi(24)), (Precision::High, 0.5f64.powi(11)), (Precision::Medium, 0.5f64.powi(9))]
-    {
+    for precision in [Precision::Highest, Precision::High, Precision::Medium] {
         let loss_fn = BatchAllTripletLoss { precision, ..loss_fn };
         let emulator = Emulator::new(Options::default());
         let batch = OnDevice::itself(&emulator, &x, dim, &labels);
@@ -51,7 +50,10 @@ fn lower_precision_is_as_good_as_its_bits() {
         let (loss, stats) = (mined.loss, mined.stats);
         let error = (f64::from(loss) - expected.loss).abs();
         println!("batch_all on the emulator, {precision:?}: loss {loss} off by {error:.1e}");
-        assert!(error <= 16.0 * unit * expected.stats.mean_negative_distance + 1e-4, "{precision:?}: {error}");
+        let bounds = Bounds::new::<f32>(&exact, rows, dim, Distance::SquaredEuclidean, false).at::<f32>(precision);
+        let pairs = (0..rows).flat_map(|i| (0..rows).map(move |j| (i, j)));
+        let of_pair = pairs.map(|(i, j)| bounds.of_product(i, j)).fold(0.0, f64::max);
+        assert!(error <= of_pair, "{precision:?}: {error}, more than any pair is off by, {of_pair}");
         assert_eq!(stats.active, stats.valid);
         // The gradient's weights are counts, and the rows are never rounded.
         let size = expected.grad.iter().fold(0f64, |m, g| m.max(g.abs()));

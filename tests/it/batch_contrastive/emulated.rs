@@ -1,11 +1,13 @@
 //! `batch_contrastive` on the emulator: schedules, lower precision, and what is not finite or too large.
 
 use tercet::batch_contrastive::oracle;
-use tercet::{BatchContrastiveLoss, Matrix, Negatives, Precision, Reduction};
+use tercet::{BatchContrastiveLoss, Distance, Matrix, Negatives, Precision, Reduction};
 use tercet_emulator::{Emulator, Options};
 
+use crate::mined::bounds::Bounds;
 use crate::mined::launches::{OnDevice, mine};
 use crate::support::Numbers;
+use crate::support::property::Worst;
 
 fn uniform(rows: usize, dim: usize) -> Vec<f32> {
     let mut numbers = Numbers(3);
@@ -102,23 +104,34 @@ fn lower_precision_is_as_good_as_its_bits() {
     let loss_fn = BatchContrastiveLoss { margin: 20.0, ..Default::default() };
     let expected =
         oracle::run(&loss_fn, Matrix::new(&exact, dim).expect("whole rows"), &labels, &[1.0], None).expect("valid");
-    for (precision, unit) in
-        [(Precision::Highest, 0.5f64.powi(24)), (Precision::High, 0.5f64.powi(11)), (Precision::Medium, 0.5f64.powi(9))]
-    {
+    for precision in [Precision::Highest, Precision::High, Precision::Medium] {
         let loss_fn = BatchContrastiveLoss { precision, ..loss_fn };
         let emulator = Emulator::new(Options::default());
         let batch = OnDevice::itself(&emulator, &x, dim, &labels);
         let mined = mine::<f32, _, _>(&emulator, &loss_fn, &batch, 0, &[&[1.0]]);
         let error = (f64::from(mined.loss) - expected.loss).abs();
         println!("batch_contrastive on the emulator, {precision:?}: loss {} off by {error:.1e}", mined.loss);
-        // 16 units of a squared distance, and half as much of its root; the derivative of a pair's loss is at most the
-        // margin.
-        assert!(error <= 16.0 * unit * expected.stats.mean_negative_distance * 20.0 + 1e-4, "{precision:?}: {error}");
+        let bounds = Bounds::new::<f32>(&exact, rows, dim, Distance::Euclidean, false).at::<f32>(precision);
+        let pairs = || (0..rows).flat_map(|i| (0..rows).map(move |j| (i, j))).filter(|(i, j)| i != j);
+        let of_pair = pairs().map(|(i, j)| bounds.of_product(i, j)).fold(0.0, f64::max);
+        // The derivative of a pair's loss is at most the margin.
+        assert!(error <= 20.0 * of_pair, "{precision:?}: {error}, more than any pair is off by, {of_pair}");
         assert_eq!(mined.stats.active, mined.stats.valid);
+        // A negative pair pulls at its rows by `(margin / d - 1)` times their difference, once from either side.
+        let off = |i: usize, j: usize| 1.01 * 20.0 / bounds.d(i, j).powi(2) * bounds.of_product(i, j);
         let size = expected.grad.iter().fold(0f64, |m, g| m.max(g.abs()));
-        for (actual, expected) in mined.grads[0][0].iter().zip(&expected.grad) {
-            let error = (f64::from(*actual) - expected).abs();
-            assert!(error <= (64.0 * unit + 1e-4) * size, "{precision:?}: {actual} for {expected}");
+        let mut worst = Worst::default();
+        for (at, (actual, expected)) in mined.grads[0][0].iter().zip(&expected.grad).enumerate() {
+            let (i, c) = (at / dim, at % dim);
+            let negatives = (0..rows).filter(|&j| labels[j] != labels[i]);
+            let moved = negatives.map(|j| off(i, j) * (exact[at] - exact[j * dim + c]).abs()).sum::<f64>();
+            let bound = 2.0 * moved / mined.stats.valid as f64 + 1e-4 * size;
+            let what = || format!("{precision:?}: the gradient of row {i}, {c}");
+            worst.check(what, (*actual).into(), *expected, bound).unwrap_or_else(|e| panic!("{e}"));
         }
+        println!(
+            "batch_contrastive on the emulator, {precision:?}: gradient, worst error / bound {:.3}",
+            worst.ratio()
+        );
     }
 }

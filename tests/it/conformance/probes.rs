@@ -190,9 +190,7 @@ pub fn all() -> Vec<Probe> {
     let mut probes =
         vec![shuffles(), votes(), conversions(), arithmetic(), arithmetic_f64(), atomics(), named_barriers()];
     probes.extend([copies(), matrices(), dynamic_shared()]);
-    probes.extend(products("product_f16", 2, |x| f16::from_f64(x).to_bits().into(), -24));
-    probes.extend(products("product_bf16", 2, |x| bf16::from_f64(x).to_bits().into(), -133));
-    probes.extend(products("product_tf32", 1, |x| (x as f32).to_bits(), -136));
+    probes.extend(products());
     probes.push(copies_from_nowhere());
     probes
 }
@@ -470,19 +468,19 @@ fn dynamic_shared() -> Probe {
     Probe { shared_bytes: 4096, ..Probe::new("dynamic_shared", [1, 32], input, expected) }
 }
 
-/// Products of A [16, K] and B [K, 8] plus C, one a block, in the fragments that the PTX ISA lays down ("Matrix
-/// fragments for mma.m16n8k16", "mma.m16n8k8"): `wide` numbers of `pack`'s type share a register. 2^`least` is the
-/// type's smallest number.
-fn products(kernel: &'static str, wide: usize, pack: impl Fn(f64) -> u32, least: i32) -> Vec<Probe> {
+/// Products of A [16, 16] and B [16, 8] of f16 plus C, one a block, in the fragments that the PTX ISA lays down ("Matrix
+/// fragments for mma.m16n8k16"): two numbers share a register.
+fn products() -> Vec<Probe> {
     type Numbers2 = Box<dyn Fn(usize, usize) -> f64>;
-    let k = 8 * wide;
-    // Numbers of 8 significant bits, which every type has.
+    const K: usize = 16;
+    // Numbers of 8 significant bits.
     let eighth = |i: usize, salt: usize| {
         let bits = (i * 2_654_435_761 + salt * 40_503) >> 7;
         let (fraction, exponent) = (128 + bits % 128, (bits >> 7) % 12);
         fraction as f64 * 2f64.powi(exponent as i32 - 13) * if bits >> 12 & 1 == 1 { -1.0 } else { 1.0 }
     };
-    let small = 2f64.powi(least);
+    // The smallest number of f16.
+    let small = 2f64.powi(-24);
     let sets: [(&str, Numbers2, Numbers2, Numbers2); 7] = [
         (
             "integers",
@@ -542,15 +540,14 @@ fn products(kernel: &'static str, wide: usize, pack: impl Fn(f64) -> u32, least:
         let mut input = Vec::new();
         for lane in 0..32 {
             let (group, place) = (lane / 4, lane % 4);
-            // tf32 ignores the low bits: some are set.
-            let ignored = |x: u32| if wide == 1 && set == "integers" { x | 0x1abc } else { x };
-            let register =
-                |number: &dyn Fn(usize) -> f64| (0..wide).map(|h| ignored(pack(number(h))) << (16 * h)).sum::<u32>();
+            let register = |number: &dyn Fn(usize) -> f64| {
+                (0..2).map(|h| u32::from(f16::from_f64(number(h)).to_bits()) << (16 * h)).sum::<u32>()
+            };
             for i in 0..4 {
-                input.push(register(&|h| a(group + i % 2 * 8, place * wide + h + i / 2 * k / 2)));
+                input.push(register(&|h| a(group + i % 2 * 8, place * 2 + h + i / 2 * K / 2)));
             }
             for i in 0..2 {
-                input.push(register(&|h| b(place * wide + h + i * k / 2, group)));
+                input.push(register(&|h| b(place * 2 + h + i * K / 2, group)));
             }
             input.extend((0..4).map(|i| (c(group + i / 2 * 8, place * 2 + i % 2) as f32).to_bits()));
         }
@@ -558,18 +555,18 @@ fn products(kernel: &'static str, wide: usize, pack: impl Fn(f64) -> u32, least:
         for lane in 0..32 {
             for i in 0..4 {
                 let (row, column) = (lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2);
-                let terms = || (0..k).map(|k| a(row, k) * b(k, column));
+                let terms = || (0..K).map(|k| a(row, k) * b(k, column));
                 let exact = c(row, column) + terms().sum::<f64>();
                 let size = c(row, column).abs() + terms().map(f64::abs).sum::<f64>();
                 expected.push(match set {
                     "integers" | "special" => F32(exact as f32),
                     // Each term may lose what lies below f32's last place beside the largest, and so may the result.
-                    _ => Near32(exact, (k + 2) as f64 * f64::from(f32::EPSILON) * size + f64::from(f32::MIN_POSITIVE)),
+                    _ => Near32(exact, (K + 2) as f64 * f64::from(f32::EPSILON) * size + f64::from(f32::MIN_POSITIVE)),
                 });
             }
         }
-        let probe = Probe::new(kernel, [1, 32], input, expected);
-        Probe { name: format!("{kernel}, {set}"), ..probe }
+        let probe = Probe::new("product_f16", [1, 32], input, expected);
+        Probe { name: format!("product_f16, {set}"), ..probe }
     });
     probes.collect()
 }

@@ -30,7 +30,7 @@ pub struct Bounds {
     /// by one of them.
     squares: Vec<f64>,
     all: Vec<f64>,
-    /// The unit roundoff of numbers in a product if it is more than that of the arithmetic, else 0.
+    /// How far rounding moves a row for a product, relative to its norm, if that is more than the arithmetic's error; else 0.
     coarse: f64,
 }
 
@@ -84,25 +84,25 @@ impl Bounds {
         }
     }
 
-    /// The bounds for products of lower precision.
+    /// The bounds for products of lower precision: of f16, in a row whose largest element is 1 to 2. An element is off by
+    /// 2^-11 of itself or, below 2^-14, by 2^-25, so the row by `2^-11 + √D 2^-25` of its norm.
     pub fn at<T: Element>(self, precision: Precision) -> Self {
+        let dim = self.x.first().map_or(0, Vec::len) as f64;
         let coarse = match (precision, T::NAME) {
-            (Precision::Medium, _) => 0.5f64.powi(8),
-            (Precision::High, "f32") => 0.5f64.powi(10),
+            (Precision::Medium, _) | (Precision::High, "f32") => 0.5f64.powi(11) + dim.sqrt() * 0.5f64.powi(25),
             _ => 0.0,
         };
         Self { coarse, ..self }
     }
 
-    /// What lower precision adds to the error of a distance: both norms and the product are off by a unit per factor.
+    /// What lower precision adds to the error of a distance: it is the exact one of two rows that have moved.
     fn of_precision(&self, i: usize, j: usize) -> f64 {
-        let squared = self.squares[i] + self.squares[j];
-        let of_squared = 16.0 * self.coarse * squared;
+        let off = self.coarse * (self.squares[i].sqrt() + self.squares[j].sqrt());
         match self.distance {
-            Distance::Cosine => 16.0 * self.coarse,
-            // |√(d² + e) - d| is at most √e, and at most e / d.
-            Distance::Euclidean => of_squared.sqrt().min(of_squared / self.d(i, j).max(1e-300)),
-            _ => of_squared,
+            // Unit vectors, whose norms are taken as 1.
+            Distance::Cosine => self.coarse * (2.0 + self.coarse),
+            Distance::Euclidean => off,
+            _ => off * (2.0 * self.d(i, j).sqrt() + off),
         }
     }
 

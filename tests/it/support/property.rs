@@ -56,6 +56,12 @@ impl Worst {
         prop_assert!(err <= bound, "{}: {actual} for {expected}, error {err:e}, bound {bound:e}", what());
         Ok(())
     }
+
+    /// The largest ratio of an error to its bound so far.
+    #[cfg(feature = "emulator")]
+    pub fn ratio(&self) -> f64 {
+        self.ratio
+    }
 }
 
 /// Tries `count` cases for each dtype.
