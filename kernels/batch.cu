@@ -140,11 +140,14 @@ template <class T> DEVICE void nearest(const Batch& b) {
 // A warp prepares a row, in class order: y, planes, norm, scale, inverse. T: the caller's type. P: the precision.
 template <class T, class P> DEVICE void gather(const Batch& b) {
     const u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (row >= b.padded) return;
-    const i64 at = i64(row) * b.slabs * (SLAB / P::bytes);
-    const u32 width = b.slabs * (SLAB / P::bytes);
+    if (row >= b.held) return;
+    const u32 panels = b.operand().panels(), width = panels * (PANEL_WIDTH / P::bytes);
+    u8* const planes[2] = {b.planes, b.planes + (P::planes - 1) * PANEL};
+    const auto at = [&](u32 c) { return i64(in_planes<P::planes>(row, c * P::bytes, panels) / P::bytes); };
     if (row >= b.rows) {
-        for (u32 c = lane; c < width; c += 32) P::encode(0.f, b.plane, at + c);
+        for (u32 c = lane; c < width; c += 32) P::encode(0.f, planes, at(c));
+        if (lane == 0) store(&b.terms[row * 2], Pack<float, 2>{{__int_as_float(0x7f800000), -2.f}});
+        if (row >= b.padded) return;
         for (u32 c = lane; c < b.dim; c += 32) b.y[i64(row) * b.dim + c] = 0.f;
         if (lane == 0) {
             b.norm[row] = 0.f;
@@ -187,14 +190,16 @@ template <class T, class P> DEVICE void gather(const Batch& b) {
     float rounded = 0;
     for (u32 c = lane; c < width; c += 32) {
         const float y = c < b.dim ? moved(c) : 0.f;
-        const float kept = P::encode(finite ? y / scale : 0.f, b.plane, at + c) * scale;
+        const float kept = P::encode(finite ? y / scale : 0.f, planes, at(c)) * scale;
         rounded += kept * kept;
     }
     rounded = group_sum<32>(rounded);
     if (lane == 0) {
         // The planes of a row that is not finite hold zeros: its norm must tell, by NaN.
-        b.norm[row] = !finite ? nan_value<float>() : b.unit_norms ? 1.f : P::rounds ? rounded : squares;
+        const float norm = !finite ? nan_value<float>() : b.unit_norms ? 1.f : P::rounds ? rounded : squares;
+        b.norm[row] = norm;
         b.scale[row] = scale;
+        store(&b.terms[row * 2], Pack<float, 2>{{norm, -2.f * scale}});
         b.inverse[row] = flat ? -factor : factor;
         if (!finite) atomicOr(&b.survey->bad, 1u);
     }

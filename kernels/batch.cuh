@@ -32,9 +32,10 @@ struct Batch {
     u32* first;           // the row's class is rows first .. end
     u32* end;
     float* y;             // [padded, dim]: the rows as given, or normalised
-    u8* plane[2];         // [padded, slabs * SLAB]: y, translated and divided by scale, as the precision stores it
+    u8* planes;           // y, translated and divided by scale, as the precision stores it, in panels (tile.cuh)
     float* norm;          // the squared norm of what the planes hold; 1 for cosine; NaN if the row is not finite
     float* scale;         // a power of two, which brings the row's largest element to 1 .. 2
+    float* terms;         // [held, 2]: the norm, +inf beyond the batch; and -2 scale, by which a product is multiplied
     float* inverse;       // 1 / max(|x|, MIN_NORM), negative if |x| is below MIN_NORM; 1 without normalisation
     double* sums;         // [chunks, dim]: sums of the columns of x, and then the mean [dim]
     double* partials;     // one a block
@@ -44,9 +45,9 @@ struct Batch {
     const Survey* origin_survey;
     u32 rows, padded, dim, slabs;
     u32 centre, normalize, unit_norms;
-    u32 padding;          // to the end of 8 bytes: the host's struct has no gaps
+    u32 held;             // rows that have planes and terms: up to whole blocks of a strip
 
-    DEVICE Operand operand() const { return {{plane[0], plane[1]}, slabs}; }
+    DEVICE Operand operand() const { return {planes, slabs}; }
     DEVICE Lengths lengths() const { return {norm, scale, rows}; }
 };
 

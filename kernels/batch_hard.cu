@@ -1,18 +1,19 @@
 // batch_hard:  per anchor a, the farthest positive p and the nearest negative n;  relu(d_ap - d_an + m), or softplus(d_ap - d_an).
 //
-// negatives: the nearest negative by Gram tiles, a running minimum per row in registers; each block takes a row of tiles
-//            and every `splits`-th column.
-// finish:    per anchor a warp finds the farthest positive by its elements, O(P D), merges the splits, and takes both
-//            distances from the elements: the mined pairs carry no error of the Gram matrix.
+// negatives: products of tiles; each lane of a row keeps the least, and which tile it is in. Each block takes a block of
+//            rows and every `splits`-th tile of columns.
+// finish:    per anchor a warp finds the farthest positive by its elements, O(P D), and the nearest negative by those of the
+//            few rows that the products cannot tell from it: the mined pairs carry no error of the products.
 // backward:  row i gathers the gradients of its triplets, as anchor, positive or negative, in the order of the anchors.
 // Of equal distances the lowest original index wins: positives come in that order, and negatives compare it.
 #include "batch.cuh"
+#include "strip.cuh"
 
 // The same layout as `Args` in src/batch_hard/cuda.rs. Arrays per anchor are by original index.
 struct Args {
     Sides sides;
-    float* candidate;     // [splits, padded]: the distance of the nearest negative in a split
-    u32* candidate_row;   // [splits, padded]: its row, in class order, or NONE
+    float* candidate;     // [anchors, splits, lanes]: the least number of a lane of the strip
+    u32* candidate_tile;  // [anchors, splits, lanes]: the tile of columns that has it, or NONE; and SEVERAL
     u32* positive;        // per anchor; NONE without a triplet
     u32* negative;
     float* d_ap;          // per anchor
@@ -31,95 +32,151 @@ struct Args {
     u32 splits, kind, soft, mean;
     u32 which;            // whose gradient: the anchors' or, 1, the reference set's
     u32 at_once;          // rows that a warp gathers the gradients of
+    u32 columns, warp_columns;  // of a tile, and of a warp of it
+    float error;          // of a product, over the sum of both norms; 0: of lower precision
+    u32 padding;          // to the end of 8 bytes
 };
 
-// A block finds the nearest negative, in every `splits`-th column tile, of each row of a row tile. P: the precision.
-template <class P> DEVICE void negatives(const Args& args) {
-    using Stream = TileStream<P>;
-    SHARED_DYNAMIC(typename Stream::Buffers, buffers);
+// Of a candidate's tile: another tile of the lane may be as near.
+constexpr u32 SEVERAL = 0x80000000;
+
+// By how much the least of a row's numbers `norm_j - 2 x.y_j` may be exceeded by that of the nearest row, because both are
+// off by the error of products. norm: the row's squared norm.
+//
+// A number is off by args.error (norm + norm_j) at most. The nearest row j and the one that seems to be, at distance
+// d = norm + least, are no longer than sqrt(norm) + sqrt(d), so norm_j <= 2 (norm + d), and both errors together are at most
+// 2 args.error (3 norm + 2 d). Numbers below the normal ones are off absolutely.
+DEVICE float window(const Args& args, float norm, float least) {
+    if (args.error == 0.f) return 0.f;  // of lower precision: only what is equal counts
+    return 2.f * args.error * (3.f * norm + 2.f * fmaxf(norm + least, 0.f)) + 0x1p-120f;
+}
+
+// A block finds, for each row of a block of rows, the least of `norm_j - 2 x.y_j` over the rows j of other classes: the
+// squared distance less what is the same for all j. Each lane of a row keeps its own least, and the tile that it is in;
+// `finish` looks at the lane's columns of that tile. P: the precision. S: the shape.
+template <class P, class S> DEVICE void negatives(const Args& args) {
+    using Strip = ::Strip<P, S>;
+    SHARED_DYNAMIC(typename Strip::Shared, shared);
     const Sides& sides = args.sides;
     const Batch &a = sides.anchors, &b = sides.others;
-    const u32 tiles = b.padded / TILE, row_tile = blockIdx.x / args.splits, split = blockIdx.x % args.splits;
-    using Tile = GramTile<P>;
-    float best[Tile::ROWS];
-    u32 best_row[Tile::ROWS], best_index[Tile::ROWS], first[Tile::ROWS], size[Tile::ROWS];
+    const u32 block = blockIdx.x / args.splits, split = blockIdx.x % args.splits, base = block * S::rows;
+    const u32 tiles = (b.rows + S::columns - 1) / S::columns, last = base + S::rows < a.rows ? base + S::rows - 1 : a.rows - 1;
+    // Rows lie in class order: those of the rows' own classes follow each other.
+    const u32 own_begin = sides.first[base], own_end = sides.end[last];
+    // Long rows leave no registers for the scales: these are read again for each tile.
+    const auto scale_of = [&](int r) {
+        const u32 row = base + Strip::row_of(r);
+        return row < a.rows ? a.scale[row] : 1.f;
+    };
+    float best[Strip::ROWS], second[Strip::ROWS], scale[Strip::ROWS];
+    u32 best_tile[Strip::ROWS];
 #pragma unroll
-    for (int s = 0; s < Tile::ROWS; ++s) {
-        const u32 row = row_tile * TILE + Tile::row_of(s);
-        best[s] = __uint_as_float(0x7f800000);
-        best_row[s] = best_index[s] = NONE;
-        first[s] = row < a.rows ? sides.first[row] : 0;
-        size[s] = row < a.rows ? sides.end[row] - first[s] : 0;
+    for (int r = 0; r < Strip::ROWS; ++r) {
+        best[r] = second[r] = __int_as_float(0x7f800000);
+        best_tile[r] = NONE;
+        scale[r] = S::resident ? scale_of(r) : 0.f;
     }
-    const RowLengths<P> lengths(a.lengths(), row_tile * TILE);
-    Stream stream(buffers, a.operand(), b.operand(), b.lengths(), row_tile * TILE, split, args.splits, tiles);
-    for (u32 column_tile = split; column_tile < tiles; column_tile += args.splits) {
-        Tile tile;
-        const u32 base[2] = {row_tile * TILE, column_tile * TILE};
-        stream.take(tile);
-        const auto consider = [&](int s, u32 column, float d) {
-            if (!(d <= best[s])) return;  // NaN is no candidate
-            const u32 index = b.order[column];
-            if (d < best[s] || index < best_index[s]) {
-                best[s] = d;
-                best_row[s] = column;
-                best_index[s] = index;
+    Strip strip(shared, a.operand(), b.operand(), b.terms, block, split, args.splits, tiles);
+#pragma unroll 1
+    for (u32 tile = split; tile < tiles; tile += args.splits) {
+        strip.take();
+        if (tile * S::columns < own_end && (tile + 1) * S::columns > own_begin) {
+            // A product of -inf is a number of +inf, which is never the least.
+#pragma unroll
+            for (int r = 0; r < Strip::ROWS; ++r) {
+                const u32 row = base + Strip::row_of(r) < a.rows ? base + Strip::row_of(r) : last;
+                const u32 first = sides.first[row], size = sides.end[row] - first;
+#pragma unroll
+                for (int q = 0; q < Strip::COLUMNS; ++q)
+                    if (tile * S::columns + Strip::column_of(Strip::lane(), q) - first < size) strip.product(r, q) = -__int_as_float(0x7f800000);
             }
-        };
-        tile.each(
-            [&](int s, int, int c, float product) {
-                const u32 column = base[1] + c;
-                if (column - first[s] < size[s]) return false;
-                bool near;
-                const float d = squared_distance(lengths.norm[s], lengths.scale[s], stream.norm(c), stream.scale(c), product, near);
-                if (!near) consider(s, column, d);
-                return near;
-            },
-            [&](int slot, int r, int c) {
-                const float d = near_squared_distance(a, base[0] + r, b, base[1] + c);
+        }
+        float least[Strip::ROWS];
 #pragma unroll
-                for (int s = 0; s < Tile::ROWS; ++s)
-                    if (s == slot) consider(s, base[1] + c, d);
-            });
+        for (int r = 0; r < Strip::ROWS; ++r) {
+            least[r] = __int_as_float(0x7f800000);
+            if constexpr (!S::resident) scale[r] = scale_of(r);
+        }
+#pragma unroll
+        for (int j = 0; j < Strip::COLUMN_FRAGMENTS; ++j) {
+            const Pack<float, 4> terms = strip.terms_of(j);
+#pragma unroll
+            for (int r = 0; r < Strip::ROWS; ++r)
+#pragma unroll
+                for (int e = 0; e < 2; ++e)
+                    least[r] = fminf(least[r], fmaf(strip.product(r, 2 * j + e) * terms.v[2 * e + 1], scale[r], terms.v[2 * e]));
+        }
+#pragma unroll
+        for (int r = 0; r < Strip::ROWS; ++r) {
+            second[r] = fminf(second[r], fmaxf(best[r], least[r]));
+            best_tile[r] = least[r] < best[r] ? tile : best_tile[r];
+            best[r] = fminf(best[r], least[r]);
+        }
     }
-    // The products of a row are in four lanes of each of two warps.
-    SHARED(float, other, TILE);
-    SHARED(u32, other_row, TILE);
-    SHARED(u32, other_index, TILE);
-    const auto merge = [&](int s, float d, u32 row, u32 index) {
-        if (d < best[s] || (d == best[s] && index < best_index[s])) {
-            best[s] = d;
-            best_row[s] = row;
-            best_index[s] = index;
+#pragma unroll
+    for (int r = 0; r < Strip::ROWS; ++r) {
+        const u32 row = base + Strip::row_of(r);
+        if (row >= a.rows) continue;
+        const u64 at = (u64(row) * args.splits + split) * Strip::LANES + Strip::lane();
+        const bool several = second[r] <= best[r] + window(args, a.norm[row], best[r]) && best_tile[r] != NONE;
+        args.candidate[at] = best[r];
+        args.candidate_tile[at] = best_tile[r] | (several ? SEVERAL : 0u);
+    }
+}
+
+// The nearest negative of an anchor by the difference of the rows, among all that the products cannot tell from it, by a
+// warp; NONE without a candidate. Of equal distances the lowest original index wins. row: the anchor. x: its elements.
+// T: the type of the caller's rows.
+template <class T> DEVICE u32 nearest_negative(const Args& args, u32 row, const Row<T>& x) {
+    const Sides& sides = args.sides;
+    const Batch &a = sides.anchors, &b = sides.others;
+    const u32 lane = threadIdx.x % 32, first = sides.first[row], end = sides.end[row];
+    const float norm = a.norm[row];
+    u32 negative = NONE, index = NONE;
+    float best = 0;
+    const auto consider = [&](u32 column) {
+        if (column >= b.rows || column - first < end - first) return;
+        float d;
+        // |u - v|^2 is 2 (1 - u.v) for unit vectors alone, with a smaller error, and rows below MIN_NORM do not become such.
+        if (args.kind == COSINE && (a.inverse[row] < 0.f || b.inverse[column] < 0.f)) d = 2.f * direct_distance(x, original_row<T>(b, column), b.dim, COSINE);
+        else d = direct_distance(x, original_row<T>(b, column), b.dim, SQUARED);
+        const u32 its = b.order[column];
+        if (d < best || (d == best && its < index) || (negative == NONE && d == d)) {
+            best = d;
+            negative = column;
+            index = its;
         }
     };
+    const u32 lanes = 4 * args.columns / args.warp_columns, entries = args.splits * lanes;
+    const u64 at = u64(row) * entries;
+    float least = __int_as_float(0x7f800000);
+    for (u32 k = lane; k < entries; k += 32) least = fminf(least, args.candidate[at + k]);
 #pragma unroll
-    for (int s = 0; s < Tile::ROWS; ++s)
-#pragma unroll
-        for (int offset = 1; offset < 4; offset *= 2) {
-            const float d = __shfl_xor_sync(0xffffffff, best[s], offset);
-            const u32 row = __shfl_xor_sync(0xffffffff, best_row[s], offset);
-            const u32 index = __shfl_xor_sync(0xffffffff, best_index[s], offset);
-            merge(s, d, row, index);
+    for (int offset = 16; offset > 0; offset /= 2) least = fminf(least, __shfl_xor_sync(0xffffffff, least, offset));
+    if (norm != norm) return NONE;
+    if (!(norm < 0x1p120f && least < 0x1p120f)) {
+        // Norms or products have overflowed, or there is no negative.
+        if (end - first < b.rows)
+            for (u32 column = 0; column < b.rows; ++column) consider(column);
+        return negative;
+    }
+    const float most = least + window(args, norm, least);
+    for (u32 base = 0; base < entries; base += 32) {
+        const u32 mine = base + lane < entries ? args.candidate_tile[at + base + lane] : NONE;
+        const bool counts = base + lane < entries && args.candidate[at + base + lane] <= most;
+        for (u32 hits = __ballot_sync(0xffffffff, counts); hits; hits &= hits - 1) {
+            const int hit = __ffs(int(hits)) - 1;
+            const u32 entry = base + u32(hit), found = __shfl_sync(0xffffffff, mine, hit);
+            const bool several = found & SEVERAL;
+            // All tiles of the lane, or the one that has its least.
+            for (u32 tile = several ? entry / lanes : found; tile * args.columns < b.rows; tile += args.splits) {
+                for (u32 q = 0; q < args.warp_columns / 4; ++q)
+                    consider(tile * args.columns + column_of_lane(args.warp_columns, entry % lanes, q));
+                if (!several) break;
+            }
         }
-    const bool right = threadIdx.x / 32 % 2, writes = threadIdx.x % 4 == 0;
-#pragma unroll
-    for (int s = 0; s < Tile::ROWS; ++s)
-        if (right && writes) {
-            other[Tile::row_of(s)] = best[s];
-            other_row[Tile::row_of(s)] = best_row[s];
-            other_index[Tile::row_of(s)] = best_index[s];
-        }
-    __syncthreads();  // the right warps' minima are there
-#pragma unroll
-    for (int s = 0; s < Tile::ROWS; ++s)
-        if (!right && writes) {
-            const int r = Tile::row_of(s);
-            merge(s, other[r], other_row[r], other_index[r]);
-            const i64 at = i64(split) * a.padded + row_tile * TILE + r;
-            args.candidate[at] = best[s];
-            args.candidate_row[at] = best_row[s];
-        }
+    }
+    return negative;
 }
 
 // log(1 + e^x).
@@ -150,24 +207,9 @@ template <class T> DEVICE void finish(const Args& args) {
             }
         }
         if (args.kind == EUCLIDEAN) d_ap = sqrtf(d_ap);
-        float best = 0;
-        u32 index = NONE;
-        for (u32 s = 0; s < args.splits; ++s) {
-            const i64 at = i64(s) * a.padded + row;
-            const u32 candidate = args.candidate_row[at];
-            if (candidate == NONE) continue;
-            const float d = args.candidate[at];
-            if (negative == NONE || d < best || (d == best && b.order[candidate] < index)) {
-                best = d;
-                negative = candidate;
-                index = b.order[candidate];
-            }
-        }
+        negative = nearest_negative(args, row, x);
         // Every distance is NaN: take any negative, because without one the loss would be 0.
-        if (negative == NONE && end - first < b.rows) {
-            negative = first > 0 ? 0 : end;
-            index = b.order[negative];
-        }
+        if (negative == NONE && end - first < b.rows) negative = first > 0 ? 0 : end;
         if (negative != NONE) d_an = direct_distance(x, original_row<T>(b, negative), b.dim, args.kind);
         const bool valid = positive != NONE && negative != NONE;
         const float t = args.soft ? d_ap - d_an : d_ap - d_an + float(args.margin);
@@ -180,7 +222,7 @@ template <class T> DEVICE void finish(const Args& args) {
         if (poisoned) loss = weight = nan_value<float>();
         if (lane == 0) {
             args.positive[anchor] = valid ? b.order[positive] : NONE;
-            args.negative[anchor] = valid ? index : NONE;
+            args.negative[anchor] = valid ? b.order[negative] : NONE;
             args.d_ap[anchor] = d_ap;
             args.d_an[anchor] = d_an;
             args.weight[anchor] = weight;
@@ -278,8 +320,20 @@ template <class T> DEVICE void backward(const Args& args) {
         write_gradient<T>(mine, from + k, args.work + i64(mine.order[from + k]) * mine.dim, 1.f, bad, args.grad);
 }
 
-KERNEL_OF(TERCET_BATCH_HARD_RESIDENT, batch_hard_negatives_highest, TILE_THREADS, const Args args) { negatives<Split>(args); }
-KERNEL_OF(TERCET_BATCH_HARD_RESIDENT, batch_hard_negatives_half, TILE_THREADS, const Args args) { negatives<Half>(args); }
+// The blocks of a shape that a multiprocessor holds.
+constexpr int BLOCKS[] = {TERCET_STRIP_BLOCKS};
+#define NEGATIVES(mode, P, shape, resident, SHAPE, blocks)                                                                \
+    KERNEL_OF(blocks, batch_hard_negatives_##mode##_##shape, (StripShape<resident, SHAPE>::threads), const Args args) {   \
+        negatives<P, StripShape<resident, SHAPE>>(args);                                                                  \
+    }
+NEGATIVES(highest, Split, wide, true, TERCET_STRIP_WIDE_SPLIT, BLOCKS[0])
+NEGATIVES(highest, Split, wide_long, false, TERCET_STRIP_WIDE_LONG, BLOCKS[0])
+NEGATIVES(highest, Split, narrow, true, TERCET_STRIP_NARROW, BLOCKS[1])
+NEGATIVES(highest, Split, narrow_long, false, TERCET_STRIP_NARROW, BLOCKS[1])
+NEGATIVES(half, Half, wide, true, TERCET_STRIP_WIDE_SINGLE, BLOCKS[0])
+NEGATIVES(half, Half, wide_long, false, TERCET_STRIP_WIDE_LONG, BLOCKS[0])
+NEGATIVES(half, Half, narrow, true, TERCET_STRIP_NARROW, BLOCKS[1])
+NEGATIVES(half, Half, narrow_long, false, TERCET_STRIP_NARROW, BLOCKS[1])
 #define OF_TYPE(dtype, T)                                                              \
     KERNEL(batch_hard_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); }     \
     KERNEL(batch_hard_backward_##dtype, BATCH_THREADS, const Args args) { backward<T>(args); }

@@ -73,14 +73,26 @@ DEVICE void named_barrier(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;"
 
 // ---- tiles: cp.async, ldmatrix, mma.sync ----
 
-// The address of p in the .shared space, in 32 bits, as PTX takes it.
-DEVICE u32 shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
+// An address in the .shared space, in 32 bits, as PTX takes it.
+using SharedAddress = u32;
+DEVICE SharedAddress shared_address(const void* p) { return u32(__cvta_generic_to_shared(p)); }
+// x, in a register that the compiler cannot see through: it would compute x again wherever x is needed.
+DEVICE SharedAddress kept(SharedAddress x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 
 // Starts a copy of 16 bytes from global to shared memory that bypasses the L1 cache; if not `valid` it writes zeros and
 // does not read `from`. In flight until a wait; both addresses must be multiples of 16.
 DEVICE void copy_async16(void* to, const void* from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
                  "l"(__cvta_generic_to_global(from)), "r"(valid ? 16 : 0)
+                 : "memory");
+}
+// As copy_async16, but nothing happens if not `wanted`: by a predicate, because a branch costs a barrier of the warp.
+DEVICE void copy_async16_if(bool wanted, void* to, const void* from) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16; }" ::"r"(shared_address(to)),
+                 "l"(__cvta_generic_to_global(from)), "r"(u32(wanted))
                  : "memory");
 }
 // Ends this thread's current group of copies.
@@ -90,12 +102,13 @@ template <int N> DEVICE void copy_async_wait() { asm volatile("cp.async.wait_gro
 
 // Loads four 8x8 matrices of 16-bit numbers, by a whole warp. Matrix j has its rows at the addresses `row` of lanes
 // 8j .. 8j+7; r[j] of lane l receives elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4.
-DEVICE void load_matrix_x4(u32 (&r)[4], const void* row) {
+DEVICE void load_matrix_x4(u32 (&r)[4], SharedAddress row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
+DEVICE void load_matrix_x4(u32 (&r)[4], const void* row) { load_matrix_x4(r, shared_address(row)); }
 // Loads four 8x8 matrices of 16-bit numbers, by a whole warp. Matrix j has its rows at the addresses `row` of lanes
 // 8j .. 8j+7; r[j] of lane l receives rows 2 (l % 4) and 2 (l % 4) + 1 of column l / 4.
 DEVICE void load_matrix_x4_transposed(u32 (&r)[4], const void* row) {

@@ -66,10 +66,26 @@ template <> constexpr bool is_plain<Plain> = true;
 
 // ---- the tile ----
 
+// Planes lie in memory in panels of TILE rows x PANEL_WIDTH bytes, in the order [tile of rows][panel][plane]: what a block
+// brings at a time is contiguous. A row's 16-byte pieces change places in its panel, so that the eight rows of an 8x8
+// matrix are in different banks: piece p of row r stands at p ^ r % 8.
+constexpr int PANEL_WIDTH = TERCET_PANEL_WIDTH, PANEL = TILE * PANEL_WIDTH;
+static_assert(PANEL_WIDTH == 128 && PANEL_WIDTH == 2 * SLAB, "eight pieces a row, which are two slabs");
+
+// Where 16-byte piece `piece` of row `row` lies in a panel, in bytes.
+DEVICE u32 in_panel(u32 row, u32 piece) { return row * PANEL_WIDTH + ((piece ^ row % 8) << 4); }
+
+// Where byte `byte` of row `row` lies in the first plane; the other plane's is PANEL bytes further. PLANES: how many there are.
+template <int PLANES> DEVICE u64 in_planes(u32 row, u32 byte, u32 panels) {
+    return (u64(row / TILE) * panels + byte / PANEL_WIDTH) * (PLANES * PANEL) + in_panel(row % TILE, byte % PANEL_WIDTH / 16) + byte % 16;
+}
+
 // A prepared batch as the engine sees it: planes of `slabs` x SLAB bytes a row, with rows up to whole tiles.
 struct Operand {
-    const u8* plane[2];
+    const u8* planes;
     u32 slabs;
+
+    DEVICE u32 panels() const { return (slabs + 1) / 2; }
 };
 
 // Bytes of a block of shared memory that holds one plane's slab of TILE rows.
@@ -79,25 +95,28 @@ constexpr int BLOCK = TILE * SLAB;
 // places so that the eight rows of an 8x8 matrix are in different ones.
 DEVICE int swizzled(int row, int piece) { return row * SLAB + ((piece ^ (row >> 1 & 3)) << 4); }
 
-// The 16-byte pieces of a block that this thread brings: their offsets in a plane of `slabs` slabs, and in the block.
-struct Pieces {
+// The 16-byte pieces of a block that this thread brings: their offsets in the panel's first slab, and in the block.
+// PLANES: how many planes there are.
+template <int PLANES> struct Pieces {
     static constexpr int PIECES = SLAB / 16, COUNT = TILE * PIECES / TILE_THREADS;
     static_assert(TILE * PIECES % TILE_THREADS == 0, "as many for each thread");
     u32 from[COUNT], to[COUNT];
 
-    DEVICE explicit Pieces(u32 slabs) {
+    DEVICE Pieces() {
 #pragma unroll
         for (int k = 0; k < COUNT; ++k) {
             const int i = k * TILE_THREADS + threadIdx.x, row = i / PIECES, piece = i % PIECES;
-            from[k] = row * slabs * SLAB + piece * 16;
+            from[k] = in_panel(row, piece);
             to[k] = swizzled(row, piece);
         }
     }
     // Starts to bring slab `slab` of plane `plane` of the TILE rows from `first` on; in flight until a wait.
     DEVICE void bring(u8* block, const Operand& of, int plane, u32 first, u32 slab) const {
-        const u8* at = of.plane[plane] + (u64(first) * of.slabs + slab) * SLAB;
+        const u8* panel = of.planes + ((u64(first / TILE) * of.panels() + slab / 2) * PLANES + plane) * PANEL;
+        // The second slab's pieces are 4 to 7: the third bit of a place, 64 bytes, is the other one.
+        const u32 second = slab % 2 * SLAB;
 #pragma unroll
-        for (int k = 0; k < COUNT; ++k) copy_async16(block + to[k], at + from[k], true);
+        for (int k = 0; k < COUNT; ++k) copy_async16(block + to[k], panel + (from[k] ^ second), true);
     }
 };
 
@@ -114,7 +133,7 @@ template <class P> struct GramTile {
     float sum[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4];
 
     // Starts to bring slab `slab` of both sides into stage `stage`, as one group of copies.
-    static DEVICE void fetch(TileBuffers<P>& buffers, const Pieces& pieces, int stage, const Operand (&side)[2], const u32 (&first)[2], u32 slab) {
+    static DEVICE void fetch(TileBuffers<P>& buffers, const Pieces<P::planes>& pieces, int stage, const Operand (&side)[2], const u32 (&first)[2], u32 slab) {
 #pragma unroll
         for (int s = 0; s < 2; ++s)
 #pragma unroll
@@ -127,7 +146,7 @@ template <class P> struct GramTile {
     DEVICE void run(TileBuffers<P>& buffers, const Operand (&side)[2], const u32 (&first)[2]) {
         static_assert(has_size<P, TileBuffers<P>>(TERCET_TILE_SHARED), "src/constants.rs");
         const u32 slabs = side[0].slabs;
-        const Pieces pieces(slabs);
+        const Pieces<P::planes> pieces;
 #pragma unroll
         for (u32 s = 0; s < STAGES - 1; ++s) {
             if (s < slabs) fetch(buffers, pieces, s, side, first, s);
@@ -298,7 +317,7 @@ template <class P> struct TileStream {
 
     Buffers& buffers;
     Operand rows, columns;
-    Pieces pieces;
+    Pieces<P::planes> pieces;
     Lengths lengths;
     u32 row, column_tile, step, end;               // the first row; the column tile that is brought next, below end
     u32 slab = 0, given = 0, taken = 0, turn = 0;  // the slab brought next; the places of the ring filled and read next
@@ -307,7 +326,7 @@ template <class P> struct TileStream {
     bool resident;      // whether the slabs of the row tile stay in shared memory
 
     DEVICE TileStream(Buffers& buffers, const Operand& rows, const Operand& columns, const Lengths& lengths, u32 row, u32 first, u32 step, u32 end)
-        : buffers(buffers), rows(rows), columns(columns), pieces(rows.slabs), lengths(lengths), row(row), column_tile(first), step(step), end(end),
+        : buffers(buffers), rows(rows), columns(columns), lengths(lengths), row(row), column_tile(first), step(step), end(end),
           lengths_tile(first), resident(rows.slabs * P::planes <= RESIDENT) {
         if (resident && first < end)
             for (u32 s = 0; s < rows.slabs; ++s)

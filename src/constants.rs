@@ -35,10 +35,10 @@ impl Literal for f64 {
         format!("{self:e}")
     }
 }
-/// Two constants are written as the arguments of a function.
-impl Literal for [u32; 2] {
+/// Several constants are written as the arguments of a function, or of a template.
+impl<const N: usize> Literal for [u32; N] {
     fn literal(&self) -> String {
-        format!("{},{}", self[0], self[1])
+        self.map(|number| number.to_string()).join(",")
     }
 }
 
@@ -102,6 +102,9 @@ shared! {
     /// Bytes of a row that one stage of a tile's pipeline brings.
     pub const SLAB: u32 = 64;
 
+    /// Bytes of a row in a panel: planes lie in memory in panels of [`TILE`] rows.
+    pub const PANEL_WIDTH: u32 = 128;
+
     /// Slabs of both sides of a single tile that shared memory holds at a time.
     pub const STAGES: u32 = 3;
 
@@ -110,6 +113,29 @@ shared! {
 
     /// Slabs of the column tiles of a row of tiles that shared memory holds at a time.
     pub const STREAM_RING: u32 = 4;
+
+    /// Rows of a block of a strip.
+    pub const STRIP_ROWS: u32 = 128;
+
+    /// Panels of a strip's rows that stay in shared memory: rows of up to 128 numbers of 16 bits.
+    pub const STRIP_RESIDENT: u32 = 2;
+
+    /// The shape of a strip's blocks: rows and columns of a warp's products, warps across, and stages of columns. For products
+    /// of two planes, where a multiprocessor has shared memory for two such blocks.
+    pub const STRIP_WIDE_SPLIT: [u32; 4] = [64, 32, 2, 3];
+
+    /// As [`STRIP_WIDE_SPLIT`], for products of one plane.
+    pub const STRIP_WIDE_SINGLE: [u32; 4] = [64, 64, 2, 3];
+
+    /// As [`STRIP_WIDE_SPLIT`], for rows that do not stay in shared memory, and one plane or two: 256 numbers are summed up
+    /// at a time, so each product takes two registers.
+    pub const STRIP_WIDE_LONG: [u32; 4] = [64, 32, 2, 2];
+
+    /// As [`STRIP_WIDE_SPLIT`], for all rows, and one plane or two, where a multiprocessor has shared memory for one block.
+    pub const STRIP_NARROW: [u32; 4] = [32, 32, 2, 2];
+
+    /// Blocks of the wide shapes that a multiprocessor holds, and of the narrow one.
+    pub const STRIP_BLOCKS: [u32; 2] = [2, 1];
 
     /// Columns of the embeddings that the second product multiplies with weights at a time.
     pub const PUSH_CHUNK: u32 = 64;
@@ -122,6 +148,21 @@ shared! {
 
     /// Dynamic shared memory of a block that multiplies a row of tiles.
     pub const STREAM_SHARED: [u32; 2] = [stream_bytes(1), stream_bytes(2)];
+
+    /// Dynamic shared memory of a block of a strip of [`STRIP_WIDE_SPLIT`].
+    pub const STRIP_WIDE_SPLIT_SHARED: [u32; 2] = [0, strip_bytes(STRIP_WIDE_SPLIT, 2, true)];
+
+    /// Dynamic shared memory of a block of a strip of [`STRIP_WIDE_SINGLE`].
+    pub const STRIP_WIDE_SINGLE_SHARED: [u32; 2] = [strip_bytes(STRIP_WIDE_SINGLE, 1, true), 0];
+
+    /// Dynamic shared memory of a block of a strip of [`STRIP_WIDE_LONG`].
+    pub const STRIP_WIDE_LONG_SHARED: [u32; 2] = [strip_bytes(STRIP_WIDE_LONG, 1, false), strip_bytes(STRIP_WIDE_LONG, 2, false)];
+
+    /// Dynamic shared memory of a block of a strip of [`STRIP_NARROW`] whose rows stay there.
+    pub const STRIP_NARROW_SHARED: [u32; 2] = [strip_bytes(STRIP_NARROW, 1, true), strip_bytes(STRIP_NARROW, 2, true)];
+
+    /// Dynamic shared memory of a block of a strip of [`STRIP_NARROW`] whose rows are brought with the columns.
+    pub const STRIP_NARROW_LONG_SHARED: [u32; 2] = [strip_bytes(STRIP_NARROW, 1, false), strip_bytes(STRIP_NARROW, 2, false)];
 
     /// Dynamic shared memory of a block of `pairwise_distance_push`.
     pub const PUSH_SHARED: u32 = WEIGHTS_BYTES + CHUNKS_BYTES;
@@ -155,9 +196,6 @@ shared! {
     pub const BATCH_CONTRASTIVE_SHARED: [u32; 2] = [batch_contrastive_bytes(1), batch_contrastive_bytes(2)];
 
     // ---- batch_hard ----
-
-    /// Blocks of `batch_hard_negatives` that a multiprocessor holds: its threads may have only so many registers.
-    pub const BATCH_HARD_RESIDENT: u32 = 3;
 
     /// Rows that a warp of `batch_hard_backward` gathers the gradients of, at most.
     pub const BATCH_HARD_AT_ONCE: u32 = 8;
@@ -203,6 +241,16 @@ const fn tile_bytes(planes: u32) -> u32 {
 /// What a row of tiles needs: planes, and the norms and scales of two tiles' columns.
 const fn stream_bytes(planes: u32) -> u32 {
     (STREAM_RESIDENT + STREAM_RING * planes) * TILE * SLAB + 2 * 2 * TILE * 4
+}
+
+/// What a strip needs: its resident rows, or where the struct begins; the panels of each stage; and norm and factor of the
+/// columns of as many tiles.
+const fn strip_bytes([_, warp_columns, across, stages]: [u32; 4], planes: u32, resident: bool) -> u32 {
+    let (columns, panel) = (warp_columns * across, planes * TILE * PANEL_WIDTH);
+    let of_rows = STRIP_ROWS / TILE * panel;
+    let rows = if resident { STRIP_RESIDENT * of_rows } else { PANEL_WIDTH };
+    let stage = columns / TILE * panel + if resident { 0 } else { of_rows };
+    (rows + stages * (stage + columns * 2 * 4)).next_multiple_of(PANEL_WIDTH)
 }
 
 const fn batch_all_bytes(planes: u32) -> u32 {

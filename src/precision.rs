@@ -3,8 +3,11 @@
 /// How exactly distances are filtered on a CUDA device; the names are PyTorch's for float32 matmul precision.
 ///
 /// The distances of positives, and of every pair that a loss selects, are always computed from the difference of their
-/// rows. Which negative is the nearest is decided by the filtered distances: another one may be nearer by less than
-/// their error. On the CPU the selected negative is the nearest, and everything is computed as with `Highest`.
+/// rows. The negative of [`BatchHardTripletLoss`](crate::BatchHardTripletLoss) with `Highest` is the nearest but for the
+/// rounding of a distance, by 4 (2 + log2 D) 2^-24 of it: those that products cannot tell apart are compared by the
+/// difference of their rows. By other losses, and with `High` and `Medium`, the filtered distances decide: another negative may
+/// be nearer by less than the error of two of them. On the CPU the selected negative is the nearest, and everything is
+/// computed as with `Highest`.
 ///
 /// # One product of 11 bits
 ///

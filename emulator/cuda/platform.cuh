@@ -226,7 +226,16 @@ EMU_INLINE u32 add_release_acquire(u32* p, u32 x) {
 // ---- tiles: cp.async, ldmatrix, mma.sync ----
 
 // Starts a copy of 16 bytes from global to shared memory, or if not `valid` of zeros. In flight until a wait.
+// On the host an address in the block's shared memory is any other; its low seven bits are those on a device.
+using SharedAddress = unsigned long;
+DEVICE SharedAddress shared_address(const void* p) { return reinterpret_cast<SharedAddress>(p); }
+DEVICE SharedAddress kept(SharedAddress x) { return x; }
+
 EMU_INLINE void copy_async16(void* to, const void* from, bool valid) { emu_copy_async(to, from, 16, valid); }
+// As copy_async16, but nothing happens if not `wanted`.
+EMU_INLINE void copy_async16_if(bool wanted, void* to, const void* from) {
+    if (wanted) copy_async16(to, from, true);
+}
 // Ends this thread's current group of copies.
 EMU_INLINE void copy_async_commit() { emu_copy_commit(); }
 // Waits until at most N of this thread's groups of copies are in flight.
@@ -250,6 +259,7 @@ EMU_INLINE void emu_load_matrix(u32 (&r)[4], const void* row, bool transposed) {
     emu_collective(emu::LOAD_MATRIX, 0xffffffff, transposed, &row, r, emu_load_matrix_lanes);
 }
 EMU_INLINE void load_matrix_x4(u32 (&r)[4], const void* row) { emu_load_matrix(r, row, false); }
+EMU_INLINE void load_matrix_x4(u32 (&r)[4], SharedAddress row) { emu_load_matrix(r, reinterpret_cast<const void*>(row), false); }
 EMU_INLINE void load_matrix_x4_transposed(u32 (&r)[4], const void* row) { emu_load_matrix(r, row, true); }
 
 // A lane's part of d += a b with PTX's fragments of f16, two a register: g = lane / 4 and t = lane % 4 place the numbers.

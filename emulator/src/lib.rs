@@ -79,6 +79,8 @@ impl Emulator {
             multiprocessors: 2,
             threads_per_multiprocessor: 512,
             shared_bytes_per_block,
+            // The driver keeps one KiB of each block.
+            shared_bytes_per_multiprocessor: shared_bytes_per_block + (1 << 10),
         };
         Self { options, properties, heap: Heap::default(), launches: AtomicU64::new(0) }
     }

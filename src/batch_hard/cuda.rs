@@ -4,10 +4,11 @@ use bytemuck::{Pod, Zeroable};
 
 use super::BatchHardTripletLoss;
 use super::cpu::Problem;
-use crate::constants::{BATCH_HARD_AT_ONCE as AT_ONCE, BATCH_HARD_RESIDENT as RESIDENT, STATS};
+use crate::constants::{BATCH_HARD_AT_ONCE as AT_ONCE, STATS};
 use crate::cuda::arguments::{Inputs, Output};
-use crate::cuda::batch::{self, Layout, PreparedSides, Sides, count_of};
+use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};
 use crate::cuda::mined::OnDevice;
+use crate::cuda::strip::Strip;
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, Reduction};
 
@@ -26,7 +27,7 @@ pub struct Kept<M> {
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct LossArgs {
     candidate: Address,
-    candidate_row: Address,
+    candidate_tile: Address,
     positive: Address,
     negative: Address,
     d_ap: Address,
@@ -48,6 +49,29 @@ struct LossArgs {
     mean: u32,
     which: u32,
     at_once: u32,
+    columns: u32,
+    warp_columns: u32,
+    error: f32,
+    padding: u32,
+}
+
+/// The error of `norm_j - 2 x.y_j` over the sum of both squared norms, at most; 0 for products of lower precision, whose
+/// least is taken as it is.
+///
+/// Two products `x.y` are no larger than that sum, so an error of the product counts as it is. In units of 2^-24:
+///
+/// - sums of 256 numbers at most, of 16 numbers of three products at a time: each is truncated by 2^-23 of the sum;
+/// - both rows' numbers as hi + lo, off by 2^-22 of themselves, or 2^-25 of the row's largest; and lo lo, 2^-22, left out;
+/// - sums of these sums, and the norm: rounded; each lane of a warp adds up `D / 32` squares, and lanes are added in five steps.
+fn error_of(product: &Product, dim: usize) -> f32 {
+    if product.of_planes([1, 2]) == 1 {
+        return 0.0;
+    }
+    let dim = dim as f32;
+    let truncated = 2.0 * 3.0 * (dim.min(256.0) / 16.0).ceil();
+    let halved = 2.0 * 4.0 + 4.0 + dim.sqrt();
+    let rounded = dim / 256.0 + dim / 32.0 + 5.0 + 4.0;
+    (truncated + halved + rounded) * 2.0f32.powi(-24)
 }
 
 /// `Args` of kernels/batch_hard.cu.
@@ -75,13 +99,14 @@ impl OnDevice for BatchHardTripletLoss {
             unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs)? };
         let (rows, shape, product) = (problem.rows, shapes[0], shapes[0].product);
 
-        let splits = shape.even_splits_of(shapes[1].tiles(), RESIDENT, launcher.properties());
+        let strip = Strip::of(&product, problem.dim, launcher.properties());
+        let splits = strip.splits(rows, shapes[1].rows, launcher.properties());
         let row_blocks = shape.row_blocks(launcher.properties());
         let mut selection = Layout::default();
         let (ticket, stats) = (selection.part(1, 4), selection.part(STATS, 8));
         let per_anchor = [(); 5].map(|()| selection.part(rows, 4));
         let mut passing = Layout::default();
-        let candidates = [(); 2].map(|()| passing.part(count_of([splits as usize, shape.padded()]), 4));
+        let candidates = [(); 2].map(|()| passing.part(count_of([rows, splits as usize, strip.lanes() as usize]), 4));
         let partials = passing.part(STATS * row_blocks as usize, 8);
         let (selection, passing) = (selection.allocate(launcher)?, passing.allocate(launcher)?);
 
@@ -89,7 +114,7 @@ impl OnDevice for BatchHardTripletLoss {
         let or_own = |wanted: Address, own: Address| if wanted == 0 { own } else { wanted };
         let at = LossArgs {
             candidate: passing.address() + candidates[0],
-            candidate_row: passing.address() + candidates[1],
+            candidate_tile: passing.address() + candidates[1],
             positive: or_own(output.chosen[0], positive),
             negative: or_own(output.chosen[1], negative),
             d_ap,
@@ -105,19 +130,22 @@ impl OnDevice for BatchHardTripletLoss {
             kind: batch::kind(shape.distance),
             soft: problem.options.extra.into(),
             mean: (problem.options.reduction == Reduction::Mean).into(),
+            columns: strip.columns,
+            warp_columns: strip.warp_columns,
+            error: error_of(&product, problem.dim),
             ..LossArgs::zeroed()
         };
         // SAFETY: the first 4 bytes of our own allocation, which nothing uses yet.
         unsafe { launcher.clear(at.ticket, 4)? };
         let args = Args { sides, at };
         let tile_grid =
-            Grid { blocks: shape.tiles() * splits, threads: batch::TILE_THREADS, shared_bytes: product.stream_bytes() };
+            Grid { blocks: Strip::row_blocks(rows) * splits, threads: strip.threads, shared_bytes: strip.shared_bytes };
         // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above and
         // live as `Memory` says.
         unsafe {
             launcher.launch(
                 STEM,
-                &format!("{STEM}_negatives_{}", product.name),
+                &format!("{STEM}_negatives_{}_{}", product.name, strip.name),
                 tile_grid,
                 bytemuck::bytes_of(&args),
             )?;

@@ -5,8 +5,8 @@ use bytemuck::{Pod, Zeroable};
 use super::arguments::{Input, Inputs};
 use super::{Address, DeviceProperties, Grid, Launcher, Memory};
 use crate::constants::{
-    COSINE, EUCLIDEAN, EVEN_ENOUGH, EVEN_SPLITS, OWN_NONE, OWN_OFFSET, OWN_ROWS, PAIRS, PAIRS_OF_ROW, RANKED, SLAB,
-    SQUARED, STREAM_SHARED, SURVEYED, TILE, TILE_BLOCKS, TILE_SHARED,
+    COSINE, EUCLIDEAN, EVEN_ENOUGH, EVEN_SPLITS, OWN_NONE, OWN_OFFSET, OWN_ROWS, PAIRS, PAIRS_OF_ROW, PANEL_WIDTH,
+    RANKED, SLAB, SQUARED, STRIP_ROWS, SURVEYED, TILE, TILE_BLOCKS, TILE_SHARED,
 };
 use crate::problem::{Options, Problem};
 use crate::{Distance, Element, Error, Own, Precision};
@@ -51,6 +51,11 @@ impl Product {
         }
     }
 
+    /// The bytes of one number in a plane.
+    pub fn bytes(&self) -> u32 {
+        self.bytes
+    }
+
     /// The number for this product, of those for products of one plane and of two.
     pub fn of_planes(&self, numbers: [u32; 2]) -> u32 {
         numbers[self.planes as usize - 1]
@@ -59,11 +64,6 @@ impl Product {
     /// Dynamic shared memory of a block that multiplies single tiles.
     pub fn shared_bytes(&self) -> u32 {
         self.of_planes(TILE_SHARED)
-    }
-
-    /// Dynamic shared memory of a block that multiplies a row of tiles.
-    pub fn stream_bytes(&self) -> u32 {
-        self.of_planes(STREAM_SHARED)
     }
 }
 
@@ -115,21 +115,12 @@ impl BatchShape {
     /// Into how many parts a row of `columns` tiles is split, so that each multiprocessor has `TILE_BLOCKS` blocks if
     /// it can.
     pub fn splits_of(&self, columns: u32, device: &DeviceProperties) -> u32 {
-        (TILE_BLOCKS * device.multiprocessors).div_ceil(self.tiles()).clamp(1, columns)
+        splits(self.tiles(), columns, device)
     }
 
-    /// Into how many parts a row of `columns` tiles is split, so that the blocks fill the device in whole turns,
-    /// `resident` on a multiprocessor at a time: the fewest parts that keep `EVEN_ENOUGH` of it busy, or else the
-    /// number that keeps the most.
+    /// Into how many parts a row of `columns` tiles is split: see [`even_splits`].
     pub fn even_splits_of(&self, columns: u32, resident: u32, device: &DeviceProperties) -> u32 {
-        let slots = resident * device.multiprocessors;
-        let busy = |splits: u32| {
-            let blocks = self.tiles() * splits;
-            f64::from(blocks) / f64::from(blocks.div_ceil(slots) * slots)
-        };
-        let most = self.splits_of(columns, device).max(EVEN_SPLITS).min(columns);
-        let enough = (1..=most).find(|&splits| busy(splits) >= EVEN_ENOUGH);
-        enough.unwrap_or_else(|| (1..=most).max_by(|&a, &b| busy(a).total_cmp(&busy(b))).unwrap_or(1))
+        even_splits(self.tiles(), columns, resident, device)
     }
 
     /// How many blocks to launch if each warp takes a row at a time: as many as the rows need, but no more than the
@@ -138,6 +129,26 @@ impl BatchShape {
         let resident = device.multiprocessors * (device.threads_per_multiprocessor / THREADS);
         (self.rows as u32).div_ceil(THREADS / 32).min(resident).max(1)
     }
+}
+
+/// Into how many parts each of `rows` rows of `columns` tiles is split, so that each multiprocessor has `TILE_BLOCKS` blocks
+/// if it can.
+fn splits(rows: u32, columns: u32, device: &DeviceProperties) -> u32 {
+    (TILE_BLOCKS * device.multiprocessors).div_ceil(rows).clamp(1, columns)
+}
+
+/// Into how many parts each of `rows` rows of `columns` tiles is split, so that the blocks fill the device in whole turns,
+/// `resident` on a multiprocessor at a time: the fewest parts that keep `EVEN_ENOUGH` of it busy, or else the number that
+/// keeps the most.
+pub(crate) fn even_splits(rows: u32, columns: u32, resident: u32, device: &DeviceProperties) -> u32 {
+    let slots = resident * device.multiprocessors;
+    let busy = |parts: u32| {
+        let blocks = rows * parts;
+        f64::from(blocks) / f64::from(blocks.div_ceil(slots) * slots)
+    };
+    let most = splits(rows, columns, device).max(EVEN_SPLITS).min(columns);
+    let enough = (1..=most).find(|&parts| busy(parts) >= EVEN_ENOUGH);
+    enough.unwrap_or_else(|| (1..=most).max_by(|&a, &b| busy(a).total_cmp(&busy(b))).unwrap_or(1))
 }
 
 /// `Batch` of kernels/batch.cuh.
@@ -152,9 +163,10 @@ pub(crate) struct Batch {
     first: Address,
     end: Address,
     y: Address,
-    plane: [Address; 2],
+    planes: Address,
     norm: Address,
     scale: Address,
+    terms: Address,
     inverse: Address,
     sums: Address,
     partials: Address,
@@ -169,8 +181,7 @@ pub(crate) struct Batch {
     centre: u32,
     normalize: u32,
     unit_norms: u32,
-    /// Four bytes that a compiler would leave unnamed at the end: `Pod` allows no gaps.
-    padding: u32,
+    held: u32,
 }
 
 impl Batch {
@@ -276,8 +287,10 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     let (first, end, inverse) = (kept.part(rows, 4), kept.part(rows, 4), kept.part(padded, 4));
     let mut scratch = Layout::default();
     let y = scratch.part(count_of([padded, dim]), 4);
-    let plane = [(); 2].map(|()| scratch.part(count_of([padded, slabs]), SLAB as usize));
-    let (norm, scale) = (scratch.part(padded, 4), scratch.part(padded, 4));
+    let panels = (dim * shape.product.bytes as usize).div_ceil(PANEL_WIDTH as usize);
+    let held = rows.next_multiple_of(STRIP_ROWS as usize);
+    let planes = scratch.part(count_of([held, panels, shape.product.planes as usize]), PANEL_WIDTH as usize);
+    let (norm, scale, terms) = (scratch.part(padded, 4), scratch.part(padded, 4), scratch.part(held, 2 * 4));
     let sums = scratch.part(count_of([shape.surveys() as usize + 1, dim]), 8);
     let partials = scratch.part(row_blocks as usize, 8);
     let (kept, scratch) = (kept.allocate(launcher)?, scratch.allocate(launcher)?);
@@ -292,9 +305,10 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         first: in_kept(first),
         end: in_kept(end),
         y: in_scratch(y),
-        plane: plane.map(in_scratch),
+        planes: in_scratch(planes),
         norm: in_scratch(norm),
         scale: in_scratch(scale),
+        terms: in_scratch(terms),
         inverse: in_kept(inverse),
         sums: in_scratch(sums),
         partials: in_scratch(partials),
@@ -310,7 +324,7 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         centre: (!normalize).into(),
         normalize: normalize.into(),
         unit_norms: cosine.into(),
-        padding: 0,
+        held: held as u32,
     };
     if let Some(other) = origin {
         (batch.origin, batch.origin_stride) = (other.origin, other.origin_stride);
@@ -329,7 +343,7 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         launch(&format!("batch_survey_{}", T::NAME), shape.surveys())?;
         launch(&format!("batch_nearest_{}", T::NAME), row_blocks)?;
     }
-    launch(&format!("batch_gather_{}_{}", T::NAME, shape.product.name), (padded as u32).div_ceil(THREADS / 32))?;
+    launch(&format!("batch_gather_{}_{}", T::NAME, shape.product.name), (held as u32).div_ceil(THREADS / 32))?;
     Ok(Prepared { batch, kept, scratch })
 }
 

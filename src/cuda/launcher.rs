@@ -21,6 +21,8 @@ pub struct DeviceProperties {
     pub threads_per_multiprocessor: u32,
     /// Bytes of shared memory that one block may ask for.
     pub shared_bytes_per_block: u32,
+    /// Bytes of shared memory that the blocks of one multiprocessor share.
+    pub shared_bytes_per_multiprocessor: u32,
 }
 
 /// The shape of a launch, in one dimension.

@@ -12,6 +12,7 @@ pub(crate) mod launcher;
 mod matrix;
 pub(crate) mod mined;
 pub(crate) mod paired;
+pub(crate) mod strip;
 pub(crate) mod triplets;
 
 pub(crate) use device::CudaLauncher;

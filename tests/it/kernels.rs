@@ -168,6 +168,7 @@ fn plans_follow_size_type_and_alignment() {
         multiprocessors: 132,
         threads_per_multiprocessor: 2048,
         shared_bytes_per_block: 227 << 10,
+        shared_bytes_per_multiprocessor: 228 << 10,
     };
     let loss = tercet::TripletMarginLoss::default();
     let plan = |rows: usize, dim: usize, address: u64| {

@@ -42,7 +42,10 @@ fn try_seeds(detectors: &[bool], run: impl Fn(&Emulator) -> Result<bool, String>
     let mut caught = Caught { by: BTreeSet::new(), with: 0, without: 0 };
     for &detect in detectors {
         for seed in 0..SEEDS {
-            let by = match run(&Emulator::new(Options { detect, seed, os_threads: 1 })) {
+            let mut emulator = Emulator::new(Options { detect, seed, os_threads: 1 });
+            // Whichever device the seed chooses: these kernels have one shape.
+            emulator.properties_mut().shared_bytes_per_block = 227 << 10;
+            let by = match run(&emulator) {
                 Ok(true) => continue,
                 Ok(false) => "wrong numbers",
                 Err(report) => {
@@ -156,6 +159,94 @@ fn broken_tiles_are_caught() {
     ];
     // No size is a multiple of the tile's, and there are more than 32767 distances.
     table("tile", &bugs, |emulator, kernel| Ok(tile(emulator, kernel, [200, 170, 72])?.1));
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct StripArgs {
+    rows: Address,
+    columns: Address,
+    terms: Address,
+    out: Address,
+    m: u32,
+    n: u32,
+    slabs: u32,
+    splits: u32,
+}
+
+/// Rows of `k` numbers as planes: in panels of 64 rows x 128 bytes, [tile of rows][panel][plane], the 16-byte piece p of row r
+/// of a panel at place p ^ r % 8.
+fn planes(numbers: &[f32], k: usize, rows: usize, planes: usize) -> Vec<f16> {
+    let panels = k.div_ceil(64);
+    let mut bytes = vec![f16::ZERO; rows * panels * planes * 64];
+    for (i, &x) in numbers.iter().enumerate() {
+        let (row, column) = (i / k, i % k);
+        let hi = f16::from_f32(x);
+        for (plane, value) in [hi, f16::from_f32(x - hi.to_f32())].into_iter().enumerate().take(planes) {
+            let panel = ((row / 64 * panels + column / 64) * planes + plane) * 64 * 64;
+            let place = column % 64 / 8 ^ row % 8;
+            bytes[panel + row % 64 * 64 + place * 8 + column % 8] = value;
+        }
+    }
+    bytes
+}
+
+/// Whether both kernels' numbers are right: of rows that stay in shared memory, as hi + lo, and of long ones.
+fn strip(emulator: &Emulator, kernel: &str) -> Result<bool, String> {
+    let bug = kernel.strip_prefix("strip_").expect("strip_<n>");
+    let mut right = true;
+    // More columns than a block has at a time, tiles that are not whole, and long rows of three sums of 256 numbers.
+    for (name, [m, n, k], parts) in
+        [(format!("strip_{bug}"), [70, 200, 100], 2), (format!("strip_long_{bug}"), [70, 130, 530], 1)]
+    {
+        // Multiples of 2^-12 below 2, or of 1 / 4: products that are exact in f32, in any order.
+        let numbers = |rows: usize, salt: usize| -> Vec<f32> {
+            let number = |i: usize| ((i * 37 + salt * 11 + i / k * 13) % 17) as f32 / 4.0 - 2.0;
+            let fine = |i: usize| if parts == 2 && i % 23 == salt { 1.0 / 4096.0 } else { 0.0 };
+            (0..rows * k).map(|i| number(i) + fine(i)).collect()
+        };
+        let (x, y) = (numbers(m, 1), numbers(n, 2));
+        let held = |rows: usize| rows.next_multiple_of(128);
+        let terms: Vec<[f32; 2]> = (0..held(n)).map(|j| [j as f32, if j % 2 == 0 { -2.0 } else { 4.0 }]).collect();
+        let (rows, columns) =
+            (emulator.upload(&planes(&x, k, held(m), parts)), emulator.upload(&planes(&y, k, held(n), parts)));
+        let (terms_there, out) = (emulator.upload(&terms), emulator.allocate(m * n * 4).expect("memory"));
+        let args = StripArgs {
+            rows: rows.address(),
+            columns: columns.address(),
+            terms: terms_there.address(),
+            out: out.address(),
+            m: m as u32,
+            n: n as u32,
+            slabs: (k * 2).div_ceil(64) as u32,
+            splits: 2,
+        };
+        let panel = 64 * 128 * parts as u32;
+        let stage = if parts == 2 { panel } else { 3 * panel };
+        let (rows_bytes, stages) = if parts == 2 { (4 * panel, 3) } else { (128, 2) };
+        let shared_bytes = rows_bytes + stages * (stage + 64 * 8);
+        let grid =
+            Grid { blocks: 2 * m.div_ceil(128) as u32, threads: 128, shared_bytes: shared_bytes.next_multiple_of(128) };
+        // SAFETY: the kernel's argument; buffers of the sizes it says.
+        unsafe { emulator.launch("strip", &name, grid, bytes_of(&args)) }.map_err(|e| e.to_string())?;
+        let product = |i: usize, j: usize| -> f32 { (0..k).map(|c| x[i * k + c] * y[j * k + c]).sum() };
+        let out: Vec<f32> = out.read();
+        right &= (0..m * n).all(|at| {
+            let [norm, factor] = terms[at % n];
+            let exact = f64::from(norm) + f64::from(factor) * f64::from(product(at / n, at % n));
+            (f64::from(out[at]) - exact).abs() <= 1e-6 * exact.abs().max(1.0)
+        });
+    }
+    Ok(right)
+}
+
+#[test]
+fn broken_strips_are_caught() {
+    let list = include_str!("../kernels/strip.bugs");
+    // The first comment is the file's own.
+    let bugs: Vec<&str> = list.lines().filter_map(|line| line.strip_prefix("# ")).skip(2).collect();
+    assert_eq!(bugs.len(), list.lines().filter(|line| line.starts_with("+ ")).count(), "a line on each mistake");
+    table("strip", &[&["none"], &bugs[..]].concat(), strip);
 }
 
 #[repr(C)]

@@ -46,7 +46,7 @@ fn lower_precision_is_as_good_as_its_bits() {
              of the bound",
             worst.ratio()
         );
-        assert_eq!(missed == 0, precision == Precision::Highest, "{missed} with {precision:?}");
+        assert!(precision != Precision::Highest || missed == 0, "{missed} with {precision:?}");
         let matrix = tercet::Matrix::new(&exact, dim).expect("whole rows");
         let own = oracle::run(&loss_fn, matrix, &labels, &[1.0], Some((&positive, &negative))).expect("valid options");
         let got = f64::from(mined.loss);

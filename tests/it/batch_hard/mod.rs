@@ -1,6 +1,7 @@
 #[cfg(feature = "emulator")]
 mod emulated;
 mod laws;
+mod nearest;
 mod property;
 #[cfg(feature = "torch")]
 mod torch;

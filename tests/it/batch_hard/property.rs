@@ -11,6 +11,8 @@ use crate::mined::{self, Mined, OnSlices, Output};
 use crate::support::backends::Number;
 use crate::support::property::{Limits, Worst, property_tests};
 
+use super::nearest::limit;
+
 type Case = mined::Case<BatchHardTripletLoss>;
 
 property_tests!(BatchHardTripletLoss, cpu: 300, emulator: 100, detector: 12);
@@ -100,6 +102,12 @@ impl Mined for BatchHardTripletLoss {
                 let by_product = negative && case.loss.precision != Precision::Highest;
                 let of = |j| if by_product { bounds.of_product(a, j) } else { bounds.of_distance(a, j) };
                 let bound = of(found) + of(true_one);
+                // Of given numbers: normalised ones are rounded before.
+                if negative && !by_product && !bounds.units {
+                    let limit = 1.0 + (limit(dim) - 1.0) * bounds.epsilon / f64::from(f32::EPSILON);
+                    let (taken, least) = (bounds.d(a, found), bounds.d(a, true_one));
+                    prop_assert!(taken <= limit * least + 1e-35, "{a}'s negative: {taken} for {least}");
+                }
                 worst.check(|| format!("distance of {a}'s"), bounds.d(a, found), bounds.d(a, true_one), bound)?;
             }
         }
