@@ -19,6 +19,7 @@ template <bool RESIDENT, int WARP_ROWS, int WARP_COLUMNS, int ACROSS, int STAGES
 // The column, within a tile, of column q of lane `lane` of a strip.
 DEVICE u32 column_of_lane(u32 warp_columns, u32 lane, u32 q) { return lane / 4 * warp_columns + q / 2 * 8 + lane % 4 * 2 + q % 2; }
 
+// The products of one block of rows with every `step`-th tile of columns.
 template <class P, class S> struct Strip {
     static_assert(P::bytes == 2, "numbers of 16 bits");
     static constexpr int ROW_FRAGMENTS = S::warp_rows / 16, COLUMN_FRAGMENTS = S::warp_columns / 8;
@@ -42,12 +43,13 @@ template <class P, class S> struct Strip {
     Shared& shared;
     float sum[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4];
     const u8 *next, *rows;         // this thread's first piece of what is brought next; and of the rows
-    const float* terms;          // of the batch of the columns, by row: norm and factor
+    const float* terms;            // of the batch of the columns, by row: norm and factor
     u32 panels, step, end;         // panels of a row; tiles from one to the next; the tiles' end
     u32 given_tile, given_panel;   // what is brought next
     u32 given, taken;              // stages filled and read next
     u32 given_turn, turn;          // places of the terms of the tile brought next, and of the tile taken last
-    SharedAddress a_at, b_at;      // where this lane's piece of the warp's rows begins, of resident rows in shared memory, and of its columns, in a stage
+    SharedAddress a_at;            // this lane's first piece of the warp's rows: its address if they are resident, else its place in a stage
+    SharedAddress b_at;            // this lane's first piece of the warp's columns: its place in a stage
 
     // Starts with the rows from row_block * S::rows on, and the tiles of columns first, first + step, .. below end.
     // terms: of the columns, [rows][2], with rows up to whole tiles.
@@ -141,6 +143,7 @@ template <class P, class S> struct Strip {
         return load<float, 4>(shared.terms[turn][warp_column() + j * 8 + threadIdx.x % 4 * 2]);
     }
 
+    // f(sum, i, j, e): called for each sum of this thread, number e of fragment j of columns and fragment i of rows.
     template <class F> DEVICE void each(F f) {
 #pragma unroll
         for (int i = 0; i < ROW_FRAGMENTS; ++i)
