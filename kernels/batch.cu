@@ -1,14 +1,11 @@
-// The preparation of a batch for mined losses, in up to four launches: order, survey, nearest, gather; and match, if
-// the rows are compared with those of another batch.
+// The preparation of a batch for mined losses, in up to five launches: order, for many rows runs and ranks, then survey,
+// nearest, gather; and match, if the rows are compared with those of another batch.
 //
 // Translation changes no Euclidean distance, but a Gram matrix of rows far from the origin cancels. Rows are moved by
 // one of them, the nearest to the mean, if the mean is larger than the spread: by a row and not by the mean, so that
 // differences of integers stay integers, and ties stay ties.
 #include "batch.cuh"
-
-// Rows that a block ranks, one a lane of each warp; every warp looks at its share of the labels.
-constexpr u32 RANKED = TERCET_RANKED;
-static_assert(BATCH_THREADS % RANKED == 0, "whole warps");
+#include "ranks.cuh"
 
 // Visits this warp's share of the labels. All threads of the block must call.
 // f(label, index): called for each of them.
@@ -23,27 +20,27 @@ template <class F> DEVICE void each_label(const i64* labels, u32 rows, F f) {
         for (u32 k = 0; k < count; ++k) f(tile[from + k], base + from + k);
     }
 }
-// The sum of x over the threads of all warps that have this thread's lane. All threads of the block must call.
-DEVICE u32 sum_of_warps(u32 x) {
-    SHARED(u32, part, BATCH_THREADS);
-    __syncthreads();  // all threads have read the parts of the call before
-    part[threadIdx.x] = x;
-    __syncthreads();  // the parts are there
-    u32 sum = 0;
-    for (u32 t = threadIdx.x % 32; t < BATCH_THREADS; t += 32) sum += part[t];
-    return sum;
+
+// What the launches after the first one count in and look at starts as zeros.
+DEVICE void clear_survey(const Batch& b) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) *b.survey = Survey{};
 }
 
-// rank_i = #{j : (label_j, j) < (label_i, i)}: the place of row i in class order.
+// Row i is at `rank` of class order, and its class begins at `first` and has `size` rows.
+DEVICE void put_in_order(const Batch& b, u32 i, u32 rank, u32 first, u32 size) {
+    b.order[rank] = i;
+    b.position[i] = rank;
+    b.first[rank] = first;
+    b.end[rank] = first + size;
+}
+
+// rank_i = #{j : (label_j, j) < (label_i, i)}: the place of row i in class order, by looking at all labels.
 KERNEL(batch_order, BATCH_THREADS, const Batch b) {
+    clear_survey(b);
     const u32 i = blockIdx.x * RANKED + threadIdx.x % RANKED;
     const bool writes = threadIdx.x < RANKED && i < b.rows;
     if (!b.labels) {
-        if (writes) {
-            b.order[i] = b.position[i] = i;
-            b.first[i] = i;
-            b.end[i] = i + 1;
-        }
+        if (writes) put_in_order(b, i, i, i, 1);
         return;
     }
     const i64 mine = i < b.rows ? b.labels[i] : 0;
@@ -56,32 +53,38 @@ KERNEL(batch_order, BATCH_THREADS, const Batch b) {
     smaller = sum_of_warps(smaller);
     equal = sum_of_warps(equal);
     before = sum_of_warps(before);
-    if (!writes) return;
-    const u32 rank = smaller + before;
-    b.order[rank] = i;
-    b.position[i] = rank;
-    b.first[rank] = smaller;
-    b.end[rank] = smaller + equal;
+    if (writes) put_in_order(b, i, smaller + before, smaller, equal);
 }
 
-// Where the class of each row lies among the rows of the other side: the first blocks take the anchors.
+// The same for batches of many rows, in two launches.
+KERNEL(batch_runs, BATCH_THREADS, const Batch b) {
+    clear_survey(b);
+    sort_run(b.rows, [&](u32 i) { return b.labels[i]; }, b.sorted, b.sorted_at);
+}
+KERNEL(batch_ranks, BATCH_THREADS, const Batch b) {
+    rank_runs(b.rows, b.sorted, b.sorted_at,
+              [&](u32 i, u32 smaller, u32 equal, u32 before) { put_in_order(b, i, smaller + before, smaller, equal); });
+}
+
+// Where the class of each row lies among the rows of the other side, by a thread a row: the first blocks take the anchors.
 KERNEL(batch_match, BATCH_THREADS, const Sides s) {
-    const u32 chunks = (s.anchors.rows + RANKED - 1) / RANKED;
+    const u32 chunks = (s.anchors.rows + BATCH_THREADS - 1) / BATCH_THREADS;
     const bool of_anchors = blockIdx.x < chunks;
     const Batch& rows = of_anchors ? s.anchors : s.others;
     const Batch& among = of_anchors ? s.others : s.anchors;
-    const u32 i = (of_anchors ? blockIdx.x : blockIdx.x - chunks) * RANKED + threadIdx.x % RANKED;
-    const i64 mine = i < rows.rows ? rows.labels[rows.order[i]] : 0;
-    u32 smaller = 0, equal = 0;
-    each_label(among.labels, among.rows, [&](i64 label, u32) {
-        smaller += label < mine;
-        equal += label == mine;
-    });
-    smaller = sum_of_warps(smaller);
-    equal = sum_of_warps(equal);
-    if (threadIdx.x >= RANKED || i >= rows.rows) return;
-    (of_anchors ? s.first : s.other_first)[i] = smaller;
-    (of_anchors ? s.end : s.other_end)[i] = smaller + equal;
+    const u32 i = (of_anchors ? blockIdx.x : blockIdx.x - chunks) * BATCH_THREADS + threadIdx.x;
+    if (i >= rows.rows) return;
+    const i64 mine = rows.labels[rows.order[i]];
+    // The first row in class order whose label is not smaller.
+    u32 from = 0, to = among.rows;
+    while (from < to) {
+        const u32 middle = from + (to - from) / 2;
+        if (among.labels[among.order[middle]] < mine) from = middle + 1;
+        else to = middle;
+    }
+    const bool found = from < among.rows && among.labels[among.order[from]] == mine;
+    (of_anchors ? s.first : s.other_first)[i] = from;
+    (of_anchors ? s.end : s.other_end)[i] = found ? among.end[from] : from;
     if (!of_anchors) return;
     const u32 anchor = rows.order[i];
     // An anchor whose own row would lie outside of the reference set is not in it. A negative offset wraps around.

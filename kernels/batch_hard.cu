@@ -22,7 +22,6 @@ struct Args {
     float* loss;          // null: not wanted
     double* stats;        // valid, active, sums of d_ap and d_an over the valid, what the sum is multiplied by
     double* partials;     // TERCET_STATS a block
-    u32* ticket;          // 0 at launch
     const float* upstream;  // [1] (stride 0) or per anchor (stride 1)
     i64 upstream_stride;
     void* grad;           // [rows, dim] of type T, of the side `which`, by original index
@@ -195,7 +194,7 @@ template <class T> DEVICE void finish(const Args& args) {
         }
     }
     double total[TERCET_STATS];
-    if (!grid_sums<BATCH_THREADS>(sums, args.partials, args.ticket, total)) return;
+    if (!grid_sums<BATCH_THREADS>(sums, args.partials, sides.anchors.survey->tickets + 2, total)) return;
     const double scale = args.mean ? 1 / (total[1] > 0 ? total[1] : 1) : 1;
     if (args.loss) *args.loss = bad ? nan_value<float>() : float(total[0] * scale);
     for (int k = 0; k < 4; ++k) args.stats[k] = total[k + 1];

@@ -35,14 +35,13 @@ struct Args {
     float* d_an;      // [capacity]
     float* weight;    // [capacity]: d loss / d (d_ap - d_an)
     u32* chosen;      // [capacity]: the negative by original index; null: not wanted
-    u32* times;       // [others]: how often each row is chosen; 0 at launch
+    u32* times;       // [others]: how often each row is chosen; `starts` writes zeros
     u64* link;        // [others + 1]: where the pairs that chose a row begin in `linked`
     u32* linked;      // [capacity]: pairs, by the row that they chose
     float* losses;    // per anchor by original index; null: not wanted
     float* loss;      // null: not wanted
     double* stats;    // valid, active, sums of d_ap and d_an over the valid, what the sum is multiplied by
     double* partials; // TERCET_STATS a block
-    u32* ticket;      // 0 at launch
     const i64* step;  // of the random choices; null: 0
     const float* upstream;  // [1] (stride 0) or per anchor (stride 1)
     i64 upstream_stride;
@@ -71,6 +70,13 @@ DEVICE u32 ordered(float x) {
     return bits & 0x80000000 ? ~bits : bits | 0x80000000;
 }
 constexpr u64 NO_KEY = ~u64(0);  // of no candidate; above every key
+
+// Where the pairs of each anchor begin; and no row has been chosen yet.
+DEVICE void starts(const Args& args) {
+    for (u32 row = blockIdx.x * BATCH_THREADS + threadIdx.x; row < args.sides.others.rows; row += gridDim.x * BATCH_THREADS)
+        args.times[row] = 0;
+    scan(args.sides.anchors.rows, args.start, [&](u32 row) { return args.sides.size_of_class(row); });
+}
 
 // A warp hashes a row of either side. T: the type of the caller's rows.
 template <class T> DEVICE void words(const Args& args) {
@@ -290,7 +296,7 @@ template <class T, Rule R> DEVICE void finish(const Args& args) {
         if (args.losses) args.losses[anchor] = fits(args) ? float(sum) : nan_value<float>();
     }
     double total[TERCET_STATS];
-    if (!grid_sums<BATCH_THREADS>(sums, args.partials, args.ticket, total)) return;
+    if (!grid_sums<BATCH_THREADS>(sums, args.partials, sides.anchors.survey->tickets + 2, total)) return;
     const double scale = lost ? double(nan_value<float>()) : args.mean ? 1 / (total[1] > 0 ? total[1] : 1) : 1;
     if (args.loss) *args.loss = lost ? nan_value<float>() : float(total[0] * scale);
     args.stats[0] = total[1];
@@ -361,9 +367,7 @@ template <class T> DEVICE void backward(const Args& args) {
 
 // The kernels of a loss that do not depend on the rule.
 #define TRIPLET_KERNELS(stem)                                                                                              \
-    KERNEL(stem##_starts, BATCH_THREADS, const Args args) {                                                                \
-        scan(args.sides.anchors.rows, args.start, [&](u32 row) { return args.sides.size_of_class(row); });                 \
-    }                                                                                                                      \
+    KERNEL(stem##_starts, BATCH_THREADS, const Args args) { starts(args); }                                                \
     KERNEL(stem##_links, BATCH_THREADS, const Args args) {                                                                 \
         scan(args.sides.others.rows, args.link, [&](u32 row) { return args.times[row]; });                                 \
     }                                                                                                                      \

@@ -65,8 +65,14 @@ shared! {
     /// Threads in a block of the mined losses' kernels that take rows.
     pub const BATCH_THREADS: u32 = 256;
 
-    /// Rows that a block of `batch_order` or `batch_match` ranks, one a lane of each warp.
+    /// Rows that a block of `batch_order` or `batch_ranks` ranks, one a lane of each warp.
     pub const RANKED: u32 = 32;
+
+    /// Keys that a block sorts; their ranks are then found by a search in each sorted run.
+    pub const RUN: u32 = 1024;
+
+    /// Rows that a block makes the prefix sums of.
+    pub const SCANNED: u32 = 1024;
 
     /// Rows of which a block of `batch_survey` makes one sum.
     pub const SURVEYED: u32 = 64;
@@ -169,6 +175,10 @@ shared! {
 }
 
 // ---- what was tuned of the launches alone ----
+
+/// Batches of so many rows and more are ranked by sorted runs. Below, looking at all labels takes less time than a second
+/// launch and the sorting of a run.
+pub const RUNS_FROM: usize = 4096;
 
 /// Blocks of `choose` that a multiprocessor holds: their shared memory allows no more.
 pub const CHOOSE_RESIDENT: u32 = 2;

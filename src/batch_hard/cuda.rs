@@ -36,7 +36,6 @@ struct LossArgs {
     loss: Address,
     stats: Address,
     partials: Address,
-    ticket: Address,
     upstream: Address,
     upstream_stride: i64,
     grad: Address,
@@ -78,7 +77,7 @@ impl OnDevice for BatchHardTripletLoss {
         let splits = shape.even_splits_of(shapes[1].tiles(), RESIDENT, launcher.properties());
         let row_blocks = shape.row_blocks(launcher.properties());
         let mut selection = Layout::default();
-        let (ticket, stats) = (selection.part(1, 4), selection.part(STATS, 8));
+        let stats = selection.part(STATS, 8);
         let per_anchor = [(); 5].map(|()| selection.part(rows, 4));
         let mut passing = Layout::default();
         let candidates = [(); 2].map(|()| passing.part(count_of([splits as usize, shape.padded()]), 4));
@@ -99,7 +98,6 @@ impl OnDevice for BatchHardTripletLoss {
             loss: output.loss,
             stats: or_own(output.stats, selection.address() + stats),
             partials: passing.address() + partials,
-            ticket: selection.address() + ticket,
             margin: problem.options.margin,
             splits,
             kind: batch::kind(shape.distance),
@@ -107,8 +105,6 @@ impl OnDevice for BatchHardTripletLoss {
             mean: (problem.options.reduction == Reduction::Mean).into(),
             ..LossArgs::zeroed()
         };
-        // SAFETY: the first 4 bytes of our own allocation, which nothing uses yet.
-        unsafe { launcher.clear(at.ticket, 4)? };
         let args = Args { sides, at };
         let tile_grid =
             Grid { blocks: shape.tiles() * splits, threads: batch::TILE_THREADS, shared_bytes: product.stream_bytes() };

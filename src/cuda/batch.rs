@@ -5,8 +5,8 @@ use bytemuck::{Pod, Zeroable};
 use super::arguments::{Input, Inputs};
 use super::{Address, DeviceProperties, Grid, Launcher, Memory};
 use crate::constants::{
-    COSINE, EUCLIDEAN, EVEN_ENOUGH, EVEN_SPLITS, OWN_NONE, OWN_OFFSET, OWN_ROWS, PAIRS, PAIRS_OF_ROW, RANKED, SLAB,
-    SQUARED, STREAM_SHARED, SURVEYED, TILE, TILE_BLOCKS, TILE_SHARED,
+    COSINE, EUCLIDEAN, EVEN_ENOUGH, EVEN_SPLITS, OWN_NONE, OWN_OFFSET, OWN_ROWS, PAIRS, PAIRS_OF_ROW, RANKED, RUN,
+    RUNS_FROM, SCANNED, SLAB, SQUARED, STREAM_SHARED, SURVEYED, TILE, TILE_BLOCKS, TILE_SHARED,
 };
 use crate::problem::{Options, Problem};
 use crate::{Distance, Element, Error, Own, Precision};
@@ -104,6 +104,11 @@ impl BatchShape {
         (self.rows as u32).div_ceil(RANKED)
     }
 
+    /// How many blocks make the prefix sums of one number a row.
+    pub fn scans(&self) -> u32 {
+        (self.rows as u32).div_ceil(SCANNED)
+    }
+
     /// How many blocks sum up the rows.
     fn surveys(&self) -> u32 {
         (self.rows as u32).div_ceil(SURVEYED)
@@ -153,6 +158,8 @@ pub(crate) struct Batch {
     position: Address,
     first: Address,
     end: Address,
+    sorted: Address,
+    sorted_at: Address,
     y: Address,
     plane: [Address; 2],
     norm: Address,
@@ -176,6 +183,11 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// Where `order`, `position`, `first` and `end` lie.
+    pub fn class_order(&self) -> [Address; 4] {
+        [self.order, self.position, self.first, self.end]
+    }
+
     /// This batch with its embeddings at the address that they have now.
     fn moved_to(self, input: &Input) -> Self {
         Self { x: input.x, stride: input.stride as i64, ..self }
@@ -244,14 +256,16 @@ pub(crate) struct Prepared<M> {
     pub scratch: M,
 }
 
-/// What the preparation finds out about a batch: `Survey` of kernels/batch.cuh. The host only clears it.
+/// What the launches find out about a batch: `Survey` of kernels/batch.cuh. The host only makes room for it.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Survey {
     nearest: u64,
-    tickets: [u32; 2],
+    tickets: [u32; 4],
     bad: u32,
     shifted: u32,
+    overflowed: u32,
+    padding: u32,
 }
 const SURVEY_BYTES: usize = size_of::<Survey>();
 
@@ -280,6 +294,9 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     let y = scratch.part(count_of([padded, dim]), 4);
     let plane = [(); 2].map(|()| scratch.part(count_of([padded, slabs]), SLAB as usize));
     let (norm, scale) = (scratch.part(padded, 4), scratch.part(padded, 4));
+    // Without labels the rows are in order already.
+    let in_runs = rows >= RUNS_FROM && input.labels != 0;
+    let [sorted, sorted_at] = [8, 4].map(|size| scratch.part(if in_runs { rows } else { 0 }, size));
     let sums = scratch.part(count_of([shape.surveys() as usize + 1, dim]), 8);
     let partials = scratch.part(row_blocks as usize, 8);
     let (kept, scratch) = (kept.allocate(launcher)?, scratch.allocate(launcher)?);
@@ -293,6 +310,8 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         position: in_kept(position),
         first: in_kept(first),
         end: in_kept(end),
+        sorted: in_scratch(sorted),
+        sorted_at: in_scratch(sorted_at),
         y: in_scratch(y),
         plane: plane.map(in_scratch),
         norm: in_scratch(norm),
@@ -324,9 +343,12 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         // out above and live as `Memory` says.
         unsafe { launcher.launch(STEM, kernel, grid, bytemuck::bytes_of(&batch)) }
     };
-    // SAFETY: the first bytes of our own allocation, which nothing uses yet.
-    unsafe { launcher.clear(batch.survey, SURVEY_BYTES)? };
-    launch("batch_order", shape.rankings())?;
+    if in_runs {
+        launch("batch_runs", (rows as u32).div_ceil(RUN))?;
+        launch("batch_ranks", shape.rankings())?;
+    } else {
+        launch("batch_order", shape.rankings())?;
+    }
     if batch.centre == 1 && origin.is_none() {
         launch(&format!("batch_survey_{}", T::NAME), shape.surveys())?;
         launch(&format!("batch_nearest_{}", T::NAME), row_blocks)?;
@@ -393,7 +415,7 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher, X>(
     };
     let sides =
         Sides { anchors, others, first, end, own, other_first, other_end, own_rows, own_offset, own_kind, itself: 0 };
-    let blocks = shape.rankings() + other_shape.rankings();
+    let blocks = [shape, other_shape].map(|shape| (shape.rows as u32).div_ceil(THREADS)).iter().sum();
     let grid = Grid { blocks, threads: THREADS, shared_bytes: 0 };
     // SAFETY: `Sides` is this kernel's argument; both batches are prepared, the caller vouches for own rows, and our
     // memory is laid out above and lives as `Memory` says.

@@ -10,6 +10,8 @@ mod emulated;
 pub mod launches;
 mod oracles;
 mod peers;
+#[cfg(feature = "emulator")]
+mod ranks;
 mod recorded;
 mod records;
 #[cfg(feature = "cuda")]
