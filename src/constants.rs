@@ -71,6 +71,9 @@ shared! {
     /// Keys that a block sorts; their ranks are then found by a search in each sorted run.
     pub const RUN: u32 = 1024;
 
+    /// What pulls at a row is added up by one warp up to so many, and beyond by all warps of a block.
+    pub const LONG_LIST: u32 = 64;
+
     /// Rows that a block makes the prefix sums of.
     pub const SCANNED: u32 = 1024;
 
@@ -165,8 +168,9 @@ shared! {
     /// Blocks of `batch_hard_negatives` that a multiprocessor holds: its threads may have only so many registers.
     pub const BATCH_HARD_RESIDENT: u32 = 3;
 
-    /// Rows that a warp of `batch_hard_backward` gathers the gradients of, at most.
-    pub const BATCH_HARD_AT_ONCE: u32 = 8;
+    /// Up to so many anchors, and rows, a block of `batch_hard_backward` looks at all choices for those of its rows: its list
+    /// of them lies in shared memory, and each block reads all choices. Beyond, two launches make the lists of all rows.
+    pub const BATCH_HARD_SEARCHED: u32 = 2048;
 
     // ---- batch_semi_hard and batch_negative ----
 

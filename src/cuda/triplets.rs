@@ -110,7 +110,6 @@ struct LossArgs {
     upstream: Address,
     upstream_stride: i64,
     grad: Address,
-    work: Address,
     margin: f64,
     capacity: u64,
     seed: u64,
@@ -248,15 +247,10 @@ unsafe fn backward<T: Element, L: Launcher, X>(
 ) -> Result<(), Error> {
     let of_side = [problem.rows, problem.references.unwrap_or(0)];
     for (which, (grad, rows)) in grads.into_iter().zip(of_side).enumerate().filter(|(_, (grad, _))| *grad != 0) {
-        let work = match size_of::<T>() {
-            2 => Some(launcher.allocate(rows * problem.dim * size_of::<f32>())?),
-            _ => None,
-        };
         let at = LossArgs {
             upstream,
             upstream_stride: (problem.options.reduction == Reduction::None).into(),
             grad,
-            work: work.as_ref().map_or(grad, Memory::address),
             which: which as u32,
             ..kept.at
         };

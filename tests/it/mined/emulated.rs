@@ -163,6 +163,7 @@ fn launches_are_few_and_nothing_is_filled() {
     let backward = "batch_hard_backward_f32";
     assert_eq!(launched(&hard, 1024), [&forward[..], &[backward]].concat());
     assert_eq!(launched(&hard, 2048), [&forward[..], &[backward]].concat());
+    assert_eq!(launched(&hard, 2049), [&forward[..], &["batch_hard_runs", "batch_hard_links", backward]].concat());
     let counts = [
         launched(&BatchAllTripletLoss::default(), 64).len(),
         launched(&BatchSemiHardTripletLoss::default(), 64).len(),
