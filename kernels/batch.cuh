@@ -102,6 +102,26 @@ template <class T> DEVICE float direct_distance(const Row<T>& x, const Row<T>& y
     return kind == SQUARED ? sum : kind == EUCLIDEAN ? sqrtf(sum) : 1.f - sum;
 }
 
+// The distances of a row from K others, by a warp: direct_distance of each, on their way at a time.
+// kind: a Distance. T: the rows' type.
+template <class T, int K> DEVICE void direct_distances(const Row<T>& x, const Row<T> (&y)[K], u32 dim, u32 kind, float (&d)[K]) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) d[k] = 0.f;
+    for (u32 c = threadIdx.x % 32; c < dim; c += 32) {
+        const float a = x(c);
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+            const float b = y[k](c), e = a - b;
+            d[k] += kind == COSINE ? a * b : e * e;
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+        const float sum = group_sum<32>(d[k]);
+        d[k] = kind == SQUARED ? sum : kind == EUCLIDEAN ? sqrtf(sum) : 1.f - sum;
+    }
+}
+
 // |y_i - y_j|^2 from the product of the rows' planes. Sets `near` if it is below a fixed fraction of the norms: then it
 // has cancelled, and near_squared_distance must be taken instead. Few pairs are that near.
 DEVICE float squared_distance(float norm_i, float scale_i, float norm_j, float scale_j, float product, bool& near) {

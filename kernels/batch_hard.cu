@@ -9,6 +9,7 @@
 //            rows a block looks at all choices for its own ones, which takes no other launch.
 // Of equal distances the lowest original index wins: positives come in that order, and negatives compare it.
 #include "batch.cuh"
+#include "farthest.cuh"
 #include "pulls.cuh"
 #include "ranks.cuh"
 
@@ -39,7 +40,7 @@ struct Args {
     double margin;
     u32 splits, kind, soft, mean;
     u32 which;            // whose gradient: the anchors' or, 1, the reference set's
-    u32 padding;          // to the end of 8 bytes: the host's struct has no gaps
+    u32 at_once;          // anchors that a block of `finish` takes at a time: 8, 16 or 32
 };
 
 // A block finds the nearest negative, in every `splits`-th column tile, of each row of a row tile. P: the precision.
@@ -136,77 +137,115 @@ DEVICE float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x)));
 // The derivative of softplus.
 DEVICE float sigmoid(float x) { return x >= 0.f ? 1.f / (1.f + expf(-x)) : expf(x) / (1.f + expf(x)); }
 
-// A warp takes an anchor: its triplet and loss. T: the type of the caller's rows.
+// A warp takes an anchor: its triplet and loss. A block takes at_once anchors at a time, and those of a large class meet
+// their positives together. T: the type of the caller's rows.
 template <class T> DEVICE void finish(const Args& args) {
+    constexpr u32 WARPS = BATCH_THREADS / 32;
+    SHARED(u32, farthest, MOST_ANCHORS);
     const Sides& sides = args.sides;
     const Batch &a = sides.anchors, &b = sides.others;
     const u32 lane = threadIdx.x % 32;
     const bool bad = sides.bad();
-    double sums[TERCET_STATS] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
-    for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < a.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
-        const u32 anchor = a.order[row], first = sides.first[row], end = sides.end[row], own = sides.own_of(row);
-        const Row<T> x = original_row<T>(a, row);
-        u32 positive = NONE, negative = NONE;
-        float d_ap = 0, d_an = 0;
-        // Euclidean distances are compared before the root, which would make some of them equal.
-        const u32 compared = args.kind == EUCLIDEAN ? SQUARED : args.kind;
-        for (u32 p = first; p < end; ++p) {
-            if (p == own) continue;
-            const float d = direct_distance(x, original_row<T>(b, p), b.dim, compared);
-            if (positive == NONE || d > d_ap) {
-                d_ap = d;
-                positive = p;
+    // Euclidean distances are compared before the root, which would make some of them equal.
+    const u32 compared = args.kind == EUCLIDEAN ? SQUARED : args.kind;
+    // Loss, valid, active, d_ap, d_an: of each warp, and not in registers, which the tiles need.
+    SHARED(double, of_warp, WARPS * TERCET_STATS);
+    double* const sums = of_warp + threadIdx.x / 32 * TERCET_STATS;
+    if (lane < TERCET_STATS) sums[lane] = 0;
+    __syncwarp();  // the zeros are there
+    for (u32 base = blockIdx.x * args.at_once; base < a.rows; base += gridDim.x * args.at_once) {
+        const u32 count = a.rows - base < args.at_once ? a.rows - base : args.at_once;
+        // A lane knows the class of an anchor; all warps know the same.
+        const u32 class_first = lane < count ? sides.first[base + lane] : NONE, class_end = lane < count ? sides.end[base + lane] : NONE;
+        u32 large = __ballot_sync(0xffffffff, class_end - class_first > LARGE_CLASS), tiled = 0;
+        while (large) {
+            const u32 from = u32(__ffs(int(large))) - 1;
+            const u32 first = __shfl_sync(0xffffffff, class_first, int(from)), end = __shfl_sync(0xffffffff, class_end, int(from));
+            // Anchors of one class are neighbours.
+            const u32 of_class = large & __ballot_sync(0xffffffff, class_first == first && class_end == end);
+            const u32 size = __reduce_add_sync(0xffffffff, of_class >> lane & 1);
+            large &= ~of_class;
+            if (size < TILED_FROM) continue;
+            tiled |= of_class;
+            Farthest::find(sides, compared, base + from, size, args.at_once, first, end, farthest + from);
+        }
+        for (u32 k = threadIdx.x / 32; k < count; k += WARPS) {
+            const u32 row = base + k;
+            const u32 anchor = a.order[row], first = sides.first[row], end = sides.end[row], own = sides.own_of(row);
+            const Row<T> x = original_row<T>(a, row);
+            u32 positive = NONE, negative = NONE;
+            float d_ap = 0, d_an = 0;
+            if (tiled >> k & 1) {
+                positive = farthest[k];
+                if (positive != NONE) d_ap = direct_distance(x, original_row<T>(b, positive), b.dim, compared);
+            } else {
+                constexpr int TOGETHER = 4;
+                for (u32 p = first; p < end; p += TOGETHER) {
+                    Row<T> y[TOGETHER];
+                    float d[TOGETHER];
+#pragma unroll
+                    for (int q = 0; q < TOGETHER; ++q) y[q] = original_row<T>(b, p + q < end ? p + q : p);
+                    direct_distances(x, y, b.dim, compared, d);
+#pragma unroll
+                    for (int q = 0; q < TOGETHER; ++q)
+                        if (p + q < end && p + q != own && (positive == NONE || d[q] > d_ap)) {
+                            d_ap = d[q];
+                            positive = p + q;
+                        }
+                }
             }
-        }
-        if (args.kind == EUCLIDEAN) d_ap = sqrtf(d_ap);
-        float best = 0;
-        u32 index = NONE;
-        for (u32 s = 0; s < args.splits; ++s) {
-            const i64 at = i64(s) * a.padded + row;
-            const u32 candidate = args.candidate_row[at];
-            if (candidate == NONE) continue;
-            const float d = args.candidate[at];
-            if (negative == NONE || d < best || (d == best && b.order[candidate] < index)) {
-                best = d;
-                negative = candidate;
-                index = b.order[candidate];
+            if (args.kind == EUCLIDEAN) d_ap = sqrtf(d_ap);
+            float best = 0;
+            u32 index = NONE;
+            for (u32 s = 0; s < args.splits; ++s) {
+                const i64 at = i64(s) * a.padded + row;
+                const u32 candidate = args.candidate_row[at];
+                if (candidate == NONE) continue;
+                const float d = args.candidate[at];
+                if (negative == NONE || d < best || (d == best && b.order[candidate] < index)) {
+                    best = d;
+                    negative = candidate;
+                    index = b.order[candidate];
+                }
             }
-        }
-        // Every distance is NaN: take any negative, because without one the loss would be 0.
-        if (negative == NONE && end - first < b.rows) {
-            negative = first > 0 ? 0 : end;
-            index = b.order[negative];
-        }
-        if (negative != NONE) d_an = direct_distance(x, original_row<T>(b, negative), b.dim, args.kind);
-        const bool valid = positive != NONE && negative != NONE;
-        const float t = args.soft ? d_ap - d_an : d_ap - d_an + float(args.margin);
-        float loss = 0, weight = 0;
-        if (valid) {
-            loss = args.soft ? softplus(t) : t > 0.f ? t : 0.f;
-            weight = args.soft ? sigmoid(t) : t > 0.f ? 1.f : 0.f;
-        }
-        const bool poisoned = valid ? bad || !is_finite(d_ap) || !is_finite(d_an) : bad && a.norm[row] != a.norm[row];
-        if (poisoned) loss = weight = nan_value<float>();
-        if (lane == 0) {
-            args.choice[2 * anchor] = valid ? positive : NONE;
-            args.choice[2 * anchor + 1] = valid ? negative : NONE;
-            if (args.positive) args.positive[anchor] = valid ? b.order[positive] : NONE;
-            if (args.negative) args.negative[anchor] = valid ? index : NONE;
-            args.d_ap[anchor] = d_ap;
-            args.d_an[anchor] = d_an;
-            args.weight[anchor] = weight;
-            if (args.losses) args.losses[anchor] = loss;
-            sums[0] += double(loss);
+            // Every distance is NaN: take any negative, because without one the loss would be 0.
+            if (negative == NONE && end - first < b.rows) {
+                negative = first > 0 ? 0 : end;
+                index = b.order[negative];
+            }
+            if (negative != NONE) d_an = direct_distance(x, original_row<T>(b, negative), b.dim, args.kind);
+            const bool valid = positive != NONE && negative != NONE;
+            const float t = args.soft ? d_ap - d_an : d_ap - d_an + float(args.margin);
+            float loss = 0, weight = 0;
             if (valid) {
-                sums[1] += 1;
-                sums[2] += loss > 0.f ? 1 : 0;
-                sums[3] += double(d_ap);
-                sums[4] += double(d_an);
+                loss = args.soft ? softplus(t) : t > 0.f ? t : 0.f;
+                weight = args.soft ? sigmoid(t) : t > 0.f ? 1.f : 0.f;
+            }
+            const bool poisoned = valid ? bad || !is_finite(d_ap) || !is_finite(d_an) : bad && a.norm[row] != a.norm[row];
+            if (poisoned) loss = weight = nan_value<float>();
+            if (lane == 0) {
+                args.choice[2 * anchor] = valid ? positive : NONE;
+                args.choice[2 * anchor + 1] = valid ? negative : NONE;
+                if (args.positive) args.positive[anchor] = valid ? b.order[positive] : NONE;
+                if (args.negative) args.negative[anchor] = valid ? index : NONE;
+                args.d_ap[anchor] = d_ap;
+                args.d_an[anchor] = d_an;
+                args.weight[anchor] = weight;
+                if (args.losses) args.losses[anchor] = loss;
+                sums[0] += double(loss);
+                if (valid) {
+                    sums[1] += 1;
+                    sums[2] += loss > 0.f ? 1 : 0;
+                    sums[3] += double(d_ap);
+                    sums[4] += double(d_an);
+                }
             }
         }
+        __syncthreads();  // all warps have read the farthest positives
     }
-    double total[TERCET_STATS];
-    if (!grid_sums<BATCH_THREADS>(sums, args.partials, sides.anchors.survey->tickets + 2, total)) return;
+    double mine[TERCET_STATS], total[TERCET_STATS];
+    for (u32 k = 0; k < TERCET_STATS; ++k) mine[k] = lane == 0 ? sums[k] : 0;
+    if (!grid_sums<BATCH_THREADS>(mine, args.partials, sides.anchors.survey->tickets + 2, total)) return;
     const double scale = args.mean ? 1 / (total[1] > 0 ? total[1] : 1) : 1;
     if (args.loss) *args.loss = bad ? nan_value<float>() : float(total[0] * scale);
     for (int k = 0; k < 4; ++k) args.stats[k] = total[k + 1];
@@ -352,7 +391,7 @@ KERNEL_OF(TERCET_BATCH_HARD_RESIDENT, batch_hard_negatives_high, TILE_THREADS, c
 KERNEL_OF(TERCET_BATCH_HARD_RESIDENT, batch_hard_negatives_f16, TILE_THREADS, const Args args) { negatives<Half<f16>>(args); }
 KERNEL_OF(TERCET_BATCH_HARD_RESIDENT, batch_hard_negatives_bf16, TILE_THREADS, const Args args) { negatives<Half<bf16>>(args); }
 #define OF_TYPE(dtype, T)                                                              \
-    KERNEL(batch_hard_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); }     \
+    KERNEL_OF(3, batch_hard_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); } \
     KERNEL(batch_hard_backward_##dtype, BATCH_THREADS, const Args args) { backward<T>(args); }
 OF_TYPE(f32, float)
 OF_TYPE(f16, f16)

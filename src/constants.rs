@@ -168,6 +168,9 @@ shared! {
     /// Blocks of `batch_hard_negatives` that a multiprocessor holds: its threads may have only so many registers.
     pub const BATCH_HARD_RESIDENT: u32 = 3;
 
+    /// In classes of more rows a block looks for the farthest positives of several anchors at a time.
+    pub const LARGE_CLASS: u32 = 64;
+
     /// Up to so many anchors, and rows, a block of `batch_hard_backward` looks at all choices for those of its rows: its list
     /// of them lies in shared memory, and each block reads all choices. Beyond, two launches make the lists of all rows.
     pub const BATCH_HARD_SEARCHED: u32 = 2048;

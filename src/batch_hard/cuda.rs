@@ -51,8 +51,7 @@ struct LossArgs {
     soft: u32,
     mean: u32,
     which: u32,
-    /// Four bytes that a compiler would leave unnamed at the end: `Pod` allows no gaps.
-    padding: u32,
+    at_once: u32,
 }
 
 /// `Args` of kernels/batch_hard.cu.
@@ -85,7 +84,7 @@ impl OnDevice for BatchHardTripletLoss {
         }
 
         let splits = shape.even_splits_of(shapes[1].tiles(), RESIDENT, launcher.properties());
-        let row_blocks = shape.row_blocks(launcher.properties());
+        let (at_once, row_blocks) = shape.anchors_at_once(launcher.properties());
         let mut selection = Layout::default();
         let stats = selection.part(STATS, 8);
         let choice = selection.part(rows, 8);
@@ -114,6 +113,7 @@ impl OnDevice for BatchHardTripletLoss {
             kind: batch::kind(shape.distance),
             soft: problem.options.extra.into(),
             mean: (problem.options.reduction == Reduction::Mean).into(),
+            at_once,
             ..LossArgs::zeroed()
         };
         let args = Args { sides, at };

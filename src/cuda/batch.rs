@@ -145,6 +145,22 @@ impl BatchShape {
         let resident = device.multiprocessors * (device.threads_per_multiprocessor / THREADS);
         (self.rows as u32).div_ceil(THREADS / 32).min(resident).max(1)
     }
+
+    /// How many anchors a block takes at a time, 8, 16 or 32, and how many blocks to launch. The more anchors of a large class
+    /// a block has, the fewer times the class is read; but never so many that a multiprocessor has less to do.
+    pub fn anchors_at_once(&self, device: &DeviceProperties) -> (u32, u32) {
+        let blocks = self.row_blocks(device);
+        let rounds = self.rows as u32 / (blocks * (THREADS / 32));
+        let at_once = THREADS / 32
+            * if rounds < 2 {
+                1
+            } else if rounds < 4 {
+                2
+            } else {
+                4
+            };
+        (at_once, (self.rows as u32).div_ceil(at_once).min(blocks))
+    }
 }
 
 /// `Batch` of kernels/batch.cuh.
