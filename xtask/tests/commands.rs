@@ -17,6 +17,7 @@ fn help_is_shown_and_names_every_command() {
             "test",
             "bench",
             "bundle",
+            "kernel-report",
             "gpu-status",
             "records",
             "TERCET_VENV",
@@ -132,6 +133,14 @@ fn the_page_in_this_repository_is_readable() {
     let checkout = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_xtask"));
     run(command.arg("gpu-status").current_dir(checkout)).succeeds().says(&["kernels hash"]);
+}
+
+#[test]
+fn kernel_report_passes_its_arguments_on() {
+    let sandbox = Sandbox::new();
+    run(&mut sandbox.xtask(&["kernel-report", "batch_hard", "--target", "sm_90a", "--json"])).succeeds();
+    let expected = "run --release --quiet -p tercet-kernel-report -- batch_hard --target sm_90a --json\n";
+    assert_eq!(sandbox.read("cargo-calls"), expected);
 }
 
 /// A checkout in git whose "tests", programs as in older commits, copy `bits-of-the-tests`; and git in it.
