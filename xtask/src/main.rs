@@ -41,7 +41,7 @@ Commands:
   kernel-report [STEM] [--target sm_90a] [--json] [--rows N --dim D --positives P]
                 set-up, then what the compiled kernels are made of: instructions by loop, blocks on a multiprocessor,
                 bounds on an H200
-  gpu-status    whether the kernels as they are were verified on a GPU (docs/gpu-verification.md)
+  gpu-status    set-up, then whether the kernels as they are were verified on a GPU (docs/gpu-verification.md)
   records       a hash over all bits that the recorded cases of each loss compute, on each backend.
                 `--diff COMMIT`: which cases have other bits than at COMMIT, or none have
   help          this text; also -h, --help
@@ -119,7 +119,7 @@ fn run(arguments: &[String]) -> Result<()> {
         "kernel-report" => kernel_report(&rest, wants_help),
         "gpu-status" => {
             no_arguments("gpu-status", &rest)?;
-            gpu_status::print(&Checkout::find()?)
+            gpu_status::print(&ready()?)
         }
         "records" => match diff(&rest)? {
             None => records::print(&ready()?),

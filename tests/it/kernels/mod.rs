@@ -3,6 +3,7 @@
 //! (emulator/tests/it/kernels.rs), and refuses to launch any other.
 
 mod budgets;
+mod launches;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;

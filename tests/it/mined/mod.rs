@@ -10,7 +10,7 @@ mod emulated;
 pub mod launches;
 mod oracles;
 mod peers;
-mod recorded;
+pub mod recorded;
 mod records;
 #[cfg(feature = "cuda")]
 pub mod refusing;
