@@ -3,6 +3,9 @@
 #[cfg(feature = "cuda")]
 #[path = "build/arguments.rs"]
 mod arguments;
+#[cfg(feature = "cuda")]
+#[path = "build/assembler.rs"]
+mod assembler;
 #[cfg(any(feature = "cuda", feature = "torch"))]
 #[path = "build/cache.rs"]
 mod cache;

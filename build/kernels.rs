@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs, thread};
 
 use crate::arguments;
+use crate::assembler;
 use crate::cache;
 use crate::nvrtc::{self, Nvrtc};
 use crate::script::{doc_only, fail};
@@ -118,7 +119,8 @@ fn write_table(out: &Path, name: &str, images: &[(&Job, &Image)]) {
             image.size,
             out.join(&file),
         );
-        for report in assembler_reports(&image.log) {
+        let source = job.source.to_string_lossy();
+        for report in assembler::checked(&image.log, &source, &job.target).unwrap_or_else(|error| fail(&error)) {
             let _ = writeln!(table, "    {report},");
         }
         table.push_str("] },\n");
@@ -266,41 +268,4 @@ fn compile_cached(nvrtc: &Nvrtc, job: &Job, common: u64, cache: &Path) -> Result
 
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), String> {
     cache::write_whole(path, bytes).map_err(|e| format!("{}: {e}", path.display()))
-}
-
-// ---- the assembler's report ----
-
-/// Makes `KernelReport { .. }` literals from lines such as
-///
-/// ```text
-/// ptxas info    : Function properties for triplet_margin_difference_f32_l32
-/// ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-/// ptxas info    : Used 63 registers, used 1 barriers, 68 bytes smem
-/// ```
-fn assembler_reports(log: &str) -> Vec<String> {
-    let mut reports = Vec::new();
-    let (mut kernel, mut stack, mut spills) = (String::new(), 0, 0);
-    for line in log.lines() {
-        if let Some((_, name)) = line.split_once("Function properties for ") {
-            kernel = name.trim().to_string();
-        } else if line.contains("bytes stack frame") {
-            stack = number_before(line, " bytes stack frame");
-            spills = number_before(line, " bytes spill stores") + number_before(line, " bytes spill loads");
-        } else if line.contains(" registers") {
-            reports.push(format!(
-                "KernelReport {{ kernel: {kernel:?}, registers: {}, shared_bytes: {}, stack_bytes: {stack}, spill_bytes: {spills} }}",
-                number_before(line, " registers"),
-                number_before(line, " bytes smem"),
-            ));
-        }
-    }
-    reports
-}
-
-/// The number that stands before `unit`, or 0.
-fn number_before(line: &str, unit: &str) -> u64 {
-    let Some((before, _)) = line.split_once(unit) else {
-        return 0;
-    };
-    before.rsplit(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0)
 }

@@ -1,14 +1,12 @@
-// The preparation of a batch for mined losses, in up to four launches: order, survey, nearest, gather; and match, if
-// the rows are compared with those of another batch.
+// The preparation of a batch for mined losses: of few short rows one launch, prepare; else up to four: order, of many rows
+// runs and ranks, then survey, nearest, gather. And match, if the rows are compared with those of another batch.
 //
 // Translation changes no Euclidean distance, but a Gram matrix of rows far from the origin cancels. Rows are moved by
 // one of them, the nearest to the mean, if the mean is larger than the spread: by a row and not by the mean, so that
-// differences of integers stay integers, and ties stay ties.
+// differences of integers stay integers, and ties stay ties. `prepare` takes mean and spread of some rows alone, so that
+// each block finds them for itself.
 #include "batch.cuh"
-
-// Rows that a block ranks, one a lane of each warp; every warp looks at its share of the labels.
-constexpr u32 RANKED = TERCET_RANKED;
-static_assert(BATCH_THREADS % RANKED == 0, "whole warps");
+#include "ranks.cuh"
 
 // Visits this warp's share of the labels. All threads of the block must call.
 // f(label, index): called for each of them.
@@ -23,27 +21,27 @@ template <class F> DEVICE void each_label(const i64* labels, u32 rows, F f) {
         for (u32 k = 0; k < count; ++k) f(tile[from + k], base + from + k);
     }
 }
-// The sum of x over the threads of all warps that have this thread's lane. All threads of the block must call.
-DEVICE u32 sum_of_warps(u32 x) {
-    SHARED(u32, part, BATCH_THREADS);
-    __syncthreads();  // all threads have read the parts of the call before
-    part[threadIdx.x] = x;
-    __syncthreads();  // the parts are there
-    u32 sum = 0;
-    for (u32 t = threadIdx.x % 32; t < BATCH_THREADS; t += 32) sum += part[t];
-    return sum;
+
+// What the launches after the first one count in and look at starts as zeros.
+DEVICE void clear_survey(const Batch& b) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) *b.survey = Survey{};
 }
 
-// rank_i = #{j : (label_j, j) < (label_i, i)}: the place of row i in class order.
+// Row i is at `rank` of class order, and its class begins at `first` and has `size` rows.
+DEVICE void put_in_order(const Batch& b, u32 i, u32 rank, u32 first, u32 size) {
+    b.order[rank] = i;
+    b.position[i] = rank;
+    b.first[rank] = first;
+    b.end[rank] = first + size;
+}
+
+// rank_i = #{j : (label_j, j) < (label_i, i)}: the place of row i in class order, by looking at all labels.
 KERNEL(batch_order, BATCH_THREADS, const Batch b) {
+    clear_survey(b);
     const u32 i = blockIdx.x * RANKED + threadIdx.x % RANKED;
     const bool writes = threadIdx.x < RANKED && i < b.rows;
     if (!b.labels) {
-        if (writes) {
-            b.order[i] = b.position[i] = i;
-            b.first[i] = i;
-            b.end[i] = i + 1;
-        }
+        if (writes) put_in_order(b, i, i, i, 1);
         return;
     }
     const i64 mine = i < b.rows ? b.labels[i] : 0;
@@ -56,32 +54,38 @@ KERNEL(batch_order, BATCH_THREADS, const Batch b) {
     smaller = sum_of_warps(smaller);
     equal = sum_of_warps(equal);
     before = sum_of_warps(before);
-    if (!writes) return;
-    const u32 rank = smaller + before;
-    b.order[rank] = i;
-    b.position[i] = rank;
-    b.first[rank] = smaller;
-    b.end[rank] = smaller + equal;
+    if (writes) put_in_order(b, i, smaller + before, smaller, equal);
 }
 
-// Where the class of each row lies among the rows of the other side: the first blocks take the anchors.
+// The same for batches of many rows, in two launches.
+KERNEL(batch_runs, BATCH_THREADS, const Batch b) {
+    clear_survey(b);
+    sort_run(b.rows, [&](u32 i) { return b.labels[i]; }, b.sorted, b.sorted_at);
+}
+KERNEL(batch_ranks, BATCH_THREADS, const Batch b) {
+    rank_runs(b.rows, b.sorted, b.sorted_at,
+              [&](u32 i, u32 smaller, u32 equal, u32 before) { put_in_order(b, i, smaller + before, smaller, equal); });
+}
+
+// Where the class of each row lies among the rows of the other side, by a thread a row: the first blocks take the anchors.
 KERNEL(batch_match, BATCH_THREADS, const Sides s) {
-    const u32 chunks = (s.anchors.rows + RANKED - 1) / RANKED;
+    const u32 chunks = (s.anchors.rows + BATCH_THREADS - 1) / BATCH_THREADS;
     const bool of_anchors = blockIdx.x < chunks;
     const Batch& rows = of_anchors ? s.anchors : s.others;
     const Batch& among = of_anchors ? s.others : s.anchors;
-    const u32 i = (of_anchors ? blockIdx.x : blockIdx.x - chunks) * RANKED + threadIdx.x % RANKED;
-    const i64 mine = i < rows.rows ? rows.labels[rows.order[i]] : 0;
-    u32 smaller = 0, equal = 0;
-    each_label(among.labels, among.rows, [&](i64 label, u32) {
-        smaller += label < mine;
-        equal += label == mine;
-    });
-    smaller = sum_of_warps(smaller);
-    equal = sum_of_warps(equal);
-    if (threadIdx.x >= RANKED || i >= rows.rows) return;
-    (of_anchors ? s.first : s.other_first)[i] = smaller;
-    (of_anchors ? s.end : s.other_end)[i] = smaller + equal;
+    const u32 i = (of_anchors ? blockIdx.x : blockIdx.x - chunks) * BATCH_THREADS + threadIdx.x;
+    if (i >= rows.rows) return;
+    const i64 mine = rows.labels[rows.order[i]];
+    // The first row in class order whose label is not smaller.
+    u32 from = 0, to = among.rows;
+    while (from < to) {
+        const u32 middle = from + (to - from) / 2;
+        if (among.labels[among.order[middle]] < mine) from = middle + 1;
+        else to = middle;
+    }
+    const bool found = from < among.rows && among.labels[among.order[from]] == mine;
+    (of_anchors ? s.first : s.other_first)[i] = from;
+    (of_anchors ? s.end : s.other_end)[i] = found ? among.end[from] : from;
     if (!of_anchors) return;
     const u32 anchor = rows.order[i];
     // An anchor whose own row would lie outside of the reference set is not in it. A negative offset wraps around.
@@ -137,28 +141,25 @@ template <class T> DEVICE void nearest(const Batch& b) {
     }
 }
 
-// A warp prepares a row, in class order: y, planes, norm, scale, inverse. T: the caller's type. P: the precision.
-template <class T, class P> DEVICE void gather(const Batch& b) {
-    const u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (row >= b.held) return;
+// A warp prepares row `row` of class order, by original index `index`: y, planes, norm, terms, scale, inverse; false if it is
+// not finite. shift: the elements of the row that all are translated by; null: none. T: the caller's type. P: the precision.
+template <class T, class P> DEVICE bool gather_row(const Batch& b, u32 row, u32 index, const T* shift) {
+    const u32 lane = threadIdx.x % 32;
     const u32 panels = b.operand().panels(), width = panels * (PANEL_WIDTH / P::bytes);
     u8* const planes[2] = {b.planes, b.planes + (P::planes - 1) * PANEL};
     const auto at = [&](u32 c) { return i64(in_planes<P::planes>(row, c * P::bytes, panels) / P::bytes); };
     if (row >= b.rows) {
         for (u32 c = lane; c < width; c += 32) P::encode(0.f, planes, at(c));
         if (lane == 0) store(&b.terms[row * 2], Pack<float, 2>{{__int_as_float(0x7f800000), -2.f}});
-        if (row >= b.padded) return;
+        if (row >= b.padded) return true;
         for (u32 c = lane; c < b.dim; c += 32) b.y[i64(row) * b.dim + c] = 0.f;
         if (lane == 0) {
             b.norm[row] = 0.f;
             b.scale[row] = b.inverse[row] = 1.f;
         }
-        return;
+        return true;
     }
-    const T* x = static_cast<const T*>(b.x) + b.order[row] * b.stride;
-    const u32 origin = ~u32(b.origin_survey->nearest);
-    const bool shifted = b.centre && b.origin_survey->shifted;
-    const T* shift = shifted ? static_cast<const T*>(b.origin) + origin * b.origin_stride : nullptr;
+    const T* x = static_cast<const T*>(b.x) + index * b.stride;
     float factor = 1.f;
     bool flat = false;
     if (b.normalize) {
@@ -201,8 +202,131 @@ template <class T, class P> DEVICE void gather(const Batch& b) {
         b.scale[row] = scale;
         store(&b.terms[row * 2], Pack<float, 2>{{norm, -2.f * scale}});
         b.inverse[row] = flat ? -factor : factor;
-        if (!finite) atomicOr(&b.survey->bad, 1u);
     }
+    return finite;
+}
+
+// A warp prepares a row, once the launches before have found its place and the origin. T: the caller's type. P: the
+// precision.
+template <class T, class P> DEVICE void gather(const Batch& b) {
+    const u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
+    if (row >= b.held) return;
+    const u32 origin = ~u32(b.origin_survey->nearest);
+    const bool shifted = b.centre && b.origin_survey->shifted;
+    const T* shift = shifted ? static_cast<const T*>(b.origin) + origin * b.origin_stride : nullptr;
+    const bool finite = gather_row<T, P>(b, row, row < b.rows ? b.order[row] : 0, shift);
+    if (!finite && threadIdx.x % 32 == 0) atomicOr(&b.survey->bad, 1u);
+}
+
+// Rows whose mean and spread `prepare` takes for those of the batch.
+constexpr u32 SAMPLED = 64, PREPARED_WIDTH = TERCET_PREPARED_WIDTH;
+
+// The row nearest to the mean of SAMPLED rows, or of all if these are fewer, and whether translating by it pays. All threads
+// of the block must call, and all blocks find the same. T: the type of the caller's rows.
+template <class T> DEVICE u32 origin_of(const Batch& b, bool& shifted) {
+    constexpr u32 PARTS = BATCH_THREADS / PREPARED_WIDTH, WARPS = BATCH_THREADS / 32;
+    SHARED(double, part, PARTS * PREPARED_WIDTH);
+    SHARED(u64, nearest, WARPS);
+    SHARED(double, spread, WARPS);
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, samples = b.rows < SAMPLED ? b.rows : SAMPLED;
+    const auto row_of = [&](u32 s) { return static_cast<const T*>(b.x) + i64(s * b.rows / samples) * b.stride; };
+    const u32 column = threadIdx.x % PREPARED_WIDTH;
+    double sum = 0;
+    if (column < b.dim)
+#pragma unroll 8
+        for (u32 s = threadIdx.x / PREPARED_WIDTH; s < samples; s += PARTS) sum += double(widen(row_of(s)[column]));
+    part[threadIdx.x] = sum;
+    __syncthreads();  // the parts of the columns' sums are there
+    double mean[PREPARED_WIDTH / 32], size = 0;
+#pragma unroll
+    for (u32 k = 0; k < PREPARED_WIDTH / 32; ++k) {
+        mean[k] = 0;
+        for (u32 p = 0; p < PARTS; ++p) mean[k] += part[p * PREPARED_WIDTH + k * 32 + lane];
+        mean[k] /= samples;
+        size += mean[k] * mean[k];
+    }
+    size = group_sum<32>(size);
+    u64 least = ~u64(0);
+    double total = 0;
+    for (u32 s = warp; s < samples; s += WARPS) {
+        double squares = 0;
+#pragma unroll
+        for (u32 k = 0; k < PREPARED_WIDTH / 32; ++k) {
+            if (k * 32 + lane >= b.dim) break;
+            const double e = double(widen(row_of(s)[k * 32 + lane])) - mean[k];
+            squares += e * e;
+        }
+        squares = group_sum<32>(squares);
+        total += squares;
+        const u64 key = u64(__float_as_uint(float(squares))) << 32 | (s * b.rows / samples);
+        least = key < least ? key : least;
+    }
+    if (lane == 0) {
+        nearest[warp] = least;
+        spread[warp] = total;
+    }
+    __syncthreads();  // the warps' nearest rows are there
+    total = 0;
+#pragma unroll
+    for (u32 w = 0; w < WARPS; ++w) {
+        least = nearest[w] < least ? nearest[w] : least;
+        total += spread[w];
+    }
+    shifted = size * samples > total;
+    return u32(least);
+}
+
+// All of the preparation in one launch, for few short rows: a warp finds a row's place by looking at all labels, and prepares
+// it there. T: the caller's type. P: the precision.
+template <class T, class P> DEVICE void prepare(const Batch& b) {
+    constexpr u32 WARPS = BATCH_THREADS / 32;
+    SHARED(u32, finite, WARPS);
+    const u32 lane = threadIdx.x % 32, i = blockIdx.x * WARPS + threadIdx.x / 32;
+    const bool itself = b.origin_survey == b.survey;
+    bool shifted = false;
+    u32 origin = 0;
+    if (b.centre && itself) origin = origin_of<T>(b, shifted);
+    else if (b.centre) {
+        origin = ~u32(b.origin_survey->nearest);
+        shifted = b.origin_survey->shifted;
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        Survey& survey = *b.survey;
+        survey.nearest = ~u64(origin);
+        survey.shifted = shifted;
+        survey.bad = survey.overflowed = 0;
+#pragma unroll
+        for (int k = 0; k < 4; ++k) survey.tickets[k] = 0;
+        for (u32 k = gridDim.x; k < TERCET_PREPARED_ROWS / WARPS; ++k) reinterpret_cast<u8*>(survey.bad_of)[k] = 0;
+    }
+    u32 row = i;
+    if (i < b.rows) {
+        u32 smaller = i, equal = 1, before = 0;
+        if (b.labels) {
+            const i64 mine = b.labels[i];
+            smaller = equal = 0;
+            for (u32 j = lane; j < b.rows; j += 32) {
+                const i64 label = b.labels[j];
+                smaller += label < mine;
+                equal += label == mine;
+                before += label == mine && j < i;
+            }
+            smaller = group_sum<32>(smaller);
+            equal = group_sum<32>(equal);
+            before = group_sum<32>(before);
+        }
+        row = smaller + before;
+        if (lane == 0) put_in_order(b, i, row, smaller, equal);
+    }
+    const T* shift = shifted ? static_cast<const T*>(b.origin) + origin * b.origin_stride : nullptr;
+    const bool mine = i >= b.held || gather_row<T, P>(b, row, i, shift);
+    if (lane == 0) finite[threadIdx.x / 32] = mine;
+    __syncthreads();  // the warps' findings are there
+    if (threadIdx.x > 0) return;
+    bool bad = false;
+#pragma unroll
+    for (u32 w = 0; w < WARPS; ++w) bad = bad || !finite[w];
+    reinterpret_cast<u8*>(b.survey->bad_of)[blockIdx.x] = bad;
 }
 
 // The kernels for rows of type T. Plain is what the other precisions are checked against.
@@ -211,6 +335,8 @@ template <class T, class P> DEVICE void gather(const Batch& b) {
     KERNEL(batch_nearest_##dtype, BATCH_THREADS, const Batch b) { nearest<T>(b); }                \
     KERNEL(batch_gather_##dtype##_highest, BATCH_THREADS, const Batch b) { gather<T, Split>(b); } \
     KERNEL(batch_gather_##dtype##_half, BATCH_THREADS, const Batch b) { gather<T, Half>(b); }     \
+    KERNEL(batch_prepare_##dtype##_highest, BATCH_THREADS, const Batch b) { prepare<T, Split>(b); } \
+    KERNEL(batch_prepare_##dtype##_half, BATCH_THREADS, const Batch b) { prepare<T, Half>(b); }   \
     KERNEL(batch_gather_##dtype##_plain, BATCH_THREADS, const Batch b) { gather<T, Plain>(b); }
 OF_TYPE(f32, float)
 OF_TYPE(f16, f16)

@@ -14,13 +14,24 @@ enum Distance : u32 { SQUARED = TERCET_SQUARED, EUCLIDEAN = TERCET_EUCLIDEAN, CO
 // How the rows of a reference set that anchors are themselves are told.
 enum Own : u32 { OWN_NONE = TERCET_OWN_NONE, OWN_OFFSET = TERCET_OWN_OFFSET, OWN_ROWS = TERCET_OWN_ROWS };
 
-// What the preparation finds out about a batch; zeros at launch. The same layout as `Survey` in src/cuda/batch.rs.
+// What the launches find out about a batch: the first of them clears it. The same layout as `Survey` in src/cuda/batch.rs.
 struct Survey {
     u64 nearest;     // the largest ~(bits of the squared distance to the mean, row), two halves of 32 bits
-    u32 tickets[2];  // of the kernels survey and nearest
-    u32 bad;         // whether any row is not finite
+    u32 tickets[4];  // of the kernels survey and nearest, and two for the loss whose anchors these are
+    u32 bad;         // whether any row is not finite, of many rows; of few,
+    u32 bad_of[32];  // a byte for each block of `prepare`: whether any of its rows is not
     u32 shifted;     // whether rows are translated by -x[~nearest & 0xffffffff]
+    u32 overflowed;  // whether a loss found that it is not a number
+    u32 padding;     // to the end of 8 bytes: the host's struct has no gaps
+
+    DEVICE bool any_bad() const {
+        u32 any = bad;
+#pragma unroll
+        for (u32 k = 0; k < 32; ++k) any |= bad_of[k];
+        return any;
+    }
 };
+static_assert(sizeof(Survey::bad_of) == TERCET_PREPARED_ROWS / (BATCH_THREADS / 32), "a block takes a row a warp");
 
 // A prepared batch, laid out as `Batch` in src/cuda/batch.rs. Arrays are in class order, except x, labels and position.
 struct Batch {
@@ -31,6 +42,8 @@ struct Batch {
     u32* position;        // by original index: the row's place in class order
     u32* first;           // the row's class is rows first .. end
     u32* end;
+    i64* sorted;          // the labels in sorted runs, and the rows that have them: of many rows, while they are ranked
+    u32* sorted_at;
     float* y;             // [padded, dim]: the rows as given, or normalised
     u8* planes;           // y, translated and divided by scale, as the precision stores it, in panels (tile.cuh)
     float* norm;          // the squared norm of what the planes hold; 1 for cosine; NaN if the row is not finite
@@ -72,7 +85,7 @@ struct Sides {
         return size_of_class(anchor) - (own >= first[anchor] && own < end[anchor]);
     }
     DEVICE u32 negatives(u32 anchor) const { return others.rows - size_of_class(anchor); }
-    DEVICE bool bad() const { return anchors.survey->bad || others.survey->bad; }
+    DEVICE bool bad() const { return anchors.survey->any_bad() || (!itself && others.survey->any_bad()); }
 };
 
 // The elements of a row from the caller's numbers, so that a difference of two is rounded once. A normalised row is
@@ -97,6 +110,26 @@ template <class T> DEVICE float direct_distance(const Row<T>& x, const Row<T>& y
     }
     sum = group_sum<32>(sum);
     return kind == SQUARED ? sum : kind == EUCLIDEAN ? sqrtf(sum) : 1.f - sum;
+}
+
+// The distances of a row from K others, by a warp: direct_distance of each, on their way at a time.
+// kind: a Distance. T: the rows' type.
+template <class T, int K> DEVICE void direct_distances(const Row<T>& x, const Row<T> (&y)[K], u32 dim, u32 kind, float (&d)[K]) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) d[k] = 0.f;
+    for (u32 c = threadIdx.x % 32; c < dim; c += 32) {
+        const float a = x(c);
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+            const float b = y[k](c), e = a - b;
+            d[k] += kind == COSINE ? a * b : e * e;
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+        const float sum = group_sum<32>(d[k]);
+        d[k] = kind == SQUARED ? sum : kind == EUCLIDEAN ? sqrtf(sum) : 1.f - sum;
+    }
 }
 
 // |y_i - y_j|^2 from the product of the rows' planes. Sets `near` if it is below a fixed fraction of the norms: then it
@@ -128,25 +161,64 @@ DEVICE float near_squared_distance(const Batch& a, u32 i, const Batch& b, u32 j)
     return sum;
 }
 
-// start[i] = size(0) + .. + size(i - 1) for i from 0 to `rows`, by one block: each thread adds up a run of rows.
+// Writes what a mined loss says about a batch, as `Output::stats` in src/cuda/arguments.rs has it. lost: the means are NaN.
+DEVICE void write_stats(double* stats, double valid, double active, double mean_positive, double mean_negative, bool lost, double scale) {
+    reinterpret_cast<i64*>(stats)[0] = i64(valid);
+    reinterpret_cast<i64*>(stats)[1] = lost ? 0 : i64(active);
+    stats[2] = lost ? nan_value<double>() : mean_positive;
+    stats[3] = lost ? nan_value<double>() : mean_negative;
+    stats[4] = scale;
+}
+
+constexpr u32 SCANNED = TERCET_SCANNED;  // rows of a block of `scan`
+
+// start[i] = size(0) + .. + size(i - 1) for i from 0 to `rows`; true in the one thread that writes start[rows]. A block takes
+// SCANNED rows, and adds up everything before them itself: from cache that takes less than to wait for other blocks, or
+// for another launch.
 // size(i): the number to add up for row i.
-template <class F> DEVICE void scan(u32 rows, u64* start, F size) {
-    SHARED(u64, total, BATCH_THREADS);
-    const u32 run = (rows + BATCH_THREADS - 1) / BATCH_THREADS;
-    const u32 begin = threadIdx.x * run < rows ? threadIdx.x * run : rows, end = begin + run < rows ? begin + run : rows;
+template <class F> DEVICE bool scan(u32 rows, u64* start, F size) {
+    constexpr u32 ITEMS = SCANNED / BATCH_THREADS, WARPS = BATCH_THREADS / 32;
+    static_assert(SCANNED % BATCH_THREADS == 0, "as many rows for each thread");
+    SHARED(u64, before_block, WARPS);
+    SHARED(u64, of_warp, WARPS);
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, base = blockIdx.x * SCANNED;
+    u64 before = 0;
+#pragma unroll 16
+    for (u32 i = threadIdx.x; i < base; i += BATCH_THREADS) before += size(i);
+    before = group_sum<32>(before);
+    const u32 first = base + threadIdx.x * ITEMS;
+    u32 mine[ITEMS];
     u64 sum = 0;
-#pragma unroll 8
-    for (u32 i = begin; i < end; ++i) sum += size(i);
-    total[threadIdx.x] = sum;
-    __syncthreads();  // the runs' sums are there
-    u64 at = 0;
-    for (u32 t = 0; t < threadIdx.x; ++t) at += total[t];
-#pragma unroll 8
-    for (u32 i = begin; i < end; ++i) {
-        start[i] = at;
-        at += size(i);
+#pragma unroll
+    for (u32 k = 0; k < ITEMS; ++k) {
+        mine[k] = first + k < rows ? size(first + k) : 0;
+        sum += mine[k];
     }
-    if (threadIdx.x == BATCH_THREADS - 1) start[rows] = at;
+    u64 up_to = sum;  // the sum of the lanes up to this one
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+        const u64 other = __shfl_up_sync(0xffffffff, up_to, offset);
+        if (lane >= u32(offset)) up_to += other;
+    }
+    if (lane == 31) {
+        before_block[warp] = before;
+        of_warp[warp] = up_to;
+    }
+    __syncthreads();  // the warps' sums are there
+    u64 at = up_to - sum;
+#pragma unroll
+    for (u32 w = 0; w < WARPS; ++w) at += before_block[w] + (w < warp ? of_warp[w] : 0);
+    bool last = false;
+#pragma unroll
+    for (u32 k = 0; k < ITEMS; ++k) {
+        if (first + k < rows) start[first + k] = at;
+        at += mine[k];
+        if (first + k == rows - 1) {
+            start[rows] = at;
+            last = true;
+        }
+    }
+    return last;
 }
 
 template <class A> DEVICE void exchange(A& x, A& y) {

@@ -35,9 +35,8 @@ struct Args {
     double* sums;     // [splits, padded, 2]: sum_n c_an d_an, sum_n d_an
     float* gradient;  // [rows, dim] by original index, times M, of the sweep's rows; null: not wanted
     double* partials; // TERCET_STATS a block
-    u32* state;       // 0 at launch: a ticket, and whether a distance overflowed or the pairs do not fit
     float* loss;      // null: not wanted
-    double* stats;    // valid, active, sums of d_ap and d_an over the valid triplets, what the sum is multiplied by
+    double* stats;    // what write_stats writes
     const float* upstream;
     void* grad;       // [rows, dim] of type T, of the sweep's rows by original index
     double margin;
@@ -49,14 +48,12 @@ struct Args {
 // Whether there is memory for all pairs.
 DEVICE bool fits(const Args& args) { return args.start[args.sides.anchors.rows] <= args.capacity; }
 // Makes the loss NaN.
-DEVICE void overflow(const Args& args) { atomicOr(&args.state[1], 1u); }
+DEVICE void overflow(const Args& args) { atomicOr(&args.sides.anchors.survey->overflowed, 1u); }
 DEVICE float threshold_of(const Args& args, float d_ap) { return d_ap + float(args.margin); }
 
-// One block.
 KERNEL(batch_all_starts, BATCH_THREADS, const Args args) {
-    const u32 rows = args.sides.anchors.rows;
-    scan(rows, args.start, [&](u32 row) { return args.sides.size_of_class(row); });
-    if (threadIdx.x == BATCH_THREADS - 1 && !fits(args)) overflow(args);
+    const bool last = scan(args.sides.anchors.rows, args.start, [&](u32 row) { return args.sides.size_of_class(row); });
+    if (last && !fits(args)) overflow(args);
 }
 
 // A warp takes the pairs of an anchor. T: the type of the caller's rows.
@@ -366,7 +363,7 @@ template <class T> DEVICE void gradient(const Args& args, u32 row) {
 template <class T> DEVICE void finish(const Args& args) {
     const Sides& sides = args.sides;
     const u32 lane = threadIdx.x % 32, rows = args.which ? sides.others.rows : sides.anchors.rows;
-    const bool bad = sides.bad(), lost = bad || args.state[1];
+    const bool bad = sides.bad(), lost = bad || sides.anchors.survey->overflowed;
     double sums[TERCET_STATS] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
     for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < rows; row += gridDim.x * (BATCH_THREADS / 32)) {
         if (args.which == 0) {
@@ -390,15 +387,12 @@ template <class T> DEVICE void finish(const Args& args) {
     }
     if (args.which == 1) return;
     double total[TERCET_STATS];
-    if (!grid_sums<BATCH_THREADS>(sums, args.partials, &args.state[0], total)) return;
+    if (!grid_sums<BATCH_THREADS>(sums, args.partials, sides.anchors.survey->tickets + 2, total)) return;
     const double over = args.mean == 0 ? 1 : args.mean == 1 ? total[2] : total[1];
     const double scale = over > 0 ? 1 / over : 1;
     if (args.loss) *args.loss = lost ? nan_value<float>() : float(total[0] > 0 ? total[0] * scale : 0);
-    args.stats[0] = total[1];
-    args.stats[1] = lost ? 0 : total[2];
-    args.stats[2] = lost ? nan_value<double>() : total[3];
-    args.stats[3] = lost ? nan_value<double>() : total[4];
-    args.stats[4] = lost ? nan_value<double>() : scale;
+    const double valid = total[1] > 0 ? total[1] : 1;
+    write_stats(args.stats, total[1], total[2], total[3] / valid, total[4] / valid, lost, lost ? nan_value<double>() : scale);
 }
 
 // Writes the gradient of the sweep's rows. T: the type of the caller's rows.

@@ -34,16 +34,15 @@ struct Choice {
 struct Args {
     Sides sides;
     Choice* choice;
-    u64* histogram;     // [DIGITS]: how many pairs have each digit; 0 at launch
-    u32* tied_anchors;  // [anchors] by original index: how many pairs at the last distance each has; 0 at launch
-    u32* tied_rows;     // [others] by original index: whether the last anchor has such a pair with it; 0 at launch
+    u64* histogram;     // [DIGITS]: how many pairs have each digit; `count` writes zeros, here and in the next two
+    u32* tied_anchors;  // [anchors] by original index: how many pairs at the last distance each has
+    u32* tied_rows;     // [others] by original index: whether the last anchor has such a pair with it
     double* sums;       // [splits, padded, TERCET_SUMS_OF_ROW] per anchor: sum max(m - d, 0)^2, how many are above 0, sum d
     float* pushed;      // [splits, padded, dim]: sum_j w_ij (y_i - y_j), for cosine -sum_j w_ij y_j, of the sweep's rows
     double* partials;   // TERCET_TOTALS a block
-    u32* ticket;        // 0 at launch
     float* losses;      // [anchors] by original index; null: not wanted
     float* loss;        // null: not wanted
-    double* stats;      // valid, active, mean d_ap and mean d_an times valid, what the sum is multiplied by
+    double* stats;      // what write_stats writes
     const float* upstream;  // [1] (stride 0) or [anchors] by original index (stride 1)
     i64 upstream_stride;
     void* grad;         // [rows, dim] of type T, of the sweep's rows, by original index
@@ -72,26 +71,25 @@ DEVICE u32 shift_of(u32 phase) { return phase == DIGIT_0 ? 21 : phase == DIGIT_1
 // Whether a key agrees with the chosen one in the digits before that of a phase.
 DEVICE bool agrees(u32 key, u32 chosen, u32 phase) { return phase == DIGIT_0 || key >> shift_of(phase - 1) == chosen >> shift_of(phase - 1); }
 
-// One block counts the pairs.
+// Counts the pairs, as whole numbers in f64, which are exact to 2^53.
 KERNEL(batch_contrastive_count, BATCH_THREADS, const Args args) {
-    SHARED(u64, positives, BATCH_THREADS);
-    SHARED(u64, negatives, BATCH_THREADS);
-    u64 of_one = 0, of_two = 0;
-    for (u32 i = threadIdx.x; i < args.sides.anchors.rows; i += BATCH_THREADS) {
-        of_one += args.sides.positives(i);
-        of_two += args.sides.negatives(i);
+    const Sides& sides = args.sides;
+    const u32 first = blockIdx.x * BATCH_THREADS + threadIdx.x, step = gridDim.x * BATCH_THREADS;
+    double pairs[2] = {0, 0}, total[2];  // of one class and of two
+    for (u32 i = first; i < sides.anchors.rows; i += step) {
+        pairs[0] += sides.positives(i);
+        pairs[1] += sides.negatives(i);
+        if (args.hardest) args.tied_anchors[i] = 0;
     }
-    positives[threadIdx.x] = of_one;
-    negatives[threadIdx.x] = of_two;
-    __syncthreads();  // all threads' counts are there
-    if (threadIdx.x) return;
-    for (u32 t = 1; t < BATCH_THREADS; ++t) {
-        of_one += positives[t];
-        of_two += negatives[t];
+    if (args.hardest) {
+        for (u32 k = first; k < DIGITS; k += step) args.histogram[k] = 0;
+        for (u32 j = first; j < sides.others.rows; j += step) args.tied_rows[j] = 0;
     }
+    if (!grid_sums<BATCH_THREADS>(pairs, args.partials, sides.anchors.survey->tickets + 2, total)) return;
+    const u64 of_one = u64(total[0]), of_two = u64(total[1]);
     const bool all = !args.hardest || of_two <= of_one;
     Choice& choice = *args.choice;
-    choice.left = of_one / (args.sides.itself ? 2 : 1);
+    choice.left = of_one / (sides.itself ? 2 : 1);
     choice.key = all ? NONE : 0;
     choice.anchor = choice.row = 0;
     choice.done = all || of_one == 0;
@@ -353,15 +351,11 @@ template <class T> DEVICE void finish(const Args& args) {
         }
     }
     double total[TERCET_TOTALS];
-    if (!grid_sums<BATCH_THREADS>(sums, args.partials, args.ticket, total)) return;
+    if (!grid_sums<BATCH_THREADS>(sums, args.partials, sides.anchors.survey->tickets + 3, total)) return;
     const double selected = args.hardest && total[1] < total[2] ? total[1] : total[2], valid = total[1] + selected;
     const double scale = args.mean && valid > 0 ? 1 / valid : 1;
     if (args.loss) *args.loss = bad ? nan_value<float>() : float(total[0] * scale);
-    args.stats[0] = valid;
-    args.stats[1] = bad ? 0 : total[3];
-    args.stats[2] = bad ? nan_value<double>() : total[1] > 0 ? total[4] * (valid / total[1]) : 0;
-    args.stats[3] = bad ? nan_value<double>() : selected > 0 ? total[5] * (valid / selected) : 0;
-    args.stats[4] = scale;
+    write_stats(args.stats, valid, total[3], total[1] > 0 ? total[4] / total[1] : 0, selected > 0 ? total[5] / selected : 0, bad, scale);
 }
 
 // A warp writes the gradient of one of the sweep's rows. T: the type of the caller's rows.

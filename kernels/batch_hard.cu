@@ -4,34 +4,44 @@
 //            rows and every `splits`-th tile of columns.
 // finish:    per anchor a warp finds the farthest positive by its elements, O(P D), and the nearest negative by those of the
 //            few rows that the products cannot tell from it: the mined pairs carry no error of the products.
-// backward:  row i gathers the gradients of its triplets, as anchor, positive or negative, in the order of the anchors.
+// runs, links: for the gradient of many rows, which anchors have chosen each of them: the choices ranked by what they chose.
+// backward:  row i gathers the gradients of its triplets, as anchor, positive or negative, in the order of the anchors. Of few
+//            rows a block looks at all choices for its own ones, which takes no other launch.
 // Of equal distances the lowest original index wins: positives come in that order, and negatives compare it.
 #include "batch.cuh"
+#include "farthest.cuh"
+#include "pulls.cuh"
+#include "ranks.cuh"
 #include "strip.cuh"
 
-// The same layout as `Args` in src/batch_hard/cuda.rs. Arrays per anchor are by original index.
+// The same layout as `Args` in src/batch_hard/cuda.rs. Arrays per anchor are by original index. Choice 2 i is that of anchor
+// i's positive, and choice 2 i + 1 that of its negative.
 struct Args {
     Sides sides;
     float* candidate;     // [anchors, splits, lanes]: the least number of a lane of the strip
     u32* candidate_tile;  // [anchors, splits, lanes]: the tile of columns that has it, or NONE; and SEVERAL
-    u32* positive;        // per anchor; NONE without a triplet
+    u32* positive;        // per anchor, by original index; NONE without a triplet; null: not wanted
     u32* negative;
+    u32* choice;          // [2 anchors]: the chosen one of the other rows, in class order; NONE without a triplet
     float* d_ap;          // per anchor
     float* d_an;
     float* weight;        // per anchor: d loss / d (d_ap - d_an)
     float* losses;        // per anchor; null: not wanted
     float* loss;          // null: not wanted
-    double* stats;        // valid, active, sums of d_ap and d_an over the valid, what the sum is multiplied by
+    double* stats;        // what write_stats writes
     double* partials;     // TERCET_STATS a block
-    u32* ticket;          // 0 at launch
     const float* upstream;  // [1] (stride 0) or per anchor (stride 1)
     i64 upstream_stride;
     void* grad;           // [rows, dim] of type T, of the side `which`, by original index
-    float* work;          // [rows, dim]: for 16-bit gradients; else `grad` itself
+    u32* sorted;          // [2 anchors]: the chosen rows in sorted runs, and which choices these are
+    u32* sorted_at;
+    u32* linked;          // [2 anchors]: the choices, by what they chose; null: `backward` looks for them
+    u32* link;            // [others]: where in `linked` those of a row begin, and
+    u32* link_end;        // where they end
     double margin;
     u32 splits, kind, soft, mean;
     u32 which;            // whose gradient: the anchors' or, 1, the reference set's
-    u32 at_once;          // rows that a warp gathers the gradients of
+    u32 at_once;          // anchors that a block of `finish` takes at a time: 8, 16 or 32
     u32 columns, warp_columns;  // of a tile, and of a warp of it
     float error;          // of a product, over the sum of both norms; 0: of lower precision
     u32 padding;          // to the end of 8 bytes
@@ -80,7 +90,8 @@ template <class P, class S> DEVICE void negatives(const Args& args) {
 #pragma unroll 1
     for (u32 tile = split; tile < tiles; tile += args.splits) {
         strip.take();
-        if (tile * S::columns < own_end && (tile + 1) * S::columns > own_begin) {
+        // All threads agree. A vote tells the compiler, and who counts instructions, that they do.
+        if (__any_sync(0xffffffff, tile * S::columns < own_end && (tile + 1) * S::columns > own_begin)) {
             // A product of -inf is a number of +inf, which is never the least.
 #pragma unroll
             for (int r = 0; r < Strip::ROWS; ++r) {
@@ -184,140 +195,238 @@ DEVICE float softplus(float x) { return fmaxf(x, 0.f) + log1pf(expf(-fabsf(x)));
 // The derivative of softplus.
 DEVICE float sigmoid(float x) { return x >= 0.f ? 1.f / (1.f + expf(-x)) : expf(x) / (1.f + expf(x)); }
 
-// A warp takes an anchor: its triplet and loss. T: the type of the caller's rows.
+// A warp takes an anchor: its triplet and loss. A block takes at_once anchors at a time, and those of a large class meet
+// their positives together. T: the type of the caller's rows.
 template <class T> DEVICE void finish(const Args& args) {
+    constexpr u32 WARPS = BATCH_THREADS / 32;
+    SHARED(u32, farthest, MOST_ANCHORS);
     const Sides& sides = args.sides;
     const Batch &a = sides.anchors, &b = sides.others;
     const u32 lane = threadIdx.x % 32;
     const bool bad = sides.bad();
-    double sums[TERCET_STATS] = {0, 0, 0, 0, 0};  // loss, valid, active, d_ap, d_an
-    for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < a.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
-        const u32 anchor = a.order[row], first = sides.first[row], end = sides.end[row], own = sides.own_of(row);
-        const Row<T> x = original_row<T>(a, row);
-        u32 positive = NONE, negative = NONE;
-        float d_ap = 0, d_an = 0;
-        // Euclidean distances are compared before the root, which would make some of them equal.
-        const u32 compared = args.kind == EUCLIDEAN ? SQUARED : args.kind;
-        for (u32 p = first; p < end; ++p) {
-            if (p == own) continue;
-            const float d = direct_distance(x, original_row<T>(b, p), b.dim, compared);
-            if (positive == NONE || d > d_ap) {
-                d_ap = d;
-                positive = p;
+    // Euclidean distances are compared before the root, which would make some of them equal.
+    const u32 compared = args.kind == EUCLIDEAN ? SQUARED : args.kind;
+    // Loss, valid, active, d_ap, d_an: of each warp, and not in registers, which the tiles need.
+    SHARED(double, of_warp, WARPS * TERCET_STATS);
+    double* const sums = of_warp + threadIdx.x / 32 * TERCET_STATS;
+    if (lane < TERCET_STATS) sums[lane] = 0;
+    __syncwarp();  // the zeros are there
+    for (u32 base = blockIdx.x * args.at_once; base < a.rows; base += gridDim.x * args.at_once) {
+        const u32 count = a.rows - base < args.at_once ? a.rows - base : args.at_once;
+        // A lane knows the class of an anchor; all warps know the same.
+        const u32 class_first = lane < count ? sides.first[base + lane] : NONE, class_end = lane < count ? sides.end[base + lane] : NONE;
+        u32 large = __ballot_sync(0xffffffff, class_end - class_first > LARGE_CLASS), tiled = 0;
+        while (large) {
+            const u32 from = u32(__ffs(int(large))) - 1;
+            const u32 first = __shfl_sync(0xffffffff, class_first, int(from)), end = __shfl_sync(0xffffffff, class_end, int(from));
+            // Anchors of one class are neighbours.
+            const u32 of_class = large & __ballot_sync(0xffffffff, class_first == first && class_end == end);
+            const u32 size = __reduce_add_sync(0xffffffff, of_class >> lane & 1);
+            large &= ~of_class;
+            if (size < TILED_FROM) continue;
+            tiled |= of_class;
+            Farthest::find(sides, compared, base + from, size, args.at_once, first, end, farthest + from);
+        }
+        for (u32 k = threadIdx.x / 32; k < count; k += WARPS) {
+            const u32 row = base + k;
+            const u32 anchor = a.order[row], first = sides.first[row], end = sides.end[row], own = sides.own_of(row);
+            const Row<T> x = original_row<T>(a, row);
+            u32 positive = NONE, negative = NONE;
+            float d_ap = 0, d_an = 0;
+            if (tiled >> k & 1) {
+                positive = farthest[k];
+                if (positive != NONE) d_ap = direct_distance(x, original_row<T>(b, positive), b.dim, compared);
+            } else {
+                constexpr int TOGETHER = 4;
+                for (u32 p = first; p < end; p += TOGETHER) {
+                    Row<T> y[TOGETHER];
+                    float d[TOGETHER];
+#pragma unroll
+                    for (int q = 0; q < TOGETHER; ++q) y[q] = original_row<T>(b, p + q < end ? p + q : p);
+                    direct_distances(x, y, b.dim, compared, d);
+#pragma unroll
+                    for (int q = 0; q < TOGETHER; ++q)
+                        if (p + q < end && p + q != own && (positive == NONE || d[q] > d_ap)) {
+                            d_ap = d[q];
+                            positive = p + q;
+                        }
+                }
             }
-        }
-        if (args.kind == EUCLIDEAN) d_ap = sqrtf(d_ap);
-        negative = nearest_negative(args, row, x);
-        // Every distance is NaN: take any negative, because without one the loss would be 0.
-        if (negative == NONE && end - first < b.rows) negative = first > 0 ? 0 : end;
-        if (negative != NONE) d_an = direct_distance(x, original_row<T>(b, negative), b.dim, args.kind);
-        const bool valid = positive != NONE && negative != NONE;
-        const float t = args.soft ? d_ap - d_an : d_ap - d_an + float(args.margin);
-        float loss = 0, weight = 0;
-        if (valid) {
-            loss = args.soft ? softplus(t) : t > 0.f ? t : 0.f;
-            weight = args.soft ? sigmoid(t) : t > 0.f ? 1.f : 0.f;
-        }
-        const bool poisoned = valid ? bad || !is_finite(d_ap) || !is_finite(d_an) : bad && a.norm[row] != a.norm[row];
-        if (poisoned) loss = weight = nan_value<float>();
-        if (lane == 0) {
-            args.positive[anchor] = valid ? b.order[positive] : NONE;
-            args.negative[anchor] = valid ? b.order[negative] : NONE;
-            args.d_ap[anchor] = d_ap;
-            args.d_an[anchor] = d_an;
-            args.weight[anchor] = weight;
-            if (args.losses) args.losses[anchor] = loss;
-            sums[0] += double(loss);
+            if (args.kind == EUCLIDEAN) d_ap = sqrtf(d_ap);
+            negative = nearest_negative(args, row, x);
+            // Every distance is NaN: take any negative, because without one the loss would be 0.
+            if (negative == NONE && end - first < b.rows) negative = first > 0 ? 0 : end;
+            if (negative != NONE) d_an = direct_distance(x, original_row<T>(b, negative), b.dim, args.kind);
+            const bool valid = positive != NONE && negative != NONE;
+            const float t = args.soft ? d_ap - d_an : d_ap - d_an + float(args.margin);
+            float loss = 0, weight = 0;
             if (valid) {
-                sums[1] += 1;
-                sums[2] += loss > 0.f ? 1 : 0;
-                sums[3] += double(d_ap);
-                sums[4] += double(d_an);
+                loss = args.soft ? softplus(t) : t > 0.f ? t : 0.f;
+                weight = args.soft ? sigmoid(t) : t > 0.f ? 1.f : 0.f;
+            }
+            const bool poisoned = valid ? bad || !is_finite(d_ap) || !is_finite(d_an) : bad && a.norm[row] != a.norm[row];
+            if (poisoned) loss = weight = nan_value<float>();
+            if (lane == 0) {
+                args.choice[2 * anchor] = valid ? positive : NONE;
+                args.choice[2 * anchor + 1] = valid ? negative : NONE;
+                if (args.positive) args.positive[anchor] = valid ? b.order[positive] : NONE;
+                if (args.negative) args.negative[anchor] = valid ? b.order[negative] : NONE;
+                args.d_ap[anchor] = d_ap;
+                args.d_an[anchor] = d_an;
+                args.weight[anchor] = weight;
+                if (args.losses) args.losses[anchor] = loss;
+                sums[0] += double(loss);
+                if (valid) {
+                    sums[1] += 1;
+                    sums[2] += loss > 0.f ? 1 : 0;
+                    sums[3] += double(d_ap);
+                    sums[4] += double(d_an);
+                }
             }
         }
+        __syncthreads();  // all warps have read the farthest positives
     }
-    double total[TERCET_STATS];
-    if (!grid_sums<BATCH_THREADS>(sums, args.partials, args.ticket, total)) return;
+    double mine[TERCET_STATS], total[TERCET_STATS];
+    for (u32 k = 0; k < TERCET_STATS; ++k) mine[k] = lane == 0 ? sums[k] : 0;
+    if (!grid_sums<BATCH_THREADS>(mine, args.partials, sides.anchors.survey->tickets + 2, total)) return;
     const double scale = args.mean ? 1 / (total[1] > 0 ? total[1] : 1) : 1;
     if (args.loss) *args.loss = bad ? nan_value<float>() : float(total[0] * scale);
-    for (int k = 0; k < 4; ++k) args.stats[k] = total[k + 1];
-    args.stats[4] = scale;
+    const double valid = total[1] > 0 ? total[1] : 1;
+    write_stats(args.stats, total[1], total[2], total[3] / valid, total[4] / valid, false, scale);
 }
 
-constexpr u32 AT_ONCE = TERCET_BATCH_HARD_AT_ONCE;  // the largest at_once
+// ---- the gradient ----
 
-// A warp writes the gradients of at_once rows of one side. T: the type of the caller's rows.
+// Two choices an anchor.
+DEVICE u32 choices_of(const Args& args) { return 2 * args.sides.anchors.rows; }
+
+// Sorts runs of choices by what they chose. No row has been chosen yet.
+KERNEL(batch_hard_runs, BATCH_THREADS, const Args args) {
+    for (u32 row = blockIdx.x * BATCH_THREADS + threadIdx.x; row < args.sides.others.rows; row += gridDim.x * BATCH_THREADS)
+        args.link[row] = args.link_end[row] = 0;
+    sort_run(choices_of(args), [&](u32 k) { return args.choice[k]; }, args.sorted, args.sorted_at);
+}
+// Lists the choices of each row, in their order.
+KERNEL(batch_hard_links, BATCH_THREADS, const Args args) {
+    rank_runs(choices_of(args), args.sorted, args.sorted_at, [&](u32 k, u32 smaller, u32 equal, u32 before) {
+        args.linked[smaller + before] = k;
+        const u32 row = args.choice[k];
+        if (before > 0 || row == NONE) return;
+        args.link[row] = smaller;
+        args.link_end[row] = smaller + equal;
+    });
+}
+
+// Finds the choices of each of the block's rows among all of them, each warp in its share, and lists them in their order in
+// `linked`; row k of the block has those at begin[k] .. begin[k + 1].
+DEVICE void find_choices(const Args& args, u32* linked, u32* begin) {
+    constexpr u32 WARPS = BATCH_THREADS / 32, AT_ONCE = 8;
+    static_assert(PULLED_ROWS < 32, "a lane counts for a row");
+    SHARED(u32, count, WARPS * PULLED_ROWS);
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, first_row = blockIdx.x * PULLED_ROWS, choices = choices_of(args);
+    const u32 share = (choices + BATCH_THREADS - 1) / BATCH_THREADS * 32, from = warp * share;
+    const u32 to = from + share < choices ? from + share : choices;
+    // f(k, row): called by all lanes for each choice k of row `row` of the block.
+    const auto each = [&](auto f) {
+        for (u32 base = from; base < to; base += 32 * AT_ONCE) {
+            u32 row[AT_ONCE];
+#pragma unroll
+            for (u32 q = 0; q < AT_ONCE; ++q) {
+                const u32 k = base + q * 32 + lane;
+                row[q] = k < to ? args.choice[k] - first_row : NONE;  // below 0 it wraps around
+            }
+#pragma unroll
+            for (u32 q = 0; q < AT_ONCE; ++q)
+                for (u32 hits = __ballot_sync(0xffffffff, row[q] < PULLED_ROWS); hits; hits &= hits - 1) {
+                    const int hit = __ffs(int(hits)) - 1;
+                    f(base + q * 32 + u32(hit), __shfl_sync(0xffffffff, row[q], hit));
+                }
+        }
+    };
+    u32 mine = 0;  // of the row that this lane counts for
+    each([&](u32, u32 row) { mine += lane == row; });
+    if (lane < PULLED_ROWS) count[lane * WARPS + warp] = mine;
+    __syncthreads();  // the counts are there
+    // The sums of the counts before each: a lane has two of them.
+    static_assert(WARPS * PULLED_ROWS == 64, "two counts a lane");
+    const u32 even = count[2 * lane], both = even + count[2 * lane + 1];
+    u32 up_to = both;
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+        const u32 other = __shfl_up_sync(0xffffffff, up_to, offset);
+        if (lane >= u32(offset)) up_to += other;
+    }
+    // Where the next choice of this lane's row goes that this warp finds.
+    const u32 place = lane * WARPS + warp, of = place / 2 % 32;
+    u32 next = __shfl_sync(0xffffffff, up_to - both, int(of));
+    const u32 odd = __shfl_sync(0xffffffff, even, int(of));
+    if (place % 2) next += odd;
+    if (warp == 0 && lane < PULLED_ROWS) begin[lane] = next;
+    if (warp == 0 && lane == 31) begin[PULLED_ROWS] = up_to;
+    each([&](u32 k, u32 row) {
+        if (lane != row) return;
+        linked[next] = k;
+        ++next;
+    });
+    __syncthreads();  // the lists are there
+}
+
+// What pulls at a row of the side `which`: the choices of it, and its own two, at the place of its index; of a long list
+// its own come first. T: the type of the caller's rows.
+template <class T> struct PullsAt {
+    const Args& args;
+    const u32* linked;  // the choices of the row
+    u64 count;
+    u32 own, at;        // the first of its own choices, and how many of the list come before them
+    u32 owns;           // how many of its own choices there are, 0 or 2
+    float scale;
+
+    DEVICE PullsAt(const Args& args, u32 row, const u32* linked, u32 listed)
+        : args(args), linked(linked), own(NONE), at(0), owns(0), scale(float(args.stats[4])) {
+        if (args.which == 0) {
+            own = 2 * args.sides.anchors.order[row];
+            owns = args.choice[own] != NONE ? 2 : 0;
+        }
+        count = u64(listed) + owns;
+        if (!owns || count > LONG_LIST) return;
+        for (u32 base = 0; base < listed; base += 32) {
+            const u32 k = base + threadIdx.x % 32;
+            at += __reduce_add_sync(0xffffffff, k < listed && linked[k] < own);
+        }
+    }
+    DEVICE Pull<T> operator()(u64 k) const {
+        const Batch &a = args.sides.anchors, &b = args.sides.others;
+        const bool is_own = k >= at && k - at < owns;
+        const u32 choice = is_own ? own + u32(k - at) : linked[k < at ? k : k - owns], anchor = choice / 2;
+        const bool negative = choice % 2;
+        const float weight = args.weight[anchor] * args.upstream[anchor * args.upstream_stride] * scale;
+        const float d = (negative ? args.d_an : args.d_ap)[anchor];
+        const Row<T> y = is_own ? original_row<T>(b, args.choice[choice]) : original_row<T>(a, a.position[anchor]);
+        return Pull<T>::of(y, args.kind, d, negative ? -weight : weight);
+    }
+};
+
+// A warp writes the gradient of a row of one side. T: the type of the caller's rows.
 template <class T> DEVICE void backward(const Args& args) {
     const Sides& sides = args.sides;
-    const Batch &mine = args.which ? sides.others : sides.anchors;
-    // Whether these rows are anchors, and whether anchors may have chosen them.
-    const bool as_anchor = args.which == 0, as_other = args.which == 1 || sides.itself;
-    // A warp takes several rows, so that what the anchors have chosen is not read again for each.
-    const u32 lane = threadIdx.x % 32, warp = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
-    const u32 from = warp * args.at_once, count = from + args.at_once < mine.rows ? args.at_once : from < mine.rows ? mine.rows - from : 0;
-    if (count == 0) return;
-    const bool bad = sides.bad();
-    u32 indices[AT_ONCE];
-#pragma unroll
-    for (u32 k = 0; k < AT_ONCE; ++k) {
-        indices[k] = k < count ? mine.order[from + k] : NONE;
-        if (k < count)
-            for (u32 c = lane; c < mine.dim; c += 32) args.work[i64(indices[k]) * mine.dim + c] = 0.f;
-    }
-    // A row by original index, with the factor that normalises it.
-    const auto row_of = [&](const Batch& b, u32 index) {
-        const T* x = static_cast<const T*>(b.x) + index * b.stride;
-        if (!b.normalize) return Row<T>{x, 1.f};
-        float squares = 0;
-        for (u32 c = lane; c < b.dim; c += 32) squares += widen(x[c]) * widen(x[c]);
-        const float norm = sqrtf(group_sum<32>(squares));
-        return Row<T>{x, 1.f / (norm < float(TERCET_MIN_NORM) ? float(TERCET_MIN_NORM) : norm)};
-    };
-    // Adds weight * d distance(x, y) / dx to the gradient of row i, with y row `index` of b.
-    const auto add = [&](u32 i, const Row<T>& x, const Batch& b, u32 index, float distance, float weight) {
-        float* g = args.work + i64(i) * mine.dim;
-        const Row<T> y = row_of(b, index);
-        const float slope = args.kind == SQUARED ? 2.f * weight : distance > 0.f ? weight / distance : 0.f;
-        for (u32 c = lane; c < b.dim; c += 32) g[c] += args.kind == COSINE ? -weight * y(c) : slope * (x(c) - y(c));
-    };
-    const float scale = float(args.stats[4]);
-    // Adds to the gradient of row i that of the anchor's triplet, which row i is part of.
-    const auto gather = [&](u32 i, const Row<T>& x, u32 anchor) {
-        const float weight = args.weight[anchor] * args.upstream[anchor * args.upstream_stride] * scale;
-        if (weight == 0.f) return;
-        const u32 p = args.positive[anchor], n = args.negative[anchor];
-        if (as_anchor && anchor == i) {
-            add(i, x, sides.others, p, args.d_ap[anchor], weight);
-            add(i, x, sides.others, n, args.d_an[anchor], -weight);
-        } else {
-            add(i, x, sides.anchors, anchor, p == i ? args.d_ap[anchor] : args.d_an[anchor], p == i ? weight : -weight);
+    // Whether anchors may have chosen these rows.
+    const bool as_other = args.which == 1 || sides.itself;
+    SHARED(u32, found, 2 * TERCET_BATCH_HARD_SEARCHED);
+    SHARED(u32, begin, PULLED_ROWS + 1);
+    const bool lost = sides.bad();
+    if (as_other && !args.linked && !lost) find_choices(args, found, begin);
+    write_all_pulled<T>(args.which ? sides.others : sides.anchors, args.kind, lost, args.grad, [&](u32 row) {
+        const u32* from = nullptr;
+        u32 count = 0;
+        if (as_other && args.linked) {
+            from = args.linked + args.link[row];
+            count = args.link_end[row] - args.link[row];
+        } else if (as_other) {
+            from = found + begin[row % PULLED_ROWS];
+            count = begin[row % PULLED_ROWS + 1] - begin[row % PULLED_ROWS];
         }
-    };
-    if (!as_other) {
-        // With a reference set an anchor is part of its own triplet alone.
-        for (u32 k = 0; k < count; ++k) {
-            const u32 i = mine.order[from + k];
-            if (args.positive[i] != NONE) gather(i, original_row<T>(mine, from + k), i);
-        }
-    } else {
-        // The choices of the next 32 anchors are read while those of these are looked at.
-        const auto chosen = [&](const u32* of, u32 anchor) { return anchor < sides.anchors.rows ? of[anchor] : NONE; };
-        u32 next_p = chosen(args.positive, lane), next_n = chosen(args.negative, lane);
-        for (u32 base = 0; base < sides.anchors.rows; base += 32) {
-            const u32 anchor = base + lane, p = next_p, n = next_n, a = as_anchor && p != NONE ? anchor : NONE;
-            next_p = chosen(args.positive, anchor + 32);
-            next_n = chosen(args.negative, anchor + 32);
-#pragma unroll
-            for (u32 k = 0; k < AT_ONCE; ++k) {
-                const u32 i = indices[k];
-                if (k >= count) break;
-                for (u32 hits = __ballot_sync(0xffffffff, p == i || n == i || a == i); hits; hits &= hits - 1)
-                    gather(i, original_row<T>(mine, from + k), base + u32(__ffs(int(hits))) - 1);
-            }
-        }
-    }
-    for (u32 k = 0; k < count; ++k)
-        write_gradient<T>(mine, from + k, args.work + i64(mine.order[from + k]) * mine.dim, 1.f, bad, args.grad);
+        return PullsAt<T>(args, row, from, count);
+    });
 }
 
 // The blocks of a shape that a multiprocessor holds.
@@ -335,7 +444,7 @@ NEGATIVES(half, Half, wide_long, false, TERCET_STRIP_WIDE_LONG, BLOCKS[0])
 NEGATIVES(half, Half, narrow, true, TERCET_STRIP_NARROW, BLOCKS[1])
 NEGATIVES(half, Half, narrow_long, false, TERCET_STRIP_NARROW, BLOCKS[1])
 #define OF_TYPE(dtype, T)                                                              \
-    KERNEL(batch_hard_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); }     \
+    KERNEL_OF(3, batch_hard_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); } \
     KERNEL(batch_hard_backward_##dtype, BATCH_THREADS, const Args args) { backward<T>(args); }
 OF_TYPE(f32, float)
 OF_TYPE(f16, f16)

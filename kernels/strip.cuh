@@ -36,9 +36,12 @@ template <class P, class S> struct Strip {
 
     struct Shared {
         alignas(128) u8 rows[RESIDENT_PANELS > 0 ? RESIDENT_PANELS * (S::rows / TILE) * PANELS : 128];
+        float terms[2][S::columns][2];  // by tile: norm, and the factor of a product; place_of_terms says which
         u8 ring[S::stages][OF_COLUMNS + OF_ROWS];
-        float terms[S::stages][S::columns][2];  // by tile: norm, and the factor of a product
     };
+    // As many tiles have their terms here at a time as have panels in the ring: two, or of one panel a row one for each stage.
+    // Then half of the place for rows is free, and the third are at its end: there is no room for more.
+    static_assert(S::stages == 2 || (S::stages == 3 && S::resident), "a third place where half of the rows' is free");
 
     Shared& shared;
     float sum[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4];
@@ -55,7 +58,7 @@ template <class P, class S> struct Strip {
     // terms: of the columns, [rows][2], with rows up to whole tiles.
     DEVICE Strip(Shared& shared, const Operand& of_rows, const Operand& of_columns, const float* terms, u32 row_block, u32 first, u32 step, u32 end)
         : shared(shared), terms(terms), panels(of_rows.panels()), step(step), end(end), given_tile(first), given_panel(0), given(0), taken(0),
-          given_turn(0), turn(S::stages - 1) {
+          given_turn(0), turn(places() - 1) {
         const u64 tile_bytes = u64(panels) * PANELS;
         rows = of_rows.planes + u64(row_block) * (S::rows / TILE) * tile_bytes + threadIdx.x * 16;
         next = of_columns.planes + u64(first) * (S::columns / TILE) * tile_bytes + threadIdx.x * 16;
@@ -78,6 +81,13 @@ template <class P, class S> struct Strip {
     static DEVICE u32 column_of(u32 lane, u32 q) { return column_of_lane(S::warp_columns, lane, q); }
     // Which lane of the strip this thread is.
     static DEVICE u32 lane() { return threadIdx.x / 32 % S::across * 4 + threadIdx.x % 4; }
+    // How many places there are for terms.
+    DEVICE u32 places() const { return S::stages == 3 && panels == 1 ? 3 : 2; }
+    // The terms of the columns at a place. The places end where `terms` ends.
+    DEVICE float* place_of_terms(u32 place) const {
+        if constexpr (S::stages == 2) return &shared.terms[place][0][0];
+        return reinterpret_cast<float*>(shared.ring) - (places() - place) * (S::columns * 2);
+    }
     // The product of this thread's row r and column q.
     DEVICE float& product(int r, int q) { return sum[r / 2][q / 2][r % 2 * 2 + q % 2]; }
 
@@ -98,9 +108,9 @@ template <class P, class S> struct Strip {
                     for (int k = 0; k < PANELS; k += S::threads * 16) copy_async16(to + OF_COLUMNS + t * PANELS + k, from + u64(t) * tile_bytes + k, true);
             }
             const u32 column = threadIdx.x * 2;
-            copy_async16_if(given_panel == 0 && column < S::columns, shared.terms[given_turn][column],
+            copy_async16_if(given_panel == 0 && column < S::columns, place_of_terms(given_turn) + column * 2,
                             terms + (u64(given_tile) * S::columns + column) * 2);
-            if (given_panel == 0) given_turn = given_turn + 1 == S::stages ? 0 : given_turn + 1;
+            if (given_panel == 0) given_turn = given_turn + 1 == places() ? 0 : given_turn + 1;
             next += PANELS;
             if (++given_panel == panels) {
                 given_panel = 0;
@@ -117,7 +127,7 @@ template <class P, class S> struct Strip {
         float before[ROW_FRAGMENTS][COLUMN_FRAGMENTS][4];
         each([&](float& x, int, int, int) { x = 0.f; });
         if constexpr (!S::resident) each([&](float&, int i, int j, int e) { before[i][j][e] = 0.f; });
-        turn = turn + 1 == S::stages ? 0 : turn + 1;
+        turn = turn + 1 == places() ? 0 : turn + 1;
         SharedAddress a = a_at;
 #pragma unroll 1
         for (u32 panel = 0; panel < panels; ++panel) {
@@ -140,7 +150,7 @@ template <class P, class S> struct Strip {
 
     // Norm and factor of this thread's column 2 j, and then of column 2 j + 1, of the tile that was taken last.
     DEVICE Pack<float, 4> terms_of(int j) const {
-        return load<float, 4>(shared.terms[turn][warp_column() + j * 8 + threadIdx.x % 4 * 2]);
+        return load<float, 4>(place_of_terms(turn) + (warp_column() + j * 8 + threadIdx.x % 4 * 2) * 2);
     }
 
     // f(sum, i, j, e): called for each sum of this thread, number e of fragment j of columns and fragment i of rows.

@@ -9,6 +9,7 @@
 // backward: a row gathers the gradients of its triplets, as anchor, positive or negative, in the order of the pairs.
 #pragma once
 #include "batch.cuh"
+#include "pulls.cuh"
 #include "push.cuh"
 #include "random.cuh"
 
@@ -35,19 +36,17 @@ struct Args {
     float* d_an;      // [capacity]
     float* weight;    // [capacity]: d loss / d (d_ap - d_an)
     u32* chosen;      // [capacity]: the negative by original index; null: not wanted
-    u32* times;       // [others]: how often each row is chosen; 0 at launch
+    u32* times;       // [others]: how often each row is chosen; `starts` writes zeros
     u64* link;        // [others + 1]: where the pairs that chose a row begin in `linked`
     u32* linked;      // [capacity]: pairs, by the row that they chose
     float* losses;    // per anchor by original index; null: not wanted
     float* loss;      // null: not wanted
-    double* stats;    // valid, active, sums of d_ap and d_an over the valid, what the sum is multiplied by
+    double* stats;    // what write_stats writes
     double* partials; // TERCET_STATS a block
-    u32* ticket;      // 0 at launch
     const i64* step;  // of the random choices; null: 0
     const float* upstream;  // [1] (stride 0) or per anchor (stride 1)
     i64 upstream_stride;
     void* grad;       // [rows, dim] of type T, of one side, by original index
-    float* work;      // [rows, dim]: for 16-bit gradients; else `grad` itself
     double margin;
     u64 capacity, seed;
     u32 splits, kind, mean;
@@ -71,6 +70,13 @@ DEVICE u32 ordered(float x) {
     return bits & 0x80000000 ? ~bits : bits | 0x80000000;
 }
 constexpr u64 NO_KEY = ~u64(0);  // of no candidate; above every key
+
+// Where the pairs of each anchor begin; and no row has been chosen yet.
+DEVICE void starts(const Args& args) {
+    for (u32 row = blockIdx.x * BATCH_THREADS + threadIdx.x; row < args.sides.others.rows; row += gridDim.x * BATCH_THREADS)
+        args.times[row] = 0;
+    scan(args.sides.anchors.rows, args.start, [&](u32 row) { return args.sides.size_of_class(row); });
+}
 
 // A warp hashes a row of either side. T: the type of the caller's rows.
 template <class T> DEVICE void words(const Args& args) {
@@ -290,14 +296,11 @@ template <class T, Rule R> DEVICE void finish(const Args& args) {
         if (args.losses) args.losses[anchor] = fits(args) ? float(sum) : nan_value<float>();
     }
     double total[TERCET_STATS];
-    if (!grid_sums<BATCH_THREADS>(sums, args.partials, args.ticket, total)) return;
+    if (!grid_sums<BATCH_THREADS>(sums, args.partials, sides.anchors.survey->tickets + 2, total)) return;
     const double scale = lost ? double(nan_value<float>()) : args.mean ? 1 / (total[1] > 0 ? total[1] : 1) : 1;
     if (args.loss) *args.loss = lost ? nan_value<float>() : float(total[0] * scale);
-    args.stats[0] = total[1];
-    args.stats[1] = lost ? 0 : total[2];
-    args.stats[2] = lost ? nan_value<double>() : total[3];
-    args.stats[3] = lost ? nan_value<double>() : total[4];
-    args.stats[4] = scale;
+    const double valid = total[1] > 0 ? total[1] : 1;
+    write_stats(args.stats, total[1], total[2], total[3] / valid, total[4] / valid, lost, scale);
 }
 
 // A thread adds a pair to the list of the row that it chose, in any order: `order` sorts the lists.
@@ -320,50 +323,55 @@ DEVICE void order(const Args& args) {
     }
 }
 
+// What pulls at a row of the side `which`: of its pairs the positive and the negative, then as a positive the anchors of its
+// class, then the anchors of the pairs that chose it. T: the type of the caller's rows.
+template <class T> struct PullsAt {
+    const Args& args;
+    u32 row;
+    u64 of_pairs, as_positive, count;
+    float scale;
+
+    DEVICE PullsAt(const Args& args, u32 row) : args(args), row(row), of_pairs(0), as_positive(0), scale(float(args.stats[4])) {
+        const Sides& sides = args.sides;
+        if (args.which == 0) of_pairs = 2 * u64(sides.size_of_class(row));
+        count = of_pairs;
+        if (args.which == 0 && !sides.itself) return;
+        as_positive = sides.other_end[row] - sides.other_first[row];
+        count += as_positive + (args.link[row + 1] - args.link[row]);
+    }
+    DEVICE Pull<T> operator()(u64 k) const {
+        const Sides& sides = args.sides;
+        const bool is_own = k < of_pairs, is_positive = !is_own && k - of_pairs < as_positive;
+        u64 at;
+        u32 other;
+        if (is_own) {
+            at = args.start[row] + k / 2;
+            other = k % 2 ? args.negative[at] : sides.first[row] + u32(k / 2);
+        } else if (is_positive) {
+            other = sides.other_first[row] + u32(k - of_pairs);
+            at = args.start[other] + row - sides.first[other];
+        } else {
+            at = args.linked[args.link[row] + (k - of_pairs - as_positive)];
+            other = args.anchor[at];
+        }
+        float weight = args.weight[at];
+        if (args.negative[at] == NONE || weight == 0.f) return {nullptr, 0.f, 0.f};
+        const bool positive = is_own ? k % 2 == 0 : is_positive;
+        weight *= (positive ? 1.f : -1.f) * args.upstream[sides.anchors.order[args.anchor[at]] * args.upstream_stride] * scale;
+        return Pull<T>::of(original_row<T>(is_own ? sides.others : sides.anchors, other), args.kind, (positive ? args.d_ap : args.d_an)[at], weight);
+    }
+};
+
 // A warp writes the gradient of a row of one side. T: the type of the caller's rows.
 template <class T> DEVICE void backward(const Args& args) {
     const Sides& sides = args.sides;
-    const Batch& mine = args.which ? sides.others : sides.anchors;
-    const u32 lane = threadIdx.x % 32, row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
-    if (row >= mine.rows) return;
-    const bool lost = sides.bad() || !fits(args);
-    float* g = args.work + i64(mine.order[row]) * mine.dim;
-    for (u32 c = lane; c < mine.dim; c += 32) g[c] = 0.f;
-    const float scale = float(args.stats[4]);
-    const Row<T> x = original_row<T>(mine, row);
-    // Adds sign times the weight of pair `at` times d distance(x, y) / dx, with y row `other` of b.
-    const auto add = [&](u64 at, const Batch& b, u32 other, float distance, float sign) {
-        float weight = args.weight[at];
-        if (weight == 0.f) return;
-        weight *= sign * args.upstream[sides.anchors.order[args.anchor[at]] * args.upstream_stride] * scale;
-        const Row<T> y = original_row<T>(b, other);
-        const float slope = args.kind == SQUARED ? 2.f * weight : distance > 0.f ? weight / distance : 0.f;
-        for (u32 c = lane; c < mine.dim; c += 32) g[c] += args.kind == COSINE ? -weight * y(c) : slope * (x(c) - y(c));
-    };
-    if (!lost && args.which == 0)
-        for (u64 at = args.start[row]; at < args.start[row + 1]; ++at) {
-            if (args.negative[at] == NONE) continue;
-            add(at, sides.others, sides.first[row] + u32(at - args.start[row]), args.d_ap[at], 1.f);
-            add(at, sides.others, args.negative[at], args.d_an[at], -1.f);
-        }
-    if (!lost && (args.which == 1 || sides.itself)) {
-        for (u32 a = sides.other_first[row]; a < sides.other_end[row]; ++a) {
-            const u64 at = args.start[a] + row - sides.first[a];
-            if (args.negative[at] != NONE) add(at, sides.anchors, a, args.d_ap[at], 1.f);
-        }
-        for (u64 k = args.link[row]; k < args.link[row + 1]; ++k) {
-            const u32 at = args.linked[k];
-            add(at, sides.anchors, args.anchor[at], args.d_an[at], -1.f);
-        }
-    }
-    write_gradient<T>(mine, row, g, 1.f, lost, args.grad);
+    write_all_pulled<T>(args.which ? sides.others : sides.anchors, args.kind, sides.bad() || !fits(args), args.grad,
+                        [&](u32 row) { return PullsAt<T>(args, row); });
 }
 
 // The kernels of a loss that do not depend on the rule.
 #define TRIPLET_KERNELS(stem)                                                                                              \
-    KERNEL(stem##_starts, BATCH_THREADS, const Args args) {                                                                \
-        scan(args.sides.anchors.rows, args.start, [&](u32 row) { return args.sides.size_of_class(row); });                 \
-    }                                                                                                                      \
+    KERNEL(stem##_starts, BATCH_THREADS, const Args args) { starts(args); }                                                \
     KERNEL(stem##_links, BATCH_THREADS, const Args args) {                                                                 \
         scan(args.sides.others.rows, args.link, [&](u32 row) { return args.times[row]; });                                 \
     }                                                                                                                      \

@@ -65,8 +65,23 @@ shared! {
     /// Threads in a block of the mined losses' kernels that take rows.
     pub const BATCH_THREADS: u32 = 256;
 
-    /// Rows that a block of `batch_order` or `batch_match` ranks, one a lane of each warp.
+    /// Rows that a block of `batch_order` or `batch_ranks` ranks, one a lane of each warp.
     pub const RANKED: u32 = 32;
+
+    /// Keys that a block sorts; their ranks are then found by a search in each sorted run.
+    pub const RUN: u32 = 1024;
+
+    /// What pulls at a row is added up by one warp up to so many, and beyond by all warps of a block.
+    pub const LONG_LIST: u32 = 64;
+
+    /// Rows that a block makes the prefix sums of.
+    pub const SCANNED: u32 = 1024;
+
+    /// Batches of at most so many rows, of at most [`PREPARED_WIDTH`] numbers, are prepared by one launch.
+    pub const PREPARED_ROWS: u32 = 1024;
+
+    /// See [`PREPARED_ROWS`].
+    pub const PREPARED_WIDTH: u32 = 128;
 
     /// Rows of which a block of `batch_survey` makes one sum.
     pub const SURVEYED: u32 = 64;
@@ -197,8 +212,12 @@ shared! {
 
     // ---- batch_hard ----
 
-    /// Rows that a warp of `batch_hard_backward` gathers the gradients of, at most.
-    pub const BATCH_HARD_AT_ONCE: u32 = 8;
+    /// In classes of more rows a block looks for the farthest positives of several anchors at a time.
+    pub const LARGE_CLASS: u32 = 64;
+
+    /// Up to so many anchors, and rows, a block of `batch_hard_backward` looks at all choices for those of its rows: its list
+    /// of them lies in shared memory, and each block reads all choices. Beyond, two launches make the lists of all rows.
+    pub const BATCH_HARD_SEARCHED: u32 = 2048;
 
     // ---- batch_semi_hard and batch_negative ----
 
@@ -207,6 +226,10 @@ shared! {
 }
 
 // ---- what was tuned of the launches alone ----
+
+/// Batches of so many rows and more are ranked by sorted runs. Below, looking at all labels takes less time than a second
+/// launch and the sorting of a run.
+pub const RUNS_FROM: usize = 4096;
 
 /// Blocks of `choose` that a multiprocessor holds: their shared memory allows no more.
 pub const CHOOSE_RESIDENT: u32 = 2;
@@ -243,14 +266,14 @@ const fn stream_bytes(planes: u32) -> u32 {
     (STREAM_RESIDENT + STREAM_RING * planes) * TILE * SLAB + 2 * 2 * TILE * 4
 }
 
-/// What a strip needs: its resident rows, or where the struct begins; the panels of each stage; and norm and factor of the
-/// columns of as many tiles.
+/// What a strip needs: its resident rows, or where the struct begins; norm and factor of the columns of two tiles; and the
+/// panels of each stage.
 const fn strip_bytes([_, warp_columns, across, stages]: [u32; 4], planes: u32, resident: bool) -> u32 {
     let (columns, panel) = (warp_columns * across, planes * TILE * PANEL_WIDTH);
     let of_rows = STRIP_ROWS / TILE * panel;
     let rows = if resident { STRIP_RESIDENT * of_rows } else { PANEL_WIDTH };
     let stage = columns / TILE * panel + if resident { 0 } else { of_rows };
-    (rows + stages * (stage + columns * 2 * 4)).next_multiple_of(PANEL_WIDTH)
+    (rows + 2 * columns * 2 * 4 + stages * stage).next_multiple_of(PANEL_WIDTH)
 }
 
 const fn batch_all_bytes(planes: u32) -> u32 {

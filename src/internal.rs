@@ -19,9 +19,10 @@ mod on_device {
     #[cfg(feature = "torch")]
     pub use crate::torch::launcher::on_pool_stream;
 
+    use crate::cuda::batch::{BatchShape, Product, prepare};
     use crate::element::largest;
     use crate::problem::{Problem, Sizes};
-    use crate::{ContrastiveLoss, Element, Error, PairwiseDistance, Reference, TripletMarginLoss};
+    use crate::{ContrastiveLoss, Distance, Element, Error, PairwiseDistance, Precision, Reference, TripletMarginLoss};
 
     /// The forward pass of a mined loss on the launcher's memory, for anchors `[rows, dim]`.
     ///
@@ -40,6 +41,27 @@ mod on_device {
     ) -> Result<L::Kept<D::Memory>, Error> {
         // SAFETY: the caller's contract.
         unsafe { L::forward::<T, D>(launcher, &problem(loss_fn, shape, inputs)?, inputs, output, with_grad) }
+    }
+
+    /// Where rows lie in class order: what the preparation of every mined loss finds first, for embeddings `[rows, dim]`.
+    /// Returns its memory, and where in it lie, as u32 each: the original index of each place, the place of each original
+    /// index, and where the class of each place begins and ends.
+    ///
+    /// # Safety
+    /// `input` is device memory of the launcher, alive until the kernels have run: embeddings of f32, and their labels.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    pub unsafe fn class_order<D: Launcher>(
+        launcher: &D,
+        [rows, dim]: [usize; 2],
+        input: &Input,
+    ) -> Result<(D::Memory, [Address; 4]), Error> {
+        let product = Product::of::<f32>(Precision::Highest.into());
+        let shape = BatchShape { rows, dim, distance: Distance::SquaredEuclidean, normalize: false, product };
+        // SAFETY: the caller's contract.
+        let prepared = unsafe { prepare::<f32, D>(launcher, &shape, input, None)? };
+        Ok((prepared.kept, prepared.batch.class_order()))
     }
 
     /// The backward pass of a mined loss, for what [`mined_forward`] of the same shape kept.

@@ -86,6 +86,28 @@ pub(crate) struct Thread {
     pub group: u32,
 }
 
+/// How often the threads of a launch accessed buffers, and how many bytes that were. An atomic operation is a write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// How often a thread read.
+    pub reads: u64,
+    /// How often a thread wrote.
+    pub writes: u64,
+    /// The bytes of all reads.
+    pub bytes_read: u64,
+    /// The bytes of all writes.
+    pub bytes_written: u64,
+}
+
+impl Traffic {
+    fn add(&mut self, bytes: usize, writes: bool) {
+        let (count, sum) =
+            if writes { (&mut self.writes, &mut self.bytes_written) } else { (&mut self.reads, &mut self.bytes_read) };
+        *count += 1;
+        *sum += bytes as u64;
+    }
+}
+
 /// A shared array.
 struct Shared {
     key: usize,
@@ -106,6 +128,8 @@ pub(crate) struct Block<'a> {
     detector: Option<&'a mut Detector>,
     heap: Option<&'a mut BTreeMap<usize, Region>>,
     pub reports: Vec<String>,
+    /// What all blocks so far have read and written of buffers; counted with the detector.
+    pub traffic: Traffic,
     seen: HashSet<(usize, usize)>,
     stopped: bool,
 }
@@ -132,6 +156,7 @@ impl<'a> Block<'a> {
             detector,
             heap,
             reports,
+            traffic: Traffic::default(),
             seen,
             stopped: false,
         }
@@ -442,6 +467,7 @@ impl<'a> Block<'a> {
                 }
                 return Err(format!("{verb} of {bytes} bytes out of bounds: {}", self.nearest(address)));
             };
+            self.traffic.add(bytes, kind.writes());
             let written = &mut region.written[offset..offset + bytes];
             found = detector.access(None, (region.start, offset), written, self.current, kind, site);
             (at, place) = (offset, String::new());

@@ -23,6 +23,7 @@ use detector::Detector;
 use library::Library;
 use memory::{Heap, Region};
 
+pub use block::Traffic;
 pub use memory::Buffer;
 
 /// The names of the kernels of `kernels/<stem>.cu`; `None` without such a file.
@@ -57,12 +58,22 @@ impl Default for Options {
 pub const CAPABILITIES: [([u32; 2], u32); 5] =
     [([8, 0], 163 << 10), ([8, 6], 99 << 10), ([9, 0], 227 << 10), ([12, 0], 99 << 10), ([8, 9], 99 << 10)];
 
+/// A launch, or the filling of memory with zeros.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// The kernel's name; `None`: memory was filled.
+    pub kernel: Option<String>,
+    /// What the kernel read and wrote of buffers, if the detector watched.
+    pub traffic: Traffic,
+}
+
 /// A device on the CPU. A launch is finished when the call returns.
 pub struct Emulator {
     options: Options,
     properties: DeviceProperties,
     heap: Heap,
     launches: AtomicU64,
+    work: Mutex<Vec<Work>>,
 }
 
 impl Emulator {
@@ -82,7 +93,7 @@ impl Emulator {
             // The driver keeps one KiB of each block.
             shared_bytes_per_multiprocessor: shared_bytes_per_block + (1 << 10),
         };
-        Self { options, properties, heap: Heap::default(), launches: AtomicU64::new(0) }
+        Self { options, properties, heap: Heap::default(), launches: AtomicU64::new(0), work: Mutex::default() }
     }
 
     /// The properties that plans will see, to be changed.
@@ -100,6 +111,16 @@ impl Emulator {
     /// The number of launches so far.
     pub fn launches(&self) -> u64 {
         self.launches.load(Ordering::Relaxed)
+    }
+
+    /// What was done since the call before, in order.
+    pub fn take_work(&self) -> Vec<Work> {
+        std::mem::take(&mut self.work.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn did(&self, kernel: Option<&str>, traffic: Traffic) {
+        let work = Work { kernel: kernel.map(str::to_string), traffic };
+        self.work.lock().unwrap_or_else(PoisonError::into_inner).push(work);
     }
 
     fn refused(&self, kernel: &str, grid: Grid, reason: impl Into<String>) -> Error {
@@ -132,6 +153,7 @@ unsafe impl Launcher for Emulator {
             return Err(Error::Cuda { action: "clearing memory on the emulator".into(), reason });
         };
         region.written[offset..offset + bytes].fill(true);
+        self.did(None, Traffic::default());
         // SAFETY: the range is inside a live region, whose heap is locked.
         unsafe { std::ptr::with_exposed_provenance_mut::<u8>(to as usize).write_bytes(0, bytes) };
         Ok(())
@@ -172,7 +194,8 @@ unsafe impl Launcher for Emulator {
             shared_bytes_per_block: self.properties.shared_bytes_per_block as usize,
         };
         let mut heap = self.heap.lock().unwrap_or_else(PoisonError::into_inner);
-        let reports = run(&launch, &mut heap, &self.options);
+        let (reports, traffic) = run(&launch, &mut heap, &self.options);
+        self.did(Some(kernel), traffic);
         match reports.is_empty() {
             true => Ok(()),
             false => Err(self.refused(kernel, grid, reports.join("\n"))),
@@ -180,8 +203,8 @@ unsafe impl Launcher for Emulator {
     }
 }
 
-/// Runs all blocks, and returns reports of what is wrong with them.
-fn run(launch: &Launch<'_>, heap: &mut BTreeMap<usize, Region>, options: &Options) -> Vec<String> {
+/// Runs all blocks, and returns reports of what is wrong with them, and what they read and wrote.
+fn run(launch: &Launch<'_>, heap: &mut BTreeMap<usize, Region>, options: &Options) -> (Vec<String>, Traffic) {
     let mut order: Vec<usize> = (0..launch.grid.blocks as usize).collect();
     match launch.seed {
         0 => {}
@@ -192,7 +215,7 @@ fn run(launch: &Launch<'_>, heap: &mut BTreeMap<usize, Region>, options: &Option
         let mut detector = Detector::new(heap.values().map(|r| (r.start, r.bytes)));
         let mut block = Block::new(launch, Some((&mut detector, heap)));
         let _ = order.iter().all(|&index| block.run(index as u32));
-        return std::mem::take(&mut block.reports);
+        return (std::mem::take(&mut block.reports), block.traffic);
     }
     let (next, stopped, reports) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(Vec::new()));
     let work = || {
@@ -217,5 +240,5 @@ fn run(launch: &Launch<'_>, heap: &mut BTreeMap<usize, Region>, options: &Option
     let mut reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
     let beside = heap.values().filter(|region| region.overrun());
     reports.extend(beside.map(|r| format!("{}: wrote beside a buffer of {} bytes", launch.name, r.bytes)));
-    reports
+    (reports, Traffic::default())
 }

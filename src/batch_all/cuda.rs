@@ -37,7 +37,6 @@ struct LossArgs {
     sums: Address,
     gradient: Address,
     partials: Address,
-    state: Address,
     loss: Address,
     stats: Address,
     upstream: Address,
@@ -83,7 +82,7 @@ impl OnDevice for BatchAllTripletLoss {
         let row_blocks = shapes.each_ref().map(|shape| shape.row_blocks(properties));
         let capacity = batch::capacity(rows, shapes[1].rows);
         let mut result = Layout::default();
-        let (state, stats) = (result.part(2, 4), result.part(STATS, 8));
+        let stats = result.part(STATS, 8);
         let gradients = [0, 1]
             .map(|which| with_grad[which].then(|| result.part(count_of([shapes[which].rows, dim]), size_of::<f32>())));
         let mut passing = Layout::default();
@@ -111,7 +110,6 @@ impl OnDevice for BatchAllTripletLoss {
             sums: passing.address() + sums,
             gradient: gradients[0],
             partials: passing.address() + partials,
-            state: result.address() + state,
             loss: output.loss,
             stats: if output.stats == 0 { result.address() + stats } else { output.stats },
             margin: problem.options.margin,
@@ -125,8 +123,6 @@ impl OnDevice for BatchAllTripletLoss {
             },
             ..LossArgs::zeroed()
         };
-        // SAFETY: the first 8 bytes of our own allocation, which nothing uses yet.
-        unsafe { launcher.clear(at.state, 8)? };
         let launch = |kernel: String, grid: Grid, at: LossArgs| {
             let args = Args { sides, at };
             // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above
@@ -134,7 +130,7 @@ impl OnDevice for BatchAllTripletLoss {
             unsafe { launcher.launch(STEM, &kernel, grid, bytemuck::bytes_of(&args)) }
         };
         let blocks = |blocks: u32| Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
-        launch(format!("{STEM}_starts"), blocks(1), at)?;
+        launch(format!("{STEM}_starts"), blocks(shape.scans()), at)?;
         launch(format!("{STEM}_pairs_{}", T::NAME), blocks(row_blocks[0]), at)?;
         let has_large = shapes[1].rows > COMPARED as usize;
         if has_large {

@@ -35,7 +35,6 @@ struct LossArgs {
     sums: Address,
     pushed: Address,
     partials: Address,
-    ticket: Address,
     losses: Address,
     loss: Address,
     stats: Address,
@@ -107,26 +106,23 @@ impl OnDevice for BatchContrastiveLoss {
         let mut result = Layout::default();
         let (choice, stats) = (result.part(1, CHOICE_BYTES), result.part(STATS, 8));
         let mut passing = Layout::default();
-        let ticket = passing.part(1, 4);
         let of_selecting = |count: usize| if hardest { count } else { 0 };
         let histogram = passing.part(of_selecting(DIGITS as usize), 8);
         let tied_anchors = passing.part(of_selecting(rows), 4);
         let tied_rows = passing.part(of_selecting(shapes[1].rows), 4);
-        // All parts before `sums` start as zeros.
         let sums = passing.part(count_of([splits as usize, shape.padded(), SUMS_OF_ROW]), 8);
         let partials = passing.part(TOTALS * row_blocks as usize, 8);
         let (result, passing) = (result.allocate(launcher)?, passing.allocate(launcher)?);
 
-        let [ticket, histogram, tied_anchors, tied_rows, sums_of_rows, partials] =
-            [ticket, histogram, tied_anchors, tied_rows, sums, partials].map(|at| passing.address() + at);
+        let [histogram, tied_anchors, tied_rows, sums, partials] =
+            [histogram, tied_anchors, tied_rows, sums, partials].map(|at| passing.address() + at);
         let at = LossArgs {
             choice: result.address() + choice,
             histogram,
             tied_anchors,
             tied_rows,
-            sums: sums_of_rows,
+            sums,
             partials,
-            ticket,
             losses: output.losses,
             loss: output.loss,
             stats: if output.stats == 0 { result.address() + stats } else { output.stats },
@@ -137,8 +133,6 @@ impl OnDevice for BatchContrastiveLoss {
             mean: (problem.options.reduction == Reduction::Mean).into(),
             ..LossArgs::zeroed()
         };
-        // SAFETY: the first bytes of our own allocation, which nothing uses yet.
-        unsafe { launcher.clear(passing.address(), sums as usize)? };
         let launch = |kernel: &str, blocks: u32, at: LossArgs| {
             let args = Args { sides, at };
             let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
@@ -146,7 +140,7 @@ impl OnDevice for BatchContrastiveLoss {
             // and live as `Memory` says.
             unsafe { launcher.launch(STEM, &format!("{STEM}_{kernel}"), grid, bytemuck::bytes_of(&args)) }
         };
-        launch("count", 1, at)?;
+        launch("count", row_blocks, at)?;
         for phase in SELECTING.filter(|_| hardest) {
             sweep(launcher, sides, &shape, LossArgs { phase, ..at })?;
             launch("pick", 1, LossArgs { phase, ..at })?;

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::BatchHardTripletLoss;
 use super::cpu::Problem;
-use crate::constants::{BATCH_HARD_AT_ONCE as AT_ONCE, STATS};
+use crate::constants::{BATCH_HARD_SEARCHED as SEARCHED, RANKED, RUN, STATS};
 use crate::cuda::arguments::{Inputs, Output};
 use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};
 use crate::cuda::mined::OnDevice;
@@ -30,6 +30,7 @@ struct LossArgs {
     candidate_tile: Address,
     positive: Address,
     negative: Address,
+    choice: Address,
     d_ap: Address,
     d_an: Address,
     weight: Address,
@@ -37,11 +38,14 @@ struct LossArgs {
     loss: Address,
     stats: Address,
     partials: Address,
-    ticket: Address,
     upstream: Address,
     upstream_stride: i64,
     grad: Address,
-    work: Address,
+    sorted: Address,
+    sorted_at: Address,
+    linked: Address,
+    link: Address,
+    link_end: Address,
     margin: f64,
     splits: u32,
     kind: u32,
@@ -98,33 +102,37 @@ impl OnDevice for BatchHardTripletLoss {
         let PreparedSides { sides, shapes, kept, scratch } =
             unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs)? };
         let (rows, shape, product) = (problem.rows, shapes[0], shapes[0].product);
+        // Kernels number an anchor's two choices with u32.
+        if rows > u32::MAX as usize / 2 {
+            return Err(Error::argument("embeddings", "fewer than 2^31 rows", rows.to_string()));
+        }
 
         let strip = Strip::of(&product, problem.dim, launcher.properties());
         let splits = strip.splits(rows, shapes[1].rows, launcher.properties());
-        let row_blocks = shape.row_blocks(launcher.properties());
+        let (at_once, row_blocks) = shape.anchors_at_once(launcher.properties());
         let mut selection = Layout::default();
-        let (ticket, stats) = (selection.part(1, 4), selection.part(STATS, 8));
-        let per_anchor = [(); 5].map(|()| selection.part(rows, 4));
+        let stats = selection.part(STATS, 8);
+        let choice = selection.part(rows, 8);
+        let per_anchor = [(); 3].map(|()| selection.part(rows, 4));
         let mut passing = Layout::default();
         let candidates = [(); 2].map(|()| passing.part(count_of([rows, splits as usize, strip.lanes() as usize]), 4));
         let partials = passing.part(STATS * row_blocks as usize, 8);
         let (selection, passing) = (selection.allocate(launcher)?, passing.allocate(launcher)?);
 
-        let [positive, negative, d_ap, d_an, weight] = per_anchor.map(|at| selection.address() + at);
-        let or_own = |wanted: Address, own: Address| if wanted == 0 { own } else { wanted };
+        let [d_ap, d_an, weight] = per_anchor.map(|at| selection.address() + at);
         let at = LossArgs {
             candidate: passing.address() + candidates[0],
             candidate_tile: passing.address() + candidates[1],
-            positive: or_own(output.chosen[0], positive),
-            negative: or_own(output.chosen[1], negative),
+            positive: output.chosen[0],
+            negative: output.chosen[1],
+            choice: selection.address() + choice,
             d_ap,
             d_an,
             weight,
             losses: output.losses,
             loss: output.loss,
-            stats: or_own(output.stats, selection.address() + stats),
+            stats: if output.stats == 0 { selection.address() + stats } else { output.stats },
             partials: passing.address() + partials,
-            ticket: selection.address() + ticket,
             margin: problem.options.margin,
             splits,
             kind: batch::kind(shape.distance),
@@ -133,10 +141,9 @@ impl OnDevice for BatchHardTripletLoss {
             columns: strip.columns,
             warp_columns: strip.warp_columns,
             error: error_of(&product, problem.dim),
+            at_once,
             ..LossArgs::zeroed()
         };
-        // SAFETY: the first 4 bytes of our own allocation, which nothing uses yet.
-        unsafe { launcher.clear(at.ticket, 4)? };
         let args = Args { sides, at };
         let tile_grid =
             Grid { blocks: Strip::row_blocks(rows) * splits, threads: strip.threads, shared_bytes: strip.shared_bytes };
@@ -165,28 +172,41 @@ impl OnDevice for BatchHardTripletLoss {
         grads: [Address; 2],
     ) -> Result<(), Error> {
         let of_side = [problem.rows, problem.references.unwrap_or(0)];
+        let choices = 2 * problem.rows as u32;
         for (which, (grad, rows)) in grads.into_iter().zip(of_side).enumerate().filter(|(_, (grad, _))| *grad != 0) {
-            let work = match size_of::<T>() {
-                2 => Some(launcher.allocate(rows * problem.dim * size_of::<f32>())?),
-                _ => None,
-            };
-            // As many rows a warp as leave each multiprocessor a block.
-            let warps = batch::THREADS / 32;
-            let at_once = (rows as u32 / (warps * launcher.properties().multiprocessors)).clamp(1, AT_ONCE);
-            let blocks = (rows as u32).div_ceil(warps * at_once);
+            // With a reference set an anchor is part of its own triplet alone.
+            let may_be_chosen = which == 1 || problem.references.is_none();
+            let in_lists = may_be_chosen && rows.max(problem.rows) > SEARCHED as usize;
+            let mut lists = Layout::default();
+            let of_choices = [(); 3].map(|()| lists.part(if in_lists { problem.rows } else { 0 }, 8));
+            let of_rows = [(); 2].map(|()| lists.part(rows, 4));
+            let memory = if in_lists { Some(lists.allocate(launcher)?) } else { None };
+            let part = |at: Address| memory.as_ref().map_or(0, |memory| memory.address() + at);
+            let [sorted, sorted_at, linked] = of_choices.map(part);
+            let [link, link_end] = of_rows.map(part);
             let at = LossArgs {
                 upstream,
                 upstream_stride: (problem.options.reduction == Reduction::None).into(),
                 grad,
-                work: work.as_ref().map_or(grad, Memory::address),
+                sorted,
+                sorted_at,
+                linked,
+                link,
+                link_end,
                 which: which as u32,
-                at_once,
                 ..kept.at
             };
             let args = Args { sides: kept.sides.moved_to(inputs), at };
-            let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
-            // SAFETY: as in `forward`; the selection lives in `kept`.
-            unsafe { launcher.launch(STEM, &format!("{STEM}_backward_{}", T::NAME), grid, bytemuck::bytes_of(&args))? };
+            let launch = |kernel: &str, blocks: u32| {
+                let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
+                // SAFETY: as in `forward`; the selection lives in `kept`, and the lists are laid out above.
+                unsafe { launcher.launch(STEM, &format!("{STEM}_{kernel}"), grid, bytemuck::bytes_of(&args)) }
+            };
+            if in_lists {
+                launch("runs", choices.div_ceil(RUN))?;
+                launch("links", choices.div_ceil(RANKED))?;
+            }
+            launch(&format!("backward_{}", T::NAME), (rows as u32).div_ceil(batch::THREADS / 32))?;
         }
         Ok(())
     }

@@ -51,8 +51,8 @@ pub struct Output {
     pub losses: Address,
     /// The reduced loss, an f32.
     pub loss: Address,
-    /// Five f64: how many are valid and active, the mean distances to positives and to negatives times how many are
-    /// valid, and what the sum of the losses is multiplied by.
+    /// Five numbers of 8 bytes: how many are valid and active, i64; the mean distances to positives and to negatives, 0 without
+    /// any, and what the sum of the losses is multiplied by, f64.
     pub stats: Address,
     /// What a loss that chooses has chosen; each loss's forward pass documents it.
     pub chosen: [Address; 2],

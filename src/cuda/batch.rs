@@ -6,7 +6,8 @@ use super::arguments::{Input, Inputs};
 use super::{Address, DeviceProperties, Grid, Launcher, Memory};
 use crate::constants::{
     COSINE, EUCLIDEAN, EVEN_ENOUGH, EVEN_SPLITS, OWN_NONE, OWN_OFFSET, OWN_ROWS, PAIRS, PAIRS_OF_ROW, PANEL_WIDTH,
-    RANKED, SLAB, SQUARED, STRIP_ROWS, SURVEYED, TILE, TILE_BLOCKS, TILE_SHARED,
+    PREPARED_ROWS, PREPARED_WIDTH, RANKED, RUN, RUNS_FROM, SCANNED, SLAB, SQUARED, STRIP_ROWS, SURVEYED, TILE,
+    TILE_BLOCKS, TILE_SHARED,
 };
 use crate::problem::{Options, Problem};
 use crate::{Distance, Element, Error, Own, Precision};
@@ -102,6 +103,11 @@ impl BatchShape {
         (self.rows as u32).div_ceil(RANKED)
     }
 
+    /// How many blocks make the prefix sums of one number a row.
+    pub fn scans(&self) -> u32 {
+        (self.rows as u32).div_ceil(SCANNED)
+    }
+
     /// How many blocks sum up the rows.
     fn surveys(&self) -> u32 {
         (self.rows as u32).div_ceil(SURVEYED)
@@ -128,6 +134,22 @@ impl BatchShape {
     pub fn row_blocks(&self, device: &DeviceProperties) -> u32 {
         let resident = device.multiprocessors * (device.threads_per_multiprocessor / THREADS);
         (self.rows as u32).div_ceil(THREADS / 32).min(resident).max(1)
+    }
+
+    /// How many anchors a block takes at a time, 8, 16 or 32, and how many blocks to launch. The more anchors of a large class
+    /// a block has, the fewer times the class is read; but never so many that a multiprocessor has less to do.
+    pub fn anchors_at_once(&self, device: &DeviceProperties) -> (u32, u32) {
+        let blocks = self.row_blocks(device);
+        let rounds = self.rows as u32 / (blocks * (THREADS / 32));
+        let at_once = THREADS / 32
+            * if rounds < 2 {
+                1
+            } else if rounds < 4 {
+                2
+            } else {
+                4
+            };
+        (at_once, (self.rows as u32).div_ceil(at_once).min(blocks))
     }
 }
 
@@ -162,6 +184,8 @@ pub(crate) struct Batch {
     position: Address,
     first: Address,
     end: Address,
+    sorted: Address,
+    sorted_at: Address,
     y: Address,
     planes: Address,
     norm: Address,
@@ -185,6 +209,11 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// Where `order`, `position`, `first` and `end` lie.
+    pub fn class_order(&self) -> [Address; 4] {
+        [self.order, self.position, self.first, self.end]
+    }
+
     /// This batch with its embeddings at the address that they have now.
     fn moved_to(self, input: &Input) -> Self {
         Self { x: input.x, stride: input.stride as i64, ..self }
@@ -253,14 +282,17 @@ pub(crate) struct Prepared<M> {
     pub scratch: M,
 }
 
-/// What the preparation finds out about a batch: `Survey` of kernels/batch.cuh. The host only clears it.
+/// What the launches find out about a batch: `Survey` of kernels/batch.cuh. The host only makes room for it.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Survey {
     nearest: u64,
-    tickets: [u32; 2],
+    tickets: [u32; 4],
     bad: u32,
+    bad_of: [u32; 32],
     shifted: u32,
+    overflowed: u32,
+    padding: u32,
 }
 const SURVEY_BYTES: usize = size_of::<Survey>();
 
@@ -291,6 +323,9 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     let held = rows.next_multiple_of(STRIP_ROWS as usize);
     let planes = scratch.part(count_of([held, panels, shape.product.planes as usize]), PANEL_WIDTH as usize);
     let (norm, scale, terms) = (scratch.part(padded, 4), scratch.part(padded, 4), scratch.part(held, 2 * 4));
+    // Without labels the rows are in order already.
+    let in_runs = rows >= RUNS_FROM && input.labels != 0;
+    let [sorted, sorted_at] = [8, 4].map(|size| scratch.part(if in_runs { rows } else { 0 }, size));
     let sums = scratch.part(count_of([shape.surveys() as usize + 1, dim]), 8);
     let partials = scratch.part(row_blocks as usize, 8);
     let (kept, scratch) = (kept.allocate(launcher)?, scratch.allocate(launcher)?);
@@ -304,6 +339,8 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         position: in_kept(position),
         first: in_kept(first),
         end: in_kept(end),
+        sorted: in_scratch(sorted),
+        sorted_at: in_scratch(sorted_at),
         y: in_scratch(y),
         planes: in_scratch(planes),
         norm: in_scratch(norm),
@@ -336,9 +373,17 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         // out above and live as `Memory` says.
         unsafe { launcher.launch(STEM, kernel, grid, bytemuck::bytes_of(&batch)) }
     };
-    // SAFETY: the first bytes of our own allocation, which nothing uses yet.
-    unsafe { launcher.clear(batch.survey, SURVEY_BYTES)? };
-    launch("batch_order", shape.rankings())?;
+    let few = rows <= PREPARED_ROWS as usize && dim <= PREPARED_WIDTH as usize;
+    if few && shape.product.name != "plain" {
+        launch(&format!("batch_prepare_{}_{}", T::NAME, shape.product.name), (held as u32).div_ceil(THREADS / 32))?;
+        return Ok(Prepared { batch, kept, scratch });
+    }
+    if in_runs {
+        launch("batch_runs", (rows as u32).div_ceil(RUN))?;
+        launch("batch_ranks", shape.rankings())?;
+    } else {
+        launch("batch_order", shape.rankings())?;
+    }
     if batch.centre == 1 && origin.is_none() {
         launch(&format!("batch_survey_{}", T::NAME), shape.surveys())?;
         launch(&format!("batch_nearest_{}", T::NAME), row_blocks)?;
@@ -405,7 +450,7 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher, X>(
     };
     let sides =
         Sides { anchors, others, first, end, own, other_first, other_end, own_rows, own_offset, own_kind, itself: 0 };
-    let blocks = shape.rankings() + other_shape.rankings();
+    let blocks = [shape, other_shape].map(|shape| (shape.rows as u32).div_ceil(THREADS)).iter().sum();
     let grid = Grid { blocks, threads: THREADS, shared_bytes: 0 };
     // SAFETY: `Sides` is this kernel's argument; both batches are prepared, the caller vouches for own rows, and our
     // memory is laid out above and lives as `Memory` says.

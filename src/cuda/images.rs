@@ -27,6 +27,8 @@ pub struct KernelReport {
     pub stack_bytes: u32,
     /// Register spills, stores and loads together.
     pub spill_bytes: u32,
+    /// Whether the assembler made products of a warpgroup (`wgmma`) wait for each other. The build fails where it did.
+    pub serialized: bool,
 }
 
 /// Every image of this build.

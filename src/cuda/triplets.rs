@@ -106,12 +106,10 @@ struct LossArgs {
     loss: Address,
     stats: Address,
     partials: Address,
-    ticket: Address,
     step: Address,
     upstream: Address,
     upstream_stride: i64,
     grad: Address,
-    work: Address,
     margin: f64,
     capacity: u64,
     seed: u64,
@@ -161,8 +159,7 @@ unsafe fn forward<T: Element, L: Launcher, X>(
     // Kernels number pairs with u32.
     let capacity = batch::capacity(rows, others).min(u32::MAX as usize);
     let mut selection = Layout::default();
-    let (ticket, stats) = (selection.part(1, 4), selection.part(STATS, 8));
-    let times = selection.part(others, 4);
+    let (stats, times) = (selection.part(STATS, 8), selection.part(others, 4));
     let (start, link) = (selection.part(rows + 1, 8), selection.part(others + 1, 8));
     let per_pair = [(); 5].map(|()| selection.part(capacity, 4));
     let linked = selection.part(if with_grad { capacity } else { 0 }, 4);
@@ -199,7 +196,6 @@ unsafe fn forward<T: Element, L: Launcher, X>(
         loss: output.loss,
         stats: if output.stats == 0 { in_selection(stats) } else { output.stats },
         partials: in_passing(partials),
-        ticket: in_selection(ticket),
         step: inputs.step,
         margin: problem.options.margin,
         capacity: capacity as u64,
@@ -211,11 +207,6 @@ unsafe fn forward<T: Element, L: Launcher, X>(
         once: once.into(),
         ..LossArgs::zeroed()
     };
-    // SAFETY: parts of our own allocation, which nothing uses yet.
-    unsafe {
-        launcher.clear(at.ticket, 4)?;
-        launcher.clear(at.times, others * 4)?;
-    }
     let args = Args { sides, at };
     let launch = |kernel: String, grid: Grid| {
         // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above and
@@ -223,7 +214,7 @@ unsafe fn forward<T: Element, L: Launcher, X>(
         unsafe { launcher.launch(stem, &kernel, grid, bytemuck::bytes_of(&args)) }
     };
     let blocks = |blocks: u32| Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
-    launch(format!("{stem}_starts"), blocks(1))?;
+    launch(format!("{stem}_starts"), blocks(shape.scans()))?;
     if drawn {
         launch(format!("{stem}_words_{}", T::NAME), blocks(row_blocks[0].max(row_blocks[1])))?;
     }
@@ -233,7 +224,7 @@ unsafe fn forward<T: Element, L: Launcher, X>(
     launch(format!("{kernels}_choose_{}", product.name), tile_grid)?;
     launch(format!("{kernels}_finish_{}", T::NAME), blocks(row_blocks[0]))?;
     if with_grad {
-        launch(format!("{stem}_links"), blocks(1))?;
+        launch(format!("{stem}_links"), blocks(shapes[1].scans()))?;
         launch(format!("{stem}_fill"), blocks(row_blocks[0]))?;
         launch(format!("{stem}_order"), blocks(row_blocks[1]))?;
     }
@@ -256,15 +247,10 @@ unsafe fn backward<T: Element, L: Launcher, X>(
 ) -> Result<(), Error> {
     let of_side = [problem.rows, problem.references.unwrap_or(0)];
     for (which, (grad, rows)) in grads.into_iter().zip(of_side).enumerate().filter(|(_, (grad, _))| *grad != 0) {
-        let work = match size_of::<T>() {
-            2 => Some(launcher.allocate(rows * problem.dim * size_of::<f32>())?),
-            _ => None,
-        };
         let at = LossArgs {
             upstream,
             upstream_stride: (problem.options.reduction == Reduction::None).into(),
             grad,
-            work: work.as_ref().map_or(grad, Memory::address),
             which: which as u32,
             ..kept.at
         };

@@ -58,7 +58,7 @@ impl<L: MinedLoss> Call<'_, L, &Tensor> {
     /// empty or too large, an option is out of range, a step is not one i64 on the embeddings' device, or memory runs
     /// out.
     pub fn f_forward(self) -> Result<Tensor, Error> {
-        Ok(self.run()?.0)
+        Ok(self.run(false)?.0)
     }
 
     /// The loss as [`forward`](Self::forward) gives it, and statistics of the batch; each loss documents what it
@@ -75,12 +75,12 @@ impl<L: MinedLoss> Call<'_, L, &Tensor> {
     /// # Errors
     /// Those of [`f_forward`](Self::f_forward).
     pub fn f_forward_with_stats(self) -> Result<WithStats, Error> {
-        let (loss, counted) = self.run()?;
+        let (loss, counted) = self.run(true)?;
         Ok(WithStats { loss, stats: counted.read()? })
     }
 
-    /// Checks the arguments and runs the loss on their device.
-    fn run(self) -> Result<(Tensor, Counted), Error> {
+    /// Checks the arguments and runs the loss on their device. `count`: whether the statistics will be read.
+    fn run(self, count: bool) -> Result<(Tensor, Counted), Error> {
         let arguments = Arguments::new(&self)?;
         match self.embeddings.device() {
             Device::Cpu => with_element!(self.embeddings.kind(), T => on_cpu::<L, T>(&self.loss_fn, &arguments)),
@@ -88,9 +88,9 @@ impl<L: MinedLoss> Call<'_, L, &Tensor> {
             Device::Cuda(ordinal) => {
                 let problem = self.loss_fn.problem(&arguments.sizes())?;
                 match self.embeddings.kind() {
-                    Kind::Half => on_cuda::<L, half::f16>(problem, ordinal, &arguments),
-                    Kind::BFloat16 => on_cuda::<L, half::bf16>(problem, ordinal, &arguments),
-                    _ => on_cuda::<L, f32>(problem, ordinal, &arguments),
+                    Kind::Half => on_cuda::<L, half::f16>(problem, ordinal, &arguments, count),
+                    Kind::BFloat16 => on_cuda::<L, half::bf16>(problem, ordinal, &arguments, count),
+                    _ => on_cuda::<L, f32>(problem, ordinal, &arguments, count),
                 }
             }
             device => unreachable!("checked: {device:?}"),
@@ -122,12 +122,14 @@ pub struct TensorStats {
     pub mean_negative_distance: Tensor,
 }
 
-/// Statistics not yet made into tensors, which takes kernels on a device.
+/// Statistics not yet made into tensors of their own.
 enum Counted {
     OnHost(Stats),
-    /// A tensor of five f64, as [`Output::stats`](crate::cuda::arguments::Output::stats) says.
+    /// A tensor of five numbers, as [`Output::stats`](crate::cuda::arguments::Output::stats) says.
     #[cfg(feature = "cuda")]
     OnDevice(Tensor),
+    #[cfg(feature = "cuda")]
+    Unasked,
 }
 
 impl Counted {
@@ -140,17 +142,18 @@ impl Counted {
                 mean_negative_distance: Tensor::from(stats.mean_negative_distance),
             }),
             #[cfg(feature = "cuda")]
-            Self::OnDevice(sums) => {
-                let count = |i: i64| sums.f_get(i)?.f_to_kind(Kind::Int64);
-                let divisor = sums.f_get(0)?.f_clamp_min(1.0)?;
-                let mean = |i: i64| sums.f_get(i)?.f_div(&divisor);
+            Self::OnDevice(stats) => {
+                // Views of the tensor: no kernel runs.
+                let count = |i: i64| stats.f_get(i)?.f_view_dtype(Kind::Int64);
                 Ok(TensorStats {
                     valid: count(0)?,
                     active: count(1)?,
-                    mean_positive_distance: mean(2)?,
-                    mean_negative_distance: mean(3)?,
+                    mean_positive_distance: stats.f_get(2)?,
+                    mean_negative_distance: stats.f_get(3)?,
                 })
             }
+            #[cfg(feature = "cuda")]
+            Self::Unasked => unreachable!("whoever reads statistics asks for them"),
         }
     }
 }
@@ -265,6 +268,7 @@ fn on_cuda<L: MinedLoss, T: OfKind>(
     problem: Problem<L::Extra>,
     ordinal: usize,
     arguments: &Arguments<'_>,
+    count: bool,
 ) -> Result<(Tensor, Counted), Error> {
     use crate::cuda::arguments::{Inputs, Output, ReferenceInput};
     use crate::torch::launcher::{TorchLauncher, address};
@@ -272,11 +276,12 @@ fn on_cuda<L: MinedLoss, T: OfKind>(
     let with_grad = arguments.with_grad();
     let per_row = problem.options.reduction == Reduction::None;
     let output = empty_output(per_row, arguments.embeddings)?;
-    let sums = Tensor::f_empty([crate::constants::STATS as i64], (Kind::Double, output.device()))?;
+    let stats = (Kind::Double, output.device());
+    let stats = count.then(|| Tensor::f_empty([crate::constants::STATS as i64], stats)).transpose()?;
     let to = Output {
         losses: if per_row { address(&output) } else { 0 },
         loss: if per_row { 0 } else { address(&output) },
-        stats: address(&sums),
+        stats: stats.as_ref().map_or(0, address),
         ..Output::default()
     };
     let inputs = Inputs {
@@ -292,7 +297,7 @@ fn on_cuda<L: MinedLoss, T: OfKind>(
     // SAFETY: checked tensors on this device, of the problem's sizes; outputs are contiguous tensors of this function's
     // making. PyTorch's allocator keeps memory for this stream's work until the stream has done it.
     let kept = unsafe { L::forward::<T, _>(&launcher, &problem, &inputs, &to, with_grad)? };
-    let counted = Counted::OnDevice(sums.shallow_clone());
+    let counted = stats.as_ref().map_or(Counted::Unasked, |stats| Counted::OnDevice(stats.shallow_clone()));
     if with_grad == [false; 2] {
         return Ok((output, counted));
     }
@@ -300,10 +305,10 @@ fn on_cuda<L: MinedLoss, T: OfKind>(
     let options = (arguments.rows.kind(), arguments.rows.device());
     let sizes: Vec<Vec<i64>> = sources.iter().map(|source| source.size()).collect();
     let saved = if L::READS_AGAIN_ON_DEVICE { &sources[..] } else { &[] };
-    // `sums` holds the factor of the mean, so it must live as long as what the forward pass kept.
-    let kept = (kept, sums);
+    // The statistics hold the factor of the mean: where they are ours, they must live as long as what the forward pass kept.
+    let kept = (kept, stats);
     let loss = CustomFunction::new(L::NAME).inputs(&sources).saved(saved).attach(&output, move |ctx| {
-        let (kept, _sums) = &kept;
+        let (kept, _stats) = &kept;
         let rows = ctx.all_saved().iter().map(with_contiguous_rows).collect::<Result<Vec<_>, _>>()?;
         let upstream = as_in_memory(ctx.upstream())?.f_contiguous()?;
         let mut grads = Vec::with_capacity(sizes.len());

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use crate::cargo::{cargo, check, run};
 use crate::checkout::{Checkout, variable};
 use crate::error::{Doing, Error, Result};
-use crate::gpu_status::Hashes;
+use crate::gpu_status::{Hashes, TEST};
 use crate::json;
 
 /// The script that runs the bundle on the GPU machine.
@@ -18,6 +18,9 @@ const LARGEST: u64 = 60 << 20;
 /// The variable, with the architecture of the machines that bundles are made for. Only `tercet` is built again for it:
 /// libtorch's bindings do not read the variable.
 const ARCHITECTURES: (&str, &str) = ("TERCET_CUDA_ARCHS", "90a");
+
+/// The name of the executable with the losses' tests.
+const TESTS: &str = "test-tests-it";
 
 /// One executable of the bundle.
 #[derive(Debug, PartialEq)]
@@ -51,8 +54,12 @@ pub fn make(checkout: &Checkout) -> Result<()> {
     let own = std::env::current_exe().doing("find this program")?;
     strip(&own, &bin.join("xtask"))?; // it prints the table of the benches there
     fs::write(dir.join("list.tsv"), list).doing("write .bundle/list.tsv")?;
-    let Hashes { kernels, cuda } = Hashes::of(checkout)?;
-    let about = format!("commit={}\nkernels={kernels}\ncuda={cuda}\n", commit(checkout));
+    // By the very program that runs there.
+    let tests = programs.iter().find(|program| program.name == TESTS);
+    let tests = tests.ok_or_else(|| Error::Failed(format!("expected an executable {TESTS}, got none")))?;
+    let mut test = Command::new(&tests.built);
+    test.args(["--exact", TEST]).env("CARGO_MANIFEST_DIR", &tests.package).current_dir(&tests.package);
+    let about = format!("commit={}\n{}", commit(checkout), Hashes::of(checkout, &mut test)?.variables());
     fs::write(dir.join("about"), about).doing("write .bundle/about")?;
     let script = dir.join("run.sh");
     fs::write(&script, RUN).doing("write .bundle/run.sh")?;

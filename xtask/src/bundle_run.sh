@@ -86,10 +86,28 @@ if [ -n "$gpu" ]; then
 fi
 # Programs that tests start, and the mark by which a test sees that there is no cargo.
 export CARGO_BIN_EXE_tercet="$bundle/bin/tercet" TERCET_BUNDLE=1
-commit='' kernels='' cuda=''
+commit='' targets=''
 # shellcheck disable=SC1091
 . "$bundle/about"
 echo "device: ${gpu:-none}; torch $version; commit $commit"
+
+# The target among the bundle's whose code runs here: that of the very device, or the latest of its generation.
+target() {
+  local capability wanted here=unknown target
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -n 1 | tr -d '. ')
+  for target in $targets; do
+    wanted=${target#sm_}
+    case $wanted in
+      "$capability" | "${capability}a")
+        here=$target
+        break
+        ;;
+      *a) ;;
+      *) if [ "${wanted%?}" = "${capability%?}" ] && [ "$wanted" -le "$capability" ]; then here=$target; fi ;;
+    esac
+  done
+  echo "$here"
+}
 
 programs() { awk -F '\t' -v kind="$1" '$1 == kind { print $2 "\t" $3 }' "$bundle/list.tsv"; }
 
@@ -146,7 +164,10 @@ finish() {
       echo "no GPU was seen: nothing of this counts as a verification"
     elif [ "$what" != bench ]; then
       echo "for docs/gpu-verification.md:"
-      echo "| $(date +%F) | $gpu | $commit | $kernels | $cuda | $what | $verdict |"
+      local target
+      target=$(target)
+      local hashes="hashes_$target"
+      echo "| $(date +%F) | $gpu | $commit | $target | ${!hashes-} | $what | $verdict |"
     fi
   } | tee "$logs/$what-summary.txt"
   [ "$failed" = 0 ]

@@ -1,94 +1,65 @@
 //! Whether the kernels as they are were verified on a GPU, by the table in `docs/gpu-verification.md`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
+use crate::cargo::{cargo, check};
 use crate::checkout::Checkout;
 use crate::error::{Doing, Error, Result};
-use crate::sha256;
 
 const TABLE: &str = "docs/gpu-verification.md";
-const COLUMNS: [&str; 7] = ["date", "device", "commit", "kernels hash", "cuda hash", "what ran", "result"];
-/// Digits of a hash that are kept: enough that two contents never share them by chance.
-const DIGITS: usize = 16;
+const COLUMNS: [&str; 7] = ["date", "device", "commit", "target", "hashes", "what ran", "result"];
+/// The columns of the first rows, whose hashes are of files.
+const FIRST_COLUMNS: [&str; 7] = ["date", "device", "commit", "kernels hash", "cuda hash", "what ran", "result"];
 
-/// What stands before a hash of [`Hashes::of`]. The hashes of the first rows have nothing before them: they are of
-/// [`Hashes::of_the_first_rows`].
-const SCOPE: &str = "2-";
+/// Names the file where the test below writes lines of target, stem and hash.
+pub const FILE: &str = "TERCET_KERNEL_HASHES";
+/// The test that knows the hashes: it is where the images and the launches are.
+pub const TEST: &str = "kernels::launches::each_stem_has_a_hash_of_its_machine_code_and_launches";
 
-/// What decides a verification: the machine code, and the code that plans and launches it.
-pub struct Hashes {
-    /// The hash of what makes the machine code: `kernels/`, their constants and compile options, and the compiler.
-    pub kernels: String,
-    /// The hash of `src/` without what runs on the CPU alone. A new file counts, until somebody says that it does not.
-    pub cuda: String,
-}
+/// What a device executes: of each target and stem the hash of its machine code and of its launches.
+#[derive(Debug, PartialEq)]
+pub struct Hashes(BTreeMap<String, BTreeMap<String, String>>);
 
 impl Hashes {
-    pub fn of(checkout: &Checkout) -> Result<Self> {
-        let root = &checkout.root;
-        let mut kernels = files(&root.join("kernels"))?;
-        let compiled_with = ["src/constants.rs", "build/kernels.rs", "build/nvrtc.rs", "requirements.txt"];
-        kernels.extend(compiled_with.map(|file| root.join(file)).into_iter().filter(|file| file.is_file()));
-        let src = root.join("src");
-        let mut cuda = files(&src)?;
-        cuda.retain(|file| !file.strip_prefix(&src).is_ok_and(is_of_the_cpu));
-        Ok(Self { kernels: format!("{SCOPE}{}", hash(root, kernels)?), cuda: format!("{SCOPE}{}", hash(root, cuda)?) })
-    }
-
-    /// Hashes of `kernels/`, and of `src/cuda/` and each `src/<stem>/cuda.rs`. They did not cover a constant that every
-    /// kernel is compiled with, nor PyTorch's side of a launch.
-    fn of_the_first_rows(checkout: &Checkout) -> Result<Self> {
-        let root = &checkout.root;
-        let mut cuda = files(&root.join("src/cuda"))?;
-        cuda.extend(files(&root.join("src"))?.into_iter().filter(|file| {
-            // Rooms are one level deep: src/<stem>/cuda.rs.
-            file.strip_prefix(root.join("src")).is_ok_and(|f| f.ends_with("cuda.rs") && f.components().count() == 2)
-        }));
-        Ok(Self { kernels: hash(root, files(&root.join("kernels"))?)?, cuda: hash(root, cuda)? })
-    }
-}
-
-/// Whether a file of `src/` runs on the CPU alone: the CPU's engine, a loss's part of it, and the oracles.
-fn is_of_the_cpu(file: &Path) -> bool {
-    let parts: Vec<_> = file.iter().map(|part| part.to_string_lossy()).collect();
-    match &parts[..] {
-        [file] => file == "oracle.rs",
-        [folder, .., _] if folder == "cpu" => true,
-        [_, file] => file == "cpu.rs" || file == "oracle.rs",
-        [_, folder, ..] => folder == "cpu",
-        [] => false,
-    }
-}
-
-/// All files under `dir`, at any depth; none if there is no such folder.
-fn files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    if dir.is_dir() {
-        for entry in fs::read_dir(dir).doing(format_args!("read {}", dir.display()))? {
-            let path = entry.doing(format_args!("read {}", dir.display()))?.path();
-            if path.is_dir() {
-                found.extend(files(&path)?);
-            } else {
-                found.push(path);
-            }
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut hashes = Self(BTreeMap::new());
+        for (at, line) in text.lines().enumerate() {
+            let [target, stem, hash] = line.split(' ').collect::<Vec<_>>()[..] else {
+                return Err(format!("line {}: expected a target, a stem and a hash, got `{line}`", at + 1));
+            };
+            hashes.0.entry(target.into()).or_default().insert(stem.into(), hash.into());
         }
+        if hashes.0.is_empty() { Err("expected hashes, got none".into()) } else { Ok(hashes) }
     }
-    Ok(found)
-}
 
-/// The hash of each file's path from the root, length and bytes, in the order of the paths: the same on every machine,
-/// and with no git at hand.
-fn hash(root: &Path, mut files: Vec<PathBuf>) -> Result<String> {
-    files.sort();
-    let mut content = Vec::new();
-    for file in files {
-        let bytes = fs::read(&file).doing(format_args!("read {}", file.display()))?;
-        let path = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().into_owned();
-        content.extend_from_slice(format!("{path}\0{}\0", bytes.len()).as_bytes());
-        content.extend_from_slice(&bytes);
+    /// Runs a program that has the test, and reads what the test wrote.
+    pub fn of(checkout: &Checkout, program: &mut Command) -> Result<Self> {
+        let folder = checkout.root.join("target");
+        fs::create_dir_all(&folder).doing("make target")?;
+        let file = folder.join(format!("kernel-hashes-{}.txt", std::process::id()));
+        program.env(FILE, &file).stdin(Stdio::null()).stdout(Stdio::piped());
+        let output = program.spawn().doing("start the test of the hashes")?.wait_with_output();
+        let output = output.doing("wait for the test of the hashes")?;
+        let text = fs::read_to_string(&file);
+        fs::remove_file(&file).ok();
+        check(output.status).inspect_err(|_| eprint!("{}", String::from_utf8_lossy(&output.stdout)))?;
+        let text =
+            text.map_err(|_| Error::Failed(format!("expected {TEST} to write {}, got no file", file.display())))?;
+        Self::parse(&text).map_err(|error| Error::Failed(format!("{}: {error}", file.display())))
     }
-    Ok(sha256::hex(&content)[..DIGITS].to_string())
+
+    /// Lines of a shell's variables: `targets`, and of each target `hashes_<target>`, as a row of the table has them.
+    pub fn variables(&self) -> String {
+        let targets: Vec<&str> = self.0.keys().map(String::as_str).collect();
+        let line = |(target, stems): (&String, &BTreeMap<String, String>)| {
+            let hashes: Vec<String> = stems.iter().map(|(stem, hash)| format!("{stem}:{hash}")).collect();
+            format!("hashes_{target}='{}'\n", hashes.join(" "))
+        };
+        format!("targets='{}'\n{}", targets.join(" "), self.0.iter().map(line).collect::<String>())
+    }
 }
 
 /// One line of the table.
@@ -97,33 +68,106 @@ struct Row {
     date: String,
     device: String,
     commit: String,
-    kernels: String,
-    cuda: String,
+    target: String,
+    hashes: BTreeMap<String, String>,
     what: String,
     result: String,
 }
 
-/// The newest row of the table, which is the last; the error names a line that is not a row.
-fn newest(page: &str) -> Result<Option<Row>, String> {
-    let lines = page.lines().enumerate().filter(|(_, line)| line.starts_with('|'));
-    let mut rows = lines.map(|(index, line)| (index + 1, cells(line)));
-    match rows.next() {
-        None => return Err("it has no table".into()),
-        Some((_, cells)) if cells == COLUMNS => {}
-        Some((line, _)) => {
-            return Err(format!("line {line}: the columns should be | {} |", COLUMNS.join(" | ")));
+impl Row {
+    fn run(&self) -> String {
+        let Self { date, device, commit, what, result, .. } = self;
+        format!("{device} at {commit}, {date} ({what}: {result})")
+    }
+}
+
+/// What the page says, oldest first.
+#[derive(Debug, Default, PartialEq)]
+struct Page {
+    /// Rows with hashes of files: what a device has seen, of which none can be told to be as it is now.
+    first: Vec<Row>,
+    rows: Vec<Row>,
+}
+
+impl Page {
+    /// The error names a line that is not a row.
+    fn parse(page: &str) -> Result<Self, String> {
+        let mut parsed = Self::default();
+        let (mut columns, mut tables): (Option<[&str; 7]>, _) = (None, 0);
+        for (at, line) in page.lines().enumerate().map(|(at, line)| (at + 1, line)) {
+            if !line.starts_with('|') {
+                columns = None;
+                continue;
+            }
+            let cells = cells(line);
+            let Some(of_table) = columns else {
+                columns = [COLUMNS, FIRST_COLUMNS].into_iter().find(|columns| cells == *columns);
+                if columns.is_none() {
+                    return Err(format!("line {at}: the columns should be | {} |", COLUMNS.join(" | ")));
+                }
+                tables += usize::from(columns == Some(COLUMNS));
+                continue;
+            };
+            if cells.iter().all(|cell| !cell.is_empty() && cell.chars().all(|c| c == '-' || c == ':')) {
+                continue; // the dashes under the header
+            }
+            let count = COLUMNS.len();
+            let Ok([date, device, commit, target, hashes, what, result]) = <[String; 7]>::try_from(cells) else {
+                return Err(format!("line {at}: a row has {count} columns"));
+            };
+            if of_table == FIRST_COLUMNS {
+                let (target, hashes) = (String::new(), BTreeMap::new());
+                parsed.first.push(Row { date, device, commit, target, hashes, what, result });
+                continue;
+            }
+            let pair = |pair: &str| pair.split_once(':').map(|(stem, hash)| (stem.to_string(), hash.to_string()));
+            let hashes: Option<BTreeMap<_, _>> = hashes.split_whitespace().map(pair).collect();
+            let hashes = hashes.ok_or_else(|| format!("line {at}: expected hashes such as `batch:01234567`"))?;
+            parsed.rows.push(Row { date, device, commit, target, hashes, what, result });
+        }
+        if tables == 1 {
+            Ok(parsed)
+        } else {
+            Err(format!("expected a table with | {} |, got {tables}", COLUMNS.join(" | ")))
         }
     }
-    let Some((line, cells)) = rows.last() else {
-        return Err("the table has no line of dashes under its header".into());
-    };
-    if cells.iter().all(|cell| cell.chars().all(|c| c == '-' || c == ':')) {
-        return Ok(None); // only the dashes under the header
+
+    /// The verdict: a line for each target of the build, or for what is so of all of them.
+    fn verdict(&self, now: &Hashes) -> String {
+        let Some(last) = self.rows.last().or(self.first.last()) else { return "never verified on a GPU".into() };
+        let mut lines = Vec::new();
+        // Of targets that no device has run, nothing is to be said.
+        for (target, stems) in now.0.iter().filter(|(target, _)| self.rows.iter().any(|row| row.target == **target)) {
+            // The newest run of this very code of a stem.
+            let run = |stem: &str, hash: &str| {
+                let mut rows = self.rows.iter().rev();
+                rows.find(|row| row.target == *target && row.hashes.get(stem).is_some_and(|of_row| of_row == hash))
+            };
+            let (mut by_run, mut never): (BTreeMap<String, BTreeSet<&str>>, BTreeSet<&str>) = Default::default();
+            for (stem, hash) in stems {
+                match run(stem, hash) {
+                    None => drop(never.insert(stem)),
+                    Some(row) => {
+                        let verdict = if row.result.starts_with("pass") { "verified" } else { "FAILED" };
+                        by_run.entry(format!("{verdict} on {}", row.run())).or_default().insert(stem);
+                    }
+                }
+            }
+            let list = |of: &BTreeSet<&str>| {
+                let all = of.len() == stems.len();
+                if all { "all stems".into() } else { of.iter().copied().collect::<Vec<_>>().join(", ") }
+            };
+            lines.extend(by_run.iter().map(|(verdict, of)| format!("{target}: {} {verdict}", list(of))));
+            if !never.is_empty() {
+                lines.push(format!("{target}: {} not verified as now", list(&never)));
+            }
+        }
+        if lines.is_empty() || lines.iter().any(|line| line.ends_with("not verified as now")) {
+            let what = if lines.is_empty() { "not verified as now; the" } else { "the" };
+            lines.push(format!("{what} last state that a device has seen: {}", last.run()));
+        }
+        lines.join("\n")
     }
-    let Ok([date, device, commit, kernels, cuda, what, result]) = <[String; 7]>::try_from(cells) else {
-        return Err(format!("line {line}: a row has {} columns", COLUMNS.len()));
-    };
-    Ok(Some(Row { date, device, commit, kernels, cuda, what, result }))
 }
 
 fn cells(line: &str) -> Vec<String> {
@@ -131,153 +175,102 @@ fn cells(line: &str) -> Vec<String> {
     inner.split('|').map(|cell| cell.trim().trim_matches('`').to_string()).collect()
 }
 
-/// The verdict in one sentence.
-fn verdict(row: Option<&Row>, now: &Hashes, by_the_first_rows: &Hashes) -> String {
-    let Some(row) = row else {
-        return "never verified on a GPU".into();
-    };
-    let Row { date, device, commit, what, result, .. } = row;
-    let of_today = row.kernels.starts_with(SCOPE);
-    let now = if of_today { now } else { by_the_first_rows };
-    let run = format!("{device} at {commit}, {date} ({what}: {result})");
-    let changed = match (row.kernels == now.kernels, row.cuda == now.cuda) {
-        (true, true) if !result.starts_with("pass") => return format!("FAILED on {run}"),
-        (true, true) if of_today => return format!("verified on {run}"),
-        (true, true) => {
-            return format!(
-                "not verified: kernels/, src/cuda/ and each src/<stem>/cuda.rs are as on {run}, but the hashes of that row \
-                 cover neither the constants and options that kernels are compiled with nor the rest of the host code"
-            );
-        }
-        (false, true) => "kernels",
-        (true, false) => "the code that launches the kernels has",
-        (false, false) => "kernels and the code that launches them",
-    };
-    let have = if changed.ends_with("has") { "" } else { " have" };
-    format!("{changed}{have} changed since {commit}, {date}, the last run on {device} ({what}: {result})")
+/// Prints the verdict, and the hashes of the build.
+pub fn print(checkout: &Checkout) -> Result<()> {
+    let page = page(&checkout.root)?;
+    // As `cargo xtask test` builds, so that nothing is compiled after it.
+    let test = ["test", "--release", "--quiet", "--workspace", "--test", "it", TEST, "--", "--exact"];
+    let now = Hashes::of(checkout, cargo(checkout, &test).current_dir(&checkout.root))?;
+    println!("{}", page.verdict(&now));
+    for (target, stems) in &now.0 {
+        let stems: Vec<String> = stems.iter().map(|(stem, hash)| format!("{stem}:{hash}")).collect();
+        println!("now: {target} {}", stems.join(" "));
+    }
+    Ok(())
 }
 
-pub fn print(checkout: &Checkout) -> Result<()> {
-    let page = fs::read_to_string(checkout.root.join(TABLE)).doing(format_args!("read {TABLE}"))?;
-    let row = newest(&page).map_err(|error| Error::Failed(format!("{TABLE}: {error}")))?;
-    let now = Hashes::of(checkout)?;
-    println!("{}", verdict(row.as_ref(), &now, &Hashes::of_the_first_rows(checkout)?));
-    println!("now: kernels hash {}, cuda hash {}", now.kernels, now.cuda);
-    Ok(())
+fn page(root: &Path) -> Result<Page> {
+    let page = fs::read_to_string(root.join(TABLE)).doing(format_args!("read {TABLE}"))?;
+    Page::parse(&page).map_err(|error| Error::Failed(format!("{TABLE}: {error}")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const HEADER: &str = "# Page\n\n| date | device | commit | kernels hash | cuda hash | what ran | result |\n\
-                          |---|---|:---|---|---|---|---|\n";
+    const FIRST: &str = "# Page\n\n| date | device | commit | kernels hash | cuda hash | what ran | result |\n\
+                         |---|---|---|---|---|---|---|\n";
+    const HEADER: &str =
+        "\n| date | device | commit | target | hashes | what ran | result |\n|---|---|---|---|---|:---|---|\n";
+    const OLD: &str = "| 2001-02-03 | GPU A | abc | 11 | 22 | test | pass |\n";
 
-    fn said(rows: &str) -> String {
-        let hashes = |scope: &str| Hashes { kernels: format!("{scope}aaaa"), cuda: format!("{scope}bbbb") };
-        verdict(newest(&format!("{HEADER}{rows}")).unwrap().as_ref(), &hashes(SCOPE), &hashes(""))
+    fn now() -> Hashes {
+        Hashes::parse("sm_80 batch 11\nsm_80 batch_hard 12\nsm_90a batch 21\nsm_90a batch_hard 22\n").unwrap()
+    }
+
+    fn said(first: &str, rows: &str) -> String {
+        Page::parse(&format!("{FIRST}{first}{HEADER}{rows}")).unwrap().verdict(&now())
+    }
+
+    fn row(date: &str, hashes: &str, result: &str) -> String {
+        format!("| {date} | GPU B | def | sm_90a | `{hashes}` | test | {result} |\n")
     }
 
     #[test]
     fn each_verdict() {
-        assert_eq!(said(""), "never verified on a GPU");
-        let good = "| 2001-02-03 | GPU A | abc | `2-aaaa` | `2-bbbb` | test | pass, 12 tests |\n";
-        assert_eq!(said(good), "verified on GPU A at abc, 2001-02-03 (test: pass, 12 tests)");
-        for row in [good.into(), good.replace("`2-", "`")] {
-            assert!(said(&row.replace("aaaa", "a0")).starts_with("kernels have changed since abc, 2001-02-03"));
-            let launch = said(&row.replace("bbbb", "b0"));
-            assert!(launch.starts_with("the code that launches the kernels has changed since abc"), "{launch}");
-            let both = said(&row.replace("bbbb", "b0").replace("aaaa", "a0"));
-            assert!(both.starts_with("kernels and the code that launches them have changed since"), "{both}");
-            assert!(said(&row.replace("pass, 12 tests", "1 failed")).starts_with("FAILED on GPU A"));
-        }
+        assert_eq!(said("", ""), "never verified on a GPU");
+        // Hashes of files say nothing of machine code.
+        assert_eq!(
+            said(OLD, ""),
+            "not verified as now; the last state that a device has seen: GPU A at abc, 2001-02-03 (test: pass)"
+        );
+        let good = row("d1", "batch:21 batch_hard:22", "pass, 12 tests");
+        assert_eq!(said(OLD, &good), "sm_90a: all stems verified on GPU B at def, d1 (test: pass, 12 tests)");
+        let failed = row("d2", "batch:21 batch_hard:22", "1 failed");
+        assert_eq!(
+            said(OLD, &format!("{good}{failed}")),
+            "sm_90a: all stems FAILED on GPU B at def, d2 (test: 1 failed)"
+        );
     }
 
     #[test]
-    fn a_row_whose_hashes_covered_less_verifies_no_more_than_they_did() {
-        let first = said("| 2001-02-03 | GPU A | abc | aaaa | bbbb | test | pass |\n");
-        assert!(first.starts_with("not verified: kernels/, src/cuda/"), "{first}");
-        assert!(first.contains("as on GPU A at abc, 2001-02-03 (test: pass), but"), "{first}");
+    fn a_stem_stays_verified_while_others_change() {
+        let rows = row("d1", "batch:21 batch_hard:0", "pass") + &row("d2", "batch:9 batch_hard:1", "pass");
+        assert_eq!(
+            said(OLD, &rows),
+            "sm_90a: batch verified on GPU B at def, d1 (test: pass)\nsm_90a: batch_hard not verified as now\n\
+             the last state that a device has seen: GPU B at def, d2 (test: pass)"
+        );
+        // What ran on another target is no run of this one.
+        let other = row("d1", "batch:11 batch_hard:12", "pass").replace("sm_90a", "sm_80");
+        assert_eq!(said("", &other), "sm_80: all stems verified on GPU B at def, d1 (test: pass)");
+        let other = row("d1", "batch:21 batch_hard:22", "pass").replace("sm_90a", "sm_80");
+        assert!(said("", &other).starts_with("sm_80: all stems not verified as now\n"));
     }
 
     #[test]
-    fn the_last_row_counts() {
-        let rows = "| d1 | A | c1 | 2-aaaa | 2-bbbb | test | pass |\n| d2 | B | c2 | 2-a0 | 2-bbbb | test | pass |\n";
-        assert!(said(rows).starts_with("kernels have changed since c2"));
+    fn a_damaged_page_is_an_error_with_its_line() {
+        let error = |page: &str| Page::parse(page).unwrap_err();
+        assert!(error("nothing").starts_with("expected a table with | date |"));
+        assert!(error("| date | device |\n|---|---|\n").starts_with("line 1: the columns"));
+        assert_eq!(error(&format!("{HEADER}| d | A |\n")), "line 4: a row has 7 columns");
+        let no_hash = format!("{HEADER}{}", row("d", "0123", "pass"));
+        assert!(error(&no_hash).starts_with("line 4: expected hashes"));
     }
 
     #[test]
-    fn a_damaged_table_is_an_error_with_its_line() {
-        assert_eq!(newest("nothing").unwrap_err(), "it has no table");
-        assert!(newest("| date | device |\n|---|---|\n").unwrap_err().starts_with("line 1: the columns"));
-        assert_eq!(newest(&format!("{HEADER}| d | A |\n")).unwrap_err(), "line 5: a row has 7 columns");
+    fn the_page_in_this_repository_is_readable() {
+        let page = Page::parse(include_str!("../../docs/gpu-verification.md")).unwrap();
+        assert!(page.first.iter().any(|row| row.commit == "4baa890701"));
     }
 
     #[test]
-    fn the_hash_sees_names_and_bytes_and_nothing_else() {
-        let root = std::env::temp_dir().join(format!("tercet-hash-{}", std::process::id()));
-        let checkout = Checkout { root: root.clone() };
-        let write = |name: &str, text: &str| {
-            let path = root.join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        };
-        let hashes = || {
-            let Hashes { kernels, cuda } = Hashes::of(&checkout).unwrap();
-            (kernels, cuda)
-        };
-        let empty = hashes();
-        assert_eq!(empty.0, format!("{SCOPE}{}", &sha256::hex(b"")[..DIGITS]));
-        write("kernels/a.cu", "12");
-        write("kernels/deep/b.cuh", "3");
-        let (kernels, cuda) = hashes();
-        assert_ne!(kernels, empty.0);
-        assert_eq!(cuda, empty.1);
-        // A byte that moves from one file to the next, and a new name, are changes.
-        write("kernels/a.cu", "1");
-        write("kernels/deep/b.cuh", "23");
-        assert_ne!(hashes().0, kernels);
-        write("kernels/a.cu", "12");
-        write("kernels/deep/b.cuh", "3");
-        assert_eq!(hashes(), (kernels.clone(), cuda.clone()));
-        fs::rename(root.join("kernels/a.cu"), root.join("kernels/c.cu")).unwrap();
-        assert_ne!(hashes().0, kernels);
-        // What kernels are compiled with is part of them; the oracle and the CPU's code are not verified on a GPU.
-        let mut seen = hashes();
-        for file in ["src/constants.rs", "build/kernels.rs", "build/nvrtc.rs", "requirements.txt"] {
-            write(file, "x");
-            assert_ne!(hashes().0, seen.0, "{file}");
-            seen = hashes();
-        }
-        for file in [
-            "src/lib.rs",
-            "src/mined.rs",
-            "src/reference.rs",
-            "src/cuda/mod.rs",
-            "src/torch/launcher.rs",
-            "src/torch/autograd.cpp",
-            "src/some_loss/cuda.rs",
-            "src/some_loss/torch.rs",
-            "src/some_loss/mod.rs",
-        ] {
-            write(file, "x");
-            assert_ne!(hashes().1, seen.1, "{file}");
-            assert_eq!(hashes().0, seen.0, "{file}");
-            seen = hashes();
-        }
-        for file in [
-            "src/cpu/rows.rs",
-            "src/cpu/deep/a.rs",
-            "src/oracle.rs",
-            "src/some_loss/cpu.rs",
-            "src/some_loss/cpu/count.rs",
-            "src/some_loss/oracle.rs",
-            "build/cache.rs",
-            "tests/a.rs",
-        ] {
-            write(file, "x");
-            assert_eq!(hashes(), seen, "{file}");
-        }
-        fs::remove_dir_all(&root).unwrap();
+    fn a_bundle_takes_them_as_variables() {
+        assert_eq!(
+            now().variables(),
+            "targets='sm_80 sm_90a'\nhashes_sm_80='batch:11 batch_hard:12'\nhashes_sm_90a='batch:21 batch_hard:22'\n"
+        );
+        assert!(Hashes::parse("").is_err());
+        assert!(Hashes::parse("sm_80 batch").unwrap_err().contains("line 1"));
     }
 }

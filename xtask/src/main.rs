@@ -38,7 +38,10 @@ Commands:
   bench [ARGS]  set-up, then `cargo bench -p tercet ARGS`, then a table of target/bench.json
                 (`--table` alone only prints the table of the last run)
   bundle        executables and a run.sh in .bundle, for a GPU machine that has no Rust
-  gpu-status    whether the kernels as they are were verified on a GPU (docs/gpu-verification.md)
+  kernel-report [STEM] [--target sm_90a] [--json] [--rows N --dim D --positives P]
+                set-up, then what the compiled kernels are made of: instructions by loop, blocks on a multiprocessor,
+                bounds on an H200
+  gpu-status    set-up, then whether the kernels as they are were verified on a GPU (docs/gpu-verification.md)
   records       a hash over all bits that the recorded cases of each loss compute, on each backend.
                 `--diff COMMIT`: which cases have other bits than at COMMIT, or none have
   help          this text; also -h, --help
@@ -113,9 +116,10 @@ fn run(arguments: &[String]) -> Result<()> {
             no_arguments("bundle", &rest)?;
             bundle::make(&ready()?)
         }
+        "kernel-report" => kernel_report(&rest, wants_help),
         "gpu-status" => {
             no_arguments("gpu-status", &rest)?;
-            gpu_status::print(&Checkout::find()?)
+            gpu_status::print(&ready()?)
         }
         "records" => match diff(&rest)? {
             None => records::print(&ready()?),
@@ -180,6 +184,17 @@ fn train(rest: &[&str], wants_help: bool) -> Result<()> {
     setup::ensure(&checkout, setup::WhenReady::Silent)?;
     let mut cargo =
         cargo::cargo(&checkout, &["run", "--release", "-p", "tercet-trainer", "--bin", "tercet", "--", "train"]);
+    cargo::run(cargo.args(rest))
+}
+
+fn kernel_report(rest: &[&str], wants_help: bool) -> Result<()> {
+    let checkout = Checkout::find()?;
+    if wants_help && !setup::is_ready(&checkout) {
+        print!("{HELP}");
+        return Ok(());
+    }
+    setup::ensure(&checkout, setup::WhenReady::Silent)?;
+    let mut cargo = cargo::cargo(&checkout, &["run", "--release", "--quiet", "-p", "tercet-kernel-report", "--"]);
     cargo::run(cargo.args(rest))
 }
 

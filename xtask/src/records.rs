@@ -163,7 +163,11 @@ fn at(checkout: &Checkout, revision: &str, short: &str) -> Result<Records> {
     // Everything but Tercet itself is built already, as long as it sees the same libtorch by the same path. Trap: cargo takes
     // a package of the same name and place in its workspace for the same one, so each build would undo the other. A setting
     // that is of no effect without debug information tells them apart.
-    for package in ["tercet", "tercet-emulator", "tercet-tests"] {
+    let packages = ["tercet", "tercet-emulator", "tercet-kernel-report", "tercet-tests"];
+    // Older commits have no `report`.
+    for package in
+        packages.iter().filter(|name| **name != "tercet-kernel-report" || worktree.path.join("report").is_dir())
+    {
         cargo.args(["--config", &format!("profile.release.package.{package}.split-debuginfo='unpacked'")]);
     }
     let target = variable("CARGO_TARGET_DIR").map_or_else(|| checkout.root.join("target"), PathBuf::from);

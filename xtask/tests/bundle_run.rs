@@ -27,7 +27,10 @@ fn bundle(tests: &[(&str, &str)]) -> Sandbox {
     sandbox.program("checkout/.bundle/run.sh", include_str!("../src/bundle_run.sh"));
     sandbox.write("checkout/Cargo.toml", "");
     sandbox.write("checkout/trainer/Cargo.toml", "");
-    sandbox.write("checkout/.bundle/about", "commit=abc\nkernels=11\ncuda=22\n");
+    sandbox.write(
+        "checkout/.bundle/about",
+        "commit=abc\ntargets='sm_80 sm_90a'\nhashes_sm_80='batch:1'\nhashes_sm_90a='batch:2'\n",
+    );
     let mut list = String::new();
     for (name, script) in tests {
         sandbox.program(&format!("checkout/.bundle/bin/{name}"), script);
@@ -40,7 +43,13 @@ fn bundle(tests: &[(&str, &str)]) -> Sandbox {
 }
 
 fn gpu(sandbox: &Sandbox) {
-    sandbox.program("nvidia-smi", "#!/bin/sh\necho 'GPU A'\n");
+    gpu_of(sandbox, "9.0");
+}
+
+/// A GPU of that compute capability.
+fn gpu_of(sandbox: &Sandbox, capability: &str) {
+    let answer = format!("case \"$1\" in *compute_cap*) echo {capability} ;; *) echo 'GPU A' ;; esac");
+    sandbox.program("nvidia-smi", &format!("#!/bin/sh\n{answer}\n"));
 }
 
 fn script(sandbox: &Sandbox, arguments: &[&str], variables: &[(&str, &str)]) -> Outcome {
@@ -63,11 +72,22 @@ fn tests_run_in_their_package_and_the_summary_comes_last() {
     ]);
     let last = ran.out.lines().last().unwrap();
     assert!(
-        last.starts_with("| 2") && last.ends_with("| GPU A | abc | 11 | 22 | test | pass, 6 tests passed |"),
+        last.starts_with("| 2") && last.ends_with("| GPU A | abc | sm_90a | batch:2 | test | pass, 6 tests passed |"),
         "{last}"
     );
     assert!(sandbox.read("checkout/.bundle/logs/test.log").contains("== test-one"));
     assert!(sandbox.read("checkout/.bundle/logs/test-summary.txt").contains("pass, 6"));
+}
+
+#[test]
+fn the_row_names_the_code_that_runs_on_the_device() {
+    for (capability, expected) in [("8.6", "sm_80 | batch:1"), ("9.0", "sm_90a | batch:2"), ("12.0", "unknown | ")] {
+        let sandbox = bundle(&[("test-one", PASSES)]);
+        gpu_of(&sandbox, capability);
+        let ran = script(&sandbox, &["test"], &[]).succeeds();
+        let row = format!("| GPU A | abc | {expected} | test | pass, 3 tests passed |");
+        assert!(ran.out.lines().last().is_some_and(|last| last.ends_with(&row)), "{}", ran.out);
+    }
 }
 
 #[test]

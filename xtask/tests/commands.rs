@@ -17,6 +17,7 @@ fn help_is_shown_and_names_every_command() {
             "test",
             "bench",
             "bundle",
+            "kernel-report",
             "gpu-status",
             "records",
             "TERCET_VENV",
@@ -108,30 +109,30 @@ fn bench_prints_the_rows_of_this_run_alone() {
 }
 
 #[test]
-fn gpu_status_reads_the_page() {
+fn gpu_status_asks_the_tests_for_hashes_and_reads_the_page() {
     let sandbox = Sandbox::new();
-    run(&mut sandbox.xtask(&["gpu-status"])).fails(1).says(&["docs/gpu-verification.md"]);
-    let page = include_str!("../../docs/gpu-verification.md");
-    let header: Vec<&str> = page.lines().filter(|line| line.starts_with('|')).take(2).collect();
-    sandbox.write("checkout/docs/gpu-verification.md", &header.join("\n"));
-    let fresh = run(&mut sandbox.xtask(&["gpu-status"])).succeeds().says(&["never verified on a GPU"]);
-    let hash = |name: &str| {
-        let after = fresh.out.split(&format!("{name} hash ")).nth(1).unwrap();
-        after.chars().take_while(|c| c.is_ascii_hexdigit() || *c == '-').collect::<String>()
-    };
-    let row = format!("| 2001-02-03 | GPU A | abc | {} | {} | test | pass |", hash("kernels"), hash("cuda"));
-    sandbox.write("checkout/docs/gpu-verification.md", &format!("{}\n{row}\n", header.join("\n")));
-    run(&mut sandbox.xtask(&["gpu-status"])).succeeds().says(&["verified on GPU A at abc, 2001-02-03"]);
-    sandbox.write("checkout/kernels/new.cu", "x");
-    run(&mut sandbox.xtask(&["gpu-status"])).succeeds().says(&["kernels have changed since abc"]);
-    assert!(!sandbox.exists("calls"), "it needs no set-up");
+    let status = |script: &str| run(sandbox.xtask(&["gpu-status"]).env("FAKE_CARGO", script));
+    status("true").fails(1).says(&["docs/gpu-verification.md"]);
+    let header = "| date | device | commit | target | hashes | what ran | result |\n|---|---|---|---|---|---|---|\n";
+    sandbox.write("checkout/docs/gpu-verification.md", header);
+    status("true").fails(1).says(&["expected kernels::", "got no file"]);
+    status("exit 101").fails(101);
+    let writes = |hash: &str| format!("printf 'sm_90a batch {hash}\\n' >\"$TERCET_KERNEL_HASHES\"");
+    status(&writes("11")).succeeds().says(&["never verified on a GPU", "now: sm_90a batch:11"]);
+    let row = "| 2001-02-03 | GPU A | abc | sm_90a | batch:11 | test | pass |\n";
+    sandbox.write("checkout/docs/gpu-verification.md", &format!("{header}{row}"));
+    status(&writes("11")).succeeds().says(&["sm_90a: all stems verified on GPU A at abc, 2001-02-03"]);
+    status(&writes("12")).succeeds().says(&["not verified as now", "GPU A at abc"]);
+    let call = sandbox.read("cargo-calls").lines().last().unwrap().to_string();
+    assert!(call.starts_with("test --release --quiet --workspace --test it kernels::launches::"), "{call}");
 }
 
 #[test]
-fn the_page_in_this_repository_is_readable() {
-    let checkout = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_xtask"));
-    run(command.arg("gpu-status").current_dir(checkout)).succeeds().says(&["kernels hash"]);
+fn kernel_report_passes_its_arguments_on() {
+    let sandbox = Sandbox::new();
+    run(&mut sandbox.xtask(&["kernel-report", "batch_hard", "--target", "sm_90a", "--json"])).succeeds();
+    let expected = "run --release --quiet -p tercet-kernel-report -- batch_hard --target sm_90a --json\n";
+    assert_eq!(sandbox.read("cargo-calls"), expected);
 }
 
 /// A checkout in git whose "tests", programs as in older commits, copy `bits-of-the-tests`; and git in it.
@@ -230,17 +231,20 @@ fn a_commit_without_records_is_named() {
     assert!(!sandbox.exists("cargo-calls"));
 }
 
-/// Packs a bundle with a cargo that reports two executables of `size` bytes, and `xz` as the script that compresses
-/// them.
+/// Packs a bundle with a cargo that reports two executables of `size` bytes, the first of which knows the kernels' hashes, and
+/// `xz` as the script that compresses them.
 fn bundle(sandbox: &Sandbox, size: &str, xz: &str) -> Outcome {
     let root = sandbox.path("checkout").display().to_string();
-    let message = |kind: &str, name: &str, test: bool, file: &str| {
+    let message = |kind: &str, name: &str, package: &str, test: bool, file: &str| {
         format!(
-            r#"{{"manifest_path":"{root}/Cargo.toml","target":{{"kind":["{kind}"],"name":"{name}"}},"profile":{{"test":{test}}},"executable":"{root}/{file}"}}"#
+            r#"{{"manifest_path":"{root}{package}/Cargo.toml","target":{{"kind":["{kind}"],"name":"{name}"}},"profile":{{"test":{test}}},"executable":"{root}/{file}"}}"#
         )
     };
-    let messages = [message("test", "triplet_margin", true, "one"), message("bin", "tercet", false, "two")];
+    let messages = [message("test", "it", "/tests", true, "one"), message("bin", "tercet", "", false, "two")];
     sandbox.write("messages", &messages.join("\n"));
+    let tests = "#!/bin/sh\nprintf 'sm_90a batch 11\\n' >\"$TERCET_KERNEL_HASHES\"\nexit\n";
+    sandbox.program("checkout/one", tests);
+    sandbox.write("checkout/tests/Cargo.toml", "");
     sandbox.program("strip", "#!/bin/sh\nexec /bin/cp \"$3\" \"$2\"\n");
     sandbox.program("tar", "#!/bin/sh\nPATH=/usr/bin:/bin\nexec tar \"$@\"\n");
     sandbox.program("xz", &format!("#!/bin/sh\nPATH=/usr/bin:/bin\nexec {xz}\n"));
@@ -251,14 +255,15 @@ fn bundle(sandbox: &Sandbox, size: &str, xz: &str) -> Outcome {
 #[test]
 fn bundle_collects_programs_and_says_what_it_was_made_from() {
     let sandbox = Sandbox::new();
-    bundle(&sandbox, "1K", "xz \"$@\"").succeeds().says(&["test-triplet_margin", "packed, in .bundle"]);
+    bundle(&sandbox, "1K", "xz \"$@\"").succeeds().says(&["test-tests-it", "packed, in .bundle"]);
     let list = sandbox.read("checkout/.bundle/list.tsv");
-    assert_eq!(list, "test\ttest-triplet_margin\t.\nbin\ttercet\t.\n");
-    assert!(sandbox.read("checkout/.bundle/about").starts_with("commit=unknown\nkernels=2-"));
+    assert_eq!(list, "test\ttest-tests-it\ttests\nbin\ttercet\t.\n");
+    let about = "commit=unknown\ntargets='sm_90a'\nhashes_sm_90a='batch:11'\n";
+    assert_eq!(sandbox.read("checkout/.bundle/about"), about);
     let packed = sandbox.path("checkout/.bundle/bin.tar.xz");
     let names = std::process::Command::new("tar").arg("-tf").arg(packed).output().unwrap();
     let names = String::from_utf8(names.stdout).unwrap();
-    for program in ["test-triplet_margin", "tercet", "xtask"] {
+    for program in ["test-tests-it", "tercet", "xtask"] {
         assert!(names.contains(&format!("bin/{program}\n")), "{program}: {names}");
     }
     assert!(!sandbox.exists("checkout/.bundle/bin"), "it would be carried too");

@@ -224,7 +224,7 @@ fn strip(emulator: &Emulator, kernel: &str) -> Result<bool, String> {
         let panel = 64 * 128 * parts as u32;
         let stage = if parts == 2 { panel } else { 3 * panel };
         let (rows_bytes, stages) = if parts == 2 { (4 * panel, 3) } else { (128, 2) };
-        let shared_bytes = rows_bytes + stages * (stage + 64 * 8);
+        let shared_bytes = rows_bytes + stages * stage + 2 * 64 * 8;
         let grid =
             Grid { blocks: 2 * m.div_ceil(128) as u32, threads: 128, shared_bytes: shared_bytes.next_multiple_of(128) };
         // SAFETY: the kernel's argument; buffers of the sizes it says.

@@ -4,6 +4,9 @@
 #[path = "../../../build/arguments.rs"]
 mod arguments;
 #[cfg(feature = "cuda")]
+#[path = "../../../build/assembler.rs"]
+mod assembler;
+#[cfg(feature = "cuda")]
 #[path = "../../../build/cache.rs"]
 mod cache;
 #[cfg(feature = "cuda")]

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use super::{arguments, cache, headers, nvrtc, releases};
+use super::{arguments, assembler, cache, headers, nvrtc, releases};
 use crate::support;
 use crate::support::made_up::shared_object;
 use crate::support::process;
@@ -388,4 +388,45 @@ fn no_two_fields_of_the_arguments_can_be_exchanged() {
         }
     }
     assert!(exchanged > 100, "{exchanged}");
+}
+
+#[test]
+fn the_assemblers_log_names_each_kernel_and_what_it_serialised() {
+    let log = "ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'a_one' for 'sm_90a'
+ptxas info    : Function properties for a_one
+ptxas         .     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 63 registers, used 1 barriers, 68 bytes smem
+ptxas info    : Compiling entry function 'a_two' for 'sm_90a'
+ptxas info    : Function properties for a_two
+ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 255 registers
+";
+    let one = |kernel: &str, registers, shared_bytes, stack_bytes, spill_bytes| assembler::Report {
+        kernel: kernel.into(),
+        registers,
+        shared_bytes,
+        stack_bytes,
+        spill_bytes,
+        serialized: false,
+    };
+    let both = vec![one("a_one", 63, 68, 8, 16), one("a_two", 255, 0, 0, 0)];
+    assert_eq!(assembler::checked(log, "kernels/a.cu", "sm_90a"), Ok(both));
+
+    let line = "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to \
+                insufficient register resources for the wgmma pipeline in the function 'a_two'";
+    // The assembler says it before or after it reports on the kernel.
+    for log in [format!("{line}\n{log}"), format!("{log}{line}\n")] {
+        let serialized = |report: &assembler::Report| report.serialized;
+        assert_eq!(assembler::reports(&log).unwrap().iter().map(serialized).collect::<Vec<_>>(), [false, true]);
+        let error = assembler::checked(&log, "kernels/a.cu", "sm_90a").unwrap_err();
+        for part in ["kernels/a.cu for sm_90a", "a_two", "insufficient register resources"] {
+            assert!(error.contains(part), "no {part:?} in {error}");
+        }
+    }
+    let unknown = format!("{log}{}", line.replace("a_two", "a_three"));
+    assert!(assembler::checked(&unknown, "kernels/a.cu", "sm_90a").unwrap_err().contains("of none of the kernels"));
+    // Other losses that the assembler speaks of are not about products.
+    let other = format!("{log}ptxas info : Potential Performance Loss: 'setmaxnreg' ignored to allow debugging.\n");
+    assert!(assembler::checked(&other, "kernels/a.cu", "sm_90a").is_ok());
 }

@@ -69,7 +69,10 @@ impl Bounds {
             let mean: Vec<f64> = (0..dim).map(|k| x.iter().map(|x| x[k]).sum::<f64>() / x.len() as f64).collect();
             x.iter().min_by(|a, b| squared(a, &mean).total_cmp(&squared(b, &mean))).expect("a row").clone()
         };
-        let origins = [vec![0.0; dim], nearest(&x), nearest(&x[..anchors])];
+        // Few rows are moved by the one nearest the mean of 64 of them.
+        let samples = anchors.min(64);
+        let sampled: Vec<Vec<f64>> = (0..samples).map(|s| x[s * anchors / samples].clone()).collect();
+        let origins = [vec![0.0; dim], nearest(&x), nearest(&x[..anchors]), nearest(&sampled)];
         let squares = x.iter().map(|x| origins.iter().map(|origin| squared(x, origin)).fold(0.0, f64::max)).collect();
         Self {
             distance,

@@ -6,12 +6,13 @@ use std::fmt::Debug;
 use tercet::internal::OnDevice as Mined;
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
-    BatchSemiHardTripletLoss, Distance, Negative, Negatives,
+    BatchSemiHardTripletLoss, Distance, MinedLoss, Negative, Negatives, Reduction,
 };
 use tercet_emulator::{Emulator, Options};
 
+use super::batch::{Batch, Content, Data, Labelling, OwnRows, Set};
 use super::launches::{OnDevice, mine};
-use super::refusing;
+use super::{OnSlices, refusing};
 use crate::support::Numbers;
 
 #[test]
@@ -109,4 +110,67 @@ fn nan_infinity_and_overflow_are_seen() {
             BatchContrastiveLoss { distance, negatives: Negatives::Hardest, ..Default::default() }
         );
     }
+}
+
+/// The same loss and gradients as on the CPU, for batches of more rows than one block scans, ranks or counts.
+fn as_on_the_cpu<L: MinedLoss + Mined + Copy + Debug>(loss: L, references: &[Option<Set>]) {
+    for &reference in references {
+        let (content, labelling) = (Content::Lattice { offset: 0.0 }, Labelling::Random { each: 8 });
+        let batch = Batch { rows: 1030, dim: 2, gap: 1, offset: 1, content, labelling, seed: 5, reference };
+        let data = Data::<f32>::new(&batch, Reduction::Mean);
+        let (expected, expected_grads) = OnSlices::new(loss, &batch, &data).reduced();
+        let emulator = Emulator::new(Options { seed: 2, ..Options::default() });
+        let mined = mine::<f32, _, _>(&emulator, &loss, &OnDevice::new(&emulator, &batch, &data), 0, &[&[1.0]]);
+        assert!((mined.loss - expected).abs() <= 1e-6 * expected, "{loss:?}: {} for {expected}", mined.loss);
+        for (grad, expected) in mined.grads[0].iter().zip(&expected_grads) {
+            let largest = expected.iter().fold(0f32, |largest, g| largest.max(g.abs()));
+            let error = grad.iter().zip(expected).map(|(g, e)| (g - e).abs()).fold(0f32, f32::max);
+            assert!(error <= 1e-5 * largest, "{loss:?}: a gradient is off by {error} of {largest}");
+        }
+    }
+}
+
+#[test]
+fn many_rows_are_as_on_the_cpu() {
+    let (margin, itself, both) = (3.0, [None], [None, Some(Set { rows: 1100, own: OwnRows::Rows })]);
+    as_on_the_cpu(BatchAllTripletLoss { margin, ..Default::default() }, &itself);
+    as_on_the_cpu(BatchSemiHardTripletLoss { margin, ..Default::default() }, &both);
+    as_on_the_cpu(BatchNegativeTripletLoss { margin, negative: Negative::Hardest, ..Default::default() }, &itself);
+    as_on_the_cpu(BatchContrastiveLoss { margin, negatives: Negatives::Hardest, ..Default::default() }, &itself);
+}
+
+/// What is launched for rows of two numbers, in pairs of one class; and no memory is filled, because kernels that run
+/// anyway write the zeros.
+fn launched<L: Mined + Debug>(loss: &L, rows: usize) -> Vec<String> {
+    let emulator = Emulator::new(Options::default());
+    let labels: Vec<i64> = (0..rows as i64).map(|i| i / 2).collect();
+    let batch = OnDevice::itself(&emulator, &uniform(rows, 2), 2, &labels);
+    mine::<f32, _, _>(&emulator, loss, &batch, 0, &[&[1.0]]);
+    let work = emulator.take_work().into_iter().map(|work| work.kernel.expect("no fill"));
+    let mut kernels: Vec<String> = work.collect();
+    // `mine` ends with a forward pass without gradients.
+    let first = ["batch_order", "batch_runs", "batch_prepare"];
+    let second = kernels.iter().rposition(|kernel| first.iter().any(|first| kernel.starts_with(first)));
+    kernels.truncate(second.expect("a second pass"));
+    kernels
+}
+
+#[test]
+fn launches_are_few_and_nothing_is_filled() {
+    let prepared = ["batch_order", "batch_survey_f32", "batch_nearest_f32", "batch_gather_f32_highest"];
+    let hard = BatchHardTripletLoss::default();
+    let (mined, backward) =
+        (["batch_hard_negatives_highest_narrow", "batch_hard_finish_f32"], "batch_hard_backward_f32");
+    let forward = [&prepared[..], &mined].concat();
+    assert_eq!(launched(&hard, 1024), [&["batch_prepare_f32_highest"], &mined[..], &[backward]].concat());
+    assert_eq!(launched(&hard, 2048), [&forward[..], &[backward]].concat());
+    assert_eq!(launched(&hard, 2049), [&forward[..], &["batch_hard_runs", "batch_hard_links", backward]].concat());
+    let counts = [
+        launched(&BatchAllTripletLoss::default(), 64).len(),
+        launched(&BatchSemiHardTripletLoss::default(), 64).len(),
+        launched(&BatchNegativeTripletLoss::default(), 64).len(),
+        launched(&BatchContrastiveLoss::default(), 64).len(),
+        launched(&BatchContrastiveLoss { negatives: Negatives::Hardest, ..Default::default() }, 64).len(),
+    ];
+    assert_eq!(counts, [8, 9, 10, 6, 16]);
 }

@@ -125,10 +125,11 @@ pub fn mine<T: Element, D: TestDevice, L: Mined + Debug>(
     let [loss, alone] = [loss, alone].map(|x| device.read::<f32>(&x, 1)[0]);
     assert_eq!(loss.to_bits(), alone.to_bits(), "with and without gradient");
     let [valid, active, positives, negatives, _] = device.read::<f64>(&stats, 5)[..] else { unreachable!("five") };
+    let [valid, active] = [valid, active].map(f64::to_bits);
     Mining {
         losses: device.read(&losses, rows),
         loss,
-        stats: batch::stats([valid as u64, active as u64], [positives, negatives].map(|sum| sum / valid.max(1.0))),
+        stats: batch::stats([valid, active], [positives, negatives]),
         chosen: choices.map(|choice| device.read(&choice, chosen)),
         grads,
     }

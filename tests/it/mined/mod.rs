@@ -10,7 +10,9 @@ mod emulated;
 pub mod launches;
 mod oracles;
 mod peers;
-mod recorded;
+#[cfg(feature = "emulator")]
+mod ranks;
+pub mod recorded;
 mod records;
 #[cfg(feature = "cuda")]
 pub mod refusing;

@@ -2,10 +2,17 @@
 //! registers. That what the host launches is among them is what the emulator's tests show: it has these kernels too
 //! (emulator/tests/it/kernels.rs), and refuses to launch any other.
 
+mod budgets;
+mod launches;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::time::Instant;
 
 use tercet::internal::{DeviceProperties, IMAGES, Image};
+use tercet_kernel_report::disassembler::Disassembler;
+use tercet_kernel_report::parallel;
+use tercet_kernel_report::report::Resources;
+use tercet_kernel_report::work::Work;
 
 use crate::support;
 use crate::support::skipped::skipped;
@@ -62,55 +69,93 @@ fn no_kernel_spills_or_uses_local_memory() {
     assert!(kernels > 0, "the assembler reported on no kernel");
 }
 
-/// NVIDIA's disassembler: from a CUDA toolkit, or the one that Triton installs beside libtorch.
-fn disassembler() -> Option<PathBuf> {
-    let libtorch = std::env::var_os("LIBTORCH").map_or_else(|| support::checkout().join(".libtorch"), PathBuf::from);
-    let beside = std::fs::canonicalize(libtorch).ok().and_then(|torch| Some(torch.parent()?.to_path_buf()));
-    let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from);
-    let folders = toolkits.chain(["/usr/local/cuda".into()]).map(|home| home.join("bin"));
-    let beside = beside.map(|site| site.join("triton/backends/nvidia/bin"));
-    folders.chain(beside).map(|bin| bin.join("nvdisasm")).find(|file| file.is_file())
+/// NVIDIA's disassembler; without one the test is skipped.
+fn disassembler(test: &str) -> Option<Disassembler> {
+    let found = Disassembler::find(&support::checkout());
+    found.map_err(|why| skipped(&format!("{}: {test}", why.split(':').next().unwrap_or_default()))).ok()
 }
 
 /// What the assembler made of the kernels: rows are read and gradients written 16 bytes at a time, and a kernel that
 /// holds its rows in registers reads each of them once.
 #[test]
 fn rows_move_in_vectors_of_16_bytes() {
-    let Some(disassembler) = disassembler() else {
-        skipped("no nvdisasm: rows_move_in_vectors_of_16_bytes");
-        return;
-    };
+    let Some(disassembler) = disassembler("rows_move_in_vectors_of_16_bytes") else { return };
     // Suffixes of the kernels that hold their rows in registers, and how many 16-byte vectors of a row each lane holds.
-    let held = [("_l16", 1), ("_l32", 1), ("_l32x4", 4)];
-    let mut kernels = 0;
+    let held =
+        |name: &str| [("_l16", 1), ("_l32", 1), ("_l32x4", 4)].into_iter().find(|(shape, _)| name.ends_with(shape));
     // How many matrices a loss reads.
     let matrices = |stem| match stem {
         "triplet_margin" => 3,
         "contrastive" => 2,
         _ => 0,
     };
-    for image in IMAGES.iter().filter(|i| i.target.starts_with("sm_") && matrices(i.stem) > 0) {
-        let matrices = matrices(image.stem);
-        let file =
-            std::env::temp_dir().join(format!("tercet-{}-{}-{}.cubin", std::process::id(), image.stem, image.target));
-        std::fs::write(&file, image.inflate()).unwrap();
-        let output = std::process::Command::new(&disassembler).arg("-c").arg(&file).output().unwrap();
-        std::fs::remove_file(&file).unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let text = String::from_utf8(output.stdout).unwrap();
-        for section in text.split(".section\t.text.").skip(1) {
-            let name = section.split([',', '\n']).next().unwrap_or_default().trim_matches('"');
-            // The other kernels do not hold their rows.
-            let Some((_, vectors)) = held.iter().find(|(shape, _)| name.ends_with(shape)) else { continue };
-            let count = |what: &[&str]| section.lines().filter(|l| what.iter().all(|w| l.contains(w))).count();
-            let (loads, stores) = (count(&["LDG.E", ".128"]), count(&["STG.E", ".128"]));
-            assert_eq!(loads, matrices * vectors, "{name} for {}: 16-byte loads", image.target);
-            assert!(stores >= matrices * vectors, "{name} for {}: {stores} 16-byte stores", image.target);
-            kernels += 1;
+    let start = Instant::now();
+    let images: Vec<&Image> = IMAGES.iter().filter(|i| i.target.starts_with("sm_") && matrices(i.stem) > 0).collect();
+    let counts = parallel::map(&images, |image| {
+        let listings = disassembler.list(&image.inflate(), |name| held(name).is_some()).unwrap();
+        for listing in &listings {
+            let (_, vectors) = held(&listing.kernel).expect("asked for no other");
+            let lines = |what: [&str; 2]| listing.text.lines().filter(|l| what.iter().all(|w| l.contains(w))).count();
+            let (loads, stores) = (lines(["LDG.E", ".128"]), lines(["STG.E", ".128"]));
+            let (name, wanted) = (format!("{} for {}", listing.kernel, image.target), matrices(image.stem) * vectors);
+            assert_eq!(loads, wanted, "{name}: 16-byte loads");
+            assert!(stores >= wanted, "{name}: {stores} 16-byte stores");
+        }
+        listings.len()
+    });
+    let kernels: usize = counts.iter().sum();
+    assert!(kernels > 0, "no kernel of these shapes was found");
+    println!("{kernels} kernels read each row once, in vectors of 16 bytes; {:.1} s", start.elapsed().as_secs_f64());
+}
+
+/// Kernels of tiles need warps to hide their latency: so many on a multiprocessor at least.
+const WARPS: u32 = 8;
+
+/// Kernels that do not fit: a part of their names, the target, the devices, and why.
+type Exception = (&'static str, &'static str, &'static [(u32, u32)], &'static str);
+
+/// Those that do not fit as the test below asks. A line goes when its kernels do.
+const DO_NOT_FIT: &[Exception] = &[
+    ("_wide", "sm_80", &[(8, 0), (8, 6), (8, 9)], "the plan takes narrow blocks there"),
+    ("_wide", "sm_120", &[(12, 0)], "the plan takes narrow blocks there"),
+    ("_choose_", "sm_80", &[(8, 6), (8, 9)], "rows, and a tile of distances: 66 and 82 KiB a block"),
+    ("_choose_highest", "sm_80", &[(8, 0)], "rows, and a tile of distances: 82 KiB a block"),
+    ("_choose_", "sm_120", &[(12, 0)], "rows, and a tile of distances: 66 and 82 KiB a block"),
+    (
+        "_sweep_",
+        "sm_80",
+        &[(8, 6), (8, 9)],
+        "a tile of weights, and of batch_all one of distances: 59 to 89 KiB a block",
+    ),
+    ("batch_all_sweep_highest", "sm_80", &[(8, 0)], "two tiles, of distances and of weights: 89 KiB a block"),
+    ("_sweep_", "sm_120", &[(12, 0)], "a tile of weights, and of batch_all one of distances: 59 to 89 KiB a block"),
+];
+
+#[test]
+fn kernels_fit_the_multiprocessors_of_every_device_that_their_image_serves() {
+    let mut exceptions = vec![false; DO_NOT_FIT.len()];
+    let mut kernels = 0;
+    for resources in IMAGES.iter().flat_map(|image| Resources::of_image(image).unwrap()) {
+        kernels += 1;
+        for (device, blocks) in &resources.blocks {
+            let warps = blocks * resources.threads / 32;
+            let enough = if Work::of(resources.kernel).is_some() { warps >= WARPS } else { warps > 0 };
+            let of_this = |(part, target, devices, _): &Exception| {
+                resources.kernel.contains(part) && resources.target == *target && devices.contains(device)
+            };
+            let exception = DO_NOT_FIT.iter().position(of_this);
+            if !enough && let Some(at) = exception {
+                exceptions[at] = true;
+                continue;
+            }
+            assert!(enough, "a multiprocessor of {device:?} holds {blocks} blocks, {warps} warps: {resources:?}");
         }
     }
-    assert!(kernels > 0, "no kernel of these shapes was found");
-    println!("{kernels} kernels read each row once, in vectors of 16 bytes");
+    assert!(kernels > 0);
+    for (line, seen) in DO_NOT_FIT.iter().zip(exceptions) {
+        let compiled = IMAGES.iter().any(|image| image.target == line.1);
+        assert!(seen || !compiled, "these kernels fit now, so their line goes: {line:?}");
+    }
 }
 
 #[test]

@@ -1,0 +1,227 @@
+//! What each kernel of tiles works on: the one table that turns instructions of a loop into instructions of an element, which is
+//! one product of a row with a row. Whoever changes a kernel's tile changes its line here.
+
+use crate::constants::{
+    BATCH_ALL_SHARED, BATCH_CONTRASTIVE_SHARED, CHOOSE_SHARED, PANEL_WIDTH, PUSH_CHUNK, PUSH_SHARED, SLAB,
+    STREAM_RESIDENT, STRIP_NARROW, STRIP_NARROW_LONG_SHARED, STRIP_NARROW_SHARED, STRIP_RESIDENT, STRIP_ROWS,
+    STRIP_WIDE_LONG, STRIP_WIDE_LONG_SHARED, STRIP_WIDE_SINGLE, STRIP_WIDE_SINGLE_SHARED, STRIP_WIDE_SPLIT,
+    STRIP_WIDE_SPLIT_SHARED, TILE, TILE_SHARED, TILE_THREADS,
+};
+
+/// A call of a loss.
+#[derive(Clone, Copy, Debug)]
+pub struct Problem {
+    /// Rows of the batch, which is its own reference set.
+    pub rows: u32,
+    /// Numbers of a row.
+    pub dim: u32,
+    /// Other rows of each row's class.
+    pub positives: u32,
+}
+
+impl Default for Problem {
+    fn default() -> Self {
+        Self { rows: 8192, dim: 128, positives: 7 }
+    }
+}
+
+/// What a loop inside of a tile's work is for; the instructions in it tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Multiplies a slab of the rows: the innermost loop with tensor instructions.
+    Slab,
+    /// Takes one threshold, such as the distance of a pair, against the tile's distances.
+    Threshold,
+    /// Takes some columns of the embeddings for the second product: has [`Role::Bring`] and [`Role::Push`] inside.
+    Chunk,
+    /// Brings embeddings for the second product into shared memory.
+    Bring,
+    /// Multiplies weights with embeddings.
+    Push,
+}
+
+/// A precision of the first product, by the last part of a kernel's name.
+#[derive(Clone, Copy, Debug)]
+struct Precision {
+    planes: u32,
+    /// Of a number in a plane.
+    bytes: u32,
+}
+
+/// The work of one kernel.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// Rows and columns of a block's tile.
+    pub tile: [u32; 2],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Whether a block takes many tiles in a loop; else it takes one, and all of its code is of that tile.
+    pub in_loop: bool,
+    /// Bytes of dynamic shared memory.
+    pub dynamic: u32,
+    precision: Precision,
+    /// Bytes of a row that one pass of the slab loop multiplies.
+    slab: u32,
+    /// Slabs of the rows, those of all planes, that stay in shared memory while columns pass, if there are no more.
+    keeps_rows: u32,
+    /// Whether sums of the tensor cores are added elsewhere, or the rows are too short.
+    sums_apart: bool,
+    pushes: bool,
+    /// Thresholds of a tile's row, and of its column.
+    thresholds: fn(&Problem) -> f64,
+}
+
+/// Numbers that are summed up by tensor cores before their sums are added elsewhere: `multiply_slabs` of kernels/tile.cuh.
+const SUMMED: u32 = 256;
+
+impl Precision {
+    fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "highest" => Self { planes: 2, bytes: 2 },
+            "half" => Self { planes: 1, bytes: 2 },
+            _ => return None,
+        })
+    }
+}
+
+impl Work {
+    /// The work of a kernel, if it is one of tiles on tensor cores.
+    #[must_use]
+    pub fn of(kernel: &str) -> Option<Self> {
+        if let Some((precision, shape)) =
+            kernel.strip_prefix("batch_hard_negatives_").and_then(|name| name.split_once('_'))
+        {
+            return Self::of_strip(Precision::named(precision)?, shape);
+        }
+        let (family, precision) = kernel.rsplit_once('_')?;
+        let precision = Precision::named(precision)?;
+        let of_planes = |numbers: [u32; 2]| numbers[precision.planes as usize - 1];
+        let class = |problem: &Problem| f64::from(problem.positives + 1);
+        let plain = Self {
+            tile: [TILE; 2],
+            threads: TILE_THREADS,
+            in_loop: true,
+            dynamic: 0,
+            precision,
+            slab: SLAB,
+            keeps_rows: 0,
+            sums_apart: true,
+            pushes: false,
+            thresholds: |_| 0.0,
+        };
+        Some(match family {
+            "pairwise_distance_tiles" => Self { in_loop: false, dynamic: of_planes(TILE_SHARED), ..plain },
+            "batch_negative_hardest_choose" => {
+                Self { keeps_rows: STREAM_RESIDENT, dynamic: of_planes(CHOOSE_SHARED), ..plain }
+            }
+            "batch_semi_hard_choose" | "batch_negative_drawn_choose" => {
+                Self { keeps_rows: STREAM_RESIDENT, dynamic: of_planes(CHOOSE_SHARED), thresholds: class, ..plain }
+            }
+            "batch_all_sweep" => {
+                Self { pushes: true, dynamic: of_planes(BATCH_ALL_SHARED), thresholds: class, ..plain }
+            }
+            "batch_contrastive_sweep" => Self { pushes: true, dynamic: of_planes(BATCH_CONTRASTIVE_SHARED), ..plain },
+            _ => return None,
+        })
+    }
+
+    /// The work of a kernel over strips, by the shape in its name.
+    fn of_strip(precision: Precision, shape: &str) -> Option<Self> {
+        let single = precision.planes == 1;
+        let (long, [warp_rows, warp_columns, across, _], shared) = match shape {
+            "wide" if single => (false, STRIP_WIDE_SINGLE, STRIP_WIDE_SINGLE_SHARED),
+            "wide" => (false, STRIP_WIDE_SPLIT, STRIP_WIDE_SPLIT_SHARED),
+            "wide_long" => (true, STRIP_WIDE_LONG, STRIP_WIDE_LONG_SHARED),
+            "narrow" => (false, STRIP_NARROW, STRIP_NARROW_SHARED),
+            "narrow_long" => (true, STRIP_NARROW, STRIP_NARROW_LONG_SHARED),
+            _ => return None,
+        };
+        Some(Self {
+            tile: [STRIP_ROWS, warp_columns * across],
+            threads: STRIP_ROWS / warp_rows * across * 32,
+            in_loop: true,
+            dynamic: shared[precision.planes as usize - 1],
+            precision,
+            slab: PANEL_WIDTH,
+            keeps_rows: if long { 0 } else { STRIP_RESIDENT * precision.planes },
+            sums_apart: long,
+            pushes: false,
+            thresholds: |_| 0.0,
+        })
+    }
+
+    /// Products that each thread of a block holds of a tile.
+    #[must_use]
+    pub fn elements_per_thread(&self) -> u32 {
+        self.tile[0] * self.tile[1] / self.threads
+    }
+
+    /// How often a loop of that role is gone through for each tile, if it stands in the code once. For thresholds there is one
+    /// loop for rows and one for columns where both have some.
+    #[must_use]
+    pub fn trips(&self, role: Role, problem: &Problem) -> f64 {
+        let chunks = f64::from(problem.dim.div_ceil(PUSH_CHUNK));
+        match role {
+            Role::Slab => f64::from(self.slabs(problem)),
+            Role::Threshold => (self.thresholds)(problem),
+            Role::Chunk if self.pushes => chunks,
+            // Pieces of 16 bytes, of the tile's rows and of its columns; the loop is unrolled by 4.
+            Role::Bring if self.pushes => {
+                f64::from((self.tile[0] + self.tile[1]) * PUSH_CHUNK / 4 / self.threads) / UNROLLED * chunks
+            }
+            Role::Push if self.pushes => f64::from(self.tile[1]) / UNROLLED * chunks,
+            Role::Chunk | Role::Bring | Role::Push => 0.0,
+        }
+    }
+
+    /// Slabs of a row.
+    #[must_use]
+    pub fn slabs(&self, problem: &Problem) -> u32 {
+        (problem.dim * self.precision.bytes).div_ceil(self.slab)
+    }
+
+    /// Which share of the slabs ends with adding the tensor cores' sums to those before.
+    #[must_use]
+    pub fn share_that_adds(&self, problem: &Problem) -> f64 {
+        let slabs = self.slabs(problem);
+        f64::from(slabs / self.slabs_summed()) / f64::from(slabs)
+    }
+
+    /// Whether there are any sums of the tensor cores before the last.
+    #[must_use]
+    pub fn adds(&self, problem: &Problem) -> bool {
+        self.sums_apart && self.slabs(problem) >= self.slabs_summed()
+    }
+
+    fn slabs_summed(&self) -> u32 {
+        SUMMED * self.precision.bytes / self.slab
+    }
+
+    /// Bytes that a tile brings from L2 to shared memory.
+    #[must_use]
+    pub fn copied(&self, problem: &Problem) -> f64 {
+        let of_row = self.precision.planes * self.slabs(problem) * self.slab;
+        let rows_stay = self.precision.planes * self.slabs(problem) <= self.keeps_rows;
+        let first = of_row * (self.tile[1] + if rows_stay { 0 } else { self.tile[0] });
+        f64::from(first) + if self.pushes { f64::from((self.tile[0] + self.tile[1]) * problem.dim * 4) } else { 0.0 }
+    }
+
+    /// Bytes that pass L2 for a tile: those copied, and the rows of the second product's sums, read and written.
+    #[must_use]
+    pub fn through_l2(&self, problem: &Problem) -> f64 {
+        self.copied(problem) + if self.pushes { f64::from(2 * self.tile[0] * problem.dim * 4) } else { 0.0 }
+    }
+}
+
+/// How often the compiler unrolls the loops of the second product.
+const UNROLLED: f64 = 4.0;
+
+/// Bytes of dynamic shared memory that a kernel is launched with.
+#[must_use]
+pub fn dynamic_shared_bytes(kernel: &str) -> u32 {
+    match kernel {
+        "pairwise_distance_push" => PUSH_SHARED,
+        "pairwise_distance_tiles_plain" => TILE_SHARED[0],
+        kernel => Work::of(kernel).map_or(0, |work| work.dynamic),
+    }
+}
