@@ -184,7 +184,7 @@ fn planes(numbers: &[f32], k: usize, rows: usize, planes: usize) -> Vec<f16> {
         let hi = f16::from_f32(x);
         for (plane, value) in [hi, f16::from_f32(x - hi.to_f32())].into_iter().enumerate().take(planes) {
             let panel = ((row / 64 * panels + column / 64) * planes + plane) * 64 * 64;
-            let place = column % 64 / 8 ^ row % 8;
+            let place = (column % 64 / 8) ^ (row % 8);
             bytes[panel + row % 64 * 64 + place * 8 + column % 8] = value;
         }
     }
