@@ -234,6 +234,9 @@ pub const RUNS_FROM: usize = 4096;
 /// Blocks of `choose` that a multiprocessor holds: their shared memory allows no more.
 pub const CHOOSE_RESIDENT: u32 = 2;
 
+/// Bytes of shared memory of a multiprocessor that the driver keeps for each block.
+pub const SHARED_OF_DRIVER: u32 = 1 << 10;
+
 /// Blocks of tiles that there should be for each multiprocessor: rows of tiles are split until there are.
 pub const TILE_BLOCKS: u32 = 2;
 

@@ -1,6 +1,7 @@
 //! What this repository's tests and emulator need of the crate's inside. No other code should use it: each release may
 //! change all of it.
 
+pub use crate::constants::SHARED_OF_DRIVER;
 pub use crate::problem::Problem;
 #[cfg(feature = "cuda")]
 pub use on_device::*;
@@ -16,6 +17,7 @@ mod on_device {
     pub use crate::cuda::launcher::{Address, DeviceProperties, Grid, Launcher, Memory};
     pub use crate::cuda::mined::OnDevice;
     pub use crate::cuda::paired::{Pass, Plan, RowAccess};
+    pub use crate::cuda::strip::Strip;
     #[cfg(feature = "torch")]
     pub use crate::torch::launcher::on_pool_stream;
 

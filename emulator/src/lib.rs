@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tercet::Error;
-use tercet::internal::{Address, DeviceProperties, Grid, Launcher};
+use tercet::internal::{Address, DeviceProperties, Grid, Launcher, SHARED_OF_DRIVER};
 
 use block::{Block, Launch, shuffle};
 use detector::Detector;
@@ -90,8 +90,8 @@ impl Emulator {
             multiprocessors: 2,
             threads_per_multiprocessor: 512,
             shared_bytes_per_block,
-            // The driver keeps one KiB of each block.
-            shared_bytes_per_multiprocessor: shared_bytes_per_block + (1 << 10),
+            // That of one block that asks for as much as it may.
+            shared_bytes_per_multiprocessor: shared_bytes_per_block + SHARED_OF_DRIVER,
         };
         Self { options, properties, heap: Heap::default(), launches: AtomicU64::new(0), work: Mutex::default() }
     }

@@ -1,6 +1,6 @@
 //! What a multiprocessor of each kind of device holds.
 
-use tercet::internal::DeviceProperties;
+use tercet::internal::{DeviceProperties, SHARED_OF_DRIVER};
 
 /// A kind of device, with the sizes of one that has it. Limits are from the table of compute capabilities in CUDA's
 /// programming guide; all have 64 Ki registers.
@@ -16,14 +16,12 @@ pub struct Multiprocessor {
     pub threads: u32,
     /// Blocks at a time.
     pub blocks: u32,
-    /// Bytes of shared memory, of which each block takes [`RESERVED`] more than it asks for.
+    /// Bytes of shared memory, of which each block takes [`SHARED_OF_DRIVER`] more than it asks for.
     pub shared_bytes: u32,
     /// The most bytes of shared memory that a block may ask for.
     pub shared_bytes_per_block: u32,
 }
 
-/// Bytes of shared memory that the driver takes for each block.
-pub const RESERVED: u32 = 1 << 10;
 /// Registers of a multiprocessor.
 const REGISTERS: u32 = 64 << 10;
 /// A warp's registers are handed out in pieces of so many.
@@ -104,7 +102,7 @@ impl Multiprocessor {
         let warps = threads.div_ceil(32);
         let of_warp = (registers.max(1) * 32).next_multiple_of(REGISTER_PIECE);
         let by_registers = REGISTERS / FILES / of_warp * FILES / warps;
-        let by_shared = self.shared_bytes / (shared_bytes + RESERVED).next_multiple_of(SHARED_PIECE);
+        let by_shared = self.shared_bytes / (shared_bytes + SHARED_OF_DRIVER).next_multiple_of(SHARED_PIECE);
         by_registers.min(by_shared).min(self.threads / threads).min(self.blocks)
     }
 
@@ -157,8 +155,8 @@ mod tests {
         assert_eq!(hopper.resident(128, 168, 0), 3);
         assert_eq!(hopper.resident(128, 169, 0), 2, "registers in pieces of 256 a warp");
         assert_eq!(hopper.resident(128, 32, 100 << 10), 2, "shared memory");
-        assert_eq!(hopper.resident(128, 32, (114 << 10) - RESERVED), 2);
-        assert_eq!(hopper.resident(128, 32, (114 << 10) - RESERVED + 1), 1);
+        assert_eq!(hopper.resident(128, 32, (114 << 10) - SHARED_OF_DRIVER), 2);
+        assert_eq!(hopper.resident(128, 32, (114 << 10) - SHARED_OF_DRIVER + 1), 1);
         assert_eq!(hopper.resident(128, 32, 227 << 10), 1);
         assert_eq!(hopper.resident(128, 32, (227 << 10) + 1), 0, "more than a block may have");
         assert_eq!(of((8, 6)).resident(256, 32, 0), 6);

@@ -1,11 +1,11 @@
 //! What each kernel of tiles works on: the one table that turns instructions of a loop into instructions of an element, which is
 //! one product of a row with a row. Whoever changes a kernel's tile changes its line here.
 
+use tercet::internal::Strip;
+
 use crate::constants::{
     BATCH_ALL_SHARED, BATCH_CONTRASTIVE_SHARED, CHOOSE_SHARED, PANEL_WIDTH, PUSH_CHUNK, PUSH_SHARED, SLAB,
-    STREAM_RESIDENT, STRIP_NARROW, STRIP_NARROW_LONG_SHARED, STRIP_NARROW_SHARED, STRIP_RESIDENT, STRIP_ROWS,
-    STRIP_WIDE_LONG, STRIP_WIDE_LONG_SHARED, STRIP_WIDE_SINGLE, STRIP_WIDE_SINGLE_SHARED, STRIP_WIDE_SPLIT,
-    STRIP_WIDE_SPLIT_SHARED, TILE, TILE_SHARED, TILE_THREADS,
+    STREAM_RESIDENT, STRIP_RESIDENT, STRIP_ROWS, TILE, TILE_SHARED, TILE_THREADS,
 };
 
 /// A call of a loss.
@@ -127,24 +127,16 @@ impl Work {
 
     /// The work of a kernel over strips, by the shape in its name.
     fn of_strip(precision: Precision, shape: &str) -> Option<Self> {
-        let single = precision.planes == 1;
-        let (long, [warp_rows, warp_columns, across, _], shared) = match shape {
-            "wide" if single => (false, STRIP_WIDE_SINGLE, STRIP_WIDE_SINGLE_SHARED),
-            "wide" => (false, STRIP_WIDE_SPLIT, STRIP_WIDE_SPLIT_SHARED),
-            "wide_long" => (true, STRIP_WIDE_LONG, STRIP_WIDE_LONG_SHARED),
-            "narrow" => (false, STRIP_NARROW, STRIP_NARROW_SHARED),
-            "narrow_long" => (true, STRIP_NARROW, STRIP_NARROW_LONG_SHARED),
-            _ => return None,
-        };
+        let strip = Strip::named(shape, precision.planes)?;
         Some(Self {
-            tile: [STRIP_ROWS, warp_columns * across],
-            threads: STRIP_ROWS / warp_rows * across * 32,
+            tile: [STRIP_ROWS, strip.columns],
+            threads: strip.threads,
             in_loop: true,
-            dynamic: shared[precision.planes as usize - 1],
+            dynamic: strip.shared_bytes,
             precision,
             slab: PANEL_WIDTH,
-            keeps_rows: if long { 0 } else { STRIP_RESIDENT * precision.planes },
-            sums_apart: long,
+            keeps_rows: if strip.long { 0 } else { STRIP_RESIDENT * precision.planes },
+            sums_apart: strip.long,
             pushes: false,
             thresholds: |_| 0.0,
         })

@@ -52,6 +52,11 @@ impl Product {
         }
     }
 
+    /// How many planes there are.
+    pub fn planes(&self) -> u32 {
+        self.planes
+    }
+
     /// The bytes of one number in a plane.
     pub fn bytes(&self) -> u32 {
         self.bytes
@@ -374,7 +379,8 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         unsafe { launcher.launch(STEM, kernel, grid, bytemuck::bytes_of(&batch)) }
     };
     let few = rows <= PREPARED_ROWS as usize && dim <= PREPARED_WIDTH as usize;
-    if few && shape.product.name != "plain" {
+    // Products on CUDA cores, which others are checked against, are prepared in steps.
+    if few && shape.product.bytes == 2 {
         launch(&format!("batch_prepare_{}_{}", T::NAME, shape.product.name), (held as u32).div_ceil(THREADS / 32))?;
         return Ok(Prepared { batch, kept, scratch });
     }
