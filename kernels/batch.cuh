@@ -101,35 +101,39 @@ template <class T> DEVICE Row<T> original_row(const Batch& b, u32 row) {
     return {static_cast<const T*>(b.x) + b.order[row] * b.stride, fabsf(b.inverse[row])};
 }
 
-// The distance of two rows from their elements, by a warp. kind: a Distance. T: the rows' type.
-template <class T> DEVICE float direct_distance(const Row<T>& x, const Row<T>& y, u32 dim, u32 kind) {
-    float sum = 0;
-    for (u32 c = threadIdx.x % 32; c < dim; c += 32) {
-        const float a = x(c), b = y(c), e = a - b;
-        sum += kind == COSINE ? a * b : e * e;
-    }
-    sum = group_sum<32>(sum);
-    return kind == SQUARED ? sum : kind == EUCLIDEAN ? sqrtf(sum) : 1.f - sum;
-}
-
-// The distances of a row from K others, by a warp: direct_distance of each, on their way at a time.
+// The distances of a row from K others from their elements, by a warp; all K are on their way at a time. A lane adds up 8
+// columns in f32 and these sums in f64: few roundings one on the other, however long the rows are.
 // kind: a Distance. T: the rows' type.
 template <class T, int K> DEVICE void direct_distances(const Row<T>& x, const Row<T> (&y)[K], u32 dim, u32 kind, float (&d)[K]) {
+    constexpr u32 SUMMED = 8 * 32;
+    double total[K] = {};
+    for (u32 from = 0; from < dim; from += SUMMED) {
+        const u32 end = from + SUMMED < dim ? from + SUMMED : dim;
+        float sum[K] = {};
+        for (u32 c = from + threadIdx.x % 32; c < end; c += 32) {
+            const float a = x(c);
 #pragma unroll
-    for (int k = 0; k < K; ++k) d[k] = 0.f;
-    for (u32 c = threadIdx.x % 32; c < dim; c += 32) {
-        const float a = x(c);
-#pragma unroll
-        for (int k = 0; k < K; ++k) {
-            const float b = y[k](c), e = a - b;
-            d[k] += kind == COSINE ? a * b : e * e;
+            for (int k = 0; k < K; ++k) {
+                const float b = y[k](c), e = a - b;
+                sum[k] += kind == COSINE ? a * b : e * e;
+            }
         }
+#pragma unroll
+        for (int k = 0; k < K; ++k) total[k] += double(sum[k]);
     }
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-        const float sum = group_sum<32>(d[k]);
+        const float sum = group_sum<32>(float(total[k]));
         d[k] = kind == SQUARED ? sum : kind == EUCLIDEAN ? sqrtf(sum) : 1.f - sum;
     }
+}
+
+// The distance of two rows from their elements, by a warp. kind: a Distance. T: the rows' type.
+template <class T> DEVICE float direct_distance(const Row<T>& x, const Row<T>& y, u32 dim, u32 kind) {
+    const Row<T> others[1] = {y};
+    float d[1];
+    direct_distances(x, others, dim, kind, d);
+    return d[0];
 }
 
 // |y_i - y_j|^2 from the product of the rows' planes. Sets `near` if it is below a fixed fraction of the norms: then it
@@ -194,12 +198,7 @@ template <class F> DEVICE bool scan(u32 rows, u64* start, F size) {
         mine[k] = first + k < rows ? size(first + k) : 0;
         sum += mine[k];
     }
-    u64 up_to = sum;  // the sum of the lanes up to this one
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-        const u64 other = __shfl_up_sync(0xffffffff, up_to, offset);
-        if (lane >= u32(offset)) up_to += other;
-    }
+    const u64 up_to = sum_up_to_lane(sum);
     if (lane == 31) {
         before_block[warp] = before;
         of_warp[warp] = up_to;

@@ -350,12 +350,7 @@ DEVICE void find_choices(const Args& args, u32* linked, u32* begin) {
     // The sums of the counts before each: a lane has two of them.
     static_assert(WARPS * PULLED_ROWS == 64, "two counts a lane");
     const u32 even = count[2 * lane], both = even + count[2 * lane + 1];
-    u32 up_to = both;
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-        const u32 other = __shfl_up_sync(0xffffffff, up_to, offset);
-        if (lane >= u32(offset)) up_to += other;
-    }
+    const u32 up_to = sum_up_to_lane(both);
     // Where the next choice of this lane's row goes that this warp finds.
     const u32 place = lane * WARPS + warp, of = place / 2 % 32;
     u32 next = __shfl_sync(0xffffffff, up_to - both, int(of));

@@ -115,7 +115,8 @@ template <class T, class F> DEVICE void write_pulled(const Batch& b, u32 row, bo
 }
 
 // A block writes the gradients of PULLED_ROWS rows, in class order; NaN if the batch is `lost`. All threads must call.
-// pulls_at(row), called by whole warps: an object whose `count` is how many pull at the row, and which, called with k, returns the k-th of them.
+// pulls_at(row), called by whole warps: an object whose `count` is how many pull at the row, and which, called with k,
+// returns the k-th of them.
 template <class T, class F> DEVICE void write_all_pulled(const Batch& b, u32 kind, bool lost, void* grad, F pulls_at) {
     SHARED(u32, is_long, PULLED_ROWS);
     SHARED(float, part, PULLED_ROWS * PulledSums<T>::COLUMNS);

@@ -15,6 +15,16 @@ template <int LANES, class A> DEVICE A group_sum(A x) {
     return x;
 }
 
+// The sum of x over the lanes of this thread's warp up to its own. The whole warp must call.
+template <class A> DEVICE A sum_up_to_lane(A x) {
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) {
+        const A before = __shfl_up_sync(0xffffffff, x, offset);
+        if (threadIdx.x % 32 >= u32(offset)) x += before;
+    }
+    return x;
+}
+
 // The maximum of x over this thread's group of LANES lanes. Every lane of the group must call and gets it. NaN wins:
 // fmax would drop it.
 template <int LANES, class A> DEVICE A group_max(A x) {

@@ -180,13 +180,7 @@ template <class P, class S> struct Strip {
 #pragma unroll
                 for (int i = 0; i < ROW_FRAGMENTS; ++i)
 #pragma unroll
-                    for (int n = 0; n < 2; ++n) {
-                        if constexpr (P::planes == 2) {
-                            mma_f16_m16n8k16(sum[i][j + n], a[0][i], b[1][n * 2], b[1][n * 2 + 1]);
-                            mma_f16_m16n8k16(sum[i][j + n], a[1][i], b[0][n * 2], b[0][n * 2 + 1]);
-                        }
-                        mma_f16_m16n8k16(sum[i][j + n], a[0][i], b[0][n * 2], b[0][n * 2 + 1]);
-                    }
+                    for (int n = 0; n < 2; ++n) multiply_planes(sum[i][j + n], a, i, b, n);
             }
         }
     }

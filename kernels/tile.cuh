@@ -52,6 +52,16 @@ struct Half {
     }
 };
 
+// d += the products of fragment i of rows and fragment n of columns, of all planes: hi lo + lo hi + hi hi, the small ones
+// first. a, b: the fragments of each plane.
+template <int PLANES, int FRAGMENTS> DEVICE void multiply_planes(float (&d)[4], const u32 (&a)[PLANES][FRAGMENTS][4], int i, const u32 (&b)[PLANES][4], int n) {
+    if constexpr (PLANES == 2) {
+        mma_f16_m16n8k16(d, a[0][i], b[1][n * 2], b[1][n * 2 + 1]);
+        mma_f16_m16n8k16(d, a[1][i], b[0][n * 2], b[0][n * 2 + 1]);
+    }
+    mma_f16_m16n8k16(d, a[0][i], b[0][n * 2], b[0][n * 2 + 1]);
+}
+
 // f32 on CUDA cores, to check the other precisions against: no tensor core, no rounding of what is multiplied.
 struct Plain {
     static constexpr int planes = 1, bytes = 4;
@@ -282,13 +292,7 @@ template <class P> struct GramTile {
 #pragma unroll
                 for (int i = 0; i < ROW_FRAGMENTS; ++i)
 #pragma unroll
-                    for (int n = 0; n < 2; ++n) {
-                        if constexpr (P::planes == 2) {
-                            mma_f16_m16n8k16(part[i][j + n], a[0][i], b[1][n * 2], b[1][n * 2 + 1]);
-                            mma_f16_m16n8k16(part[i][j + n], a[1][i], b[0][n * 2], b[0][n * 2 + 1]);
-                        }
-                        mma_f16_m16n8k16(part[i][j + n], a[0][i], b[0][n * 2], b[0][n * 2 + 1]);
-                    }
+                    for (int n = 0; n < 2; ++n) multiply_planes(part[i][j + n], a, i, b, n);
             }
         }
     }

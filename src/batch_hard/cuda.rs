@@ -66,15 +66,17 @@ struct LossArgs {
 ///
 /// - sums of 256 numbers at most, of 16 numbers of three products at a time: each is truncated by 2^-23 of the sum;
 /// - both rows' numbers as hi + lo, off by 2^-22 of themselves, or 2^-25 of the row's largest; and lo lo, 2^-22, left out;
-/// - sums of these sums, and the norm: rounded; each lane of a warp adds up `D / 32` squares, and lanes are added in five steps.
+/// - rounded: sums of these sums, and the norm, of which each lane of a warp adds up `D / 32` squares, and lanes are added in
+///   five steps; both steps from the product to the number; and the rows' translation, each number by 2^-24 of itself, which
+///   with `|x - y| <= |x| + |y|` is 4.
 fn error_of(product: &Product, dim: usize) -> f32 {
-    if product.of_planes([1, 2]) == 1 {
+    if product.planes() == 1 {
         return 0.0;
     }
     let dim = dim as f32;
     let truncated = 2.0 * 3.0 * (dim.min(256.0) / 16.0).ceil();
     let halved = 2.0 * 4.0 + 4.0 + dim.sqrt();
-    let rounded = dim / 256.0 + dim / 32.0 + 5.0 + 4.0;
+    let rounded = dim / 256.0 + (dim / 32.0 + 6.0) + 3.0 + 4.0;
     (truncated + halved + rounded) * 2.0f32.powi(-24)
 }
 

@@ -105,9 +105,12 @@ fn many_rows_have_the_oracles_bits() {
         let emulator = Emulator::new(Options { seed: rows as u64 % 3, ..Options::default() });
         as_the_oracle(&emulator, Distance::SquaredEuclidean, &lattice(rows, dim, Labelling::Random { each }, None));
     }
-    let set = Some(Set { rows: 2100, own: OwnRows::Offset(3) });
-    let emulator = Emulator::new(Options::default());
-    as_the_oracle(&emulator, Distance::SquaredEuclidean, &lattice(50, 2, Labelling::Random { each }, set));
+    // One side is prepared by one launch, the other in steps.
+    for (rows, others) in [(50, 2100), (1100, 60)] {
+        let set = Some(Set { rows: others, own: OwnRows::Offset(3) });
+        let emulator = Emulator::new(Options::default());
+        as_the_oracle(&emulator, Distance::SquaredEuclidean, &lattice(rows, 2, Labelling::Random { each }, set));
+    }
 }
 
 /// Every anchor chooses row 0 as its negative, and all of a class the same positive. Terms are integers, so their sum has the
