@@ -106,8 +106,13 @@ fn hot_loops_stay_within_their_budget() {
             "{kernel} for {target}: {:.2} instructions an element, {} BSSY",
             found.instructions, found.bssy
         ));
-        if let Some(what) = found.beyond(of_targets[at]) {
+        let budget = of_targets[at];
+        if let Some(what) = found.beyond(budget) {
             beyond.push(format!("{kernel} for {target}: {what} ({date}: {reason})"));
+        }
+        // Cut by a tenth it would fail: a line that lags behind its kernel holds nothing.
+        if found.beyond((budget.0 * 0.9, budget.1)).is_none() {
+            beyond.push(format!("{kernel} for {target}: {:.2} of {}: lower its line", found.instructions, budget.0));
         }
         assert_eq!(
             tile.counts.of(tercet_kernel_report::classes::Class::Local),
@@ -132,7 +137,7 @@ fn every_kernel_of_tiles_has_a_budget() {
 }
 
 #[test]
-fn a_budget_that_is_cut_by_a_tenth_fails() {
+fn what_is_beyond_a_budget_is_told() {
     for budget in BUDGETS {
         for (instructions, bssy) in budget.of_targets {
             let counted = Found { instructions: instructions / 1.05, bssy };
