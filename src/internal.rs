@@ -21,7 +21,8 @@ mod on_device {
     #[cfg(feature = "torch")]
     pub use crate::torch::launcher::on_pool_stream;
 
-    use crate::cuda::batch::{BatchShape, Product, prepare};
+    use crate::cuda::batch::{BatchShape, Places, Product, prepare};
+    use crate::cuda::workspace::WorkspaceLayout;
     use crate::element::largest;
     use crate::problem::{Problem, Sizes};
     use crate::{ContrastiveLoss, Distance, Element, Error, PairwiseDistance, Precision, Reference, TripletMarginLoss};
@@ -61,9 +62,12 @@ mod on_device {
     ) -> Result<(D::Memory, [Address; 4]), Error> {
         let product = Product::of::<f32>(Precision::Highest.into());
         let shape = BatchShape { rows, dim, distance: Distance::SquaredEuclidean, normalize: false, product };
-        // SAFETY: the caller's contract.
-        let prepared = unsafe { prepare::<f32, D>(launcher, &shape, input, None)? };
-        Ok((prepared.kept, prepared.batch.class_order()))
+        let mut layout = WorkspaceLayout::default();
+        let places = Places::new(&shape, input.labels != 0, launcher.properties(), &mut layout);
+        let workspace = layout.allocate(launcher, false)?;
+        // SAFETY: the caller's contract; the workspace is for these places.
+        let batch = unsafe { prepare::<f32, D>(launcher, &shape, input, None, &places, &workspace)? };
+        Ok((workspace.into_kept(), batch.class_order()))
     }
 
     /// The backward pass of a mined loss, for what [`mined_forward`] of the same shape kept.

@@ -6,8 +6,9 @@ use super::BatchAllTripletLoss;
 use super::cpu::Problem;
 use crate::constants::{BATCH_ALL_SHARED, COMPARED, STATS};
 use crate::cuda::arguments::{Inputs, Output};
-use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};
+use crate::cuda::batch::{self, PreparedSides, Product, Sides};
 use crate::cuda::mined::OnDevice;
+use crate::cuda::workspace::{WorkspaceLayout, count_of};
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, MeanOver, Reduction};
 
@@ -20,7 +21,7 @@ pub struct Kept<M> {
     /// The gradients of the anchors and of the reference set, not divided; 0: not asked for.
     gradients: [Address; 2],
     /// The memory that `sides`, `at` and `gradients` point to.
-    _memory: (Vec<M>, M),
+    _memory: M,
 }
 
 /// Part of `Args` of kernels/batch_all.cu: everything after the sides.
@@ -72,20 +73,18 @@ impl OnDevice for BatchAllTripletLoss {
         output: &Output,
         with_grad: [bool; 2],
     ) -> Result<Kept<L::Memory>, Error> {
-        // SAFETY: the caller's contract.
-        let PreparedSides { sides, shapes, kept, scratch } =
-            unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs)? };
+        let shapes = &batch::shapes::<T, _>(problem);
         let (rows, dim, shape, product) = (problem.rows, problem.dim, shapes[0], shapes[0].product);
 
         let properties = launcher.properties();
         let splits = [0, 1].map(|which| shapes[which].splits_of(shapes[1 - which].tiles(), properties));
         let row_blocks = shapes.each_ref().map(|shape| shape.row_blocks(properties));
         let capacity = batch::capacity(rows, shapes[1].rows);
-        let mut result = Layout::default();
-        let stats = result.part(STATS, 8);
+        let mut layout = WorkspaceLayout::default();
+        let WorkspaceLayout { kept, passing } = &mut layout;
+        let stats = kept.part(STATS, 8);
         let gradients = [0, 1]
-            .map(|which| with_grad[which].then(|| result.part(count_of([shapes[which].rows, dim]), size_of::<f32>())));
-        let mut passing = Layout::default();
+            .map(|which| with_grad[which].then(|| kept.part(count_of([shapes[which].rows, dim]), size_of::<f32>())));
         let start = passing.part(rows + 1, 8);
         let of_pairs = [(); 4].map(|()| passing.part(capacity, 4));
         let reach = passing.part(rows, 4);
@@ -95,23 +94,27 @@ impl OnDevice for BatchAllTripletLoss {
         let pushed = [0, 1].map(|which| passing.part(room(which), 4));
         let sums = passing.part(count_of([splits[0] as usize, shape.padded(), 2]), 8);
         let partials = passing.part(STATS * row_blocks[0] as usize, 8);
-        let (result, passing) = (result.allocate(launcher)?, passing.allocate(launcher)?);
+        // SAFETY: the caller's contract.
+        let PreparedSides { sides, workspace } =
+            unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs, layout)? };
 
-        let [distance, threshold, owner, count] = of_pairs.map(|at| passing.address() + at);
-        let gradients = gradients.map(|at| at.map_or(0, |at| result.address() + at));
+        let [in_kept, in_passing] = [workspace.kept(), workspace.passing()].map(|from| move |at: Address| from + at);
+        let [distance, threshold, owner, count] = of_pairs.map(in_passing);
+        let gradients = gradients.map(|at| at.map_or(0, in_kept));
+        let pushed = pushed.map(in_passing);
         let at = LossArgs {
-            start: passing.address() + start,
+            start: in_passing(start),
             distance,
             threshold,
             owner,
             count,
-            reach: passing.address() + reach,
-            pushed: passing.address() + pushed[0],
-            sums: passing.address() + sums,
+            reach: in_passing(reach),
+            pushed: pushed[0],
+            sums: in_passing(sums),
             gradient: gradients[0],
-            partials: passing.address() + partials,
+            partials: in_passing(partials),
             loss: output.loss,
-            stats: if output.stats == 0 { result.address() + stats } else { output.stats },
+            stats: if output.stats == 0 { in_kept(stats) } else { output.stats },
             margin: problem.options.margin,
             capacity: capacity as u64,
             splits: splits[0],
@@ -142,8 +145,7 @@ impl OnDevice for BatchAllTripletLoss {
             launch(format!("{STEM}_sweep_{}", product.name), grid, at)
         };
         sweep(0, at)?;
-        let pushed = passing.address() + pushed[1];
-        let other = LossArgs { which: 1, gradient: gradients[1], splits: splits[1], pushed, ..at };
+        let other = LossArgs { which: 1, gradient: gradients[1], splits: splits[1], pushed: pushed[1], ..at };
         if gradients[1] != 0 {
             sweep(1, other)?;
         }
@@ -155,8 +157,7 @@ impl OnDevice for BatchAllTripletLoss {
         if gradients[1] != 0 {
             launch(format!("{STEM}_finish_{}", T::NAME), blocks(row_blocks[1]), other)?;
         }
-        drop((scratch, passing));
-        Ok(Kept { sides, at, gradients, _memory: (kept, result) })
+        Ok(Kept { sides, at, gradients, _memory: workspace.into_kept() })
     }
 
     unsafe fn backward<T: Element, L: Launcher>(

@@ -8,8 +8,9 @@ use crate::constants::{
     BATCH_CONTRASTIVE_SHARED, DIGITS, PHASE_PUSH as PUSH, PHASE_SUMS as SUMS, STATS, SUMS_OF_ROW, TOTALS,
 };
 use crate::cuda::arguments::{Inputs, Output};
-use crate::cuda::batch::{self, BatchShape, Layout, PreparedSides, Sides, count_of};
+use crate::cuda::batch::{self, BatchShape, PreparedSides, Sides};
 use crate::cuda::mined::OnDevice;
+use crate::cuda::workspace::{Layout, WorkspaceLayout, count_of};
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, Reduction};
 
@@ -21,7 +22,7 @@ pub struct Kept<M> {
     shapes: [BatchShape; 2],
     at: LossArgs,
     /// The memory that `sides` and `at` point to.
-    _memory: Vec<M>,
+    _memory: (M, Option<M>),
 }
 
 /// Part of `Args` of kernels/batch_contrastive.cu: everything after the sides.
@@ -94,30 +95,30 @@ impl OnDevice for BatchContrastiveLoss {
         output: &Output,
         with_grad: [bool; 2],
     ) -> Result<Kept<L::Memory>, Error> {
-        // SAFETY: the caller's contract.
-        let PreparedSides { sides, shapes, kept, scratch } =
-            unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs)? };
+        let shapes = batch::shapes::<T, _>(problem);
         let (rows, shape) = (problem.rows, shapes[0]);
 
         let properties = launcher.properties();
         let hardest = problem.options.extra == Negatives::Hardest;
         let splits = shape.splits_of(shapes[1].tiles(), properties);
         let row_blocks = shape.row_blocks(properties);
-        let mut result = Layout::default();
-        let (choice, stats) = (result.part(1, CHOICE_BYTES), result.part(STATS, 8));
-        let mut passing = Layout::default();
+        let mut layout = WorkspaceLayout::default();
+        let WorkspaceLayout { kept, passing } = &mut layout;
+        let (choice, stats) = (kept.part(1, CHOICE_BYTES), kept.part(STATS, 8));
         let of_selecting = |count: usize| if hardest { count } else { 0 };
         let histogram = passing.part(of_selecting(DIGITS as usize), 8);
         let tied_anchors = passing.part(of_selecting(rows), 4);
         let tied_rows = passing.part(of_selecting(shapes[1].rows), 4);
         let sums = passing.part(count_of([splits as usize, shape.padded(), SUMS_OF_ROW]), 8);
         let partials = passing.part(TOTALS * row_blocks as usize, 8);
-        let (result, passing) = (result.allocate(launcher)?, passing.allocate(launcher)?);
+        // SAFETY: the caller's contract.
+        let PreparedSides { sides, workspace } =
+            unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs, layout)? };
 
         let [histogram, tied_anchors, tied_rows, sums, partials] =
-            [histogram, tied_anchors, tied_rows, sums, partials].map(|at| passing.address() + at);
+            [histogram, tied_anchors, tied_rows, sums, partials].map(|at| workspace.passing() + at);
         let at = LossArgs {
-            choice: result.address() + choice,
+            choice: workspace.kept() + choice,
             histogram,
             tied_anchors,
             tied_rows,
@@ -125,7 +126,7 @@ impl OnDevice for BatchContrastiveLoss {
             partials,
             losses: output.losses,
             loss: output.loss,
-            stats: if output.stats == 0 { result.address() + stats } else { output.stats },
+            stats: if output.stats == 0 { workspace.kept() + stats } else { output.stats },
             margin: problem.options.margin,
             splits,
             kind: batch::kind(shape.distance),
@@ -147,14 +148,9 @@ impl OnDevice for BatchContrastiveLoss {
         }
         sweep(launcher, sides, &shape, LossArgs { phase: SUMS, ..at })?;
         launch(&format!("finish_{}", T::NAME), row_blocks, at)?;
-        drop(passing);
-        let mut memory = kept;
-        memory.push(result);
         // The sweep of the backward pass reads the rows' planes again.
-        if with_grad != [false; 2] {
-            memory.extend(scratch);
-        }
-        Ok(Kept { sides, shapes, at, _memory: memory })
+        let (kept, passing) = workspace.into_parts();
+        Ok(Kept { sides, shapes, at, _memory: (kept, passing.filter(|_| with_grad != [false; 2])) })
     }
 
     unsafe fn backward<T: Element, L: Launcher>(

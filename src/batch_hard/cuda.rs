@@ -6,9 +6,10 @@ use super::BatchHardTripletLoss;
 use super::cpu::Problem;
 use crate::constants::{BATCH_HARD_SEARCHED as SEARCHED, RANKED, RUN, STATS};
 use crate::cuda::arguments::{Inputs, Output};
-use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};
+use crate::cuda::batch::{self, PreparedSides, Product, Sides};
 use crate::cuda::mined::OnDevice;
 use crate::cuda::strip::Strip;
+use crate::cuda::workspace::{Layout, WorkspaceLayout, count_of};
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, Reduction};
 
@@ -19,7 +20,7 @@ pub struct Kept<M> {
     sides: Sides,
     at: LossArgs,
     /// The memory that `sides` and `at` point to.
-    _memory: (Vec<M>, M),
+    _memory: M,
 }
 
 /// Part of `Args` of kernels/batch_hard.cu: everything after the sides.
@@ -100,9 +101,7 @@ impl OnDevice for BatchHardTripletLoss {
         output: &Output,
         _: [bool; 2],
     ) -> Result<Kept<L::Memory>, Error> {
-        // SAFETY: the caller's contract.
-        let PreparedSides { sides, shapes, kept, scratch } =
-            unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs)? };
+        let shapes = batch::shapes::<T, _>(problem);
         let (rows, shape, product) = (problem.rows, shapes[0], shapes[0].product);
         // Kernels number an anchor's two choices with u32.
         if rows > u32::MAX as usize / 2 {
@@ -112,29 +111,32 @@ impl OnDevice for BatchHardTripletLoss {
         let strip = Strip::of(&product, problem.dim, launcher.properties());
         let splits = strip.splits(rows, shapes[1].rows, launcher.properties());
         let (at_once, row_blocks) = shape.anchors_at_once(launcher.properties());
-        let mut selection = Layout::default();
-        let stats = selection.part(STATS, 8);
-        let choice = selection.part(rows, 8);
-        let per_anchor = [(); 3].map(|()| selection.part(rows, 4));
-        let mut passing = Layout::default();
-        let candidates = [(); 2].map(|()| passing.part(count_of([rows, splits as usize, strip.lanes() as usize]), 4));
-        let partials = passing.part(STATS * row_blocks as usize, 8);
-        let (selection, passing) = (selection.allocate(launcher)?, passing.allocate(launcher)?);
+        let mut layout = WorkspaceLayout::default();
+        let stats = layout.kept.part(STATS, 8);
+        let choice = layout.kept.part(rows, 8);
+        let per_anchor = [(); 3].map(|()| layout.kept.part(rows, 4));
+        let of_lanes = count_of([rows, splits as usize, strip.lanes() as usize]);
+        let candidates = [(); 2].map(|()| layout.passing.part(of_lanes, 4));
+        let partials = layout.passing.part(STATS * row_blocks as usize, 8);
+        // SAFETY: the caller's contract.
+        let PreparedSides { sides, workspace } =
+            unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs, layout)? };
 
-        let [d_ap, d_an, weight] = per_anchor.map(|at| selection.address() + at);
+        let [candidate, candidate_tile] = candidates.map(|at| workspace.passing() + at);
+        let [d_ap, d_an, weight] = per_anchor.map(|at| workspace.kept() + at);
         let at = LossArgs {
-            candidate: passing.address() + candidates[0],
-            candidate_tile: passing.address() + candidates[1],
+            candidate,
+            candidate_tile,
             positive: output.chosen[0],
             negative: output.chosen[1],
-            choice: selection.address() + choice,
+            choice: workspace.kept() + choice,
             d_ap,
             d_an,
             weight,
             losses: output.losses,
             loss: output.loss,
-            stats: if output.stats == 0 { selection.address() + stats } else { output.stats },
-            partials: passing.address() + partials,
+            stats: if output.stats == 0 { workspace.kept() + stats } else { output.stats },
+            partials: workspace.passing() + partials,
             margin: problem.options.margin,
             splits,
             kind: batch::kind(shape.distance),
@@ -161,8 +163,7 @@ impl OnDevice for BatchHardTripletLoss {
             let grid = Grid { blocks: row_blocks, threads: batch::THREADS, shared_bytes: 0 };
             launcher.launch(STEM, &format!("{STEM}_finish_{}", T::NAME), grid, bytemuck::bytes_of(&args))?;
         }
-        drop((scratch, passing));
-        Ok(Kept { sides, at, _memory: (kept, selection) })
+        Ok(Kept { sides, at, _memory: workspace.into_kept() })
     }
 
     unsafe fn backward<T: Element, L: Launcher>(

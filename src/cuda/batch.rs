@@ -3,7 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::arguments::{Input, Inputs};
-use super::{Address, DeviceProperties, Grid, Launcher, Memory};
+use super::workspace::{Layout, Workspace, WorkspaceLayout, count_of};
+use super::{Address, DeviceProperties, Grid, Launcher};
 use crate::constants::{
     COSINE, EUCLIDEAN, EVEN_ENOUGH, EVEN_SPLITS, OWN_NONE, OWN_OFFSET, OWN_ROWS, PAIRS, PAIRS_OF_ROW, PANEL_WIDTH,
     PREPARED_ROWS, PREPARED_WIDTH, RANKED, RUN, RUNS_FROM, SCANNED, SLAB, SQUARED, STRIP_ROWS, SURVEYED, TILE,
@@ -93,12 +94,6 @@ pub(crate) struct BatchShape {
 }
 
 impl BatchShape {
-    /// The shape of the anchors of a call on embeddings of T.
-    pub fn anchors<T: Element, X>(problem: &Problem<X>) -> Self {
-        let Options { distance, normalize, precision, .. } = problem.options;
-        Self { rows: problem.rows, dim: problem.dim, distance, normalize, product: Product::of::<T>(precision.into()) }
-    }
-
     pub fn tiles(&self) -> u32 {
         (self.rows as u32).div_ceil(TILE)
     }
@@ -116,6 +111,11 @@ impl BatchShape {
     /// How many blocks sum up the rows.
     fn surveys(&self) -> u32 {
         (self.rows as u32).div_ceil(SURVEYED)
+    }
+
+    /// Whether one launch prepares the batch, and its memory is one piece: then a step's time is that of its launches.
+    fn is_small(&self) -> bool {
+        self.rows <= PREPARED_ROWS as usize && self.dim <= PREPARED_WIDTH as usize
     }
 
     /// How many rows there are, rounded up to whole tiles.
@@ -251,42 +251,6 @@ impl Sides {
     }
 }
 
-/// The product of the factors, or the largest number if it overflows: more than any memory holds.
-pub(crate) fn count_of<const N: usize>(factors: [usize; N]) -> usize {
-    factors.into_iter().fold(1, usize::saturating_mul)
-}
-
-/// Lays out the parts of one allocation.
-#[derive(Default)]
-pub(crate) struct Layout {
-    bytes: usize,
-}
-
-impl Layout {
-    /// Adds a part of `count` numbers of `size` bytes, and returns its offset in the allocation. If the size overflows
-    /// it becomes the largest number, which no device can allocate.
-    pub fn part(&mut self, count: usize, size: usize) -> Address {
-        const ALIGNMENT: usize = 256;
-        let at = self.bytes;
-        let end = count.checked_mul(size).and_then(|bytes| bytes.checked_add(at));
-        self.bytes = end.and_then(|end| end.checked_next_multiple_of(ALIGNMENT)).unwrap_or(usize::MAX);
-        at as Address
-    }
-
-    pub fn allocate<L: Launcher>(&self, launcher: &L) -> Result<L::Memory, Error> {
-        launcher.allocate(self.bytes.max(1))
-    }
-}
-
-/// A prepared batch, and the memory that it points to.
-pub(crate) struct Prepared<M> {
-    pub batch: Batch,
-    /// Memory that a backward pass needs too.
-    pub kept: M,
-    /// Memory that is not needed once the forward pass has been launched.
-    pub scratch: M,
-}
-
 /// What the launches find out about a batch: `Survey` of kernels/batch.cuh. The host only makes room for it.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -301,72 +265,115 @@ struct Survey {
 }
 const SURVEY_BYTES: usize = size_of::<Survey>();
 
-/// Launches the preparation of a batch. Batches whose rows are compared with each other are translated by the same row:
-/// `origin` is the first of them, prepared before.
+/// Where the parts of a prepared batch lie in a [`Workspace`].
+pub(crate) struct Places {
+    survey: Address,
+    order: Address,
+    position: Address,
+    first: Address,
+    end: Address,
+    inverse: Address,
+    y: Address,
+    planes: Address,
+    norm: Address,
+    scale: Address,
+    terms: Address,
+    sorted: Address,
+    sorted_at: Address,
+    sums: Address,
+    partials: Address,
+    /// Bytes of a row's plane are so many slabs.
+    slabs: u32,
+    /// Rows of the planes, up to whole strips.
+    held: u32,
+    /// Whether labels are ranked by sorted runs.
+    in_runs: bool,
+}
+
+impl Places {
+    /// Makes room for a batch of this shape. `labelled`: without labels the rows are in order already.
+    pub fn new(shape: &BatchShape, labelled: bool, device: &DeviceProperties, layout: &mut WorkspaceLayout) -> Self {
+        let (rows, dim, padded) = (shape.rows, shape.dim, shape.padded());
+        let bytes = dim * shape.product.bytes as usize;
+        let held = rows.next_multiple_of(STRIP_ROWS as usize);
+        let in_runs = rows >= RUNS_FROM && labelled;
+        let WorkspaceLayout { kept, passing } = layout;
+        let planes = count_of([held, bytes.div_ceil(PANEL_WIDTH as usize), shape.product.planes as usize]);
+        let in_runs_alone = |size: usize, passing: &mut Layout| passing.part(if in_runs { rows } else { 0 }, size);
+        Self {
+            survey: kept.part(1, SURVEY_BYTES),
+            order: kept.part(rows, 4),
+            position: kept.part(rows, 4),
+            first: kept.part(rows, 4),
+            end: kept.part(rows, 4),
+            inverse: kept.part(padded, 4),
+            y: passing.part(count_of([padded, dim]), 4),
+            planes: passing.part(planes, PANEL_WIDTH as usize),
+            norm: passing.part(padded, 4),
+            scale: passing.part(padded, 4),
+            terms: passing.part(held, 2 * 4),
+            sorted: in_runs_alone(8, passing),
+            sorted_at: in_runs_alone(4, passing),
+            sums: passing.part(count_of([shape.surveys() as usize + 1, dim]), 8),
+            partials: passing.part(shape.row_blocks(device) as usize, 8),
+            slabs: bytes.div_ceil(SLAB as usize) as u32,
+            held: held as u32,
+            in_runs,
+        }
+    }
+}
+
+/// Launches the preparation of a batch at `places` of `workspace`. Batches whose rows are compared with each other are
+/// translated by the same row: `origin` is the first of them, prepared before.
 ///
 /// # Safety
 /// `input` is device memory of the launcher, alive until the kernels have run: `rows` rows of `dim` elements of T, and
-/// labels unless they are 0. So is what `origin` points to.
+/// labels unless they are 0. So is what `origin` points to. The workspace was allocated for the layout that `places` are of, and
+/// they are those of this shape, with labels if there are any.
 pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     launcher: &L,
     shape: &BatchShape,
     input: &Input,
     origin: Option<&Batch>,
-) -> Result<Prepared<L::Memory>, Error> {
-    let (rows, dim, padded) = (shape.rows, shape.dim, shape.padded());
-    let slabs = (dim * shape.product.bytes as usize).div_ceil(SLAB as usize);
+    places: &Places,
+    workspace: &Workspace<L::Memory>,
+) -> Result<Batch, Error> {
+    let (rows, dim) = (shape.rows, shape.dim);
     let cosine = shape.distance == Distance::Cosine;
     let normalize = shape.normalize || cosine;
-    let row_blocks = shape.row_blocks(launcher.properties());
-
-    let mut kept = Layout::default();
-    let (survey, order, position) = (kept.part(1, SURVEY_BYTES), kept.part(rows, 4), kept.part(rows, 4));
-    let (first, end, inverse) = (kept.part(rows, 4), kept.part(rows, 4), kept.part(padded, 4));
-    let mut scratch = Layout::default();
-    let y = scratch.part(count_of([padded, dim]), 4);
-    let panels = (dim * shape.product.bytes as usize).div_ceil(PANEL_WIDTH as usize);
-    let held = rows.next_multiple_of(STRIP_ROWS as usize);
-    let planes = scratch.part(count_of([held, panels, shape.product.planes as usize]), PANEL_WIDTH as usize);
-    let (norm, scale, terms) = (scratch.part(padded, 4), scratch.part(padded, 4), scratch.part(held, 2 * 4));
-    // Without labels the rows are in order already.
-    let in_runs = rows >= RUNS_FROM && input.labels != 0;
-    let [sorted, sorted_at] = [8, 4].map(|size| scratch.part(if in_runs { rows } else { 0 }, size));
-    let sums = scratch.part(count_of([shape.surveys() as usize + 1, dim]), 8);
-    let partials = scratch.part(row_blocks as usize, 8);
-    let (kept, scratch) = (kept.allocate(launcher)?, scratch.allocate(launcher)?);
-    let (in_kept, in_scratch) = (|at| kept.address() + at, |at| scratch.address() + at);
+    let (in_kept, in_passing) = (|at| workspace.kept() + at, |at| workspace.passing() + at);
 
     let mut batch = Batch {
         x: input.x,
         stride: input.stride as i64,
         labels: input.labels,
-        order: in_kept(order),
-        position: in_kept(position),
-        first: in_kept(first),
-        end: in_kept(end),
-        sorted: in_scratch(sorted),
-        sorted_at: in_scratch(sorted_at),
-        y: in_scratch(y),
-        planes: in_scratch(planes),
-        norm: in_scratch(norm),
-        scale: in_scratch(scale),
-        terms: in_scratch(terms),
-        inverse: in_kept(inverse),
-        sums: in_scratch(sums),
-        partials: in_scratch(partials),
-        survey: in_kept(survey),
+        order: in_kept(places.order),
+        position: in_kept(places.position),
+        first: in_kept(places.first),
+        end: in_kept(places.end),
+        sorted: in_passing(places.sorted),
+        sorted_at: in_passing(places.sorted_at),
+        y: in_passing(places.y),
+        planes: in_passing(places.planes),
+        norm: in_passing(places.norm),
+        scale: in_passing(places.scale),
+        terms: in_passing(places.terms),
+        inverse: in_kept(places.inverse),
+        sums: in_passing(places.sums),
+        partials: in_passing(places.partials),
+        survey: in_kept(places.survey),
         origin: input.x,
         origin_stride: input.stride as i64,
-        origin_survey: in_kept(survey),
+        origin_survey: in_kept(places.survey),
         rows: rows as u32,
-        padded: padded as u32,
+        padded: shape.padded() as u32,
         dim: dim as u32,
-        slabs: slabs as u32,
+        slabs: places.slabs,
         // Unit vectors are near the origin already: they are not translated.
         centre: (!normalize).into(),
         normalize: normalize.into(),
         unit_norms: cosine.into(),
-        held: held as u32,
+        held: places.held,
     };
     if let Some(other) = origin {
         (batch.origin, batch.origin_stride) = (other.origin, other.origin_stride);
@@ -374,17 +381,17 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     }
     let launch = |kernel: &str, blocks: u32| {
         let grid = Grid { blocks, threads: THREADS, shared_bytes: 0 };
-        // SAFETY: `Batch` is these kernels' argument; the caller vouches for the input, and both allocations are laid
-        // out above and live as `Memory` says.
+        // SAFETY: `Batch` is these kernels' argument; the caller vouches for the input and the places, and the workspace
+        // lives as `Memory` says.
         unsafe { launcher.launch(STEM, kernel, grid, bytemuck::bytes_of(&batch)) }
     };
-    let few = rows <= PREPARED_ROWS as usize && dim <= PREPARED_WIDTH as usize;
+    let by_warps = places.held.div_ceil(THREADS / 32);
     // Products on CUDA cores, which others are checked against, are prepared in steps.
-    if few && shape.product.bytes == 2 {
-        launch(&format!("batch_prepare_{}_{}", T::NAME, shape.product.name), (held as u32).div_ceil(THREADS / 32))?;
-        return Ok(Prepared { batch, kept, scratch });
+    if shape.is_small() && shape.product.bytes == 2 {
+        launch(&format!("batch_prepare_{}_{}", T::NAME, shape.product.name), by_warps)?;
+        return Ok(batch);
     }
-    if in_runs {
+    if places.in_runs {
         launch("batch_runs", (rows as u32).div_ceil(RUN))?;
         launch("batch_ranks", shape.rankings())?;
     } else {
@@ -392,23 +399,28 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     }
     if batch.centre == 1 && origin.is_none() {
         launch(&format!("batch_survey_{}", T::NAME), shape.surveys())?;
-        launch(&format!("batch_nearest_{}", T::NAME), row_blocks)?;
+        launch(&format!("batch_nearest_{}", T::NAME), shape.row_blocks(launcher.properties()))?;
     }
-    launch(&format!("batch_gather_{}_{}", T::NAME, shape.product.name), (held as u32).div_ceil(THREADS / 32))?;
-    Ok(Prepared { batch, kept, scratch })
+    launch(&format!("batch_gather_{}_{}", T::NAME, shape.product.name), by_warps)?;
+    Ok(batch)
 }
 
-/// The anchors and the rows that they are compared with, both prepared; `kept` and `scratch` are those of each
-/// [`Prepared`].
+/// The anchors and the rows that they are compared with, both prepared, and the memory of the pass.
 pub(crate) struct PreparedSides<M> {
     pub sides: Sides,
-    /// The shapes of the anchors and of the others.
-    pub shapes: [BatchShape; 2],
-    pub kept: Vec<M>,
-    pub scratch: Vec<M>,
+    pub workspace: Workspace<M>,
 }
 
-/// Launches the preparation of both sides, and finds each row's class, and each anchor's own row, on the other side.
+/// The shapes of the anchors of a call on embeddings of T, and of the rows that they are compared with.
+pub(crate) fn shapes<T: Element, X>(problem: &Problem<X>) -> [BatchShape; 2] {
+    let Options { distance, normalize, precision, .. } = problem.options;
+    let product = Product::of::<T>(precision.into());
+    let shape = |rows| BatchShape { rows, dim: problem.dim, distance, normalize, product };
+    [shape(problem.rows), shape(problem.references.unwrap_or(problem.rows))]
+}
+
+/// Allocates what `layout` has and what both sides need, launches the preparation of both, and finds each row's class, and each
+/// anchor's own row, on the other side.
 ///
 /// # Safety
 /// The contract of [`prepare`] for both inputs; own rows are one i64 an anchor, and alive as long.
@@ -416,14 +428,18 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher, X>(
     launcher: &L,
     problem: &Problem<X>,
     inputs: &Inputs,
+    mut layout: WorkspaceLayout,
 ) -> Result<PreparedSides<L::Memory>, Error> {
-    let shape = BatchShape::anchors::<T, X>(problem);
-    // SAFETY: the caller's contract.
-    let anchors = unsafe { prepare::<T, L>(launcher, &shape, &inputs.anchors, None)? };
-    let mut kept = vec![anchors.kept];
-    let mut scratch = vec![anchors.scratch];
-    let anchors = anchors.batch;
-    let (Some(reference), Some(rows)) = (&inputs.reference, problem.references) else {
+    let shapes @ [shape, other_shape] = &shapes::<T, X>(problem);
+    let together = shapes.iter().all(BatchShape::is_small);
+    let place = |shape: &BatchShape, input: &Input, layout: &mut WorkspaceLayout| {
+        Places::new(shape, input.labels != 0, launcher.properties(), layout)
+    };
+    let anchor_places = place(shape, &inputs.anchors, &mut layout);
+    let Some(reference) = &inputs.reference else {
+        let workspace = layout.allocate(launcher, together)?;
+        // SAFETY: the caller's contract; the workspace is for these places.
+        let anchors = unsafe { prepare::<T, L>(launcher, shape, &inputs.anchors, None, &anchor_places, &workspace)? };
         let sides = Sides {
             anchors,
             others: anchors,
@@ -434,21 +450,21 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher, X>(
             itself: 1,
             ..Sides::zeroed()
         };
-        return Ok(PreparedSides { sides, shapes: [shape; 2], kept, scratch });
+        return Ok(PreparedSides { sides, workspace });
     };
-    let other_shape = BatchShape { rows, ..shape };
-    // SAFETY: the caller's contract; the anchors' memory lives as `Memory` says.
-    let others = unsafe { prepare::<T, L>(launcher, &other_shape, &reference.rows, Some(&anchors))? };
-    kept.push(others.kept);
-    scratch.push(others.scratch);
-    let others = others.batch;
-    let mut layout = Layout::default();
-    let of_anchors = [(); 3].map(|()| layout.part(shape.rows, 4));
-    let of_others = [(); 2].map(|()| layout.part(rows, 4));
-    let memory = layout.allocate(launcher)?;
-    let [first, end, own] = of_anchors.map(|at| memory.address() + at);
-    let [other_first, other_end] = of_others.map(|at| memory.address() + at);
-    kept.push(memory);
+    let other_places = place(other_shape, &reference.rows, &mut layout);
+    let of_anchors = [(); 3].map(|()| layout.kept.part(shape.rows, 4));
+    let of_others = [(); 2].map(|()| layout.kept.part(other_shape.rows, 4));
+    let workspace = layout.allocate(launcher, together)?;
+    // SAFETY: the caller's contract; the workspace is for these places, and lives as `Memory` says.
+    let [anchors, others] = unsafe {
+        let anchors = prepare::<T, L>(launcher, shape, &inputs.anchors, None, &anchor_places, &workspace)?;
+        let others =
+            prepare::<T, L>(launcher, other_shape, &reference.rows, Some(&anchors), &other_places, &workspace)?;
+        [anchors, others]
+    };
+    let [first, end, own] = of_anchors.map(|at| workspace.kept() + at);
+    let [other_first, other_end] = of_others.map(|at| workspace.kept() + at);
     let (own_kind, own_offset, own_rows) = match reference.own {
         Own::None => (OWN_NONE, 0, 0),
         Own::Offset(offset) => (OWN_OFFSET, offset, 0),
@@ -456,12 +472,12 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher, X>(
     };
     let sides =
         Sides { anchors, others, first, end, own, other_first, other_end, own_rows, own_offset, own_kind, itself: 0 };
-    let blocks = [shape, other_shape].map(|shape| (shape.rows as u32).div_ceil(THREADS)).iter().sum();
+    let blocks = shapes.iter().map(|shape| (shape.rows as u32).div_ceil(THREADS)).sum();
     let grid = Grid { blocks, threads: THREADS, shared_bytes: 0 };
-    // SAFETY: `Sides` is this kernel's argument; both batches are prepared, the caller vouches for own rows, and our
-    // memory is laid out above and lives as `Memory` says.
+    // SAFETY: `Sides` is this kernel's argument; both batches are prepared, the caller vouches for own rows, and the
+    // workspace lives as `Memory` says.
     unsafe { launcher.launch(STEM, "batch_match", grid, bytemuck::bytes_of(&sides))? };
-    Ok(PreparedSides { sides, shapes: [shape, other_shape], kept, scratch })
+    Ok(PreparedSides { sides, workspace })
 }
 
 /// How many pairs of an anchor and a row of its class there is room for. Their number is known on the device alone, and

@@ -14,6 +14,7 @@ pub(crate) mod mined;
 pub(crate) mod paired;
 pub(crate) mod strip;
 pub(crate) mod triplets;
+pub(crate) mod workspace;
 
 pub(crate) use device::CudaLauncher;
 pub use device::device_count;

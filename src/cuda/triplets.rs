@@ -3,8 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use super::arguments::{Inputs, Output};
-use super::batch::{self, Layout, PreparedSides, Product, Sides};
+use super::batch::{self, PreparedSides, Product, Sides};
 use super::mined::OnDevice;
+use super::workspace::WorkspaceLayout;
 use super::{Address, Grid, Launcher, Memory};
 use crate::constants::{CHOOSE_RESIDENT as RESIDENT, CHOOSE_SHARED, STATS};
 use crate::mined::Loss;
@@ -80,7 +81,7 @@ pub struct Kept<M> {
     sides: Sides,
     at: LossArgs,
     /// The memory that `sides` and `at` point to.
-    _memory: (Vec<M>, M),
+    _memory: M,
 }
 
 /// Part of `Args` of kernels/triplets.cuh: everything after the sides.
@@ -148,36 +149,35 @@ unsafe fn forward<T: Element, L: Launcher, X>(
     with_grad: bool,
 ) -> Result<Kept<L::Memory>, Error> {
     let Rule { stem, kernels, once, draw } = *rule;
-    // SAFETY: the caller's contract.
-    let PreparedSides { sides, shapes, kept, scratch } =
-        unsafe { batch::prepare_sides::<T, L, X>(launcher, problem, inputs)? };
+    let shapes = &batch::shapes::<T, X>(problem);
     let (shape, product) = (shapes[0], shapes[0].product);
-    let [rows, others] = shapes.map(|shape| shape.rows);
+    let [rows, others] = shapes.each_ref().map(|shape| shape.rows);
 
     let splits = shape.even_splits_of(shapes[1].tiles(), RESIDENT, launcher.properties());
     let row_blocks = shapes.each_ref().map(|shape| shape.row_blocks(launcher.properties()));
     // Kernels number pairs with u32.
     let capacity = batch::capacity(rows, others).min(u32::MAX as usize);
-    let mut selection = Layout::default();
-    let (stats, times) = (selection.part(STATS, 8), selection.part(others, 4));
-    let (start, link) = (selection.part(rows + 1, 8), selection.part(others + 1, 8));
-    let per_pair = [(); 5].map(|()| selection.part(capacity, 4));
-    let linked = selection.part(if with_grad { capacity } else { 0 }, 4);
-    let mut passing = Layout::default();
+    let mut layout = WorkspaceLayout::default();
+    let WorkspaceLayout { kept, passing } = &mut layout;
+    let (stats, times) = (kept.part(STATS, 8), kept.part(others, 4));
+    let (start, link) = (kept.part(rows + 1, 8), kept.part(others + 1, 8));
+    let per_pair = [(); 5].map(|()| kept.part(capacity, 4));
+    let linked = kept.part(if with_grad { capacity } else { 0 }, 4);
     let (key, row_key) = (passing.part(capacity, 8), passing.part(rows, 8));
     let drawn = draw.is_some();
     let word = passing.part(if drawn { capacity } else { 0 }, 4);
     let hash = [rows, others].map(|rows| passing.part(if drawn { rows } else { 0 }, 8));
     let row_word = passing.part(if drawn { others } else { 0 }, 4);
     let partials = passing.part(STATS * row_blocks[0] as usize, 8);
-    let (selection, passing) = (selection.allocate(launcher)?, passing.allocate(launcher)?);
+    // SAFETY: the caller's contract.
+    let PreparedSides { sides, workspace } =
+        unsafe { batch::prepare_sides::<T, L, X>(launcher, problem, inputs, layout)? };
 
-    let in_selection = |at: Address| selection.address() + at;
-    let in_passing = |at: Address| passing.address() + at;
-    let [anchor, d_ap, negative, d_an, weight] = per_pair.map(in_selection);
+    let [in_kept, in_passing] = [workspace.kept(), workspace.passing()].map(|from| move |at: Address| from + at);
+    let [anchor, d_ap, negative, d_an, weight] = per_pair.map(in_kept);
     let draw = draw.unwrap_or(Draw { seed: 0, beyond: false });
     let at = LossArgs {
-        start: in_selection(start),
+        start: in_kept(start),
         anchor,
         d_ap,
         key: in_passing(key),
@@ -189,12 +189,12 @@ unsafe fn forward<T: Element, L: Launcher, X>(
         d_an,
         weight,
         chosen: output.chosen[0],
-        times: in_selection(times),
-        link: in_selection(link),
-        linked: in_selection(linked),
+        times: in_kept(times),
+        link: in_kept(link),
+        linked: in_kept(linked),
         losses: output.losses,
         loss: output.loss,
-        stats: if output.stats == 0 { in_selection(stats) } else { output.stats },
+        stats: if output.stats == 0 { in_kept(stats) } else { output.stats },
         partials: in_passing(partials),
         step: inputs.step,
         margin: problem.options.margin,
@@ -228,8 +228,7 @@ unsafe fn forward<T: Element, L: Launcher, X>(
         launch(format!("{stem}_fill"), blocks(row_blocks[0]))?;
         launch(format!("{stem}_order"), blocks(row_blocks[1]))?;
     }
-    drop((scratch, passing));
-    Ok(Kept { sides, at, _memory: (kept, selection) })
+    Ok(Kept { sides, at, _memory: workspace.into_kept() })
 }
 
 /// Launches the backward pass of a forward pass that was launched `with_grad`.

@@ -10,7 +10,8 @@ use super::cpu::PairwiseProblem;
 use crate::Distance;
 use crate::constants::{PUSH_SHARED, TILE};
 use crate::cuda::arguments::Input;
-use crate::cuda::batch::{self, Batch, BatchShape, Cores, Layout, Prepared, Product, count_of};
+use crate::cuda::batch::{self, Batch, BatchShape, Cores, Places, Product};
+use crate::cuda::workspace::{Layout, Workspace, WorkspaceLayout, count_of};
 use crate::cuda::{Address, CudaLauncher, CudaMatrix, Grid, Launcher, Memory, refuse_f64};
 use crate::matrix::check_len;
 use crate::{Element, Error};
@@ -38,7 +39,8 @@ struct Args {
 struct PreparedPair<M> {
     shape: [BatchShape; 2],
     args: Args,
-    _prepared: [Prepared<M>; 2],
+    /// The memory that `args` points to.
+    _memory: Workspace<M>,
 }
 
 impl<M: Memory> PreparedPair<M> {
@@ -55,15 +57,18 @@ impl<M: Memory> PreparedPair<M> {
         let PairwiseProblem { rows, dim, distance, normalize, .. } = *problem;
         let product = Product::of::<T>(cores);
         let shape = rows.map(|rows| BatchShape { rows, dim, distance, normalize, product });
-        // SAFETY: the caller's contract, for both inputs. The second batch is translated by the same row as the first.
-        let prepared = unsafe {
-            let first = batch::prepare::<T, L>(launcher, &shape[0], &inputs[0], None)?;
-            let second = batch::prepare::<T, L>(launcher, &shape[1], &inputs[1], Some(&first.batch))?;
+        let mut layout = WorkspaceLayout::default();
+        let places = shape.each_ref().map(|shape| Places::new(shape, false, launcher.properties(), &mut layout));
+        let memory = layout.allocate(launcher, true)?;
+        // SAFETY: the caller's contract, for both inputs; the memory is for these places. The second batch is translated by the
+        // same row as the first.
+        let side = unsafe {
+            let first = batch::prepare::<T, L>(launcher, &shape[0], &inputs[0], None, &places[0], &memory)?;
+            let second = batch::prepare::<T, L>(launcher, &shape[1], &inputs[1], Some(&first), &places[1], &memory)?;
             [first, second]
         };
-        let side = prepared.each_ref().map(|side| side.batch);
         let args = Args { side, kind: batch::kind(distance), ..Args::zeroed() };
-        Ok(Self { shape, args, _prepared: prepared })
+        Ok(Self { shape, args, _memory: memory })
     }
 
     /// Launches the kernel that writes one number for each pair of rows.

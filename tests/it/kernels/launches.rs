@@ -2,7 +2,7 @@
 //! `cargo xtask gpu-status` compares with those that were verified on a device. Nothing is run here.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::marker::PhantomData;
@@ -44,6 +44,13 @@ enum Call {
 struct Recorder {
     properties: DeviceProperties,
     calls: RefCell<Vec<Call>>,
+    allocations: Cell<usize>,
+}
+
+impl Recorder {
+    fn new(device: &Multiprocessor) -> Self {
+        Self { properties: device.properties(), calls: RefCell::default(), allocations: Cell::default() }
+    }
 }
 
 /// Memory of the host that nobody touches, so that it costs nothing.
@@ -91,6 +98,7 @@ unsafe impl Launcher for Recorder {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Untouched, Error> {
+        self.allocations.set(self.allocations.get() + 1);
         Ok(Untouched::new(bytes))
     }
 
@@ -160,29 +168,29 @@ impl<L: OnDevice> Large<'_, L> {
     }
 
     fn of_shape<T: Number>(&self, shape: [usize; 2]) {
-        let memory = Untouched::new(1);
-        let some = memory.address();
-        let rows = Input { x: some, stride: shape[1], labels: some };
-        let set = ReferenceInput { rows, count: 3 * shape[0], own: Own::Offset(0) };
         for loss in &self.losses {
-            for reference in [None, Some(set)] {
-                let with_grad = [true, reference.is_some()];
-                let (inputs, output) = (Inputs { anchors: rows, reference, step: some }, Output::default());
-                let grads = with_grad.map(|wanted| if wanted { some } else { 0 });
-                for recorder in self.recorders {
-                    // SAFETY: a recorder runs nothing, so no address is used.
-                    let done = unsafe {
-                        internal::mined_forward::<L, T, _>(loss, recorder, shape, &inputs, &output, with_grad).and_then(
-                            |kept| {
-                                internal::mined_backward::<L, T, _>(loss, recorder, shape, &kept, &inputs, some, grads)
-                            },
-                        )
-                    };
-                    done.unwrap();
-                }
+            for references in [None, Some(3 * shape[0])] {
+                self.recorders.iter().for_each(|recorder| step::<L, T>(recorder, loss, shape, references));
             }
         }
     }
+}
+
+/// Forward and backward of a loss, with all gradients and without statistics.
+fn step<L: OnDevice, T: Number>(recorder: &Recorder, loss: &L, shape: [usize; 2], references: Option<usize>) {
+    let memory = Untouched::new(1);
+    let some = memory.address();
+    let rows = Input { x: some, stride: shape[1], labels: some };
+    let reference = references.map(|count| ReferenceInput { rows, count, own: Own::Offset(0) });
+    let with_grad = [true, reference.is_some()];
+    let (inputs, output) = (Inputs { anchors: rows, reference, step: some }, Output::default());
+    let grads = with_grad.map(|wanted| if wanted { some } else { 0 });
+    // SAFETY: a recorder runs nothing, so no address is used.
+    let done = unsafe {
+        internal::mined_forward::<L, T, _>(loss, recorder, shape, &inputs, &output, with_grad)
+            .and_then(|kept| internal::mined_backward::<L, T, _>(loss, recorder, shape, &kept, &inputs, some, grads))
+    };
+    done.unwrap();
 }
 
 const PRECISIONS: [Precision; 3] = [Precision::Highest, Precision::High, Precision::Medium];
@@ -193,8 +201,7 @@ fn recorded<L: Listed>(
     calls: &mut BTreeMap<&str, Vec<Vec<Call>>>,
     more: impl Fn(&[Recorder]),
 ) {
-    let recorder = |device: &&Multiprocessor| Recorder { properties: device.properties(), calls: RefCell::default() };
-    let recorders: Vec<Recorder> = devices.iter().map(recorder).collect();
+    let recorders: Vec<Recorder> = devices.iter().map(|device| Recorder::new(device)).collect();
     each_dtype::<L, Recorder, _>(&Recording { recorders: &recorders, operation: PhantomData::<L> });
     more(&recorders);
     calls.insert(L::STEM, recorders.into_iter().map(|recorder| recorder.calls.into_inner()).collect());
@@ -304,5 +311,39 @@ fn launches_are_as_kernels_were_compiled_for() {
             let either = launched.contains(tiles) || launched.contains(other(tiles).as_str());
             assert!(either, "{tiles} was not launched for {target}");
         }
+    }
+}
+
+/// What a step of a loss on f32 embeddings sends to a device: launches, fills, and allocations beside those of the loss and the
+/// gradient, which are the caller's.
+fn sent<L: OnDevice>(loss: &L, shape: [usize; 2]) -> [usize; 3] {
+    let recorder = Recorder::new(devices::of_target("sm_90a").next().expect("a device of compute capability 9.0"));
+    step::<L, f32>(&recorder, loss, shape, None);
+    let calls = recorder.calls.take();
+    let fills = calls.iter().filter(|call| matches!(call, Call::Clear(_))).count();
+    [calls.len() - fills, fills, recorder.allocations.get()]
+}
+
+#[test]
+fn few_calls_are_sent_for_a_small_batch() {
+    macro_rules! counted {
+        ($($loss:ident $launches:expr, $allocations:expr;)*) => {$(
+            let loss = $loss::default();
+            for rows in [32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768] {
+                let [launches, fills, allocations] = sent(&loss, [rows, 128]);
+                println!("{}, {rows} x 128: {launches} launches, {fills} fills, {allocations} allocations", $loss::STEM);
+                if rows <= 1024 {
+                    let expected = $launches[usize::from(rows > 32)];
+                    assert_eq!([launches, fills, allocations], [expected, 0, $allocations], "{}, {rows} rows", $loss::STEM);
+                }
+            }
+        )*};
+    }
+    counted! {
+        BatchHardTripletLoss [4, 4], 1;
+        BatchAllTripletLoss [6, 8], 1; // classes of more than 32 rows are sorted, and ranked, by launches of their own
+        BatchSemiHardTripletLoss [9, 9], 1;
+        BatchNegativeTripletLoss [10, 10], 1;
+        BatchContrastiveLoss [6, 6], 2;
     }
 }
