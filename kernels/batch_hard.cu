@@ -5,6 +5,7 @@
 // finish:    per anchor a warp finds the farthest positive by its elements, O(P D), and the nearest negative by those of the
 //            few rows that the products cannot tell from it: the mined pairs carry no error of the products.
 // runs, links: for the gradient of many rows, which anchors have chosen each of them: the choices ranked by what they chose.
+// hubs:      the sums of what pulls at rows that very many anchors have chosen, piece by piece of the ranked choices.
 // backward:  row i gathers the gradients of its triplets, as anchor, positive or negative, in the order of the anchors. Of few
 //            rows a block looks at all choices for its own ones, which takes no other launch.
 // Of equal distances the lowest original index wins: positives come in that order, and negatives compare it.
@@ -38,6 +39,7 @@ struct Args {
     u32* linked;          // [2 anchors]: the choices, by what they chose; null: `backward` looks for them
     u32* link;            // [others]: where in `linked` those of a row begin, and
     u32* link_end;        // where they end
+    float* hub_sums;      // [pieces of `linked`, 2, dim]: what pulls at the hub of a piece's first choice, and of its last
     double margin;
     u32 splits, kind, soft, mean;
     u32 which;            // whose gradient: the anchors' or, 1, the reference set's
@@ -366,21 +368,42 @@ DEVICE void find_choices(const Args& args, u32* linked, u32* begin) {
     __syncthreads();  // the lists are there
 }
 
+// A list of so many choices is that of a hub. It is longer than a piece: no piece lies within more than two of them, and then
+// one has its first choice and one its last.
+constexpr u32 HUB = TERCET_BATCH_HARD_HUB, HUB_PIECE = TERCET_BATCH_HARD_HUB_PIECE;
+static_assert(HUB >= HUB_PIECE, "a hub's list does not end within a piece that it begins in");
+
+// The pull of choice `choice`, at the row that it has chosen or, if `is_own`, at its anchor. T: the type of the caller's rows.
+template <class T> DEVICE Pull<T> pull_of(const Args& args, u32 choice, bool is_own) {
+    const Batch &a = args.sides.anchors, &b = args.sides.others;
+    const u32 anchor = choice / 2;
+    const bool negative = choice % 2;
+    const float weight = args.weight[anchor] * args.upstream[anchor * args.upstream_stride] * float(args.stats[4]);
+    const float d = (negative ? args.d_an : args.d_ap)[anchor];
+    const Row<T> y = is_own ? original_row<T>(b, args.choice[choice]) : original_row<T>(a, a.position[anchor]);
+    return Pull<T>::of(y, args.kind, d, negative ? -weight : weight);
+}
+
 // What pulls at a row of the side `which`: the choices of it, and its own two, at the place of its index; of a long list
-// its own come first. T: the type of the caller's rows.
+// its own come first, and the choices of a hub have been summed up. T: the type of the caller's rows.
 template <class T> struct PullsAt {
     const Args& args;
     const u32* linked;  // the choices of the row
     u64 count;
     u32 own, at;        // the first of its own choices, and how many of the list come before them
     u32 owns;           // how many of its own choices there are, 0 or 2
-    float scale;
+    u32 begin, pieces;  // where the choices begin among all, and how many pieces have sums of them
 
     DEVICE PullsAt(const Args& args, u32 row, const u32* linked, u32 listed)
-        : args(args), linked(linked), own(NONE), at(0), owns(0), scale(float(args.stats[4])) {
+        : args(args), linked(linked), own(NONE), at(0), owns(0), begin(0), pieces(0) {
         if (args.which == 0) {
             own = 2 * args.sides.anchors.order[row];
             owns = args.choice[own] != NONE ? 2 : 0;
+        }
+        if (args.hub_sums && listed >= HUB) {
+            begin = u32(linked - args.linked);
+            pieces = (begin + listed - 1) / HUB_PIECE - begin / HUB_PIECE + 1;
+            listed = 0;
         }
         count = u64(listed) + owns;
         if (!owns || count > LONG_LIST) return;
@@ -390,16 +413,37 @@ template <class T> struct PullsAt {
         }
     }
     DEVICE Pull<T> operator()(u64 k) const {
-        const Batch &a = args.sides.anchors, &b = args.sides.others;
         const bool is_own = k >= at && k - at < owns;
-        const u32 choice = is_own ? own + u32(k - at) : linked[k < at ? k : k - owns], anchor = choice / 2;
-        const bool negative = choice % 2;
-        const float weight = args.weight[anchor] * args.upstream[anchor * args.upstream_stride] * scale;
-        const float d = (negative ? args.d_an : args.d_ap)[anchor];
-        const Row<T> y = is_own ? original_row<T>(b, args.choice[choice]) : original_row<T>(a, a.position[anchor]);
-        return Pull<T>::of(y, args.kind, d, negative ? -weight : weight);
+        return pull_of<T>(args, is_own ? own + u32(k - at) : linked[k < at ? k : k - owns], is_own);
+    }
+    DEVICE const float* piece(u32 k) const {
+        const u32 at_piece = begin / HUB_PIECE + k;
+        return args.hub_sums + (u64(at_piece) * 2 + (begin > at_piece * HUB_PIECE)) * args.sides.others.dim;
     }
 };
+
+// A block sums up what pulls at the hub of the first choice, and at that of the last, of its piece of the ranked choices.
+// T: the type of the caller's rows.
+template <class T> DEVICE void hubs(const Args& args) {
+    constexpr u32 COLUMNS = PulledSums<T>::COLUMNS;
+    SHARED(float, part, PULLED_ROWS * COLUMNS);
+    const Batch& b = args.sides.others;
+    const u32 from = blockIdx.x * HUB_PIECE, choices = choices_of(args), end = from + HUB_PIECE < choices ? from + HUB_PIECE : choices;
+    for (u32 which = 0; which < 2; ++which) {
+        const u32 row = args.choice[args.linked[which ? end - 1 : from]];
+        if (row == NONE) continue;
+        const u32 first = args.link[row], last = args.link_end[row];
+        if (last - first < HUB || (which && first <= from)) continue;
+        const Row<T> x = original_row<T>(b, row);
+#pragma unroll 1
+        for (u32 column = 0; column < b.dim; column += COLUMNS) {
+            PulledSums<T> sums(column, b.dim);
+            add_by_warps(sums, x, args.kind != COSINE, first > from ? first : from, last < end ? last : end, part,
+                         [&](u64 k) { return pull_of<T>(args, args.linked[k], false); });
+            if (threadIdx.x < 32) sums.each([&](u32, u32 c, float g) { args.hub_sums[(u64(blockIdx.x) * 2 + which) * b.dim + c] = g; });
+        }
+    }
+}
 
 // A warp writes the gradient of a row of one side. T: the type of the caller's rows.
 template <class T> DEVICE void backward(const Args& args) {
@@ -440,6 +484,7 @@ NEGATIVES(half, Half, narrow, true, TERCET_STRIP_NARROW, BLOCKS[1])
 NEGATIVES(half, Half, narrow_long, false, TERCET_STRIP_NARROW, BLOCKS[1])
 #define OF_TYPE(dtype, T)                                                              \
     KERNEL_OF(3, batch_hard_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); } \
+    KERNEL(batch_hard_hubs_##dtype, BATCH_THREADS, const Args args) { hubs<T>(args); }           \
     KERNEL(batch_hard_backward_##dtype, BATCH_THREADS, const Args args) { backward<T>(args); }
 OF_TYPE(f32, float)
 OF_TYPE(f16, f16)

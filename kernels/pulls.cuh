@@ -1,6 +1,7 @@
 // The gradient of a row as the sum of what pulls at it: other rows, each with a weight. A warp adds up in registers, in a
-// fixed order, and each element of a gradient is written once. What pulls at a row that very many others have chosen is
-// shared among the warps of its block, in equal parts whose sums are added in order.
+// fixed order, and each element of a gradient is written once. What pulls at a row that many others have chosen is shared
+// among the warps of its block, in equal parts whose sums are added in order; and of a row that very many have chosen, a hub,
+// among blocks, which write the sums of pieces first.
 #pragma once
 #include "batch.cuh"
 
@@ -87,6 +88,28 @@ template <class T> struct PulledSums {
     }
 };
 
+// Adds pulls begin .. end of those at x, in equal shares of the block's warps: the first warp then has all. All threads must
+// call. part: a place for the sums of each warp. pull(k): the k-th.
+template <class T, class F> DEVICE void add_by_warps(PulledSums<T>& sums, const Row<T>& x, bool difference, u64 begin, u64 end, float* part, const F& pull) {
+    constexpr u32 COLUMNS = PulledSums<T>::COLUMNS;
+    const u32 warp = threadIdx.x / 32;
+    const u64 each = (end - begin + PULLED_ROWS - 1) / PULLED_ROWS, first = begin + warp * each;
+    sums.add_all(x, difference, first < end ? first : end, first + each < end ? first + each : end, pull);
+    __syncthreads();  // the first warp is done with the parts before
+    sums.each([&](u32 place, u32, float g) { part[warp * COLUMNS + place] = g; });
+    __syncthreads();  // the parts are there
+    if (warp == 0)
+#pragma unroll 1
+        for (u32 w = 1; w < PULLED_ROWS; ++w)
+            sums.each([&](u32 place, u32, float& g) { g += part[w * COLUMNS + place]; });
+}
+
+// What pulls at a row has no sums of pieces that blocks before have made.
+struct NoPieces {
+    static constexpr u32 pieces = 0;
+    DEVICE const float* piece(u32) const { return nullptr; }
+};
+
 // Writes the gradient of a row, in the caller's type and order, through the normalisation.
 // add(sums): adds what pulls at the row in the columns of `sums`; called once for all columns, or again and again for
 // rows of more columns than registers hold. writes: whether this warp writes what it has; if not it only calls `add`.
@@ -116,7 +139,7 @@ template <class T, class F> DEVICE void write_pulled(const Batch& b, u32 row, bo
 
 // A block writes the gradients of PULLED_ROWS rows, in class order; NaN if the batch is `lost`. All threads must call.
 // pulls_at(row), called by whole warps: an object whose `count` is how many pull at the row, and which, called with k,
-// returns the k-th of them.
+// returns the k-th of them. To these are added `pieces` sums of more, piece(k) the k-th of them, a number a column.
 template <class T, class F> DEVICE void write_all_pulled(const Batch& b, u32 kind, bool lost, void* grad, F pulls_at) {
     SHARED(u32, is_long, PULLED_ROWS);
     SHARED(float, part, PULLED_ROWS * PulledSums<T>::COLUMNS);
@@ -126,8 +149,12 @@ template <class T, class F> DEVICE void write_all_pulled(const Batch& b, u32 kin
             for (u32 c = lane; c < b.dim; c += 32) narrow(static_cast<T*>(grad)[i64(b.order[row]) * b.dim + c], nan_value<float>());
         return;
     }
-    const bool long_list = row < b.rows && pulls_at(row).count > LONG_LIST;
-    if (lane == 0) is_long[warp] = long_list;
+    if (row < b.rows) {
+        const auto pulls = pulls_at(row);
+        if (lane == 0) is_long[warp] = pulls.count > LONG_LIST || pulls.pieces > 0;
+    } else if (lane == 0) {
+        is_long[warp] = false;
+    }
     __syncthreads();  // all warps have told which rows are long
     // First each warp takes its own row, unless it is long, and then all of them take one long row after the other.
 #pragma unroll 1
@@ -136,22 +163,15 @@ template <class T, class F> DEVICE void write_all_pulled(const Batch& b, u32 kin
         const u32 mine = alone ? warp : turn - 1;
         if (base + mine >= b.rows || is_long[mine] == u32(alone)) continue;
         const auto pulls = pulls_at(base + mine);
-        u64 begin = 0, end = pulls.count;
-        if (!alone) {
-            const u64 each = (end + PULLED_ROWS - 1) / PULLED_ROWS;
-            begin = warp * each < end ? warp * each : end;
-            end = begin + each < end ? begin + each : end;
-        }
         write_pulled<T>(b, base + mine, alone || warp == 0, grad, [&](PulledSums<T>& sums) {
-            sums.add_all(original_row<T>(b, base + mine), kind != COSINE, begin, end, pulls);
-            if (alone) return;
-            __syncthreads();  // the first warp is done with the parts before
-            sums.each([&](u32 place, u32, float g) { part[warp * PulledSums<T>::COLUMNS + place] = g; });
-            __syncthreads();  // the parts are there
-            if (warp == 0)
-#pragma unroll 1
-                for (u32 w = 1; w < PULLED_ROWS; ++w)
-                    sums.each([&](u32 place, u32, float& g) { g += part[w * PulledSums<T>::COLUMNS + place]; });
+            const Row<T> x = original_row<T>(b, base + mine);
+            if (alone) return sums.add_all(x, kind != COSINE, 0, pulls.count, pulls);
+            const u32 each = (pulls.pieces + PULLED_ROWS - 1) / PULLED_ROWS;
+            for (u32 k = warp * each; k < (warp + 1) * each && k < pulls.pieces; ++k) {
+                const float* const piece = pulls.piece(k);
+                sums.each([&](u32, u32 c, float& g) { g += piece[c]; });
+            }
+            add_by_warps(sums, x, kind != COSINE, 0, pulls.count, part, pulls);
         });
     }
 }

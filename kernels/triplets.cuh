@@ -325,7 +325,7 @@ DEVICE void order(const Args& args) {
 
 // What pulls at a row of the side `which`: of its pairs the positive and the negative, then as a positive the anchors of its
 // class, then the anchors of the pairs that chose it. T: the type of the caller's rows.
-template <class T> struct PullsAt {
+template <class T> struct PullsAt : NoPieces {
     const Args& args;
     u32 row;
     u64 of_pairs, as_positive, count;

@@ -219,6 +219,13 @@ shared! {
     /// of them lies in shared memory, and each block reads all choices. Beyond, two launches make the lists of all rows.
     pub const BATCH_HARD_SEARCHED: u32 = 2048;
 
+    /// A row that at least so many anchors have chosen is a hub: one block would be the last by far, so blocks share what pulls
+    /// at it. Batches of fewer choices have none.
+    pub const BATCH_HARD_HUB: u32 = 4096;
+
+    /// Choices of hubs that one block of `batch_hard_hubs` sums up.
+    pub const BATCH_HARD_HUB_PIECE: u32 = 1024;
+
     // ---- batch_semi_hard and batch_negative ----
 
     /// Dynamic shared memory of a block of `choose`.

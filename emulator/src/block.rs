@@ -49,7 +49,10 @@ pub(crate) struct Collective {
 }
 // `emu::Operation` of cuda/runtime.h, as far as it matters here.
 const SYNC: c_int = 0;
+const VOTE: c_int = 2;
 const LOAD_MATRIX: c_int = 5;
+/// The argument of a vote whether any lane has a condition: that of `EmuAny` of cuda/platform.cuh.
+const ANY: c_int = 2;
 
 /// What a thread can do next.
 #[derive(Clone, Copy)]
@@ -359,6 +362,11 @@ impl<'a> Block<'a> {
         if let Some(combine) = wanted.combine {
             // SAFETY: each arrived lane's input and output are of the operation's type, on stacks that wait.
             unsafe { combine(lanes, input.as_ptr(), output.as_ptr(), wanted.argument) };
+        }
+        if (wanted.operation, wanted.argument) == (VOTE, ANY) {
+            // SAFETY: a vote's output is one u32, on the stack of a lane that waits, and has just been written.
+            let any = unsafe { *wanted.output.cast::<u32>() } != 0;
+            *(if any { &mut self.traffic.votes_for } else { &mut self.traffic.votes_against }) += 1;
         }
         let arrived = (0..32).filter(|l| lanes >> l & 1 == 1).map(|l| base + l);
         if let (SYNC, Some(detector)) = (wanted.operation, &mut self.detector) {

@@ -4,7 +4,9 @@ use bytemuck::{Pod, Zeroable};
 
 use super::BatchHardTripletLoss;
 use super::cpu::Problem;
-use crate::constants::{BATCH_HARD_SEARCHED as SEARCHED, RANKED, RUN, STATS};
+use crate::constants::{
+    BATCH_HARD_HUB as HUB, BATCH_HARD_HUB_PIECE as HUB_PIECE, BATCH_HARD_SEARCHED as SEARCHED, RANKED, RUN, STATS,
+};
 use crate::cuda::arguments::{Inputs, Output};
 use crate::cuda::batch::{self, PreparedSides, Product, Sides};
 use crate::cuda::mined::OnDevice;
@@ -47,6 +49,7 @@ struct LossArgs {
     linked: Address,
     link: Address,
     link_end: Address,
+    hub_sums: Address,
     margin: f64,
     splits: u32,
     kind: u32,
@@ -183,6 +186,9 @@ impl OnDevice for BatchHardTripletLoss {
             let mut lists = Layout::default();
             let of_choices = [(); 3].map(|()| lists.part(if in_lists { problem.rows } else { 0 }, 8));
             let of_rows = [(); 2].map(|()| lists.part(rows, 4));
+            let has_hubs = in_lists && choices >= HUB;
+            let pieces = if has_hubs { choices.div_ceil(HUB_PIECE) } else { 0 };
+            let hub_sums = lists.part(count_of([pieces as usize, 2, problem.dim]), 4);
             let memory = if in_lists { Some(lists.allocate(launcher)?) } else { None };
             let part = |at: Address| memory.as_ref().map_or(0, |memory| memory.address() + at);
             let [sorted, sorted_at, linked] = of_choices.map(part);
@@ -196,6 +202,7 @@ impl OnDevice for BatchHardTripletLoss {
                 linked,
                 link,
                 link_end,
+                hub_sums: if has_hubs { part(hub_sums) } else { 0 },
                 which: which as u32,
                 ..kept.at
             };
@@ -208,6 +215,9 @@ impl OnDevice for BatchHardTripletLoss {
             if in_lists {
                 launch("runs", choices.div_ceil(RUN))?;
                 launch("links", choices.div_ceil(RANKED))?;
+            }
+            if has_hubs {
+                launch(&format!("hubs_{}", T::NAME), pieces)?;
             }
             launch(&format!("backward_{}", T::NAME), (rows as u32).div_ceil(batch::THREADS / 32))?;
         }

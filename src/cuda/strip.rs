@@ -75,7 +75,8 @@ impl Strip {
     }
 
     /// How many blocks of rows there are.
-    pub(crate) fn row_blocks(rows: usize) -> u32 {
+    #[must_use]
+    pub fn row_blocks(rows: usize) -> u32 {
         (rows as u32).div_ceil(STRIP_ROWS)
     }
 }

@@ -20,7 +20,8 @@ pub(super) struct Copy {
     site: usize,
 }
 
-/// How often the threads of a launch accessed buffers, and how many bytes that were. An atomic operation is a write.
+/// How often the threads of a launch accessed buffers, and how many bytes that were. An atomic operation is a write. And how
+/// its warps voted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// How often a thread read.
@@ -31,6 +32,10 @@ pub struct Traffic {
     pub bytes_read: u64,
     /// The bytes of all writes.
     pub bytes_written: u64,
+    /// How often a warp asked whether any of its lanes has a condition, and none had.
+    pub votes_against: u64,
+    /// How often a warp asked whether any of its lanes has a condition, and one had.
+    pub votes_for: u64,
 }
 
 impl Traffic {

@@ -1,8 +1,9 @@
 //! `batch_hard` on the emulator: schedules, lower precision, large classes, and rows that everybody chooses.
 
 use tercet::batch_hard::oracle;
+use tercet::internal::Strip;
 use tercet::{BatchHardTripletLoss, Distance, Precision, Reduction};
-use tercet_emulator::{Emulator, Options};
+use tercet_emulator::{Emulator, Options, Traffic, Work};
 
 use crate::mined::batch::{Batch, Content, Data, Labelling, OwnRows, Set};
 use crate::mined::bounds::Bounds;
@@ -113,23 +114,26 @@ fn many_rows_have_the_oracles_bits() {
     }
 }
 
-/// Every anchor chooses row 0 as its negative, and all of a class the same positive. Terms are integers, so their sum has the
-/// same bits in any order; and shared among warps or not, it has them under every schedule.
-fn a_row_that_everybody_chooses(emulator: &Emulator, rows: usize) {
-    // Classes lie at different corners: nearer to row 0, at the origin, than to each other.
+/// Every anchor chooses row 0 as its negative, and all of a class its first row as their positive. Terms are integers, so their
+/// sum has the same bits in any order; and shared among warps and blocks or not, it has them under every schedule.
+fn a_row_that_everybody_chooses(emulator: &Emulator, rows: usize, classes: usize) {
+    // Classes lie at different corners: nearer to row 0, at the origin, than to each other. Their first rows lie beyond.
     let (dim, mut numbers) = (9, Numbers(7));
     let mut labels = vec![-1i64];
     let mut x = vec![0f32; dim];
     for _ in 1..rows {
-        let corner = numbers.below(8);
+        let corner = numbers.below(classes);
+        let far = if labels.contains(&(corner as i64)) { 4.0 } else { 5.0 };
         labels.push(corner as i64);
-        x.extend((0..dim).map(|c| if c == corner { 4.0 } else { 0.0 }));
+        x.extend((0..dim).map(|c| if c == corner { far } else { 0.0 }));
     }
     let exact: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
-    let loss = BatchHardTripletLoss { margin: 20.0, reduction: Reduction::Sum, ..Default::default() };
+    let loss = BatchHardTripletLoss { margin: 30.0, reduction: Reduction::Sum, ..Default::default() };
     let matrix = tercet::Matrix::new(&exact, dim).unwrap();
     let truth = oracle::run(&loss, matrix, &labels, &[1.0], None).unwrap();
-    assert!(truth.negative[1..].iter().all(|&negative| negative == 0) && truth.grad[..8].iter().all(|&g| g > 0.0));
+    assert!(
+        truth.negative[1..].iter().all(|&negative| negative == 0) && truth.grad[..classes].iter().all(|&g| g > 0.0)
+    );
     let mined = mine::<f32, _, _>(emulator, &loss, &OnDevice::itself(emulator, &x, dim, &labels), rows, &[&[1.0]]);
     assert!(mined.chosen == [truth.positive, truth.negative]);
     let grad = &mined.grads[0][0];
@@ -139,7 +143,48 @@ fn a_row_that_everybody_chooses(emulator: &Emulator, rows: usize) {
 #[test]
 fn rows_that_everybody_chooses_are_shared() {
     for seed in 0..4 {
-        a_row_that_everybody_chooses(&Emulator::new(Options { detect: seed < 2, seed, ..Options::default() }), 300);
+        a_row_that_everybody_chooses(&Emulator::new(Options { detect: seed < 2, seed, ..Options::default() }), 300, 8);
     }
-    a_row_that_everybody_chooses(&Emulator::new(Options::default()), 2100);
+    a_row_that_everybody_chooses(&Emulator::new(Options::default()), 2100, 8);
+}
+
+/// With one class there are two hubs, whose lists follow each other within one piece.
+#[test]
+fn hubs_are_shared_among_blocks() {
+    let emulator = Emulator::new(Options { seed: 2, ..Options::default() });
+    a_row_that_everybody_chooses(&emulator, 4200, 1);
+    let kernels = emulator.take_work().into_iter().filter_map(|work| work.kernel);
+    assert!(kernels.filter(|kernel| kernel == "batch_hard_hubs_f32").count() == 1);
+}
+
+/// The products with rows of the anchors' own classes are masked where a warp votes that a tile has some. What is done there is
+/// left out of the instructions that are counted for a product, so such tiles must be few: of the rows in class order, those
+/// around the anchors' own.
+#[test]
+fn few_tiles_are_masked() {
+    let (rows, of_class) = (640, 8);
+    for seed in [1, 2] {
+        let emulator = Emulator::new(Options { detect: true, seed, ..Options::default() });
+        let labels: Vec<i64> = (0..rows as i64).map(|i| i * 7 % (rows / of_class) as i64).collect();
+        let mut numbers = Numbers(1);
+        let x: Vec<f32> = (0..rows * 2).map(|_| numbers.unit() as f32).collect();
+        let batch = OnDevice::itself(&emulator, &x, 2, &labels);
+        mine::<f32, _, _>(&emulator, &BatchHardTripletLoss::default(), &batch, 0, &[]);
+        let work = emulator.take_work();
+        let of_products =
+            |work: &&Work| work.kernel.as_ref().is_some_and(|name| name.starts_with("batch_hard_negatives"));
+        let work = work.iter().find(of_products).expect("products are launched");
+        let strip = Strip::named(work.kernel.as_ref().unwrap().split_once("highest_").unwrap().1, 2).unwrap();
+        let (warps, row_blocks) = (u64::from(strip.threads / 32), u64::from(Strip::row_blocks(rows)));
+        let Traffic { votes_against, votes_for, .. } = work.traffic;
+        let tiles = rows.div_ceil(strip.columns as usize) as u64;
+        assert_eq!(votes_against + votes_for, row_blocks * tiles * warps, "one vote of a warp for each tile");
+        // The anchors' classes begin in a tile before their own, and end in one behind.
+        let (own, all) = (votes_for.div_ceil(row_blocks * warps), 32768 / u64::from(strip.columns));
+        println!("{} tiles of {tiles} are masked; of 32768 rows {:.2} %", own, 100.0 * own as f64 / all as f64);
+        assert!(
+            votes_for > 0 && own <= 128 / u64::from(strip.columns) + 2 && 100 * own < all,
+            "{own} tiles of {tiles}"
+        );
+    }
 }
