@@ -63,7 +63,7 @@ pub const CAPABILITIES: [([u32; 2], u32); 5] =
 pub struct Work {
     /// The kernel's name; `None`: memory was filled.
     pub kernel: Option<String>,
-    /// What the kernel read and wrote of buffers, if the detector watched.
+    /// What the kernel read and wrote of buffers, if the detector watched, and how its warps voted.
     pub traffic: Traffic,
 }
 
@@ -217,7 +217,8 @@ fn run(launch: &Launch<'_>, heap: &mut BTreeMap<usize, Region>, options: &Option
         let _ = order.iter().all(|&index| block.run(index as u32));
         return (std::mem::take(&mut block.reports), block.traffic);
     }
-    let (next, stopped, reports) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(Vec::new()));
+    let (next, stopped, found) =
+        (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new((Vec::new(), Traffic::default())));
     let work = || {
         let mut block = Block::new(launch, None);
         while !stopped.load(Ordering::Relaxed) {
@@ -230,15 +231,18 @@ fn run(launch: &Launch<'_>, heap: &mut BTreeMap<usize, Region>, options: &Option
                 stopped.store(true, Ordering::Relaxed);
             }
         }
-        reports.lock().unwrap_or_else(PoisonError::into_inner).append(&mut block.reports);
+        let (reports, traffic) = &mut *found.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.append(&mut block.reports);
+        traffic.votes_against += block.traffic.votes_against;
+        traffic.votes_for += block.traffic.votes_for;
     };
     let workers = options.os_threads.min(order.len());
     match workers {
         0 | 1 => work(),
         _ => std::thread::scope(|scope| (0..workers).for_each(|_| drop(scope.spawn(work)))),
     }
-    let mut reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let (mut reports, traffic) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
     let beside = heap.values().filter(|region| region.overrun());
     reports.extend(beside.map(|r| format!("{}: wrote beside a buffer of {} bytes", launch.name, r.bytes)));
-    (reports, Traffic::default())
+    (reports, traffic)
 }

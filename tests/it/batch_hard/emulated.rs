@@ -164,7 +164,7 @@ fn hubs_are_shared_among_blocks() {
 fn few_tiles_are_masked() {
     let (rows, of_class) = (640, 8);
     for seed in [1, 2] {
-        let emulator = Emulator::new(Options { detect: true, seed, ..Options::default() });
+        let emulator = Emulator::new(Options { seed, ..Options::default() });
         let labels: Vec<i64> = (0..rows as i64).map(|i| i * 7 % (rows / of_class) as i64).collect();
         let mut numbers = Numbers(1);
         let x: Vec<f32> = (0..rows * 2).map(|_| numbers.unit() as f32).collect();
