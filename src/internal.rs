@@ -1,7 +1,7 @@
 //! What this repository's tests and emulator need of the crate's inside. No other code should use it: each release may
 //! change all of it.
 
-pub use crate::constants::SHARED_OF_DRIVER;
+pub use crate::constants::{SHARED_OF_DRIVER, TRIANGLE_FROM};
 pub use crate::problem::Problem;
 #[cfg(feature = "cuda")]
 pub use on_device::*;
@@ -60,7 +60,8 @@ mod on_device {
         input: &Input,
     ) -> Result<(D::Memory, [Address; 4]), Error> {
         let product = Product::of::<f32>(Precision::Highest.into());
-        let shape = BatchShape { rows, dim, distance: Distance::SquaredEuclidean, normalize: false, product };
+        let shape =
+            BatchShape { rows, dim, distance: Distance::SquaredEuclidean, normalize: false, product, keeps: false };
         // SAFETY: the caller's contract.
         let prepared = unsafe { prepare::<f32, D>(launcher, &shape, input, None)? };
         Ok((prepared.kept, prepared.batch.class_order()))

@@ -4,9 +4,9 @@ use bytemuck::{Pod, Zeroable};
 
 use super::BatchHardTripletLoss;
 use super::cpu::Problem;
-use crate::constants::{BATCH_HARD_SEARCHED as SEARCHED, RANKED, RUN, STATS};
+use crate::constants::{BATCH_HARD_SEARCHED as SEARCHED, RANKED, RUN, STATS, TRIANGLE_TO};
 use crate::cuda::arguments::{Inputs, Output};
-use crate::cuda::batch::{self, Layout, PreparedSides, Product, Sides, count_of};
+use crate::cuda::batch::{self, BatchShape, Layout, PreparedSides, Product, Sides, count_of};
 use crate::cuda::mined::OnDevice;
 use crate::cuda::strip::Strip;
 use crate::cuda::{Address, Grid, Launcher, Memory};
@@ -56,7 +56,7 @@ struct LossArgs {
     columns: u32,
     warp_columns: u32,
     error: f32,
-    padding: u32,
+    warp_rows: u32,
 }
 
 /// The error of `norm_j - 2 x.y_j` over the sum of both squared norms, at most; 0 for products of lower precision, whose
@@ -100,17 +100,25 @@ impl OnDevice for BatchHardTripletLoss {
         output: &Output,
         _: [bool; 2],
     ) -> Result<Kept<L::Memory>, Error> {
+        let rows = problem.rows;
+        // Without a reference set d_ij = d_ji, and half of the tiles say all.
+        let half = problem.references.is_none() && rows >= launcher.triangle_from() && rows <= TRIANGLE_TO;
+        let shape = BatchShape { keeps: half, ..BatchShape::anchors::<T, _>(problem) };
         // SAFETY: the caller's contract.
         let PreparedSides { sides, shapes, kept, scratch } =
-            unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs)? };
-        let (rows, shape, product) = (problem.rows, shapes[0], shapes[0].product);
+            unsafe { batch::prepare_shaped::<T, L, _>(launcher, problem, inputs, shape)? };
+        let product = shape.product;
         // Kernels number an anchor's two choices with u32.
         if rows > u32::MAX as usize / 2 {
             return Err(Error::argument("embeddings", "fewer than 2^31 rows", rows.to_string()));
         }
 
         let strip = Strip::of(&product, problem.dim, launcher.properties());
-        let splits = strip.splits(rows, shapes[1].rows, launcher.properties());
+        let (splits, of_splits) = if half {
+            strip.pairs(rows, launcher.properties())
+        } else {
+            (strip.splits(rows, shapes[1].rows, launcher.properties()), Strip::row_blocks(rows))
+        };
         let (at_once, row_blocks) = shape.anchors_at_once(launcher.properties());
         let mut selection = Layout::default();
         let stats = selection.part(STATS, 8);
@@ -143,18 +151,19 @@ impl OnDevice for BatchHardTripletLoss {
             columns: strip.columns,
             warp_columns: strip.warp_columns,
             error: error_of(&product, problem.dim),
+            warp_rows: strip.warp_rows,
             at_once,
             ..LossArgs::zeroed()
         };
         let args = Args { sides, at };
-        let tile_grid =
-            Grid { blocks: Strip::row_blocks(rows) * splits, threads: strip.threads, shared_bytes: strip.shared_bytes };
+        let tile_grid = Grid { blocks: of_splits * splits, threads: strip.threads, shared_bytes: strip.shared_bytes };
+        let tiles = if half { "triangle" } else { "negatives" };
         // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above and
         // live as `Memory` says.
         unsafe {
             launcher.launch(
                 STEM,
-                &format!("{STEM}_negatives_{}_{}", product.name, strip.name),
+                &format!("{STEM}_{tiles}_{}_{}", product.name, strip.name),
                 tile_grid,
                 bytemuck::bytes_of(&args),
             )?;

@@ -7,7 +7,7 @@ use super::{Address, DeviceProperties, Grid, Launcher, Memory};
 use crate::constants::{
     COSINE, EUCLIDEAN, EVEN_ENOUGH, EVEN_SPLITS, OWN_NONE, OWN_OFFSET, OWN_ROWS, PAIRS, PAIRS_OF_ROW, PANEL_WIDTH,
     PREPARED_ROWS, PREPARED_WIDTH, RANKED, RUN, RUNS_FROM, SCANNED, SLAB, SQUARED, STRIP_ROWS, SURVEYED, TILE,
-    TILE_BLOCKS, TILE_SHARED,
+    TILE_BLOCKS, TILE_SHARED, TRIANGLE_KEPT,
 };
 use crate::problem::{Options, Problem};
 use crate::{Distance, Element, Error, Own, Precision};
@@ -90,13 +90,16 @@ pub(crate) struct BatchShape {
     pub distance: Distance,
     pub normalize: bool,
     pub product: Product,
+    /// Whether the rows keep, as columns, what half of the tiles find for them (kernels/triangle.cuh).
+    pub keeps: bool,
 }
 
 impl BatchShape {
     /// The shape of the anchors of a call on embeddings of T.
     pub fn anchors<T: Element, X>(problem: &Problem<X>) -> Self {
         let Options { distance, normalize, precision, .. } = problem.options;
-        Self { rows: problem.rows, dim: problem.dim, distance, normalize, product: Product::of::<T>(precision.into()) }
+        let product = Product::of::<T>(precision.into());
+        Self { rows: problem.rows, dim: problem.dim, distance, normalize, product, keeps: false }
     }
 
     pub fn tiles(&self) -> u32 {
@@ -169,10 +172,24 @@ fn splits(rows: u32, columns: u32, device: &DeviceProperties) -> u32 {
 /// keeps the most.
 pub(crate) fn even_splits(rows: u32, columns: u32, resident: u32, device: &DeviceProperties) -> u32 {
     let slots = resident * device.multiprocessors;
-    let busy = |parts: u32| {
+    fewest_splits(rows, columns, device, |parts| {
         let blocks = rows * parts;
         f64::from(blocks) / f64::from(blocks.div_ceil(slots) * slots)
-    };
+    })
+}
+
+/// As [`even_splits`], but counts tiles too: a part may have one more than another.
+pub(crate) fn even_parts(rows: u32, columns: u32, resident: u32, device: &DeviceProperties) -> u32 {
+    let slots = resident * device.multiprocessors;
+    fewest_splits(rows, columns, device, |parts| {
+        let turns = (rows * parts).div_ceil(slots);
+        f64::from(rows) * f64::from(columns) / (f64::from(turns * slots) * f64::from(columns.div_ceil(parts)))
+    })
+}
+
+/// The fewest parts of each of `rows` rows of `columns` tiles that keep `EVEN_ENOUGH` of the device busy, or else the number
+/// that keeps the most. busy: the share that so many parts keep.
+fn fewest_splits(rows: u32, columns: u32, device: &DeviceProperties, busy: impl Fn(u32) -> f64) -> u32 {
     let most = splits(rows, columns, device).max(EVEN_SPLITS).min(columns);
     let enough = (1..=most).find(|&parts| busy(parts) >= EVEN_ENOUGH);
     enough.unwrap_or_else(|| (1..=most).max_by(|&a, &b| busy(a).total_cmp(&busy(b))).unwrap_or(1))
@@ -199,6 +216,8 @@ pub(crate) struct Batch {
     inverse: Address,
     sums: Address,
     partials: Address,
+    column_key: Address,
+    column_most: Address,
     survey: Address,
     origin: Address,
     origin_stride: i64,
@@ -333,6 +352,9 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     let [sorted, sorted_at] = [8, 4].map(|size| scratch.part(if in_runs { rows } else { 0 }, size));
     let sums = scratch.part(count_of([shape.surveys() as usize + 1, dim]), 8);
     let partials = scratch.part(row_blocks as usize, 8);
+    let columns = if shape.keeps { held } else { 0 };
+    let (column_key, column_most) =
+        (scratch.part(count_of([columns, TRIANGLE_KEPT as usize]), 8), scratch.part(columns, 4));
     let (kept, scratch) = (kept.allocate(launcher)?, scratch.allocate(launcher)?);
     let (in_kept, in_scratch) = (|at| kept.address() + at, |at| scratch.address() + at);
 
@@ -354,6 +376,8 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         inverse: in_kept(inverse),
         sums: in_scratch(sums),
         partials: in_scratch(partials),
+        column_key: if shape.keeps { in_scratch(column_key) } else { 0 },
+        column_most: if shape.keeps { in_scratch(column_most) } else { 0 },
         survey: in_kept(survey),
         origin: input.x,
         origin_stride: input.stride as i64,
@@ -417,7 +441,20 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher, X>(
     problem: &Problem<X>,
     inputs: &Inputs,
 ) -> Result<PreparedSides<L::Memory>, Error> {
-    let shape = BatchShape::anchors::<T, X>(problem);
+    // SAFETY: the caller's contract.
+    unsafe { prepare_shaped::<T, L, X>(launcher, problem, inputs, BatchShape::anchors::<T, X>(problem)) }
+}
+
+/// [`prepare_sides`] with this shape of the anchors.
+///
+/// # Safety
+/// As [`prepare_sides`].
+pub(crate) unsafe fn prepare_shaped<T: Element, L: Launcher, X>(
+    launcher: &L,
+    problem: &Problem<X>,
+    inputs: &Inputs,
+    shape: BatchShape,
+) -> Result<PreparedSides<L::Memory>, Error> {
     // SAFETY: the caller's contract.
     let anchors = unsafe { prepare::<T, L>(launcher, &shape, &inputs.anchors, None)? };
     let mut kept = vec![anchors.kept];

@@ -54,7 +54,7 @@ impl<M: Memory> PreparedPair<M> {
     ) -> Result<Self, Error> {
         let PairwiseProblem { rows, dim, distance, normalize, .. } = *problem;
         let product = Product::of::<T>(cores);
-        let shape = rows.map(|rows| BatchShape { rows, dim, distance, normalize, product });
+        let shape = rows.map(|rows| BatchShape { rows, dim, distance, normalize, product, keeps: false });
         // SAFETY: the caller's contract, for both inputs. The second batch is translated by the same row as the first.
         let prepared = unsafe {
             let first = batch::prepare::<T, L>(launcher, &shape[0], &inputs[0], None)?;
