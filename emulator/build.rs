@@ -32,7 +32,8 @@ fn main() {
             fs::copy(&path, kernels.join(name)).expect("OUT_DIR is writable");
         }
     }
-    write_mistakes(&kernels);
+    write_mistakes(&kernels, "strip");
+    write_mistakes(&kernels, "triangle");
     println!("cargo:rerun-if-changed=../src/constants.rs");
     println!("cargo:rerun-if-changed=../build/cache.rs");
 
@@ -85,31 +86,32 @@ fn main() {
     });
 }
 
-/// Writes `strip.bugs.cuh`: for each mistake of `strip.bugs` a copy of `strip.cuh` with it, in a namespace of its own, and the
-/// kernels that use it.
-fn write_mistakes(kernels: &Path) {
+/// Writes `<name>.bugs.cuh`: for each mistake of `<name>.bugs` a copy of `<name>.cuh` with it, in a namespace of its own, and
+/// the kernels that use it.
+fn write_mistakes(kernels: &Path, name: &str) {
     let read = |name: &str| fs::read_to_string(kernels.join(name)).expect("just copied");
-    let engine = read("strip.cuh");
+    let engine = read(&format!("{name}.cuh"));
     let body: String = engine.lines().filter(|line| !line.starts_with('#')).flat_map(|line| [line, "\n"]).collect();
     let mut copies = String::new();
     let mut bug = 0;
     let mut old = None;
-    for line in read("strip.bugs").lines() {
+    for line in read(&format!("{name}.bugs")).lines() {
         if let Some(text) = line.strip_prefix("- ") {
             old = Some(text.to_string());
         } else if let Some(new) = line.strip_prefix("+ ") {
             let old = old.take().expect("each + line follows a - line");
             let found = body.matches(&old).count();
-            assert!(found == 1, "strip.bugs: expected {old:?} once in strip.cuh, got it {found} times");
+            assert!(found == 1, "{name}.bugs: expected {old:?} once in {name}.cuh, got it {found} times");
             bug += 1;
             let _ = write!(
                 copies,
-                "namespace bug_{bug} {{\n{}\n}}\nSTRIP_KERNEL({bug}, bug_{bug})\n",
-                body.replace(&old, new)
+                "namespace bug_{bug} {{\n{}\n}}\n{}_KERNEL({bug}, bug_{bug})\n",
+                body.replace(&old, new),
+                name.to_uppercase()
             );
         }
     }
-    fs::write(kernels.join("strip.bugs.cuh"), copies).expect("OUT_DIR is writable");
+    fs::write(kernels.join(format!("{name}.bugs.cuh")), copies).expect("OUT_DIR is writable");
 }
 
 fn library(out: &Path, stem: &str, detect: bool) -> PathBuf {

@@ -147,6 +147,7 @@ template <class T, class P> DEVICE bool gather_row(const Batch& b, u32 row, u32 
     const u32 lane = threadIdx.x % 32;
     const u32 panels = b.operand().panels(), width = panels * (PANEL_WIDTH / P::bytes);
     u8* const planes[2] = {b.planes, b.planes + (P::planes - 1) * PANEL};
+    if (b.column_key && lane == 0) b.columns().clear(row, row < b.rows);
     const auto at = [&](u32 c) { return i64(in_planes<P::planes>(row, c * P::bytes, panels) / P::bytes); };
     if (row >= b.rows) {
         for (u32 c = lane; c < width; c += 32) P::encode(0.f, planes, at(c));

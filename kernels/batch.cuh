@@ -4,6 +4,7 @@
 #include "distance.cuh"
 #include "reduce.cuh"
 #include "tile.cuh"
+#include "triangle.cuh"
 
 #define BATCH_THREADS TERCET_BATCH_THREADS
 
@@ -52,6 +53,8 @@ struct Batch {
     float* inverse;       // 1 / max(|x|, MIN_NORM), negative if |x| is below MIN_NORM; 1 without normalisation
     double* sums;         // [chunks, dim]: sums of the columns of x, and then the mean [dim]
     double* partials;     // one a block
+    u64* column_key;      // what the rows keep as columns (triangle.cuh); null: not wanted
+    u32* column_most;
     Survey* survey;
     const void* origin;   // the x that has the row all are translated by: of this batch, or that it is compared with
     i64 origin_stride;
@@ -62,6 +65,7 @@ struct Batch {
 
     DEVICE Operand operand() const { return {planes, slabs}; }
     DEVICE Lengths lengths() const { return {norm, scale, rows}; }
+    DEVICE Columns columns() const { return {column_key, column_most, held}; }
 };
 
 // Anchors, and the other rows, which positives and negatives are taken from: a reference set, or the anchors again. The

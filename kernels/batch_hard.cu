@@ -2,6 +2,8 @@
 //
 // negatives: products of tiles; each lane of a row keeps the least, and which tile it is in. Each block takes a block of
 //            rows and every `splits`-th tile of columns.
+// triangle:  the same of half of the tiles, where many rows are compared with themselves: beyond the square of a block of rows
+//            with itself each column keeps the least of its products too (triangle.cuh).
 // finish:    per anchor a warp finds the farthest positive by its elements, O(P D), and the nearest negative by those of the
 //            few rows that the products cannot tell from it: the mined pairs carry no error of the products.
 // runs, links: for the gradient of many rows, which anchors have chosen each of them: the choices ranked by what they chose.
@@ -46,7 +48,7 @@ struct Args {
     u32 at_once;          // anchors that a block of `finish` takes at a time: 8, 16 or 32
     u32 columns, warp_columns;  // of a tile, and of a warp of it
     float error;          // of a product, over the sum of both norms; 0: of lower precision
-    u32 padding;          // to the end of 8 bytes
+    u32 warp_rows;        // of a warp of a tile
 };
 
 // Of a candidate's tile: another tile of the lane may be as near.
@@ -60,38 +62,48 @@ constexpr u32 SEVERAL = 0x80000000;
 // 2 args.error (3 norm + 2 d). Numbers below the normal ones are off absolutely.
 DEVICE float window(const Args& args, float norm, float least) {
     if (args.error == 0.f) return 0.f;  // of lower precision: only what is equal counts
-    return 2.f * args.error * (3.f * norm + 2.f * fmaxf(norm + least, 0.f)) + 0x1p-120f;
+    return fmaf(2.f * args.error, fmaf(3.f, norm, 2.f * fmaxf(norm + least, 0.f)), 0x1p-120f);
 }
 
-// A block finds, for each row of a block of rows, the least of `norm_j - 2 x.y_j` over the rows j of other classes: the
+// A block finds, for each row of block `block` of rows, the least of `norm_j - 2 x.y_j` over the rows j of other classes: the
 // squared distance less what is the same for all j. Each lane of a row keeps its own least, and the tile that it is in;
-// `finish` looks at the lane's columns of that tile. P: the precision. S: the shape.
-template <class P, class S> DEVICE void negatives(const Args& args) {
+// `finish` looks at the lane's columns of that tile. The block is part `split` of those of its rows, and takes every
+// splits-th tile from `first` on. HALF: the columns are the rows, and those beyond the block's own keep their least too, of
+// `norm_i - 2 x_i.x` over the rows i of other classes. P: the precision. S: the shape.
+template <class P, class S, bool HALF> DEVICE void find_least(const Args& args, typename Strip<P, S>::Shared& shared, u32 block, u32 split, u32 first) {
     using Strip = ::Strip<P, S>;
-    SHARED_DYNAMIC(typename Strip::Shared, shared);
     const Sides& sides = args.sides;
     const Batch &a = sides.anchors, &b = sides.others;
-    const u32 block = blockIdx.x / args.splits, split = blockIdx.x % args.splits, base = block * S::rows;
+    const u32 base = block * S::rows;
     const u32 tiles = (b.rows + S::columns - 1) / S::columns, last = base + S::rows < a.rows ? base + S::rows - 1 : a.rows - 1;
     // Rows lie in class order: those of the rows' own classes follow each other.
     const u32 own_begin = sides.first[base], own_end = sides.end[last];
-    // Long rows leave no registers for the scales: these are read again for each tile.
-    const auto scale_of = [&](int r) {
-        const u32 row = base + Strip::row_of(r);
-        return row < a.rows ? a.scale[row] : 1.f;
-    };
-    float best[Strip::ROWS], second[Strip::ROWS], scale[Strip::ROWS];
+    float best[Strip::ROWS], second[Strip::ROWS], scale[Strip::ROWS], norm[Strip::ROWS];
     u32 best_tile[Strip::ROWS];
+    // Long rows leave no registers for the terms: these are read again for each tile.
+    const auto read_terms = [&] {
+#pragma unroll
+        for (int r = 0; r < Strip::ROWS; ++r) {
+            const u32 row = base + Strip::row_of(r);
+            if constexpr (HALF) {
+                const Pack<float, 2> terms = load<float, 2>(a.terms + row * 2);
+                norm[r] = terms.v[0];
+                scale[r] = -0.5f * terms.v[1];
+            } else scale[r] = row < a.rows ? a.scale[row] : 1.f;
+        }
+    };
+    if (S::resident) read_terms();
 #pragma unroll
     for (int r = 0; r < Strip::ROWS; ++r) {
         best[r] = second[r] = __int_as_float(0x7f800000);
         best_tile[r] = NONE;
-        scale[r] = S::resident ? scale_of(r) : 0.f;
     }
-    Strip strip(shared, a.operand(), b.operand(), b.terms, block, split, args.splits, tiles);
+    Strip strip(shared, a.operand(), b.operand(), b.terms, block, first, args.splits, tiles);
 #pragma unroll 1
-    for (u32 tile = split; tile < tiles; tile += args.splits) {
+    for (u32 tile = first; tile < tiles; tile += args.splits) {
         strip.take();
+        LeastOfColumns<P, S> of_columns;
+        if constexpr (HALF) of_columns.ask(a.columns(), tile);
         // All threads agree. A vote tells the compiler, and who counts instructions, that they do.
         if (__any_sync(0xffffffff, tile * S::columns < own_end && (tile + 1) * S::columns > own_begin)) {
             // A product of -inf is a number of +inf, which is never the least.
@@ -106,18 +118,19 @@ template <class P, class S> DEVICE void negatives(const Args& args) {
         }
         float least[Strip::ROWS];
 #pragma unroll
-        for (int r = 0; r < Strip::ROWS; ++r) {
-            least[r] = __int_as_float(0x7f800000);
-            if constexpr (!S::resident) scale[r] = scale_of(r);
-        }
+        for (int r = 0; r < Strip::ROWS; ++r) least[r] = __int_as_float(0x7f800000);
+        if (!S::resident) read_terms();
 #pragma unroll
         for (int j = 0; j < Strip::COLUMN_FRAGMENTS; ++j) {
             const Pack<float, 4> terms = strip.terms_of(j);
 #pragma unroll
             for (int r = 0; r < Strip::ROWS; ++r)
 #pragma unroll
-                for (int e = 0; e < 2; ++e)
-                    least[r] = fminf(least[r], fmaf(strip.product(r, 2 * j + e) * terms.v[2 * e + 1], scale[r], terms.v[2 * e]));
+                for (int e = 0; e < 2; ++e) {
+                    const float scaled = strip.product(r, 2 * j + e) * terms.v[2 * e + 1];
+                    least[r] = fminf(least[r], fmaf(scaled, scale[r], terms.v[2 * e]));
+                    if constexpr (HALF) of_columns.take(r, 2 * j + e, fmaf(scaled, scale[r], norm[r]));
+                }
         }
 #pragma unroll
         for (int r = 0; r < Strip::ROWS; ++r) {
@@ -125,6 +138,8 @@ template <class P, class S> DEVICE void negatives(const Args& args) {
             best_tile[r] = least[r] < best[r] ? tile : best_tile[r];
             best[r] = fminf(best[r], least[r]);
         }
+        if constexpr (HALF)
+            of_columns.give(a.columns(), tile, base, [&](u32 column, float number) { return number + window(args, a.terms[column * 2], number); });
     }
 #pragma unroll
     for (int r = 0; r < Strip::ROWS; ++r) {
@@ -135,6 +150,21 @@ template <class P, class S> DEVICE void negatives(const Args& args) {
         args.candidate[at] = best[r];
         args.candidate_tile[at] = best_tile[r] | (several ? SEVERAL : 0u);
     }
+}
+
+// The least of each row of all tiles. P: the precision. S: the shape.
+template <class P, class S> DEVICE void negatives(const Args& args) {
+    using Shared = typename Strip<P, S>::Shared;
+    SHARED_DYNAMIC(Shared, shared);
+    const u32 block = blockIdx.x / args.splits, split = blockIdx.x % args.splits;
+    find_least<P, S, false>(args, shared, block, split, split);
+}
+// The least of each row, and of each column, of half of the tiles. P: the precision. S: the shape.
+template <class P, class S> DEVICE void triangle(const Args& args) {
+    using Shared = typename Strip<P, S>::Shared;
+    SHARED_DYNAMIC(Shared, shared);
+    const Triangle triangle(args.sides.anchors.rows, S::columns, args.splits);
+    triangle.each([&](u32 block, u32 first) { find_least<P, S, true>(args, shared, block, blockIdx.x % args.splits, first); });
 }
 
 // The nearest negative of an anchor by the difference of the rows, among all that the products cannot tell from it, by a
@@ -164,6 +194,9 @@ template <class T> DEVICE u32 nearest_negative(const Args& args, u32 row, const 
     const u64 at = u64(row) * entries;
     float least = __int_as_float(0x7f800000);
     for (u32 k = lane; k < entries; k += 32) least = fminf(least, args.candidate[at + k]);
+    // The number of a column of half of the tiles is that of an anchor just so.
+    const bool half = a.column_key != nullptr;
+    if (half) least = fminf(least, a.columns().least(row));
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) least = fminf(least, __shfl_xor_sync(0xffffffff, least, offset));
     if (norm != norm) return NONE;
@@ -182,13 +215,16 @@ template <class T> DEVICE u32 nearest_negative(const Args& args, u32 row, const 
             const u32 entry = base + u32(hit), found = __shfl_sync(0xffffffff, mine, hit);
             const bool several = found & SEVERAL;
             // All tiles of the lane, or the one that has its least.
-            for (u32 tile = several ? entry / lanes : found; tile * args.columns < b.rows; tile += args.splits) {
+            const u32 split = entry / lanes;
+            const u32 first = half ? Triangle(a.rows, args.columns, args.splits).first_tile(row / TERCET_STRIP_ROWS, split) : split;
+            for (u32 tile = several ? first : found; tile * args.columns < b.rows; tile += args.splits) {
                 for (u32 q = 0; q < args.warp_columns / 4; ++q)
                     consider(tile * args.columns + column_of_lane(args.warp_columns, entry % lanes, q));
                 if (!several) break;
             }
         }
     }
+    if (half) a.columns().each_row(row, most, args.warp_rows, consider);
     return negative;
 }
 
@@ -473,6 +509,9 @@ constexpr int BLOCKS[] = {TERCET_STRIP_BLOCKS};
 #define NEGATIVES(mode, P, shape, resident, SHAPE, blocks)                                                                \
     KERNEL_OF(blocks, batch_hard_negatives_##mode##_##shape, (StripShape<resident, SHAPE>::threads), const Args args) {   \
         negatives<P, StripShape<resident, SHAPE>>(args);                                                                  \
+    }                                                                                                                     \
+    KERNEL_OF(blocks, batch_hard_triangle_##mode##_##shape, (StripShape<resident, SHAPE>::threads), const Args args) {    \
+        triangle<P, StripShape<resident, SHAPE>>(args);                                                                   \
     }
 NEGATIVES(highest, Split, wide, true, TERCET_STRIP_WIDE_SPLIT, BLOCKS[0])
 NEGATIVES(highest, Split, wide_long, false, TERCET_STRIP_WIDE_LONG, BLOCKS[0])

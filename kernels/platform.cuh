@@ -66,6 +66,13 @@ DEVICE u32 add_release_acquire(u32* p, u32 x) {
     return old;
 }
 
+// Reads *p, which other blocks may be changing by atomics: one of the values that it has had.
+DEVICE u32 load_relaxed(const u32* p) {
+    u32 x;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(p));
+    return x;
+}
+
 // ---- a part of a block ----
 
 // Waits until `threads` threads, in whole warps, have arrived at barrier `id`, 1 to 15 (0 is that of __syncthreads).

@@ -152,6 +152,10 @@ shared! {
     /// Blocks of the wide shapes that a multiprocessor holds, and of the narrow one.
     pub const STRIP_BLOCKS: [u32; 2] = [2, 1];
 
+    /// Keys that a column keeps of the rows before its own block, where half of the tiles are taken. If the last is not far beyond
+    /// the least there may be more, and all rows are looked at: two rows that no product tells apart are no rarity.
+    pub const TRIANGLE_KEPT: u32 = 3;
+
     /// Columns of the embeddings that the second product multiplies with weights at a time.
     pub const PUSH_CHUNK: u32 = 64;
 
@@ -237,6 +241,13 @@ shared! {
 /// Batches of so many rows and more are ranked by sorted runs. Below, looking at all labels takes less time than a second
 /// launch and the sorting of a run.
 pub const RUNS_FROM: usize = 4096;
+
+/// Batches of so many rows and more take half of the tiles. On a device of 132 multiprocessors a block then has 5 tiles of 4096
+/// rows where it had 8, but of 2048 rows 2 where it had 2: the fewer there are, the worse they can be dealt.
+pub const TRIANGLE_FROM: usize = 4096;
+
+/// Batches of more rows take all tiles: a key has 24 bits for which 32 rows a warp has.
+pub const TRIANGLE_TO: usize = 32 << 24;
 
 /// Blocks of `choose` that a multiprocessor holds: their shared memory allows no more.
 pub const CHOOSE_RESIDENT: u32 = 2;

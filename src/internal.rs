@@ -1,7 +1,7 @@
 //! What this repository's tests and emulator need of the crate's inside. No other code should use it: each release may
 //! change all of it.
 
-pub use crate::constants::SHARED_OF_DRIVER;
+pub use crate::constants::{SHARED_OF_DRIVER, TRIANGLE_FROM};
 pub use crate::problem::Problem;
 #[cfg(feature = "cuda")]
 pub use on_device::*;
@@ -61,7 +61,8 @@ mod on_device {
         input: &Input,
     ) -> Result<(D::Memory, [Address; 4]), Error> {
         let product = Product::of::<f32>(Precision::Highest.into());
-        let shape = BatchShape { rows, dim, distance: Distance::SquaredEuclidean, normalize: false, product };
+        let shape =
+            BatchShape { rows, dim, distance: Distance::SquaredEuclidean, normalize: false, product, keeps: false };
         let mut layout = WorkspaceLayout::default();
         let places = Places::new(&shape, input.labels != 0, launcher.properties(), &mut layout);
         let workspace = layout.allocate(launcher, false)?;

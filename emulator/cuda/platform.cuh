@@ -223,6 +223,12 @@ EMU_INLINE u32 add_release_acquire(u32* p, u32 x) {
     return emu_update(p, [x](u32 old) __attribute__((no_sanitize("thread"))) { return old + x; });
 }
 
+EMU_UNSEEN inline u32 emu_load(const u32* p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+EMU_INLINE u32 load_relaxed(const u32* p) {
+    emu_access(p, sizeof(u32), emu::ALIGNED | emu::ATOMIC);
+    return emu_load(p);
+}
+
 // ---- tiles: cp.async, ldmatrix, mma.sync ----
 
 // Starts a copy of 16 bytes from global to shared memory, or if not `valid` of zeros. In flight until a wait.

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use tercet::Error;
-use tercet::internal::{Address, DeviceProperties, Grid, Launcher, SHARED_OF_DRIVER};
+use tercet::internal::{Address, DeviceProperties, Grid, Launcher, SHARED_OF_DRIVER, TRIANGLE_FROM};
 
 use block::{Block, Launch, shuffle};
 use detector::Detector;
@@ -71,6 +71,7 @@ pub struct Work {
 pub struct Emulator {
     options: Options,
     properties: DeviceProperties,
+    triangle_from: Option<usize>,
     heap: Heap,
     launches: AtomicU64,
     work: Mutex<Vec<Work>>,
@@ -93,12 +94,24 @@ impl Emulator {
             // That of one block that asks for as much as it may.
             shared_bytes_per_multiprocessor: shared_bytes_per_block + SHARED_OF_DRIVER,
         };
-        Self { options, properties, heap: Heap::default(), launches: AtomicU64::new(0), work: Mutex::default() }
+        Self {
+            options,
+            properties,
+            triangle_from: None,
+            heap: Heap::default(),
+            launches: AtomicU64::new(0),
+            work: Mutex::default(),
+        }
     }
 
     /// The properties that plans will see, to be changed.
     pub fn properties_mut(&mut self) -> &mut DeviceProperties {
         &mut self.properties
+    }
+
+    /// Takes half of the tiles from so many rows on, and not only of many rows as devices do.
+    pub fn take_half_from(&mut self, rows: usize) {
+        self.triangle_from = Some(rows);
     }
 
     /// A buffer that holds `data`.
@@ -136,6 +149,10 @@ unsafe impl Launcher for Emulator {
 
     fn properties(&self) -> &DeviceProperties {
         &self.properties
+    }
+
+    fn triangle_from(&self) -> usize {
+        self.triangle_from.unwrap_or(TRIANGLE_FROM)
     }
 
     fn allocate(&self, bytes: usize) -> Result<Buffer, Error> {

@@ -67,7 +67,7 @@ fn columns_of(name: &str) -> f64 {
 #[must_use]
 pub fn of(tile: &Counts, occupied: &Occupied, work: &Work, problem: &Problem, device: &Multiprocessor) -> Bounds {
     let elements = f64::from(work.tile[0]) * f64::from(work.tile[1]);
-    let tiles = f64::from(problem.rows).powi(2) / elements / f64::from(device.count);
+    let tiles = work.elements(problem) / elements / f64::from(device.count);
     let warps = f64::from(work.threads) / 32.0;
     let milliseconds = |clocks: f64| clocks * tiles / CLOCK * 1e3;
     let fma = tile.of(Class::Fma) + tile.of(Class::ImadMove) + 2.0 * tile.of(Class::Imad);

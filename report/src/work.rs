@@ -69,6 +69,8 @@ pub struct Work {
     pushes: bool,
     /// Thresholds of a tile's row, and of its column.
     thresholds: fn(&Problem) -> f64,
+    /// Whether only half of the tiles are taken: those with a pair of rows that no other one has, and a block with itself.
+    half: bool,
 }
 
 /// Numbers that are summed up by tensor cores before their sums are added elsewhere: `multiply_slabs` of kernels/tile.cuh.
@@ -88,10 +90,10 @@ impl Work {
     /// The work of a kernel, if it is one of tiles on tensor cores.
     #[must_use]
     pub fn of(kernel: &str) -> Option<Self> {
-        if let Some((precision, shape)) =
-            kernel.strip_prefix("batch_hard_negatives_").and_then(|name| name.split_once('_'))
-        {
-            return Self::of_strip(Precision::named(precision)?, shape);
+        for (family, half) in [("batch_hard_negatives_", false), ("batch_hard_triangle_", true)] {
+            if let Some((precision, shape)) = kernel.strip_prefix(family).and_then(|name| name.split_once('_')) {
+                return Some(Self { half, ..Self::of_strip(Precision::named(precision)?, shape)? });
+            }
         }
         let (family, precision) = kernel.rsplit_once('_')?;
         let precision = Precision::named(precision)?;
@@ -108,6 +110,7 @@ impl Work {
             sums_apart: true,
             pushes: false,
             thresholds: |_| 0.0,
+            half: false,
         };
         Some(match family {
             "pairwise_distance_tiles" => Self { in_loop: false, dynamic: of_planes(TILE_SHARED), ..plain },
@@ -139,7 +142,16 @@ impl Work {
             sums_apart: strip.long,
             pushes: false,
             thresholds: |_| 0.0,
+            half: false,
         })
+    }
+
+    /// Products that are computed for a problem.
+    #[must_use]
+    pub fn elements(&self, problem: &Problem) -> f64 {
+        let rows = f64::from(problem.rows);
+        // Half of all, and half of what a block of rows has with itself.
+        if self.half { rows * (rows + f64::from(self.tile[0]).min(rows)) / 2.0 } else { rows * rows }
     }
 
     /// Products that each thread of a block holds of a tile.

@@ -96,7 +96,7 @@ impl OnDevice for BatchAllTripletLoss {
         let partials = passing.part(STATS * row_blocks[0] as usize, 8);
         // SAFETY: the caller's contract.
         let PreparedSides { sides, workspace } =
-            unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs, layout)? };
+            unsafe { batch::prepare_sides::<T, L>(launcher, inputs, shapes, layout)? };
 
         let [in_kept, in_passing] = [workspace.kept(), workspace.passing()].map(|from| move |at: Address| from + at);
         let [distance, threshold, owner, count] = of_pairs.map(in_passing);

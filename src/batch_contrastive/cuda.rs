@@ -113,7 +113,7 @@ impl OnDevice for BatchContrastiveLoss {
         let partials = passing.part(TOTALS * row_blocks as usize, 8);
         // SAFETY: the caller's contract.
         let PreparedSides { sides, workspace } =
-            unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs, layout)? };
+            unsafe { batch::prepare_sides::<T, L>(launcher, inputs, &shapes, layout)? };
 
         let [histogram, tied_anchors, tied_rows, sums, partials] =
             [histogram, tied_anchors, tied_rows, sums, partials].map(|at| workspace.passing() + at);

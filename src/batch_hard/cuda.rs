@@ -6,9 +6,10 @@ use super::BatchHardTripletLoss;
 use super::cpu::Problem;
 use crate::constants::{
     BATCH_HARD_HUB as HUB, BATCH_HARD_HUB_PIECE as HUB_PIECE, BATCH_HARD_SEARCHED as SEARCHED, RANKED, RUN, STATS,
+    TRIANGLE_TO,
 };
 use crate::cuda::arguments::{Inputs, Output};
-use crate::cuda::batch::{self, PreparedSides, Product, Sides};
+use crate::cuda::batch::{self, BatchShape, PreparedSides, Product, Sides};
 use crate::cuda::mined::OnDevice;
 use crate::cuda::strip::Strip;
 use crate::cuda::workspace::{Layout, WorkspaceLayout, count_of};
@@ -60,7 +61,7 @@ struct LossArgs {
     columns: u32,
     warp_columns: u32,
     error: f32,
-    padding: u32,
+    warp_rows: u32,
 }
 
 /// The error of `norm_j - 2 x.y_j` over the sum of both squared norms, at most; 0 for products of lower precision, whose
@@ -104,15 +105,22 @@ impl OnDevice for BatchHardTripletLoss {
         output: &Output,
         _: [bool; 2],
     ) -> Result<Kept<L::Memory>, Error> {
-        let shapes = batch::shapes::<T, _>(problem);
-        let (rows, shape, product) = (problem.rows, shapes[0], shapes[0].product);
+        let rows = problem.rows;
+        // Without a reference set d_ij = d_ji, and half of the tiles say all.
+        let half = problem.references.is_none() && rows >= launcher.triangle_from() && rows <= TRIANGLE_TO;
+        let shapes = batch::shapes::<T, _>(problem).map(|shape| BatchShape { keeps: half, ..shape });
+        let (shape, product) = (shapes[0], shapes[0].product);
         // Kernels number an anchor's two choices with u32.
         if rows > u32::MAX as usize / 2 {
             return Err(Error::argument("embeddings", "fewer than 2^31 rows", rows.to_string()));
         }
 
         let strip = Strip::of(&product, problem.dim, launcher.properties());
-        let splits = strip.splits(rows, shapes[1].rows, launcher.properties());
+        let (splits, of_splits) = if half {
+            strip.pairs(rows, launcher.properties())
+        } else {
+            (strip.splits(rows, shapes[1].rows, launcher.properties()), Strip::row_blocks(rows))
+        };
         let (at_once, row_blocks) = shape.anchors_at_once(launcher.properties());
         let mut layout = WorkspaceLayout::default();
         let stats = layout.kept.part(STATS, 8);
@@ -123,7 +131,7 @@ impl OnDevice for BatchHardTripletLoss {
         let partials = layout.passing.part(STATS * row_blocks as usize, 8);
         // SAFETY: the caller's contract.
         let PreparedSides { sides, workspace } =
-            unsafe { batch::prepare_sides::<T, L, _>(launcher, problem, inputs, layout)? };
+            unsafe { batch::prepare_sides::<T, L>(launcher, inputs, &shapes, layout)? };
 
         let [candidate, candidate_tile] = candidates.map(|at| workspace.passing() + at);
         let [d_ap, d_an, weight] = per_anchor.map(|at| workspace.kept() + at);
@@ -148,18 +156,19 @@ impl OnDevice for BatchHardTripletLoss {
             columns: strip.columns,
             warp_columns: strip.warp_columns,
             error: error_of(&product, problem.dim),
+            warp_rows: strip.warp_rows,
             at_once,
             ..LossArgs::zeroed()
         };
         let args = Args { sides, at };
-        let tile_grid =
-            Grid { blocks: Strip::row_blocks(rows) * splits, threads: strip.threads, shared_bytes: strip.shared_bytes };
+        let tile_grid = Grid { blocks: of_splits * splits, threads: strip.threads, shared_bytes: strip.shared_bytes };
+        let tiles = if half { "triangle" } else { "negatives" };
         // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above and
         // live as `Memory` says.
         unsafe {
             launcher.launch(
                 STEM,
-                &format!("{STEM}_negatives_{}_{}", product.name, strip.name),
+                &format!("{STEM}_{tiles}_{}_{}", product.name, strip.name),
                 tile_grid,
                 bytemuck::bytes_of(&args),
             )?;

@@ -8,7 +8,7 @@ use super::{Address, DeviceProperties, Grid, Launcher};
 use crate::constants::{
     COSINE, EUCLIDEAN, EVEN_ENOUGH, EVEN_SPLITS, OWN_NONE, OWN_OFFSET, OWN_ROWS, PAIRS, PAIRS_OF_ROW, PANEL_WIDTH,
     PREPARED_ROWS, PREPARED_WIDTH, RANKED, RUN, RUNS_FROM, SCANNED, SLAB, SQUARED, STRIP_ROWS, SURVEYED, TILE,
-    TILE_BLOCKS, TILE_SHARED,
+    TILE_BLOCKS, TILE_SHARED, TRIANGLE_KEPT,
 };
 use crate::problem::{Options, Problem};
 use crate::{Distance, Element, Error, Own, Precision};
@@ -91,6 +91,8 @@ pub(crate) struct BatchShape {
     pub distance: Distance,
     pub normalize: bool,
     pub product: Product,
+    /// Whether the rows keep, as columns, what half of the tiles find for them (kernels/triangle.cuh).
+    pub keeps: bool,
 }
 
 impl BatchShape {
@@ -169,10 +171,24 @@ fn splits(rows: u32, columns: u32, device: &DeviceProperties) -> u32 {
 /// keeps the most.
 pub(crate) fn even_splits(rows: u32, columns: u32, resident: u32, device: &DeviceProperties) -> u32 {
     let slots = resident * device.multiprocessors;
-    let busy = |parts: u32| {
+    fewest_splits(rows, columns, device, |parts| {
         let blocks = rows * parts;
         f64::from(blocks) / f64::from(blocks.div_ceil(slots) * slots)
-    };
+    })
+}
+
+/// As [`even_splits`], but counts tiles too: a part may have one more than another.
+pub(crate) fn even_parts(rows: u32, columns: u32, resident: u32, device: &DeviceProperties) -> u32 {
+    let slots = resident * device.multiprocessors;
+    fewest_splits(rows, columns, device, |parts| {
+        let turns = (rows * parts).div_ceil(slots);
+        f64::from(rows) * f64::from(columns) / (f64::from(turns * slots) * f64::from(columns.div_ceil(parts)))
+    })
+}
+
+/// The fewest parts of each of `rows` rows of `columns` tiles that keep `EVEN_ENOUGH` of the device busy, or else the number
+/// that keeps the most. busy: the share that so many parts keep.
+fn fewest_splits(rows: u32, columns: u32, device: &DeviceProperties, busy: impl Fn(u32) -> f64) -> u32 {
     let most = splits(rows, columns, device).max(EVEN_SPLITS).min(columns);
     let enough = (1..=most).find(|&parts| busy(parts) >= EVEN_ENOUGH);
     enough.unwrap_or_else(|| (1..=most).max_by(|&a, &b| busy(a).total_cmp(&busy(b))).unwrap_or(1))
@@ -199,6 +215,8 @@ pub(crate) struct Batch {
     inverse: Address,
     sums: Address,
     partials: Address,
+    column_key: Address,
+    column_most: Address,
     survey: Address,
     origin: Address,
     origin_stride: i64,
@@ -282,6 +300,8 @@ pub(crate) struct Places {
     sorted_at: Address,
     sums: Address,
     partials: Address,
+    column_key: Address,
+    column_most: Address,
     /// Bytes of a row's plane are so many slabs.
     slabs: u32,
     /// Rows of the planes, up to whole strips.
@@ -297,6 +317,7 @@ impl Places {
         let bytes = dim * shape.product.bytes as usize;
         let held = rows.next_multiple_of(STRIP_ROWS as usize);
         let in_runs = rows >= RUNS_FROM && labelled;
+        let columns = if shape.keeps { held } else { 0 };
         let WorkspaceLayout { kept, passing } = layout;
         let planes = count_of([held, bytes.div_ceil(PANEL_WIDTH as usize), shape.product.planes as usize]);
         let in_runs_alone = |size: usize, passing: &mut Layout| passing.part(if in_runs { rows } else { 0 }, size);
@@ -316,6 +337,8 @@ impl Places {
             sorted_at: in_runs_alone(4, passing),
             sums: passing.part(count_of([shape.surveys() as usize + 1, dim]), 8),
             partials: passing.part(shape.row_blocks(device) as usize, 8),
+            column_key: passing.part(count_of([columns, TRIANGLE_KEPT as usize]), 8),
+            column_most: passing.part(columns, 4),
             slabs: bytes.div_ceil(SLAB as usize) as u32,
             held: held as u32,
             in_runs,
@@ -361,6 +384,8 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         inverse: in_kept(places.inverse),
         sums: in_passing(places.sums),
         partials: in_passing(places.partials),
+        column_key: if shape.keeps { in_passing(places.column_key) } else { 0 },
+        column_most: if shape.keeps { in_passing(places.column_most) } else { 0 },
         survey: in_kept(places.survey),
         origin: input.x,
         origin_stride: input.stride as i64,
@@ -415,22 +440,21 @@ pub(crate) struct PreparedSides<M> {
 pub(crate) fn shapes<T: Element, X>(problem: &Problem<X>) -> [BatchShape; 2] {
     let Options { distance, normalize, precision, .. } = problem.options;
     let product = Product::of::<T>(precision.into());
-    let shape = |rows| BatchShape { rows, dim: problem.dim, distance, normalize, product };
+    let shape = |rows| BatchShape { rows, dim: problem.dim, distance, normalize, product, keeps: false };
     [shape(problem.rows), shape(problem.references.unwrap_or(problem.rows))]
 }
 
 /// Allocates what `layout` has and what both sides need, launches the preparation of both, and finds each row's class, and each
-/// anchor's own row, on the other side.
+/// anchor's own row, on the other side. shapes: those of [`shapes`], or with what the rows keep besides.
 ///
 /// # Safety
 /// The contract of [`prepare`] for both inputs; own rows are one i64 an anchor, and alive as long.
-pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher, X>(
+pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher>(
     launcher: &L,
-    problem: &Problem<X>,
     inputs: &Inputs,
+    shapes @ [shape, other_shape]: &[BatchShape; 2],
     mut layout: WorkspaceLayout,
 ) -> Result<PreparedSides<L::Memory>, Error> {
-    let shapes @ [shape, other_shape] = &shapes::<T, X>(problem);
     let together = shapes.iter().all(BatchShape::is_small);
     let place = |shape: &BatchShape, input: &Input, layout: &mut WorkspaceLayout| {
         Places::new(shape, input.labels != 0, launcher.properties(), layout)

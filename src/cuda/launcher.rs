@@ -2,6 +2,7 @@
 //! (`device.rs`, and over PyTorch's allocator in `torch/launcher.rs`) and by whatever else can run the kernels.
 
 use crate::Error;
+use crate::constants::TRIANGLE_FROM;
 
 /// An address in device memory; 0 is null.
 pub type Address = u64;
@@ -58,6 +59,11 @@ pub unsafe trait Launcher {
 
     /// The properties of the device.
     fn properties(&self) -> &DeviceProperties;
+
+    /// From how many rows on half of the tiles are taken of a batch with itself.
+    fn triangle_from(&self) -> usize {
+        TRIANGLE_FROM
+    }
 
     /// Allocates uninitialised memory.
     ///

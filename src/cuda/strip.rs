@@ -19,6 +19,8 @@ pub struct Strip {
     pub blocks: u32,
     /// Threads of a block.
     pub threads: u32,
+    /// Rows of a warp.
+    pub warp_rows: u32,
     /// Columns of a tile.
     pub columns: u32,
     /// Columns of a warp.
@@ -45,6 +47,7 @@ impl Strip {
             long,
             blocks,
             threads: STRIP_ROWS / warp_rows * across * 32,
+            warp_rows,
             columns: warp_columns * across,
             warp_columns,
             shared_bytes: *shared.get(planes.checked_sub(1)? as usize)?,
@@ -72,6 +75,16 @@ impl Strip {
     pub(crate) fn splits(&self, rows: usize, columns: usize, device: &DeviceProperties) -> u32 {
         let tiles = (columns as u32).div_ceil(self.columns);
         super::batch::even_splits(Self::row_blocks(rows), tiles, self.blocks, device)
+    }
+
+    /// Into how many parts the tiles of each pair of blocks of rows are split, where half of the tiles are taken of `rows` rows
+    /// with themselves (kernels/triangle.cuh), and how many pairs there are.
+    pub(crate) fn pairs(&self, rows: usize, device: &DeviceProperties) -> (u32, u32) {
+        let (blocks, tiles) = (Self::row_blocks(rows), (rows as u32).div_ceil(self.columns));
+        let (pairs, square) = (blocks.div_ceil(2), STRIP_ROWS / self.columns);
+        // The tiles of the first block, and those of the last.
+        let of_pair = if blocks > 1 { 2 * tiles - (blocks - 1) * square } else { tiles };
+        (super::batch::even_parts(pairs, of_pair, self.blocks, device), pairs)
     }
 
     /// How many blocks of rows there are.

@@ -170,8 +170,7 @@ unsafe fn forward<T: Element, L: Launcher, X>(
     let row_word = passing.part(if drawn { others } else { 0 }, 4);
     let partials = passing.part(STATS * row_blocks[0] as usize, 8);
     // SAFETY: the caller's contract.
-    let PreparedSides { sides, workspace } =
-        unsafe { batch::prepare_sides::<T, L, X>(launcher, problem, inputs, layout)? };
+    let PreparedSides { sides, workspace } = unsafe { batch::prepare_sides::<T, L>(launcher, inputs, shapes, layout)? };
 
     let [in_kept, in_passing] = [workspace.kept(), workspace.passing()].map(|from| move |at: Address| from + at);
     let [anchor, d_ap, negative, d_an, weight] = per_pair.map(in_kept);

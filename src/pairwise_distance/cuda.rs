@@ -56,7 +56,7 @@ impl<M: Memory> PreparedPair<M> {
     ) -> Result<Self, Error> {
         let PairwiseProblem { rows, dim, distance, normalize, .. } = *problem;
         let product = Product::of::<T>(cores);
-        let shape = rows.map(|rows| BatchShape { rows, dim, distance, normalize, product });
+        let shape = rows.map(|rows| BatchShape { rows, dim, distance, normalize, product, keeps: false });
         let mut layout = WorkspaceLayout::default();
         let places = shape.each_ref().map(|shape| Places::new(shape, false, launcher.properties(), &mut layout));
         let memory = layout.allocate(launcher, true)?;

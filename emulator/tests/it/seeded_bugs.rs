@@ -240,13 +240,107 @@ fn strip(emulator: &Emulator, kernel: &str) -> Result<bool, String> {
     Ok(right)
 }
 
-#[test]
-fn broken_strips_are_caught() {
-    let list = include_str!("../kernels/strip.bugs");
+/// No mistake, and then those of a list.
+fn listed(list: &str) -> Vec<&str> {
     // The first comment is the file's own.
     let bugs: Vec<&str> = list.lines().filter_map(|line| line.strip_prefix("# ")).skip(2).collect();
     assert_eq!(bugs.len(), list.lines().filter(|line| line.starts_with("+ ")).count(), "a line on each mistake");
-    table("strip", &[&["none"], &bugs[..]].concat(), strip);
+    [&["none"], &bugs[..]].concat()
+}
+
+#[test]
+fn broken_strips_are_caught() {
+    table("strip", &listed(include_str!("../kernels/strip.bugs")), strip);
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct TriangleArgs {
+    planes: Address,
+    terms: Address,
+    key: Address,
+    most: Address,
+    seen: Address,
+    looked: Address,
+    window: f32,
+    rows: u32,
+    held: u32,
+    slabs: u32,
+    splits: u32,
+    unused: u32,
+}
+
+/// Whether half of the tiles are each taken once, and each anchor looks at the rows that it must, and at no others.
+fn triangle(emulator: &Emulator, kernel: &str) -> Result<bool, String> {
+    // Rows of a warp and of a block, columns of a tile, and how many keys are kept.
+    let [warp, block, columns, kept] = [32, 128, 64, 3];
+    let bug = kernel.strip_prefix("triangle_").expect("triangle_<n>");
+    let mut right = true;
+    // Two blocks in as many parts as both have tiles, three, and four in two parts. Few different numbers, and many.
+    for (rows, splits, values) in [(200_usize, 6, 5), (300, 4, 5), (390, 2, 40)] {
+        let k = 8;
+        let x: Vec<f32> = (0..rows * k).map(|i| ((i * 37 + i / k * i / 7) % values) as f32 - 2.0).collect();
+        let held = rows.next_multiple_of(block);
+        let norm = |i: usize| x[i * k..][..k].iter().map(|x| x * x).sum::<f32>();
+        let terms: Vec<[f32; 2]> = (0..held).map(|i| [if i < rows { norm(i) } else { f32::INFINITY }, -2.0]).collect();
+        let (blocks, tiles) = (rows.div_ceil(block), rows.div_ceil(columns));
+        let (planes, terms_there) = (emulator.upload(&planes(&x, k, held, 1)), emulator.upload(&terms));
+        let (key, most) = (emulator.allocate(held * kept * 8), emulator.allocate(held * 4));
+        let (key, most) = (key.expect("memory"), most.expect("memory"));
+        let (seen, looked) = (emulator.upload(&vec![0u32; blocks * tiles]), emulator.upload(&vec![0u32; rows * rows]));
+        let window = 2.0;
+        let args = TriangleArgs {
+            planes: planes.address(),
+            terms: terms_there.address(),
+            key: key.address(),
+            most: most.address(),
+            seen: seen.address(),
+            looked: looked.address(),
+            window,
+            rows: rows as u32,
+            held: held as u32,
+            slabs: (k * 2).div_ceil(64) as u32,
+            splits,
+            unused: 0,
+        };
+        let panel = 64 * 128;
+        let shared_bytes = (4 * panel + 2 * panel + 2 * 64 * 8_u32).next_multiple_of(128);
+        let pairs = (blocks as u32).div_ceil(2);
+        for (name, blocks, shared_bytes) in [
+            (format!("triangle_clear_{bug}"), held.div_ceil(256) as u32, 0),
+            (format!("triangle_{bug}"), pairs * splits, shared_bytes),
+            (format!("triangle_look_{bug}"), rows.div_ceil(8) as u32, 0),
+        ] {
+            let grid = Grid { blocks, threads: 256, shared_bytes };
+            // SAFETY: the kernels' argument; buffers of the sizes it says.
+            unsafe { emulator.launch("triangle", &name, grid, bytes_of(&args)) }.map_err(|e| e.to_string())?;
+        }
+        let (seen, looked): (Vec<u32>, Vec<u32>) = (seen.read(), looked.read());
+        right &= (0..blocks * tiles).all(|at| seen[at] == u32::from(at % tiles >= at / tiles * (block / columns)));
+        right &= (0..rows).all(|anchor| {
+            let own = anchor / block * block;
+            let number = |i: usize| norm(i) - 2.0 * (0..k).map(|c| x[i * k + c] * x[anchor * k + c]).sum::<f32>();
+            let numbers: Vec<f32> = (0..own).map(number).collect();
+            let least = |numbers: &mut dyn Iterator<Item = f32>| numbers.fold(f32::INFINITY, f32::min);
+            let of_warps: Vec<f32> = numbers.chunks(warp).map(|rows| least(&mut rows.iter().copied())).collect();
+            let most = least(&mut of_warps.iter().copied()) + window;
+            let many = of_warps.iter().filter(|&&of_warp| of_warp <= most).count() >= kept;
+            (0..rows).all(|i| {
+                let expected = i < own && {
+                    let eighth =
+                        least(&mut (i / warp * warp + i % 8..(i / warp + 1) * warp).step_by(8).map(|i| numbers[i]));
+                    many || (of_warps[i / warp] <= most && eighth <= of_warps[i / warp] + window)
+                };
+                looked[anchor * rows + i] == u32::from(expected)
+            })
+        });
+    }
+    Ok(right)
+}
+
+#[test]
+fn broken_triangles_are_caught() {
+    table("triangle", &listed(include_str!("../kernels/triangle.bugs")), triangle);
 }
 
 #[repr(C)]

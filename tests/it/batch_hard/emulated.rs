@@ -58,7 +58,7 @@ fn lower_precision_is_as_good_as_its_bits() {
 
 /// On a lattice every number is exact: selections and, for squared distances, gradients have the oracle's bits, in whatever
 /// order a gradient is added up.
-fn as_the_oracle(emulator: &Emulator, distance: Distance, batch: &Batch) {
+pub fn as_the_oracle(emulator: &Emulator, distance: Distance, batch: &Batch) {
     let loss = BatchHardTripletLoss { margin: 3.0, distance, reduction: Reduction::Sum, ..Default::default() };
     let data = Data::<f32>::new(batch, Reduction::Sum);
     let embeddings = tercet::Matrix::new(&data.exact, batch.dim).unwrap();
@@ -75,7 +75,7 @@ fn as_the_oracle(emulator: &Emulator, distance: Distance, batch: &Batch) {
     }
 }
 
-fn lattice(rows: usize, dim: usize, labelling: Labelling, reference: Option<Set>) -> Batch {
+pub fn lattice(rows: usize, dim: usize, labelling: Labelling, reference: Option<Set>) -> Batch {
     let content = Content::Lattice { offset: 0.0 };
     Batch { rows, dim, gap: 1, offset: 1, content, labelling, seed: (rows * dim) as u64, reference }
 }
@@ -116,7 +116,7 @@ fn many_rows_have_the_oracles_bits() {
 
 /// Every anchor chooses row 0 as its negative, and all of a class its first row as their positive. Terms are integers, so their
 /// sum has the same bits in any order; and shared among warps and blocks or not, it has them under every schedule.
-fn a_row_that_everybody_chooses(emulator: &Emulator, rows: usize, classes: usize) {
+pub fn a_row_that_everybody_chooses(emulator: &Emulator, rows: usize, classes: usize) {
     // Classes lie at different corners: nearer to row 0, at the origin, than to each other. Their first rows lie beyond.
     let (dim, mut numbers) = (9, Numbers(7));
     let mut labels = vec![-1i64];

@@ -5,3 +5,5 @@ mod nearest;
 mod property;
 #[cfg(feature = "torch")]
 mod torch;
+#[cfg(feature = "emulator")]
+mod triangle;

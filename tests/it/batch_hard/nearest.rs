@@ -52,13 +52,13 @@ fn missed(x: &[f32], dim: usize, labels: &[i64], negative: &[u32]) -> (usize, us
 }
 
 /// f(what, x, labels, dim): called for each set of close calls; returns the negatives that were taken.
-fn each_set(mut negatives: impl FnMut(&[f32], &[i64], usize) -> Vec<u32>) {
+fn each_set(groups: usize, mut negatives: impl FnMut(&[f32], &[i64], usize) -> Vec<u32>) {
     let mut numbers = Numbers(11);
     for dim in [8, 64, 130, 300] {
         for relative in [1e-6, 1e-7, 0.0] {
-            let (x, labels) = close_calls(40, dim, relative, &mut numbers);
+            let (x, labels) = close_calls(groups, dim, relative, &mut numbers);
             let taken = negatives(&x, &labels, dim);
-            assert_eq!(taken.iter().filter(|&&n| n != u32::MAX).count(), 80, "anchors and their positives");
+            assert_eq!(taken.iter().filter(|&&n| n != u32::MAX).count(), 2 * groups, "anchors and their positives");
             let (nearer, lower) = missed(&x, dim, &labels, &taken);
             assert_eq!(
                 (nearer, lower),
@@ -72,7 +72,7 @@ fn each_set(mut negatives: impl FnMut(&[f32], &[i64], usize) -> Vec<u32>) {
 #[test]
 fn close_calls_are_right_on_the_cpu() {
     let loss_fn = BatchHardTripletLoss::default();
-    each_set(|x, labels, dim| {
+    each_set(40, |x, labels, dim| {
         let matrix = Matrix::new(x, dim).expect("whole rows");
         loss_fn.on(matrix, labels).select().expect("valid input").negative
     });
@@ -83,16 +83,19 @@ fn close_calls_are_right_on_the_cpu() {
 fn close_calls_are_right_on_the_emulator() {
     use tercet_emulator::{CAPABILITIES, Emulator, Options};
 
+    use super::triangle::halving;
     use crate::mined::launches::{OnDevice, mine};
 
-    // Each seed is another device: wide strips and narrow ones.
-    for seed in 0..CAPABILITIES.len() as u64 {
-        let loss_fn = BatchHardTripletLoss::default();
-        each_set(|x, labels, dim| {
-            let emulator = Emulator::new(Options { seed, ..Options::default() });
-            let batch = OnDevice::itself(&emulator, x, dim, labels);
-            let [_, negative] = mine::<f32, _, _>(&emulator, &loss_fn, &batch, labels.len(), &[&[1.0]]).chosen;
-            negative
-        });
+    // Each seed is another device: wide strips and narrow ones. All tiles of few rows, and half of those of three blocks.
+    let (loss_fn, devices) = (BatchHardTripletLoss::default(), CAPABILITIES.len() as u64);
+    for (make, groups, seeds) in [(Emulator::new as fn(Options) -> Emulator, 40, 0..devices), (halving, 66, 1..3)] {
+        for seed in seeds {
+            each_set(groups, |x, labels, dim| {
+                let emulator = make(Options { seed, ..Options::default() });
+                let batch = OnDevice::itself(&emulator, x, dim, labels);
+                let [_, negative] = mine::<f32, _, _>(&emulator, &loss_fn, &batch, labels.len(), &[&[1.0]]).chosen;
+                negative
+            });
+        }
     }
 }

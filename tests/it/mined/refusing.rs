@@ -25,6 +25,10 @@ unsafe impl<L: Launcher> Launcher for Refusing<'_, L> {
         self.launcher.properties()
     }
 
+    fn triangle_from(&self) -> usize {
+        self.launcher.triangle_from()
+    }
+
     fn allocate(&self, bytes: usize) -> Result<L::Memory, Error> {
         match self.left.get().checked_sub(1) {
             None => Err(Error::Cuda { action: format!("allocating {bytes} bytes"), reason: "a refusal".into() }),
