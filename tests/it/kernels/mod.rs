@@ -162,6 +162,7 @@ fn kernels_fit_the_multiprocessors_of_every_device_that_their_image_serves() {
 fn images_stay_within_their_budget() {
     let bytes: usize = IMAGES.iter().map(|image| image.deflated.len()).sum();
     println!("{} images, {} bytes in the binary", IMAGES.len(), bytes);
+    // Half tiles and hubs of batch_hard took it beyond 8 MiB.
     assert!(bytes <= 9 << 20, "{bytes} bytes of kernels in every binary");
     for image in IMAGES {
         let most = image.kernels.iter().map(|k| k.registers).max().unwrap_or(0);
