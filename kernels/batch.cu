@@ -23,8 +23,12 @@ template <class F> DEVICE void each_label(const i64* labels, u32 rows, F f) {
 }
 
 // What the launches after the first one count in and look at starts as zeros.
+DEVICE void clear_zeros(const Batch& b) {
+    for (u32 k = blockIdx.x * BATCH_THREADS + threadIdx.x; k < b.zeros_count; k += gridDim.x * BATCH_THREADS) b.zeros[k] = 0;
+}
 DEVICE void clear_survey(const Batch& b) {
     if (blockIdx.x == 0 && threadIdx.x == 0) *b.survey = Survey{};
+    clear_zeros(b);
 }
 
 // Row i is at `rank` of class order, and its class begins at `first` and has `size` rows.
@@ -141,9 +145,9 @@ template <class T> DEVICE void nearest(const Batch& b) {
     }
 }
 
-// A warp prepares row `row` of class order, by original index `index`: y, planes, norm, terms, scale, inverse; false if it is
-// not finite. shift: the elements of the row that all are translated by; null: none. T: the caller's type. P: the precision.
-template <class T, class P> DEVICE bool gather_row(const Batch& b, u32 row, u32 index, const T* shift) {
+// A warp prepares row `row` of class order, by original index `index`: y, planes, norm, terms, scale, inverse. 0 if it is not
+// finite, else the exponent of its scale. shift: the elements of the row that all are translated by; null: none. T: the caller's type. P: the precision.
+template <class T, class P> DEVICE u32 gather_row(const Batch& b, u32 row, u32 index, const T* shift) {
     const u32 lane = threadIdx.x % 32;
     const u32 panels = b.operand().panels(), width = panels * (PANEL_WIDTH / P::bytes);
     u8* const planes[2] = {b.planes, b.planes + (P::planes - 1) * PANEL};
@@ -152,13 +156,13 @@ template <class T, class P> DEVICE bool gather_row(const Batch& b, u32 row, u32 
     if (row >= b.rows) {
         for (u32 c = lane; c < width; c += 32) P::encode(0.f, planes, at(c));
         if (lane == 0) store(&b.terms[row * 2], Pack<float, 2>{{__int_as_float(0x7f800000), -2.f}});
-        if (row >= b.padded) return true;
+        if (row >= b.padded) return 1;
         for (u32 c = lane; c < b.dim; c += 32) b.y[i64(row) * b.dim + c] = 0.f;
         if (lane == 0) {
             b.norm[row] = 0.f;
             b.scale[row] = b.inverse[row] = 1.f;
         }
-        return true;
+        return 1;
     }
     const T* x = static_cast<const T*>(b.x) + index * b.stride;
     float factor = 1.f;
@@ -204,7 +208,7 @@ template <class T, class P> DEVICE bool gather_row(const Batch& b, u32 row, u32 
         store(&b.terms[row * 2], Pack<float, 2>{{norm, -2.f * scale}});
         b.inverse[row] = flat ? -factor : factor;
     }
-    return finite;
+    return finite ? __float_as_uint(scale) >> 23 : 0;
 }
 
 // A warp prepares a row, once the launches before have found its place and the origin. T: the caller's type. P: the
@@ -215,8 +219,10 @@ template <class T, class P> DEVICE void gather(const Batch& b) {
     const u32 origin = ~u32(b.origin_survey->nearest);
     const bool shifted = b.centre && b.origin_survey->shifted;
     const T* shift = shifted ? static_cast<const T*>(b.origin) + origin * b.origin_stride : nullptr;
-    const bool finite = gather_row<T, P>(b, row, row < b.rows ? b.order[row] : 0, shift);
-    if (!finite && threadIdx.x % 32 == 0) atomicOr(&b.survey->bad, 1u);
+    const u32 scale = gather_row<T, P>(b, row, row < b.rows ? b.order[row] : 0, shift);
+    if (threadIdx.x % 32 > 0 || row >= b.rows) return;
+    if (scale == 0) atomicOr(&b.survey->bad, 1u);
+    atomicMax(&b.survey->largest, scale);
 }
 
 // Rows whose mean and spread `prepare` takes for those of the batch.
@@ -281,7 +287,7 @@ template <class T> DEVICE u32 origin_of(const Batch& b, bool& shifted) {
 // it there. T: the caller's type. P: the precision.
 template <class T, class P> DEVICE void prepare(const Batch& b) {
     constexpr u32 WARPS = BATCH_THREADS / 32;
-    SHARED(u32, finite, WARPS);
+    SHARED(u32, scales, WARPS);
     const u32 lane = threadIdx.x % 32, i = blockIdx.x * WARPS + threadIdx.x / 32;
     const bool itself = b.origin_survey == b.survey;
     bool shifted = false;
@@ -295,11 +301,13 @@ template <class T, class P> DEVICE void prepare(const Batch& b) {
         Survey& survey = *b.survey;
         survey.nearest = ~u64(origin);
         survey.shifted = shifted;
-        survey.bad = survey.overflowed = 0;
+        survey.bad = survey.overflowed = survey.largest = 0;
 #pragma unroll
         for (int k = 0; k < 4; ++k) survey.tickets[k] = 0;
-        for (u32 k = gridDim.x; k < TERCET_PREPARED_ROWS / WARPS; ++k) reinterpret_cast<u8*>(survey.bad_of)[k] = 0;
+        for (u32 k = gridDim.x; k < TERCET_PREPARED_ROWS / WARPS; ++k)
+            reinterpret_cast<u8*>(survey.bad_of)[k] = reinterpret_cast<u8*>(survey.largest_of)[k] = 0;
     }
+    clear_zeros(b);
     u32 row = i;
     if (i < b.rows) {
         u32 smaller = i, equal = 1, before = 0;
@@ -320,14 +328,20 @@ template <class T, class P> DEVICE void prepare(const Batch& b) {
         if (lane == 0) put_in_order(b, i, row, smaller, equal);
     }
     const T* shift = shifted ? static_cast<const T*>(b.origin) + origin * b.origin_stride : nullptr;
-    const bool mine = i >= b.held || gather_row<T, P>(b, row, i, shift);
-    if (lane == 0) finite[threadIdx.x / 32] = mine;
+    // Rows beyond the batch have no say: they count as the smallest.
+    const u32 mine = i >= b.held ? 1 : gather_row<T, P>(b, row, i, shift);
+    if (lane == 0) scales[threadIdx.x / 32] = mine;
     __syncthreads();  // the warps' findings are there
     if (threadIdx.x > 0) return;
     bool bad = false;
+    u32 largest = 1;
 #pragma unroll
-    for (u32 w = 0; w < WARPS; ++w) bad = bad || !finite[w];
+    for (u32 w = 0; w < WARPS; ++w) {
+        bad = bad || scales[w] == 0;
+        largest = scales[w] > largest ? scales[w] : largest;
+    }
     reinterpret_cast<u8*>(b.survey->bad_of)[blockIdx.x] = bad;
+    reinterpret_cast<u8*>(b.survey->largest_of)[blockIdx.x] = largest;
 }
 
 // The kernels for rows of type T. Plain is what the other precisions are checked against.

@@ -23,8 +23,15 @@ struct Survey {
     u32 bad_of[32];  // a byte for each block of `prepare`: whether any of its rows is not
     u32 shifted;     // whether rows are translated by -x[~nearest & 0xffffffff]
     u32 overflowed;  // whether a loss found that it is not a number
-    u32 padding;     // to the end of 8 bytes: the host's struct has no gaps
+    u32 largest;     // the exponent of the largest scale, of many rows; of few,
+    u32 largest_of[32];  // a byte for each block of `prepare`: that of its rows
 
+    DEVICE u32 largest_scale() const {
+        u32 most = largest;
+#pragma unroll
+        for (u32 k = 0; k < 128; ++k) most = most < (largest_of[k / 4] >> (k % 4 * 8) & 0xff) ? largest_of[k / 4] >> (k % 4 * 8) & 0xff : most;
+        return most;
+    }
     DEVICE bool any_bad() const {
         u32 any = bad;
 #pragma unroll
@@ -56,12 +63,14 @@ struct Batch {
     u64* column_key;      // what the rows keep as columns (triangle.cuh); null: not wanted
     u32* column_most;
     Survey* survey;
+    u32* zeros;           // what a loss counts in and looks at, which starts as zeros: the first launch writes them
     const void* origin;   // the x that has the row all are translated by: of this batch, or that it is compared with
     i64 origin_stride;
     const Survey* origin_survey;
     u32 rows, padded, dim, slabs;
     u32 centre, normalize, unit_norms;
     u32 held;             // rows that have planes and terms: up to whole blocks of a strip
+    u32 zeros_count, padding;  // numbers of `zeros`; to the end of 8 bytes: the host's struct has no gaps
 
     DEVICE Operand operand() const { return {planes, slabs}; }
     DEVICE Lengths lengths() const { return {norm, scale, rows}; }
@@ -103,6 +112,12 @@ template <class T> struct Row {
 // Row `row`, in class order, of a batch. T: the type of the caller's rows.
 template <class T> DEVICE Row<T> original_row(const Batch& b, u32 row) {
     return {static_cast<const T*>(b.x) + b.order[row] * b.stride, fabsf(b.inverse[row])};
+}
+
+// Element `column` of row `row` as the planes have it, which is what products see. P: the precision. panels: of a row.
+template <class P> DEVICE float decoded(const Batch& b, u32 row, u32 column, u32 panels) {
+    const u8* const planes[2] = {b.planes, b.planes + (P::planes - 1) * PANEL};
+    return P::decode(planes, i64(in_planes<P::planes>(row, column * P::bytes, panels) / P::bytes)) * b.scale[row];
 }
 
 // The distances of a row from K others from their elements, by a warp; all K are on their way at a time. A lane adds up 8
@@ -167,6 +182,20 @@ DEVICE float near_squared_distance(const Batch& a, u32 i, const Batch& b, u32 j)
         sum += e * e;
     }
     return sum;
+}
+
+// The same by a warp, which all get.
+DEVICE float near_squared_distance_by_warp(const Batch& a, u32 i, const Batch& b, u32 j) {
+    const float *x = a.y + i64(i) * a.dim, *y = b.y + i64(j) * b.dim;
+    // |u - v|^2 is 2 (1 - u.v) for unit vectors alone, and rows below MIN_NORM do not become unit vectors.
+    const bool flat = a.unit_norms && (a.inverse[i] < 0.f || b.inverse[j] < 0.f);
+    float sum = 0;
+    for (u32 c = threadIdx.x % 32; c < a.dim; c += 32) {
+        const float e = x[c] - y[c];
+        sum += flat ? x[c] * y[c] : e * e;
+    }
+    sum = group_sum<32>(sum);
+    return flat ? 2.f - 2.f * sum : sum;
 }
 
 // Writes what a mined loss says about a batch, as `Output::stats` in src/cuda/arguments.rs has it. lost: the means are NaN.

@@ -7,12 +7,15 @@
 // unless all of them are wanted. Passes with nothing left to find return at once.
 //
 // count:    how many pairs there are and how many are wanted.
-// sweep:    one kernel for all passes over tiles; each pair's tile is the same way round, so that its distance has
-//           the same bits in all of them.
+// sweep:    loss and gradient of all pairs of two classes in one pass (sweep.cuh): the upstream gradient is one number, and
+//           comes last.
+// left:     the same for pairs that are near each other, which a sweep leaves, by differences.
+// passes:   over tiles, where pairs are selected, or each anchor has an upstream of its own; each pair's tile is the same way
+//           round, so that its distance has the same bits in all of them.
 // pick:     after a pass, what the next one needs to know.
 // finish:   the positives of each anchor, from the elements; the loss.
 // backward: what a row was pushed by, its positives, normalisation, times upstream / count, in the caller's type.
-#include "batch.cuh"
+#include "ordinary.cuh"
 #include "push.cuh"
 
 constexpr u32 DIGITS = TERCET_DIGITS;
@@ -37,8 +40,17 @@ struct Args {
     u64* histogram;     // [DIGITS]: how many pairs have each digit; `count` writes zeros, here and in the next two
     u32* tied_anchors;  // [anchors] by original index: how many pairs at the last distance each has
     u32* tied_rows;     // [others] by original index: whether the last anchor has such a pair with it
-    double* sums;       // [splits, padded, TERCET_SUMS_OF_ROW] per anchor: sum max(m - d, 0)^2, how many are above 0, sum d
-    float* pushed;      // [splits, padded, dim]: sum_j w_ij (y_i - y_j), for cosine -sum_j w_ij y_j, of the sweep's rows
+    double* sums;       // [splits, padded, TERCET_SUMS_OF_ROW] per anchor: sum max(m - d, 0)^2, how many are above 0, sum d; of
+                        // a sweep [halves + splits, padded, ..], its own first
+    float* pushed;      // [splits, padded, dim]: sum_j w_ij (y_i - y_j), for cosine -sum_j w_ij y_j, of the rows of a pass; of
+                        // a sweep [parts, padded, width]: sum_j w_ij z_j, z as the planes have it
+    TileOf* tiles[2];   // of the anchors, and of the others
+    u8* left;           // [row tiles, splits, left_stride]: what the sweep has left of each block's tiles
+    float* weights;     // [halves, padded]: sum_j w_ij of the sweep's rows
+    float* left_pushed;   // [splits, padded, dim]: sum_j w_ij (y_i - y_j) of the pairs that the sweep leaves
+    float* left_weights;  // [splits, padded]: sum_j w_ij of these
+    u32* left_any;      // [row tiles, splits]: whether there are any
+    float* scratch;     // [rows, dim]: gradients before the normalisation
     double* partials;   // TERCET_TOTALS a block
     float* losses;      // [anchors] by original index; null: not wanted
     float* loss;        // null: not wanted
@@ -48,7 +60,13 @@ struct Args {
     void* grad;         // [rows, dim] of type T, of the sweep's rows, by original index
     double margin;
     u32 splits, kind, hardest, mean, phase;
-    u32 which;          // the sweep's rows: the anchors or, 1, the reference set
+    u32 which;          // whose rows: the anchors' or, 1, the reference set's
+    u32 swept;          // whether all pairs are taken by a sweep, and so the loss is; and its gradient
+    u32 grad_is_swept;
+    u32 left_stride;
+    u32 parts;          // of a sweep's sums of pushes: `splits` times those of a block
+    u32 halves;         // of what it sums up for a row: `splits` times the warps that share rows
+    u32 with_grad;      // whether the sweep pushes its rows
 };
 
 // ---- which pairs are selected ----
@@ -71,10 +89,21 @@ DEVICE u32 shift_of(u32 phase) { return phase == DIGIT_0 ? 21 : phase == DIGIT_1
 // Whether a key agrees with the chosen one in the digits before that of a phase.
 DEVICE bool agrees(u32 key, u32 chosen, u32 phase) { return phase == DIGIT_0 || key >> shift_of(phase - 1) == chosen >> shift_of(phase - 1); }
 
-// Counts the pairs, as whole numbers in f64, which are exact to 2^53.
+// A row's scale may be smaller than the batch's largest by this power of two: so weights times scales are f16 in two planes.
+constexpr u32 LEAST_SHARE = 16;
+
+// Counts the pairs, as whole numbers in f64, which are exact to 2^53; and says of each row what a sweep needs to know.
 KERNEL(batch_contrastive_count, BATCH_THREADS, const Args args) {
     const Sides& sides = args.sides;
     const u32 first = blockIdx.x * BATCH_THREADS + threadIdx.x, step = gridDim.x * BATCH_THREADS;
+    for (int side = 0; args.swept && side < (sides.itself ? 1 : 2); ++side) {
+        const Batch& b = side ? sides.others : sides.anchors;
+        const u32 largest = b.survey->largest_scale();
+        for (u32 i = first; i < b.rows; i += step) {
+            const bool odd = b.norm[i] > LARGEST_NORM || (b.norm[i] != 0.f && largest - (__float_as_uint(b.scale[i]) >> 23) > LEAST_SHARE);
+            add_to_tile(args.tiles[side], i, b.norm[i], 0.f, 0, odd);
+        }
+    }
     double pairs[2] = {0, 0}, total[2];  // of one class and of two
     for (u32 i = first; i < sides.anchors.rows; i += step) {
         pairs[0] += sides.positives(i);
@@ -150,10 +179,225 @@ KERNEL(batch_contrastive_pick, BATCH_THREADS, const Args args) {
 
 // ---- the sweep ----
 
+// What a sweep has in shared memory besides its own. ACROSS: warps that share rows.
+template <int ACROSS> struct PairsShared {
+    // Of the columns, norm and factor. Every thread copies four bytes: where there are more threads, they come twice.
+    float terms[ACROSS][TILE][2];
+    Left left;
+};
+constexpr u32 swept_bytes[2] = {TERCET_BATCH_CONTRASTIVE_SWEPT_SHARED};
+
+// batch_contrastive as a loss of a sweep. ROOT: the distance is Euclidean.
+template <class S, bool ROOT> struct SweptPairs {
+    static constexpr int planes = 2;
+
+    const Args& args;
+    const Course& course;
+    const Batch &of_rows, &of_columns;
+    PairsShared<S::across>& shared;
+    const TileOf* tiles;  // of the columns
+    TileOf of;            // the tile that is taken
+    Distances<S, ROOT> distances;
+    float margin;   // of distances as the sweep has them: twice that of cosine
+    float enlarge;  // weights are at most the margin, or for roots 8 margins over a column's scale: times this and a factor they are f16
+    bool ordinary;  // whether such a number exists
+    u32 index;      // tiles taken so far
+    float total[2]; // sums of the rows' weights
+    double squares[2], active[2], sum[2];
+
+    DEVICE SweptPairs(const Args& args, const Course& course, const Batch& of_rows, const Batch& of_columns, PairsShared<S::across>& shared)
+        : args(args), course(course), of_rows(of_rows), of_columns(of_columns), shared(shared), tiles(args.tiles[args.sides.itself ? 0 : 1 - args.which]),
+          distances(of_rows, of_columns, args.which ? args.sides.other_first : args.sides.first, args.which ? args.sides.other_end : args.sides.end,
+                    course.row_tile * TILE),
+          margin(float(args.margin) * (args.kind == COSINE ? 2.f : 1.f)), index(0) {
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            total[r] = 0.f;
+            squares[r] = active[r] = sum[r] = 0;
+        }
+        // Exponents: of the next power of two above the margin, of the largest scale, and of what makes 2^13 at most of all.
+        const int of_margin = int(__float_as_uint(margin) >> 23) - 126, of_scale = ROOT ? 3 : int(of_columns.survey->largest_scale()) - 127;
+        const int exponent = margin > 0.f ? 12 - of_margin - of_scale : 0;
+        ordinary = exponent > -100 && exponent < 100;
+        enlarge = __uint_as_float(u32(ordinary ? exponent + 127 : 127) << 23);
+        shared.left.clear(S::threads);
+    }
+    DEVICE void look(u32 tile) { of = tiles[tile]; }
+    DEVICE void bring(u32 tile) {
+        constexpr u32 NUMBERS = TILE * 2;
+        static_assert(S::threads == S::across * NUMBERS, "a number a thread");
+        copy_async_few<4>(shared_address(&shared.terms[0][0][0] + threadIdx.x), of_columns.terms + u64(tile) * NUMBERS + threadIdx.x % NUMBERS);
+    }
+    DEVICE bool weigh(u32 tile, Products<S>& d, Weights<S, 2>& w) {
+        float least[2], sums[2];
+        if (!distances.make(tile, of, ordinary && !of.odd, shared.terms[0], d, least, sums, shared.left, index++)) return false;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) sum[r] += double(sums[r]);
+        if (!__any_sync(0xffffffff, least[0] < margin || least[1] < margin)) return false;
+        float of_squares[2] = {0.f, 0.f}, of_active[2] = {0.f, 0.f}, of_weights[2] = {0.f, 0.f};
+#pragma unroll
+        for (int j = 0; j < S::COLUMN_FRAGMENTS; ++j) {
+            const Pack<float, 4> t = load<float, 4>(shared.terms[0][S::column(j)]);
+            const float factor[2] = {t.v[1] * enlarge, t.v[3] * enlarge};
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                float scaled[2];
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const float distance = d[j][r * 2 + e], gap = fmaxf(margin - distance, 0.f);
+                    of_squares[r] = fmaf(gap, gap, of_squares[r]);
+                    of_active[r] += is_below(distance, margin);
+                    const float weight = ROOT ? gap * reciprocal(distance) : gap;
+                    of_weights[r] += weight;
+                    scaled[e] = weight * factor[e];
+                }
+                const u32 high = pack_f16(scaled[0], scaled[1]);
+                w[0][j / 2][j % 2 * 2 + r] = high;
+                w[1][j / 2][j % 2 * 2 + r] = pack_f16(scaled[0] - first_f16(high), scaled[1] - second_f16(high));
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            squares[r] += double(of_squares[r]);
+            active[r] += double(of_active[r]);
+            total[r] += of_weights[r];
+        }
+        return args.with_grad;
+    }
+    // Half of the slope of d^2 / 2 over what is summed up here: weights are gaps, or gaps over distances.
+    DEVICE float slope() const { return args.kind == SQUARED ? 2.f : args.kind == EUCLIDEAN ? 1.f : .5f; }
+    // A factor is -2 times a scale, and gaps are pulls the other way.
+    DEVICE float scale() const { return .5f * slope() / enlarge; }
+    // Writes what was summed up for the rows. All threads of the block call, behind a barrier.
+    DEVICE void end() {
+        const u32 half = blockIdx.x % args.splits * S::across + S::warp_column() / S::columns;
+        const double unit = args.kind == COSINE ? .5 : 1;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const float weight = group_sum<4>(total[r]);
+            const double of_row[3] = {group_sum<4>(squares[r]) * unit * unit, group_sum<4>(active[r]), group_sum<4>(sum[r]) * unit};
+            const u32 row = course.row_tile * TILE + S::row() + r * 8;
+            if (threadIdx.x % 4 > 0 || row >= of_rows.rows) continue;
+            const u64 at = u64(half) * of_rows.padded + row;
+            args.weights[at] = -weight * slope();
+            if (args.which == 1) continue;
+#pragma unroll
+            for (int k = 0; k < 3; ++k) args.sums[at * TERCET_SUMS_OF_ROW + k] = of_row[k];
+        }
+    }
+};
+
+// A block takes a row tile with every `splits`-th column tile. P: the precision. S: the shape. ROOT: the distance is Euclidean.
+template <class P, class S, bool ROOT> DEVICE void sweep(const Args& args) {
+    struct Shared {
+        typename Sweep<P, S>::Shared tiles;
+        PairsShared<S::across> pairs;
+    };
+    SHARED_DYNAMIC(Shared, s);
+    static_assert(sizeof(s.tiles) == S::shared_bytes[P::planes - 1] && sizeof(s.pairs) == swept_bytes[S::across - 1], "src/constants.rs");
+    const Sides& sides = args.sides;
+    const Batch &a = args.which ? sides.others : sides.anchors, &b = args.which ? sides.anchors : sides.others;
+    const u32 tiles = b.padded / TILE, row_tile = blockIdx.x / args.splits, split = blockIdx.x % args.splits;
+    const bool ordinary = !args.tiles[args.which][row_tile].odd;
+    Course course = {a.operand(), b.operand(), row_tile, split, args.splits, ordinary ? tiles : split, nullptr, u64(a.padded) * a.operand().width()};
+    if (args.with_grad) course.sums = args.pushed + u64(split) * S::parts * course.part_stride + u64(row_tile) * TILE * course.width();
+    SweptPairs<S, ROOT> loss(args, course, a, b, s.pairs);
+    Sweep<P, S>(s.tiles, course).run(loss);
+    loss.end();
+    const u32 taken = (tiles - split + args.splits - 1) / args.splits;
+    s.pairs.left.write(reinterpret_cast<u32*>(args.left + u64(blockIdx.x) * args.left_stride), taken, S::threads, !ordinary);
+}
+
+// ---- what the sweep leaves ----
+
 constexpr int HALF = TILE / 2;
 static_assert(TILE_THREADS == 2 * TILE, "two threads a row");
 
-// The shared memory of `sweep`. P: the precision.
+// The weight of a pair at distance d below the margin m: (d - m) times the slope of d, with differences of rows to come.
+DEVICE float weight_of(u32 kind, float d, float margin) {
+    return (d - margin) * (kind == SQUARED ? 2.f : kind == COSINE ? 1.f : d > 0.f ? 1.f / d : 0.f);
+}
+
+// The shared memory of `left`. P: the precision.
+template <class P> struct LeftShared {
+    union {
+        TileBuffers<P> buffers;
+        RowChunks y;
+    };
+    WeightTile d;  // the distances of a tile, and then their weights
+};
+
+// What the sweep has left of a block's tiles. P: the precision.
+template <class P> DEVICE void left(const Args& args) {
+    SHARED_DYNAMIC(LeftShared<P>, s);
+    static_assert(has_size<P, LeftShared<P>>(TERCET_BATCH_CONTRASTIVE_LEFT_SHARED), "src/constants.rs");
+    SHARED(u32, any, 1);
+    const Sides& sides = args.sides;
+    const Batch &a = args.which ? sides.others : sides.anchors, &b = args.which ? sides.anchors : sides.others;
+    const u32 tiles = b.padded / TILE, split = blockIdx.x % args.splits, row_base = blockIdx.x / args.splits * TILE, across = args.halves / args.splits;
+    const u8* const bytes = args.left + u64(blockIdx.x) * args.left_stride;
+    const bool some = any_left(bytes, (tiles - split + args.splits - 1) / args.splits, any[0]);
+    if (threadIdx.x == 0) args.left_any[blockIdx.x] = some;
+    if (!some) return;
+    // Two threads look at a row of the tile, every second distance each.
+    const u32 mine = threadIdx.x / 2, half = threadIdx.x % 2, row = row_base + mine;
+    const float margin = float(args.margin), infinity = __uint_as_float(0x7f800000), masked = nan_value<float>();
+    double squares = 0, distances = 0;
+    float weights = 0;
+    u32 active = 0;
+    float* pushed = args.left_pushed + (i64(split) * a.padded + row_base) * a.dim;
+    if (args.with_grad)
+        for (u32 k = threadIdx.x; k < TILE * a.dim; k += TILE_THREADS) pushed[k] = 0.f;
+    for (u32 tile = 0; split + tile * args.splits < tiles; ++tile) {
+        if (!bytes[tile]) continue;
+        const u32 base[2] = {row_base, (split + tile * args.splits) * TILE};
+        const auto keep = [&](int r, int c, float squared) { s.d[r][c] = args.kind == SQUARED ? squared : args.kind == EUCLIDEAN ? sqrtf(squared) : squared * .5f; };
+        distances_left<P>(s.buffers, a, b, args.which ? sides.other_first : sides.first, args.which ? sides.other_end : sides.end, base, bytes[tile], across, keep,
+                          [&](int r, int c) { s.d[r][c] = -infinity; }, [] {});
+        if (threadIdx.x == 0) any[0] = 0;
+        __syncthreads();  // the tile's distances are there
+        float tile_squares = 0, tile_distances = 0;
+        bool pulled = false;
+#pragma unroll 2
+        for (int q = 0; q < HALF; ++q) {
+            const float d = s.d[mine][2 * q + half];
+            float weight = 0;
+            if (d != -infinity) {
+                const bool lost = !(d < infinity);
+                const float gap = d < margin ? margin - d : 0.f;
+                tile_squares += lost ? masked : gap * gap;
+                tile_distances += d;
+                active += d < margin;
+                if (lost || d < margin) weight = lost ? masked : weight_of(args.kind, d, margin);
+                pulled = pulled || weight != 0.f;
+            }
+            s.d[mine][2 * q + half] = weight;
+            weights += weight;
+        }
+        squares += double(tile_squares);
+        distances += double(tile_distances);
+        if (pulled) atomicOr(&any[0], 1u);
+        __syncthreads();  // the weights are there
+        if (any[0] && args.with_grad) push(s.d, s.y, a.y + i64(base[0]) * a.dim, b.y + i64(base[1]) * b.dim, a.dim, true, pushed);
+        else __syncthreads();  // all threads have read any[0], and are done with the weights
+    }
+    squares = group_sum<2>(squares);
+    distances = group_sum<2>(distances);
+    weights = group_sum<2>(weights);
+    active = group_sum<2>(active);
+    if (row >= a.rows || half) return;
+    const u64 at = u64(split) * a.padded + row;
+    if (args.with_grad) args.left_weights[at] = weights;
+    if (args.which == 1) return;
+    double* sums = args.sums + (u64(args.halves) * a.padded + at) * TERCET_SUMS_OF_ROW;
+    sums[0] = squares;
+    sums[1] = active;
+    sums[2] = distances;
+}
+
+// ---- passes over tiles ----
+
+// The shared memory of `pass`. P: the precision.
 template <class P> struct Shared {
     union {
         TileBuffers<P> buffers;
@@ -164,7 +408,7 @@ template <class P> struct Shared {
 };
 
 // A block takes a row tile with every `splits`-th column tile. P: the precision.
-template <class P> DEVICE void sweep(const Args& args) {
+template <class P> DEVICE void pass(const Args& args) {
     SHARED_DYNAMIC(Shared<P>, s);
     static_assert(has_size<P, Shared<P>>(TERCET_BATCH_CONTRASTIVE_SHARED), "src/constants.rs");
     SHARED(u32, any, 1);
@@ -275,9 +519,8 @@ template <class P> DEVICE void sweep(const Args& args) {
                 tile_distances += d;
                 active += d < margin;
             } else if (lost || d < margin) {
-                const float slope = args.kind == SQUARED ? 2.f : args.kind == COSINE ? 1.f : d > 0.f ? 1.f / d : 0.f;
                 const float up = !itself ? upstream_of(args.which ? column : row) : upstream_of(row) + upstream_of(column);
-                s.d[mine][c] = lost ? masked : (d - margin) * slope * up;
+                s.d[mine][c] = lost ? masked : weight_of(args.kind, d, margin) * up;
                 pulled = true;
             }
         }
@@ -330,8 +573,9 @@ template <class T> DEVICE void finish(const Args& args) {
             active += d != 0.f ? 1 : 0;
             distances[0] += double(d);
         }
-        for (u32 split = 0; split < args.splits; ++split) {
-            const double* of_row = args.sums + (i64(split) * a.padded + row) * TERCET_SUMS_OF_ROW;
+        for (u32 part = 0; part < (args.swept ? args.halves + args.splits : args.splits); ++part) {
+            if (args.swept && part >= args.halves && !args.left_any[row / TILE * args.splits + part - args.halves]) continue;
+            const double* of_row = args.sums + (i64(part) * a.padded + row) * TERCET_SUMS_OF_ROW;
             loss += of_row[0];
             active += of_row[1];
             distances[1] += of_row[2];
@@ -358,20 +602,42 @@ template <class T> DEVICE void finish(const Args& args) {
     write_stats(args.stats, valid, total[3], total[1] > 0 ? total[4] / total[1] : 0, selected > 0 ? total[5] / selected : 0, bad, scale);
 }
 
-// A warp writes the gradient of one of the sweep's rows. T: the type of the caller's rows.
-template <class T> DEVICE void backward(const Args& args) {
+// A warp writes the gradient of a row. T: the type of the caller's rows. P: the precision.
+template <class T, class P> DEVICE void backward(const Args& args) {
     const Sides& sides = args.sides;
     const Batch &rows = args.which ? sides.others : sides.anchors, &columns = args.which ? sides.anchors : sides.others;
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
     if (row >= rows.rows) return;
     const Row<T> x = original_row<T>(rows, row);
-    float* g = args.pushed + i64(row) * rows.dim;  // in place of the first split
-    for (u32 c = lane; c < rows.dim; c += 32) {
-        float sum = 0;
-        for (u32 split = 0; split < args.splits; ++split) sum += args.pushed[(i64(split) * rows.padded + row) * rows.dim + c];
-        g[c] = sum;
-    }
+    float* g = args.scratch + i64(row) * rows.dim;
     const auto upstream_of = [&](u32 anchor) { return args.upstream[sides.anchors.order[anchor] * args.upstream_stride]; };
+    if (args.grad_is_swept) {
+        const u32 row_tile = row / TILE, panels = rows.operand().panels(), width = rows.operand().width();
+        // In a batch by itself each pair counts twice.
+        const float up = *args.upstream * (sides.itself ? 2.f : 1.f);
+        float weight = 0, of_left = 0;
+        for (u32 half = lane; half < args.halves; half += 32) weight += args.weights[u64(half) * rows.padded + row];
+        for (u32 split = lane; split < args.splits; split += 32)
+            if (args.left_any[row_tile * args.splits + split]) of_left += args.left_weights[u64(split) * rows.padded + row];
+        weight = group_sum<32>(weight);
+        of_left = group_sum<32>(of_left);
+        // Each pair is a difference, so y_i is in it once too often for cosine: normalisation takes it out again, but not of a
+        // row that is not normalised, because it is too short.
+        const float flat = args.kind == COSINE && rows.inverse[row] < 0.f ? weight + of_left : 0.f;
+        for (u32 c = lane; c < rows.dim; c += 32) {
+            float sum = 0;
+            for (u32 part = 0; part < args.parts; ++part) sum -= args.pushed[(u64(part) * rows.padded + row) * width + c];
+            sum += weight * decoded<P>(rows, row, c, panels);
+            for (u32 split = 0; split < args.splits; ++split)
+                if (args.left_any[row_tile * args.splits + split]) sum += args.left_pushed[(u64(split) * rows.padded + row) * rows.dim + c];
+            g[c] = (sum - flat * x(c)) * up;
+        }
+    } else
+        for (u32 c = lane; c < rows.dim; c += 32) {
+            float sum = 0;
+            for (u32 split = 0; split < args.splits; ++split) sum += args.pushed[(i64(split) * rows.padded + row) * rows.dim + c];
+            g[c] = sum;
+        }
     const u32 first = (args.which ? sides.other_first : sides.first)[row], end = (args.which ? sides.other_end : sides.end)[row];
     for (u32 p = first; p < end; ++p) {
         if (args.which ? sides.own_of(p) == row : sides.own_of(row) == p) continue;
@@ -386,12 +652,26 @@ template <class T> DEVICE void backward(const Args& args) {
     write_gradient<T>(rows, row, g, float(args.stats[4]), sides.bad(), args.grad);
 }
 
-KERNEL(batch_contrastive_sweep_highest, TILE_THREADS, const Args args) { sweep<Split>(args); }
-KERNEL(batch_contrastive_sweep_half, TILE_THREADS, const Args args) { sweep<Half>(args); }
+KERNEL(batch_contrastive_left_highest, TILE_THREADS, const Args args) { left<Split>(args); }
+KERNEL(batch_contrastive_left_half, TILE_THREADS, const Args args) { left<Half>(args); }
+KERNEL(batch_contrastive_pass_highest, TILE_THREADS, const Args args) { pass<Split>(args); }
+KERNEL(batch_contrastive_pass_half, TILE_THREADS, const Args args) { pass<Half>(args); }
+// The kernels of a precision P for each shape of a sweep.
+#define SWEEPS(precision, P)                        \
+    SWEEP(precision, P, wide, SweepWide)            \
+    SWEEP(precision, P, wide_long, SweepWideLong)   \
+    SWEEP(precision, P, narrow, SweepNarrow)        \
+    SWEEP(precision, P, narrow_long, SweepNarrowLong)
+#define SWEEP(precision, P, shape, S)                                                                                                \
+    KERNEL_OF(S::blocks, batch_contrastive_sweep_##precision##_##shape, S::threads, const Args args) { sweep<P, S, false>(args); } \
+    KERNEL_OF(S::blocks, batch_contrastive_sweep_root_##precision##_##shape, S::threads, const Args args) { sweep<P, S, true>(args); }
+SWEEPS(highest, Split)
+SWEEPS(half, Half)
 // The kernels for rows of type T.
-#define OF_TYPE(dtype, T)                                                                         \
-    KERNEL(batch_contrastive_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); } \
-    KERNEL(batch_contrastive_backward_##dtype, BATCH_THREADS, const Args args) { backward<T>(args); }
+#define OF_TYPE(dtype, T)                                                                                              \
+    KERNEL(batch_contrastive_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); }                      \
+    KERNEL(batch_contrastive_backward_##dtype##_highest, BATCH_THREADS, const Args args) { backward<T, Split>(args); } \
+    KERNEL(batch_contrastive_backward_##dtype##_half, BATCH_THREADS, const Args args) { backward<T, Half>(args); }
 OF_TYPE(f32, float)
 OF_TYPE(f16, f16)
 OF_TYPE(bf16, bf16)

@@ -102,6 +102,22 @@ DEVICE void copy_async16_if(bool wanted, void* to, const void* from) {
                  "l"(__cvta_generic_to_global(from)), "r"(u32(wanted))
                  : "memory");
 }
+// As copy_async16 of what is `AT` bytes behind both addresses, from -2048 to 2047: so far an instruction adds by itself.
+template <int AT> DEVICE void copy_async16_at(SharedAddress to, const void* from) {
+    static_assert(AT >= -2048 && AT < 2048, "an immediate");
+    asm volatile("cp.async.cg.shared.global [%0 + %2], [%1 + %2], 16;" ::"r"(to), "l"(__cvta_generic_to_global(from)), "n"(AT) : "memory");
+}
+// The same, but nothing happens if not `wanted`.
+template <int AT> DEVICE void copy_async16_at_if(bool wanted, SharedAddress to, const void* from) {
+    static_assert(AT >= -2048 && AT < 2048, "an immediate");
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %3, 0; @p cp.async.cg.shared.global [%0 + %2], [%1 + %2], 16; }" ::"r"(to),
+                 "l"(__cvta_generic_to_global(from)), "n"(AT), "r"(u32(wanted))
+                 : "memory");
+}
+// As copy_async16 of 4 or 8 bytes, through the L1 cache.
+template <int BYTES> DEVICE void copy_async_few(SharedAddress to, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)), "n"(BYTES) : "memory");
+}
 // Ends this thread's current group of copies.
 DEVICE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most N of this thread's groups of copies are in flight. Other threads see the bytes after a barrier.
@@ -118,16 +134,63 @@ DEVICE void load_matrix_x4(u32 (&r)[4], SharedAddress row) {
 DEVICE void load_matrix_x4(u32 (&r)[4], const void* row) { load_matrix_x4(r, shared_address(row)); }
 // Loads four 8x8 matrices of 16-bit numbers, by a whole warp. Matrix j has its rows at the addresses `row` of lanes
 // 8j .. 8j+7; r[j] of lane l receives rows 2 (l % 4) and 2 (l % 4) + 1 of column l / 4.
-DEVICE void load_matrix_x4_transposed(u32 (&r)[4], const void* row) {
+DEVICE void load_matrix_x4_transposed(u32 (&r)[4], SharedAddress row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(row))
+                 : "r"(row)
                  : "memory");
 }
+DEVICE void load_matrix_x4_transposed(u32 (&r)[4], const void* row) { load_matrix_x4_transposed(r, shared_address(row)); }
 
 // d += a b of f16 by a whole warp, with PTX's fragments, accumulated in f32.
 DEVICE void mma_f16_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// d = a b, as mma_f16_m16n8k16 without sums before.
+DEVICE void mma_f16_m16n8k16_first(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.f));
+}
+
+// ---- single instructions that the compiler would not choose ----
+
+// Two numbers, rounded to f16, in a register, as a fragment has them: the first in the lower half.
+DEVICE u32 pack_f16(float first, float second) {
+    u32 y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(second), "f"(first));
+    return y;
+}
+// The number in the lower half of a register, and in the upper half.
+DEVICE float first_f16(u32 x) { return widen(f16{u16(x)}); }
+DEVICE float second_f16(u32 x) { return widen(f16{u16(x >> 16)}); }
+// The products of both halves, each rounded to f16.
+DEVICE u32 multiply_f16(u32 x, u32 y) {
+    u32 z;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(z) : "r"(x), "r"(y));
+    return z;
+}
+// 1 if x < y, else 0: one instruction, where a comparison and a choice would be two.
+DEVICE float is_below(float x, float y) {
+    float z;
+    asm("set.lt.f32.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
+}
+// 1 / sqrt(x) of a normal number x > 0, off by 2^-22 of itself at most.
+DEVICE float reciprocal_root(float x) {
+    float y;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// 1 / x of a normal number x that has a normal reciprocal, off by 2^-22 of itself at most.
+DEVICE float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// The least of three numbers by their bits: of numbers >= 0 the least; if any is negative, one that is.
+DEVICE float least_of(float x, float y, float z) {
+    return __int_as_float(__vimin3_s32(__float_as_int(x), __float_as_int(y), __float_as_int(z)));
 }

@@ -50,32 +50,39 @@ template <int THREADS> DEVICE double block_sum(double x) {
     return sum;
 }
 
-// True in all threads of the block that calls last, which then sees what all blocks wrote before their calls. All
-// threads of every block must call. ticket: 0 at launch.
-DEVICE bool last_block(u32* ticket) {
+// True in all threads of the block that calls last of `blocks`, which then sees what these blocks wrote before their calls. All
+// threads of each of them must call. ticket: 0 at launch.
+DEVICE bool last_of(u32* ticket, u32 blocks) {
     SHARED(u32, order, 1);
     __syncthreads();  // all of the block's writes come before thread 0 releases them
     if (threadIdx.x == 0) order[0] = add_release_acquire(ticket, 1);
     __syncthreads();
-    return order[0] == gridDim.x - 1;
+    return order[0] == blocks - 1;
 }
+// The same of all blocks of the grid.
+DEVICE bool last_block(u32* ticket) { return last_of(ticket, gridDim.x); }
 
-// Sums each of x[0] .. x[K - 1] over all threads of the grid, THREADS a block. True in thread 0 of the block that
-// finishes last, where `sum` is the result; false in all others. partials: K numbers a block. ticket: 0 at launch.
-template <int THREADS, int K> DEVICE bool grid_sums(const double (&x)[K], double* partials, u32* ticket, double (&sum)[K]) {
+// Sums each of x[0] .. x[K - 1] over all threads of `blocks` blocks, THREADS a block, of which this one is number `block`. True
+// in thread 0 of the one that finishes last, where `sum` is the result; false in all others. partials: K numbers a block.
+// ticket: 0 at launch.
+template <int THREADS, int K> DEVICE bool sums_of_blocks(const double (&x)[K], double* partials, u32* ticket, u32 block, u32 blocks, double (&sum)[K]) {
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-        const double block = block_sum<THREADS>(x[k]);
-        if (threadIdx.x == 0) partials[k * gridDim.x + blockIdx.x] = block;
+        const double of_block = block_sum<THREADS>(x[k]);
+        if (threadIdx.x == 0) partials[k * blocks + block] = of_block;
     }
-    if (!last_block(ticket)) return false;
+    if (!last_of(ticket, blocks)) return false;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
         double mine = 0;
-        for (u32 i = threadIdx.x; i < gridDim.x; i += THREADS) mine += partials[k * gridDim.x + i];
+        for (u32 i = threadIdx.x; i < blocks; i += THREADS) mine += partials[k * blocks + i];
         sum[k] = block_sum<THREADS>(mine);
     }
     return threadIdx.x == 0;
+}
+// The same over all threads of the grid.
+template <int THREADS, int K> DEVICE bool grid_sums(const double (&x)[K], double* partials, u32* ticket, double (&sum)[K]) {
+    return sums_of_blocks<THREADS>(x, partials, ticket, blockIdx.x, gridDim.x, sum);
 }
 // Sums x over all threads of the grid, THREADS a block. True in thread 0 of the block that finishes last, where `sum`
 // is the result; false in all others. partials: one number a block. ticket: 0 at launch.

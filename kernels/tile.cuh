@@ -21,6 +21,7 @@ static_assert(TILE % 32 == 0 && SLAB == 64, "the swizzle below is for 64 bytes a
 // planes, bytes   the number of planes, and the bytes of a number in one
 // rounds          whether `encode` rounds, so that the norm must be of what it has stored
 // encode          stores x as number `at` of each plane `to`, and returns what the product sees of it
+// decode          number `at` of the planes `of`, as the product sees it; of tensor cores' precisions
 
 // f32 as hi + lo, both f16: 22 bits of each number relative to its row's largest, which is 1 to 2; that lo may be
 // subnormal costs nothing more. The product hi hi + hi lo + lo hi leaves out 2^-22 of it: the error of an f32
@@ -37,6 +38,9 @@ struct Split {
         reinterpret_cast<f16*>(to[1])[at] = lo;
         return x;
     }
+    static DEVICE float decode(const u8* const (&of)[2], i64 at) {
+        return widen(reinterpret_cast<const f16*>(of[0])[at]) + widen(reinterpret_cast<const f16*>(of[1])[at]);
+    }
 };
 
 // f16 alone: 11 significant bits of each number, as TF32 has, in half of the bytes and at twice the rate. In a row whose
@@ -50,6 +54,7 @@ struct Half {
         reinterpret_cast<f16*>(to[0])[at] = y;
         return widen(y);
     }
+    static DEVICE float decode(const u8* const (&of)[2], i64 at) { return widen(reinterpret_cast<const f16*>(of[0])[at]); }
 };
 
 // d += the products of fragment i of rows and fragment n of columns, of all planes: hi lo + lo hi + hi hi, the small ones
@@ -96,6 +101,8 @@ struct Operand {
     u32 slabs;
 
     DEVICE u32 panels() const { return (slabs + 1) / 2; }
+    // Numbers of 16 bits of a row, up to whole panels.
+    DEVICE u32 width() const { return panels() * (PANEL_WIDTH / 2); }
 };
 
 // Bytes of a block of shared memory that holds one plane's slab of TILE rows.
@@ -213,6 +220,29 @@ template <class P> struct GramTile {
         for (int k = 0; marked; ++k, marked >>= 1)
             if (marked & 1) later(slot_of(k), row_of(slot_of(k)), column_of(k));
     }
+    // The same for work that a warp does together.
+    // f(slot, row, column, product): called for each product; true if `later` is wanted.
+    // later(row, column, mine): called afterwards by the whole warp for each of its products that wants it; `mine` is true in the
+    // thread that holds it.
+    template <class F, class G> DEVICE void each_by_warps(F f, G later) const {
+        u64 marked = 0;
+#pragma unroll
+        for (int k = 0; k < ROW_FRAGMENTS * COLUMN_FRAGMENTS * 4; ++k) {
+            const int j = k % COLUMN_FRAGMENTS, e = k / COLUMN_FRAGMENTS % 4, i = k / COLUMN_FRAGMENTS / 4;
+            if (f(slot_of(k), row_of(slot_of(k)), column_of(k), sum[i][j][e])) marked |= u64(1) << k;
+        }
+        const u32 lane = threadIdx.x % 32;
+        while (const u32 with_some = __ballot_sync(0xffffffff, marked != 0)) {
+            const int owner = __ffs(int(with_some)) - 1;
+            const bool mine = lane == u32(owner);
+            const int k = mine ? lowest_bit(marked) : 0;
+            const int row = __shfl_sync(0xffffffff, row_of(slot_of(k)), owner), column = __shfl_sync(0xffffffff, column_of(k), owner);
+            later(row, column, mine);
+            if (mine) marked &= marked - 1;
+        }
+    }
+    // The place of the lowest bit of a number that is not 0.
+    static DEVICE int lowest_bit(u64 x) { return u32(x) ? __ffs(int(u32(x))) - 1 : __ffs(int(u32(x >> 32))) + 31; }
     // How many rows this thread holds products of; their slots are 0 .. ROWS - 1.
     static constexpr int ROWS = ROW_FRAGMENTS * 2;
     // The slot of this thread's product k.

@@ -159,6 +159,18 @@ shared! {
     /// Columns of the embeddings that the second product multiplies with weights at a time.
     pub const PUSH_CHUNK: u32 = 64;
 
+    /// Panels of a sweep's rows that stay in shared memory: rows of up to 128 numbers of 16 bits.
+    pub const SWEEP_RESIDENT: u32 = 2;
+
+    /// Bytes of weights of longer rows that shared memory holds at a time, where a multiprocessor has room for two such blocks.
+    pub const SWEEP_GROUP_WIDE: u32 = 32 << 10;
+
+    /// As [`SWEEP_GROUP_WIDE`], where it has room for one.
+    pub const SWEEP_GROUP_NARROW: u32 = 16 << 10;
+
+    /// Tiles that a block of a sweep takes at most: shared memory holds a byte for each, with what was left of it.
+    pub const SWEEP_TILES: u32 = 4096;
+
     // Dynamic shared memory, in bytes; two numbers are for products of one plane and of two. The kernels assert that each is
     // the size of the struct that they lay over it.
 
@@ -183,6 +195,15 @@ shared! {
     /// Dynamic shared memory of a block of a strip of [`STRIP_NARROW`] whose rows are brought with the columns.
     pub const STRIP_NARROW_LONG_SHARED: [u32; 2] = [strip_bytes(STRIP_NARROW, 1, false), strip_bytes(STRIP_NARROW, 2, false)];
 
+    /// Dynamic shared memory of a sweep over rows that stay there.
+    pub const SWEEP_SHORT_SHARED: [u32; 2] = [sweep_bytes(1, 0), sweep_bytes(2, 0)];
+
+    /// Dynamic shared memory of a sweep over longer rows, with room for [`SWEEP_GROUP_WIDE`] bytes of weights.
+    pub const SWEEP_WIDE_LONG_SHARED: [u32; 2] = [sweep_bytes(1, SWEEP_GROUP_WIDE), sweep_bytes(2, SWEEP_GROUP_WIDE)];
+
+    /// As [`SWEEP_WIDE_LONG_SHARED`], with room for [`SWEEP_GROUP_NARROW`] bytes of weights.
+    pub const SWEEP_NARROW_LONG_SHARED: [u32; 2] = [sweep_bytes(1, SWEEP_GROUP_NARROW), sweep_bytes(2, SWEEP_GROUP_NARROW)];
+
     /// Dynamic shared memory of a block of `pairwise_distance_push`.
     pub const PUSH_SHARED: u32 = WEIGHTS_BYTES + CHUNKS_BYTES;
 
@@ -191,7 +212,17 @@ shared! {
     /// batch_all on CUDA: classes of at most so many rows are compared threshold by threshold, larger ones sorted and searched.
     pub const COMPARED: u32 = 32;
 
-    /// Dynamic shared memory of a block of `batch_all_sweep`.
+    /// A sweep of batch_all that has little shared memory takes classes of at most so many rows.
+    pub const COMPARED_FEW: u32 = 16;
+
+    /// What a sweep of batch_all needs of a tile's columns, in bytes: terms, shares, and thresholds of up to [`COMPARED`] rows.
+    pub const BATCH_ALL_COLUMNS: u32 = 2 * TILE * 8 + COMPARED * TILE * 4;
+
+    /// Dynamic shared memory of a sweep of batch_all beside a sweep's own: for classes of [`COMPARED`] rows, and of
+    /// [`COMPARED_FEW`].
+    pub const BATCH_ALL_COUNT_SHARED: [u32; 2] = [count_bytes(COMPARED), count_bytes(COMPARED_FEW)];
+
+    /// Dynamic shared memory of a block of `batch_all_left`.
     pub const BATCH_ALL_SHARED: [u32; 2] = [batch_all_bytes(1), batch_all_bytes(2)];
 
     // ---- batch_contrastive ----
@@ -199,10 +230,10 @@ shared! {
     /// batch_contrastive on CUDA: how many different digits there are; the bits of a distance are three of them.
     pub const DIGITS: u32 = 1 << 11;
 
-    /// The pass of `batch_contrastive_sweep` that sums up the loss. Those before it select.
+    /// The pass of `batch_contrastive_pass` that sums up the loss. Those before it select.
     pub const PHASE_SUMS: u32 = 5;
 
-    /// The pass of `batch_contrastive_sweep` that makes the gradient.
+    /// The pass of `batch_contrastive_pass` that makes the gradient.
     pub const PHASE_PUSH: u32 = 6;
 
     /// What batch_contrastive sums up over an anchor's negatives: squares, how many are active, distances.
@@ -211,7 +242,13 @@ shared! {
     /// What batch_contrastive sums up over the anchors: the loss, pairs of one class and of two, active, distances of both.
     pub const TOTALS: usize = 6;
 
-    /// Dynamic shared memory of a block of `batch_contrastive_sweep`.
+    /// Dynamic shared memory of a sweep of batch_contrastive beside a sweep's own, in wide shapes and in narrow ones.
+    pub const BATCH_CONTRASTIVE_SWEPT_SHARED: [u32; 2] = [TILE * 2 * 4 + SWEEP_TILES, 2 * TILE * 2 * 4 + SWEEP_TILES];
+
+    /// Dynamic shared memory of a block of `batch_contrastive_left`.
+    pub const BATCH_CONTRASTIVE_LEFT_SHARED: [u32; 2] = [batch_contrastive_bytes(1) - DIGITS * 4, batch_contrastive_bytes(2) - DIGITS * 4];
+
+    /// Dynamic shared memory of a block of `batch_contrastive_pass`.
     pub const BATCH_CONTRASTIVE_SHARED: [u32; 2] = [batch_contrastive_bytes(1), batch_contrastive_bytes(2)];
 
     // ---- batch_hard ----
@@ -295,6 +332,18 @@ const fn strip_bytes([_, warp_columns, across, stages]: [u32; 4], planes: u32, r
     let rows = if resident { STRIP_RESIDENT * of_rows } else { PANEL_WIDTH };
     let stage = columns / TILE * panel + if resident { 0 } else { of_rows };
     (rows + 2 * columns * 2 * 4 + stages * stage).next_multiple_of(PANEL_WIDTH)
+}
+
+/// What a sweep needs: two panels of rows and three of columns or, of long rows, two stages of both and weights.
+const fn sweep_bytes(planes: u32, group: u32) -> u32 {
+    let panel = planes * TILE * PANEL_WIDTH;
+    (if group == 0 { SWEEP_RESIDENT + 3 } else { 4 }) * panel + group
+}
+
+/// What a sweep of batch_all needs besides, for classes of `most` rows: of columns terms, shares and thresholds; thresholds of
+/// rows, counts, and what is left.
+const fn count_bytes(most: u32) -> u32 {
+    2 * TILE * 8 + 3 * most * TILE * 4 + SWEEP_TILES
 }
 
 const fn batch_all_bytes(planes: u32) -> u32 {

@@ -18,6 +18,7 @@ mod on_device {
     pub use crate::cuda::mined::OnDevice;
     pub use crate::cuda::paired::{Pass, Plan, RowAccess};
     pub use crate::cuda::strip::Strip;
+    pub use crate::cuda::sweep::{Sweep, of_batch_all, of_batch_contrastive};
     #[cfg(feature = "torch")]
     pub use crate::torch::launcher::on_pool_stream;
 

@@ -242,6 +242,17 @@ EMU_INLINE void copy_async16(void* to, const void* from, bool valid) { emu_copy_
 EMU_INLINE void copy_async16_if(bool wanted, void* to, const void* from) {
     if (wanted) copy_async16(to, from, true);
 }
+// As copy_async16 of what is `AT` bytes behind both addresses.
+template <int AT> EMU_INLINE void copy_async16_at(SharedAddress to, const void* from) {
+    copy_async16(reinterpret_cast<void*>(to + AT), static_cast<const u8*>(from) + AT, true);
+}
+template <int AT> EMU_INLINE void copy_async16_at_if(bool wanted, SharedAddress to, const void* from) {
+    if (wanted) copy_async16_at<AT>(to, from);
+}
+// As copy_async16 of 4 or 8 bytes.
+template <int BYTES> EMU_INLINE void copy_async_few(SharedAddress to, const void* from) {
+    emu_copy_async(reinterpret_cast<void*>(to), from, BYTES, true);
+}
 // Ends this thread's current group of copies.
 EMU_INLINE void copy_async_commit() { emu_copy_commit(); }
 // Waits until at most N of this thread's groups of copies are in flight.
@@ -267,6 +278,7 @@ EMU_INLINE void emu_load_matrix(u32 (&r)[4], const void* row, bool transposed) {
 EMU_INLINE void load_matrix_x4(u32 (&r)[4], const void* row) { emu_load_matrix(r, row, false); }
 EMU_INLINE void load_matrix_x4(u32 (&r)[4], SharedAddress row) { emu_load_matrix(r, reinterpret_cast<const void*>(row), false); }
 EMU_INLINE void load_matrix_x4_transposed(u32 (&r)[4], const void* row) { emu_load_matrix(r, row, true); }
+EMU_INLINE void load_matrix_x4_transposed(u32 (&r)[4], SharedAddress row) { emu_load_matrix(r, reinterpret_cast<const void*>(row), true); }
 
 // A lane's part of d += a b with PTX's fragments of f16, two a register: g = lane / 4 and t = lane % 4 place the numbers.
 // Products are exact, summed in f64 and rounded once, unlike on tensor cores.
@@ -298,4 +310,31 @@ EMU_UNSEEN void emu_mma_lanes(u32, const void* const* in, void* const* out, int)
 EMU_INLINE void mma_f16_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     EmuMma in = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {d[0], d[1], d[2], d[3]}};
     emu_collective(emu::MMA, 0xffffffff, 0, &in, d, emu_mma_lanes);
+}
+EMU_INLINE void mma_f16_m16n8k16_first(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    d[0] = d[1] = d[2] = d[3] = 0.f;
+    mma_f16_m16n8k16(d, a, b0, b1);
+}
+
+// ---- single instructions ----
+
+DEVICE float first_f16(u32 x) { return widen(f16{u16(x)}); }
+DEVICE float second_f16(u32 x) { return widen(f16{u16(x >> 16)}); }
+DEVICE u32 pack_f16(float first, float second) {
+    f16 x, y;
+    narrow(x, first);
+    narrow(y, second);
+    return x.bits | u32(y.bits) << 16;
+}
+DEVICE u32 multiply_f16(u32 x, u32 y) {
+    // Products of two f16 are exact in f32.
+    return pack_f16(first_f16(x) * first_f16(y), second_f16(x) * second_f16(y));
+}
+DEVICE float is_below(float x, float y) { return x < y ? 1.f : 0.f; }
+DEVICE float reciprocal_root(float x) { return float(1 / __builtin_sqrt(double(x))); }
+DEVICE float reciprocal(float x) { return 1.f / x; }
+DEVICE float least_of(float x, float y, float z) {
+    const int a = __float_as_int(x), b = __float_as_int(y), c = __float_as_int(z);
+    const int least = a < b ? a : b;
+    return __int_as_float(least < c ? least : c);
 }

@@ -63,12 +63,12 @@ fn columns_of(name: &str) -> f64 {
     shape.unwrap_or(0.0)
 }
 
-/// The bounds of a kernel that takes all tiles of a problem, by a warp's instructions of one tile.
+/// The bounds of a kernel that takes all tiles of a problem, by a warp's instructions of the tiles that it takes at once.
 #[must_use]
 pub fn of(tile: &Counts, occupied: &Occupied, work: &Work, problem: &Problem, device: &Multiprocessor) -> Bounds {
     let elements = f64::from(work.tile[0]) * f64::from(work.tile[1]);
     let tiles = work.elements(problem) / elements / f64::from(device.count);
-    let warps = f64::from(work.threads) / 32.0;
+    let warps = f64::from(work.threads) / 32.0 / work.tiles_at_once();
     let milliseconds = |clocks: f64| clocks * tiles / CLOCK * 1e3;
     let fma = tile.of(Class::Fma) + tile.of(Class::ImadMove) + 2.0 * tile.of(Class::Imad);
     vec![

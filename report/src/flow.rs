@@ -167,6 +167,25 @@ impl<'a> Flow<'a> {
         rare
     }
 
+    /// The parts that some blocks fall into, if steps between them alone join them.
+    #[must_use]
+    pub fn connected(&self, blocks: &Blocks) -> Vec<Blocks> {
+        let (mut rest, mut parts) = (blocks.clone(), Vec::new());
+        while let Some(first) = rest.pop_first() {
+            let (mut part, mut next) = (Blocks::from([first]), vec![first]);
+            while let Some(block) = next.pop() {
+                for &near in self.blocks[block].successors.iter().chain(&self.predecessors[block]) {
+                    if rest.remove(&near) {
+                        part.insert(near);
+                        next.push(near);
+                    }
+                }
+            }
+            parts.push(part);
+        }
+        parts
+    }
+
     /// The blocks of `region` that cannot be reached from `header` within it but by this step.
     fn only_by(&self, header: usize, region: &Blocks, step: (usize, usize)) -> Blocks {
         let reached = |without: Option<(usize, usize)>| {

@@ -199,7 +199,11 @@ pub fn read(listing: &str, target: &str, work: Option<&Work>, problem: &Problem)
             let slabs =
                 (0..loops.len()).find(|&at| is_tensor(&counts[at]) && !has_inside(at, &|i| is_tensor(&counts[i])));
             let slabs = slabs.ok_or("expected a loop with tensor instructions, got none")?;
-            Some(if work.in_loop { Region::Loop(loops[slabs].parent.unwrap_or(slabs)) } else { Region::Outside })
+            let tiles = loops[slabs].parent.unwrap_or(slabs);
+            // Where weights of a group of tiles lie in shared memory, the loop around takes groups.
+            let groups = work.sweep.and_then(|sweep| sweep.group).map_or(Some(tiles), |_| loops[tiles].parent);
+            let groups = groups.ok_or("expected a loop over groups of tiles, got none")?;
+            Some(if work.in_loop { Region::Loop(groups) } else { Region::Outside })
         }
     };
     let outside =
@@ -209,9 +213,17 @@ pub fn read(listing: &str, target: &str, work: Option<&Work>, problem: &Problem)
         Some(Region::Outside) => (0, flow.reachable.clone(), outside()),
         None => (0, Blocks::new(), Blocks::new()),
     };
-    let rare: BTreeMap<usize, Guard> = if region.is_some() { flow.rare(header, &inside) } else { BTreeMap::new() };
+    let mut rare: BTreeMap<usize, Guard> = if region.is_some() { flow.rare(header, &inside) } else { BTreeMap::new() };
+    // What leads to products of tensor cores is the tile's work: a vote may leave it out, where nothing is to be done.
+    let has_products = |block: &usize| is_tensor(&all.count([*block]).0);
+    for part in flow.connected(&rare.keys().copied().collect()) {
+        if part.iter().any(has_products) {
+            rare.retain(|block, _| !part.contains(block));
+        }
+    }
 
     let elements = work.map_or(0, Work::elements_per_thread);
+    let of_sweep = work.is_some_and(|work| work.sweep.is_some());
     let is_push = |at: usize| {
         let c = &counts[at];
         !has_inside(at, &|_| true) && !is_tensor(c) && c.of(Class::Fma) >= 64.0 && c.of(Class::LoadShared) >= 4.0
@@ -221,17 +233,23 @@ pub fn read(listing: &str, target: &str, work: Option<&Work>, problem: &Problem)
         let is_of_tile =
             region != Some(Region::Loop(at)) && inside.contains(&l.header) && !rare.contains_key(&l.header);
         let innermost = !has_inside(at, &|_| true);
+        // Of a sweep's loops with products inside, that over tiles comes first, and then that over columns.
+        let of_groups = |at: usize| loops[at].parent.is_some_and(|outer| region == Some(Region::Loop(outer)));
+        let first_of_groups = || (0..loops.len()).find(|&i| of_groups(i) && has_inside(i, &|i| is_tensor(&counts[i])));
         if region.is_none() || !is_of_tile {
             None
+        } else if of_sweep && has_inside(at, &|i| is_tensor(&counts[i])) {
+            Some(if first_of_groups() == Some(at) { Role::Tile } else { Role::Columns })
         } else if is_tensor(c) {
-            Some(Role::Slab)
+            let outer = l.parent.filter(|&outer| of_groups(outer));
+            Some(if of_sweep && outer.is_some_and(|outer| first_of_groups() != Some(outer)) { Role::Weighted } else { Role::Slab })
         } else if has_inside(at, &is_push) {
             Some(Role::Chunk)
         } else if is_push(at) {
             Some(Role::Push)
         } else if innermost && c.of(Class::Copy) > 0.0 && l.parent.is_some_and(|outer| has_inside(outer, &is_push)) {
             Some(Role::Bring)
-        } else if c.of(Class::Shuffle) > 0.0 && c.of(Class::Alu) + c.of(Class::Fma) >= f64::from(elements) {
+        } else if (of_sweep || c.of(Class::Shuffle) > 0.0) && c.of(Class::Alu) + c.of(Class::Fma) >= f64::from(elements) {
             Some(Role::Threshold)
         } else {
             None
@@ -281,8 +299,8 @@ pub fn read(listing: &str, target: &str, work: Option<&Work>, problem: &Problem)
         let hopper = devices::of_target(target).find(|device| device.capability == (9, 0));
         TileReport {
             elements_per_thread: elements,
-            instructions_per_element: common.total() / f64::from(elements),
-            instructions_per_element_all: everything / f64::from(elements),
+            instructions_per_element: common.total() / (f64::from(elements) * work.tiles_at_once()),
+            instructions_per_element_all: everything / (f64::from(elements) * work.tiles_at_once()),
             bssy_in_tile_loop: bssy,
             bounds: hopper.map_or(Vec::new(), |device| bounds::of(&common, &occupied, work, problem, device)),
             counts: common,
@@ -441,6 +459,9 @@ impl Role {
             Self::Chunk => "chunk",
             Self::Bring => "bring",
             Self::Push => "push",
+            Self::Tile => "tile",
+            Self::Columns => "columns",
+            Self::Weighted => "weighted",
         }
     }
 }

@@ -1,11 +1,11 @@
 //! What each kernel of tiles works on: the one table that turns instructions of a loop into instructions of an element, which is
 //! one product of a row with a row. Whoever changes a kernel's tile changes its line here.
 
-use tercet::internal::Strip;
+use tercet::internal::{Strip, Sweep, of_batch_all, of_batch_contrastive};
 
 use crate::constants::{
-    BATCH_ALL_SHARED, BATCH_CONTRASTIVE_SHARED, CHOOSE_SHARED, PANEL_WIDTH, PUSH_CHUNK, PUSH_SHARED, SLAB,
-    STREAM_RESIDENT, STRIP_RESIDENT, STRIP_ROWS, TILE, TILE_SHARED, TILE_THREADS,
+    BATCH_ALL_SHARED, BATCH_CONTRASTIVE_LEFT_SHARED, BATCH_CONTRASTIVE_SHARED, CHOOSE_SHARED, PANEL_WIDTH, PUSH_CHUNK, PUSH_SHARED, SLAB,
+    STREAM_RESIDENT, STRIP_RESIDENT, STRIP_ROWS, SWEEP_RESIDENT, TILE, TILE_SHARED, TILE_THREADS,
 };
 
 /// A call of a loss.
@@ -38,6 +38,12 @@ pub enum Role {
     Bring,
     /// Multiplies weights with embeddings.
     Push,
+    /// Takes a tile of a group, whose weights lie in shared memory: has [`Role::Slab`] and [`Role::Threshold`] inside.
+    Tile,
+    /// Takes some columns of the embeddings for the second product on tensor cores: has [`Role::Weighted`] inside.
+    Columns,
+    /// Multiplies the weights of a tile with those columns.
+    Weighted,
 }
 
 /// A precision of the first product, by the last part of a kernel's name.
@@ -71,7 +77,21 @@ pub struct Work {
     thresholds: fn(&Problem) -> f64,
     /// Whether only half of the tiles are taken: those with a pair of rows that no other one has, and a block with itself.
     half: bool,
+    /// Of a sweep: what its second product is.
+    pub sweep: Option<SecondProduct>,
 }
+
+/// The second product of a sweep.
+#[derive(Clone, Copy, Debug)]
+pub struct SecondProduct {
+    /// Tiles whose weights lie in shared memory at a time; `None`: weights and sums stay in registers.
+    pub group: Option<u32>,
+}
+
+/// Thresholds that a sweep takes at a time.
+const SWEPT_AT_ONCE: f64 = 2.0;
+/// Numbers of the columns that a sweep takes for its second product at a time.
+const SWEPT_COLUMNS: u32 = 128;
 
 /// Numbers that are summed up by tensor cores before their sums are added elsewhere: `multiply_slabs` of kernels/tile.cuh.
 const SUMMED: u32 = 256;
@@ -95,6 +115,15 @@ impl Work {
                 return Some(Self { half, ..Self::of_strip(Precision::named(precision)?, shape)? });
             }
         }
+        if let Some(name) = kernel.strip_prefix("batch_all_sweep_") {
+            let class = |problem: &Problem| f64::from(problem.positives + 1);
+            let (name, planes) = name.strip_prefix("root_").map_or((name, 1), |name| (name, 2));
+            return Self::of_sweep(name, of_batch_all, planes, class);
+        }
+        if let Some(name) = kernel.strip_prefix("batch_contrastive_sweep_") {
+            let name = name.strip_prefix("root_").unwrap_or(name);
+            return Self::of_sweep(name, of_batch_contrastive, 2, |_| 0.0);
+        }
         let (family, precision) = kernel.rsplit_once('_')?;
         let precision = Precision::named(precision)?;
         let of_planes = |numbers: [u32; 2]| numbers[precision.planes as usize - 1];
@@ -111,6 +140,7 @@ impl Work {
             pushes: false,
             thresholds: |_| 0.0,
             half: false,
+            sweep: None,
         };
         Some(match family {
             "pairwise_distance_tiles" => Self { in_loop: false, dynamic: of_planes(TILE_SHARED), ..plain },
@@ -120,10 +150,11 @@ impl Work {
             "batch_semi_hard_choose" | "batch_negative_drawn_choose" => {
                 Self { keeps_rows: STREAM_RESIDENT, dynamic: of_planes(CHOOSE_SHARED), thresholds: class, ..plain }
             }
-            "batch_all_sweep" => {
+            "batch_all_left" => {
                 Self { pushes: true, dynamic: of_planes(BATCH_ALL_SHARED), thresholds: class, ..plain }
             }
-            "batch_contrastive_sweep" => Self { pushes: true, dynamic: of_planes(BATCH_CONTRASTIVE_SHARED), ..plain },
+            "batch_contrastive_left" => Self { pushes: true, dynamic: of_planes(BATCH_CONTRASTIVE_LEFT_SHARED), ..plain },
+            "batch_contrastive_pass" => Self { pushes: true, dynamic: of_planes(BATCH_CONTRASTIVE_SHARED), ..plain },
             _ => return None,
         })
     }
@@ -143,7 +174,36 @@ impl Work {
             pushes: false,
             thresholds: |_| 0.0,
             half: false,
+            sweep: None,
         })
+    }
+
+    /// The work of a sweep, by the precision and the shape in its name. of_loss: shared memory of the loss. planes: of its weights.
+    fn of_sweep(name: &str, of_loss: fn(&str) -> u32, planes: u32, thresholds: fn(&Problem) -> f64) -> Option<Self> {
+        let (precision, shape) = name.split_once('_')?;
+        let precision = Precision::named(precision)?;
+        let shape = Sweep::named(shape, precision.planes, of_loss)?;
+        let group = shape.group_bytes() / (planes * TILE * PANEL_WIDTH);
+        Some(Self {
+            tile: [TILE; 2],
+            threads: shape.threads(),
+            in_loop: true,
+            dynamic: shape.shared_bytes,
+            precision,
+            slab: PANEL_WIDTH,
+            keeps_rows: if shape.long { 0 } else { SWEEP_RESIDENT * precision.planes },
+            sums_apart: shape.long,
+            pushes: false,
+            thresholds,
+            half: false,
+            sweep: Some(SecondProduct { group: shape.long.then_some(group) }),
+        })
+    }
+
+    /// Tiles that one pass of the loop over a tile's work takes.
+    #[must_use]
+    pub fn tiles_at_once(&self) -> f64 {
+        self.sweep.and_then(|sweep| sweep.group).map_or(1.0, f64::from)
     }
 
     /// Products that are computed for a problem.
@@ -165,9 +225,14 @@ impl Work {
     #[must_use]
     pub fn trips(&self, role: Role, problem: &Problem) -> f64 {
         let chunks = f64::from(problem.dim.div_ceil(PUSH_CHUNK));
+        let (group, swept) = (self.tiles_at_once(), f64::from(problem.dim.div_ceil(SWEPT_COLUMNS)));
         match role {
-            Role::Slab => f64::from(self.slabs(problem)),
+            Role::Slab => group * f64::from(self.slabs(problem)),
+            Role::Threshold if self.sweep.is_some() => group * ((self.thresholds)(problem) / SWEPT_AT_ONCE).ceil(),
             Role::Threshold => (self.thresholds)(problem),
+            Role::Tile => group,
+            Role::Columns => swept,
+            Role::Weighted => group * swept,
             Role::Chunk if self.pushes => chunks,
             // Pieces of 16 bytes, of the tile's rows and of its columns; the loop is unrolled by 4.
             Role::Bring if self.pushes => {
@@ -206,14 +271,18 @@ impl Work {
     pub fn copied(&self, problem: &Problem) -> f64 {
         let of_row = self.precision.planes * self.slabs(problem) * self.slab;
         let rows_stay = self.precision.planes * self.slabs(problem) <= self.keeps_rows;
-        let first = of_row * (self.tile[1] + if rows_stay { 0 } else { self.tile[0] });
+        // A long sweep brings the columns once more for its second product.
+        let again = if self.sweep.is_some_and(|sweep| sweep.group.is_some()) { self.tile[1] } else { 0 };
+        let first = of_row * (self.tile[1] + again + if rows_stay { 0 } else { self.tile[0] });
         f64::from(first) + if self.pushes { f64::from((self.tile[0] + self.tile[1]) * problem.dim * 4) } else { 0.0 }
     }
 
     /// Bytes that pass L2 for a tile: those copied, and the rows of the second product's sums, read and written.
     #[must_use]
     pub fn through_l2(&self, problem: &Problem) -> f64 {
-        self.copied(problem) + if self.pushes { f64::from(2 * self.tile[0] * problem.dim * 4) } else { 0.0 }
+        let sums = f64::from(2 * self.tile[0] * problem.dim * 4);
+        let of_group = self.sweep.and_then(|sweep| sweep.group).map_or(0.0, |group| sums / f64::from(group));
+        self.copied(problem) + if self.pushes { sums } else { of_group }
     }
 }
 

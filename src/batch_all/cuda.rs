@@ -4,24 +4,28 @@ use bytemuck::{Pod, Zeroable};
 
 use super::BatchAllTripletLoss;
 use super::cpu::Problem;
-use crate::constants::{BATCH_ALL_SHARED, COMPARED, STATS};
+use crate::constants::{
+    BATCH_ALL_COLUMNS, BATCH_ALL_SHARED, COMPARED, COMPARED_FEW, PREPARED_ROWS, STATS,
+};
 use crate::cuda::arguments::{Inputs, Output};
-use crate::cuda::batch::{self, PreparedSides, Product, Sides};
+use crate::cuda::batch::{self, PreparedSides, Sides};
 use crate::cuda::mined::OnDevice;
-use crate::cuda::workspace::{WorkspaceLayout, count_of};
+use crate::cuda::sweep::{self, Sweep, TileOf};
+use crate::cuda::workspace::{Workspace, WorkspaceLayout, count_of};
 use crate::cuda::{Address, Grid, Launcher, Memory};
-use crate::{Element, Error, MeanOver, Reduction};
+use crate::{Distance, Element, Error, MeanOver, Reduction};
 
 const STEM: &str = "batch_all";
 
-/// What the backward pass of batch_all needs of a forward pass.
+/// What the backward pass of batch_all needs of a forward pass: everything, for it is what makes the gradient.
 pub struct Kept<M> {
     sides: Sides,
-    at: LossArgs,
-    /// The gradients of the anchors and of the reference set, not divided; 0: not asked for.
-    gradients: [Address; 2],
-    /// The memory that `sides`, `at` and `gradients` point to.
-    _memory: M,
+    /// Of the sweeps over the anchors and over the reference set.
+    at: [LossArgs; 2],
+    /// The name of the products.
+    product: &'static str,
+    /// The memory that `sides` and `at` point to.
+    _memory: Workspace<M>,
 }
 
 /// Part of `Args` of kernels/batch_all.cu: everything after the sides.
@@ -33,21 +37,37 @@ struct LossArgs {
     threshold: Address,
     owner: Address,
     count: Address,
+    ranked: Address,
     reach: Address,
+    columns: [Address; 2],
+    tiles: [Address; 2],
+    largest_class: Address,
+    tickets: Address,
+    left: Address,
     pushed: Address,
+    weights: Address,
     sums: Address,
-    gradient: Address,
+    left_pushed: Address,
+    left_weights: Address,
+    left_any: Address,
     partials: Address,
     loss: Address,
     stats: Address,
     upstream: Address,
     grad: Address,
+    scratch: Address,
     margin: f64,
     capacity: u64,
+    left_stride: u32,
     splits: u32,
     kind: u32,
     mean: u32,
     which: u32,
+    parts: u32,
+    halves: u32,
+    swept: u32,
+    finds_starts: u32,
+    with_grad: u32,
 }
 
 /// `Args` of kernels/batch_all.cu.
@@ -56,11 +76,6 @@ struct LossArgs {
 struct Args {
     sides: Sides,
     at: LossArgs,
-}
-
-/// Dynamic shared memory of a block of `batch_all_sweep`.
-fn shared_bytes(product: Product) -> u32 {
-    product.of_planes(BATCH_ALL_SHARED)
 }
 
 impl OnDevice for BatchAllTripletLoss {
@@ -75,89 +90,116 @@ impl OnDevice for BatchAllTripletLoss {
     ) -> Result<Kept<L::Memory>, Error> {
         let shapes = &batch::shapes::<T, _>(problem);
         let (rows, dim, shape, product) = (problem.rows, problem.dim, shapes[0], shapes[0].product);
-
         let properties = launcher.properties();
-        let splits = [0, 1].map(|which| shapes[which].splits_of(shapes[1 - which].tiles(), properties));
-        let row_blocks = shapes.each_ref().map(|shape| shape.row_blocks(properties));
+        let sweep = Sweep::of(&product, dim, sweep::of_batch_all, properties);
+        let tiles = shapes.each_ref().map(|shape| shape.tiles());
+        let splits = [0, 1].map(|which: usize| sweep.splits(tiles[which], tiles[1 - which], properties));
         let capacity = batch::capacity(rows, shapes[1].rows);
+        let of_tiles = |count: u32| count as usize;
+        let itself = problem.references.is_none();
+
         let mut layout = WorkspaceLayout::default();
-        let WorkspaceLayout { kept, passing } = &mut layout;
+        let WorkspaceLayout { kept, passing, zeroed } = &mut layout;
         let stats = kept.part(STATS, 8);
-        let gradients = [0, 1]
-            .map(|which| with_grad[which].then(|| kept.part(count_of([shapes[which].rows, dim]), size_of::<f32>())));
         let start = passing.part(rows + 1, 8);
-        let of_pairs = [(); 4].map(|()| passing.part(capacity, 4));
+        let of_pairs = [(); 5].map(|()| passing.part(capacity, 4));
         let reach = passing.part(rows, 4);
-        let room = |which: usize| {
-            if with_grad[which] { count_of([splits[which] as usize, shapes[which].padded(), dim]) } else { 0 }
-        };
-        let pushed = [0, 1].map(|which| passing.part(room(which), 4));
-        let sums = passing.part(count_of([splits[0] as usize, shape.padded(), 2]), 8);
-        let partials = passing.part(STATS * row_blocks[0] as usize, 8);
+        let of_side = |which: usize| if which == 1 && itself { 0 } else { of_tiles(tiles[which]) };
+        let columns = [0, 1].map(|which| passing.part(of_side(which), BATCH_ALL_COLUMNS as usize));
+        let partials = passing.part(STATS * of_tiles(tiles[0]), 8);
+        let tile_facts = [0, 1].map(|which| zeroed.part(of_side(which), size_of::<TileOf>()));
+        let (largest_class, tickets) = (zeroed.part(1, 4), zeroed.part(of_tiles(tiles[0]), 4));
+        // The sweep over the anchors makes the loss, that over the reference set its gradient alone.
+        let of_sweeps = [0, 1].map(|which: usize| {
+            let swept = which == 0 || with_grad[1];
+            let (splits, padded) = (splits[which] as usize, shapes[which].padded());
+            let halves = splits * sweep.across as usize;
+            let left_stride = of_tiles(tiles[1 - which]).div_ceil(splits).next_multiple_of(4);
+            let blocks = of_tiles(tiles[which]) * splits;
+            let wanted = |count: usize| if swept { count } else { 0 };
+            let of_grad = |count: usize| if with_grad[which] { count } else { 0 };
+            let width = dim.next_multiple_of(64);
+            LossArgs {
+                left: passing.part(wanted(count_of([blocks, left_stride])), 1),
+                left_any: passing.part(wanted(blocks), 4),
+                weights: passing.part(wanted(count_of([halves, padded])), 4),
+                sums: passing.part(if which == 0 { count_of([halves + splits, padded, 2]) } else { 0 }, 8),
+                pushed: passing.part(of_grad(count_of([splits, sweep.parts() as usize, padded, width])), 4),
+                left_pushed: passing.part(of_grad(count_of([splits, padded, dim])), 4),
+                left_weights: passing.part(of_grad(count_of([splits, padded])), 4),
+                scratch: passing.part(of_grad(count_of([shapes[which].rows, dim])), 4),
+                left_stride: left_stride as u32,
+                splits: splits as u32,
+                parts: splits as u32 * sweep.parts(),
+                halves: halves as u32,
+                with_grad: with_grad[which].into(),
+                which: which as u32,
+                ..LossArgs::zeroed()
+            }
+        });
         // SAFETY: the caller's contract.
         let PreparedSides { sides, workspace } =
             unsafe { batch::prepare_sides::<T, L>(launcher, inputs, shapes, layout)? };
 
-        let [in_kept, in_passing] = [workspace.kept(), workspace.passing()].map(|from| move |at: Address| from + at);
-        let [distance, threshold, owner, count] = of_pairs.map(in_passing);
-        let gradients = gradients.map(|at| at.map_or(0, in_kept));
-        let pushed = pushed.map(in_passing);
-        let at = LossArgs {
+        let in_passing = |at: Address| workspace.passing() + at;
+        let in_zeroed = |at: Address| workspace.zeroed().0 + at;
+        let [distance, threshold, owner, count, ranked] = of_pairs.map(in_passing);
+        let at = of_sweeps.map(|of_sweep| LossArgs {
+            left: in_passing(of_sweep.left),
+            left_any: in_passing(of_sweep.left_any),
+            weights: in_passing(of_sweep.weights),
+            sums: in_passing(of_sweep.sums),
+            pushed: in_passing(of_sweep.pushed),
+            left_pushed: in_passing(of_sweep.left_pushed),
+            left_weights: in_passing(of_sweep.left_weights),
+            scratch: in_passing(of_sweep.scratch),
             start: in_passing(start),
             distance,
             threshold,
             owner,
             count,
+            ranked,
             reach: in_passing(reach),
-            pushed: pushed[0],
-            sums: in_passing(sums),
-            gradient: gradients[0],
+            columns: columns.map(in_passing),
+            tiles: tile_facts.map(in_zeroed),
+            largest_class: in_zeroed(largest_class),
+            tickets: in_zeroed(tickets),
             partials: in_passing(partials),
             loss: output.loss,
-            stats: if output.stats == 0 { in_kept(stats) } else { output.stats },
+            stats: if output.stats == 0 { workspace.kept() + stats } else { output.stats },
             margin: problem.options.margin,
             capacity: capacity as u64,
-            splits: splits[0],
             kind: batch::kind(shape.distance),
             mean: match (problem.options.reduction, problem.options.mean_over) {
                 (Reduction::Mean, MeanOver::Active) => 1,
                 (Reduction::Mean, MeanOver::Valid) => 2,
                 _ => 0,
             },
-            ..LossArgs::zeroed()
-        };
+            swept: if sweep.name == "wide" { COMPARED } else { COMPARED_FEW },
+            finds_starts: (rows <= PREPARED_ROWS as usize).into(),
+            ..of_sweep
+        });
         let launch = |kernel: String, grid: Grid, at: LossArgs| {
             let args = Args { sides, at };
             // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above
             // and live as `Memory` says.
             unsafe { launcher.launch(STEM, &kernel, grid, bytemuck::bytes_of(&args)) }
         };
-        let blocks = |blocks: u32| Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
-        launch(format!("{STEM}_starts"), blocks(shape.scans()), at)?;
-        launch(format!("{STEM}_pairs_{}", T::NAME), blocks(row_blocks[0]), at)?;
-        let has_large = shapes[1].rows > COMPARED as usize;
-        if has_large {
-            launch(format!("{STEM}_sort"), blocks(row_blocks[0]), at)?;
+        let by_rows = |blocks: u32| Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
+        if at[0].finds_starts == 0 {
+            launch(format!("{STEM}_starts"), by_rows(shape.scans()), at[0])?;
         }
-        let sweep = |which: usize, at: LossArgs| {
-            let blocks = shapes[which].tiles() * splits[which];
-            let grid = Grid { blocks, threads: batch::TILE_THREADS, shared_bytes: shared_bytes(product) };
-            launch(format!("{STEM}_sweep_{}", product.name), grid, at)
-        };
-        sweep(0, at)?;
-        let other = LossArgs { which: 1, gradient: gradients[1], splits: splits[1], pushed: pushed[1], ..at };
-        if gradients[1] != 0 {
-            sweep(1, other)?;
+        launch(format!("{STEM}_pairs_{}", T::NAME), by_rows(shape.row_blocks(properties)), at[0])?;
+        let root = if shape.distance == Distance::Euclidean { "root_" } else { "" };
+        for at in at.iter().filter(|at| at.which == 0 || with_grad[1]) {
+            let blocks = tiles[at.which as usize] * at.splits;
+            let grid = Grid { blocks, threads: sweep.threads(), shared_bytes: sweep.shared_bytes };
+            launch(format!("{STEM}_sweep_{root}{}_{}", product.name, sweep.name), grid, *at)?;
+            let grid =
+                Grid { blocks, threads: batch::TILE_THREADS, shared_bytes: product.of_planes(BATCH_ALL_SHARED) };
+            launch(format!("{STEM}_left_{}", product.name), grid, *at)?;
         }
-        // `ranks` overwrites the thresholds, so it follows both sweeps.
-        if has_large {
-            launch(format!("{STEM}_ranks"), blocks(row_blocks[0]), at)?;
-        }
-        launch(format!("{STEM}_finish_{}", T::NAME), blocks(row_blocks[0]), at)?;
-        if gradients[1] != 0 {
-            launch(format!("{STEM}_finish_{}", T::NAME), blocks(row_blocks[1]), other)?;
-        }
-        Ok(Kept { sides, at, gradients, _memory: workspace.into_kept() })
+        Ok(Kept { sides, at, product: product.name, _memory: workspace })
     }
 
     unsafe fn backward<T: Element, L: Launcher>(
@@ -170,21 +212,13 @@ impl OnDevice for BatchAllTripletLoss {
     ) -> Result<(), Error> {
         let of_side = [problem.rows, problem.references.unwrap_or(0)];
         for which in (0..2).filter(|&which| grads[which] != 0) {
-            let at = LossArgs {
-                upstream,
-                grad: grads[which],
-                gradient: kept.gradients[which],
-                which: which as u32,
-                ..kept.at
-            };
+            let at = LossArgs { upstream, grad: grads[which], ..kept.at[which] };
             let args = Args { sides: kept.sides, at };
-            let properties = launcher.properties();
-            let resident = properties.multiprocessors * (properties.threads_per_multiprocessor / batch::THREADS);
-            let wanted = (of_side[which] * problem.dim).div_ceil(batch::THREADS as usize);
-            let blocks = wanted.min(resident as usize) as u32;
+            let blocks = (of_side[which] as u32).div_ceil(batch::THREADS / 32);
             let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
-            // SAFETY: as in `forward`; the gradient lives in `kept`.
-            unsafe { launcher.launch(STEM, &format!("{STEM}_backward_{}", T::NAME), grid, bytemuck::bytes_of(&args))? };
+            let kernel = format!("{STEM}_backward_{}_{}", T::NAME, kept.product);
+            // SAFETY: as in `forward`; the memory lives in `kept`.
+            unsafe { launcher.launch(STEM, &kernel, grid, bytemuck::bytes_of(&args))? };
         }
         Ok(())
     }

@@ -5,14 +5,15 @@ use bytemuck::{Pod, Zeroable};
 use super::BatchContrastiveLoss;
 use super::options::{Negatives, Problem};
 use crate::constants::{
-    BATCH_CONTRASTIVE_SHARED, DIGITS, PHASE_PUSH as PUSH, PHASE_SUMS as SUMS, STATS, SUMS_OF_ROW, TOTALS,
+    BATCH_CONTRASTIVE_LEFT_SHARED, BATCH_CONTRASTIVE_SHARED, DIGITS, PHASE_PUSH as PUSH, PHASE_SUMS as SUMS, STATS, SUMS_OF_ROW, TOTALS,
 };
 use crate::cuda::arguments::{Inputs, Output};
 use crate::cuda::batch::{self, BatchShape, PreparedSides, Sides};
 use crate::cuda::mined::OnDevice;
+use crate::cuda::sweep::{self, Sweep, TileOf};
 use crate::cuda::workspace::{Layout, WorkspaceLayout, count_of};
 use crate::cuda::{Address, Grid, Launcher, Memory};
-use crate::{Element, Error, Reduction};
+use crate::{Distance, Element, Error, Reduction};
 
 const STEM: &str = "batch_contrastive";
 
@@ -20,7 +21,8 @@ const STEM: &str = "batch_contrastive";
 pub struct Kept<M> {
     sides: Sides,
     shapes: [BatchShape; 2],
-    at: LossArgs,
+    /// Of the anchors and of the reference set.
+    at: [LossArgs; 2],
     /// The memory that `sides` and `at` point to.
     _memory: (M, Option<M>),
 }
@@ -35,6 +37,13 @@ struct LossArgs {
     tied_rows: Address,
     sums: Address,
     pushed: Address,
+    tiles: [Address; 2],
+    left: Address,
+    weights: Address,
+    left_pushed: Address,
+    left_weights: Address,
+    left_any: Address,
+    scratch: Address,
     partials: Address,
     losses: Address,
     loss: Address,
@@ -49,6 +58,12 @@ struct LossArgs {
     mean: u32,
     phase: u32,
     which: u32,
+    swept: u32,
+    grad_is_swept: u32,
+    left_stride: u32,
+    parts: u32,
+    halves: u32,
+    with_grad: u32,
 }
 
 /// `Args` of kernels/batch_contrastive.cu.
@@ -59,7 +74,7 @@ struct Args {
     at: LossArgs,
 }
 
-/// The phases of the sweep that select pairs, before the one that sums them up.
+/// The phases of the passes that select pairs, before the one that sums them up.
 const SELECTING: std::ops::Range<u32> = 0..SUMS;
 
 /// Which pairs are selected: `Choice` of kernels/batch_contrastive.cu. The host only makes room for it.
@@ -74,15 +89,15 @@ struct Choice {
 }
 const CHOICE_BYTES: usize = size_of::<Choice>();
 
-/// Launches a sweep over the tiles of one side against the other, with `at.splits` blocks for each row of tiles.
-fn sweep<L: Launcher>(launcher: &L, sides: Sides, shape: &BatchShape, at: LossArgs) -> Result<(), Error> {
+/// Launches a pass over the tiles of one side against the other, with `at.splits` blocks for each row of tiles.
+fn pass<L: Launcher>(launcher: &L, sides: Sides, shape: &BatchShape, at: LossArgs) -> Result<(), Error> {
     let product = shape.product;
     let shared_bytes = product.of_planes(BATCH_CONTRASTIVE_SHARED);
     let grid = Grid { blocks: shape.tiles() * at.splits, threads: batch::TILE_THREADS, shared_bytes };
     let args = Args { sides, at };
     // SAFETY: `Args` is this kernel's argument; the sides are prepared, and both passes lay out what the rest points
     // to.
-    unsafe { launcher.launch(STEM, &format!("{STEM}_sweep_{}", product.name), grid, bytemuck::bytes_of(&args)) }
+    unsafe { launcher.launch(STEM, &format!("{STEM}_pass_{}", product.name), grid, bytemuck::bytes_of(&args)) }
 }
 
 impl OnDevice for BatchContrastiveLoss {
@@ -96,59 +111,117 @@ impl OnDevice for BatchContrastiveLoss {
         with_grad: [bool; 2],
     ) -> Result<Kept<L::Memory>, Error> {
         let shapes = batch::shapes::<T, _>(problem);
-        let (rows, shape) = (problem.rows, shapes[0]);
-
+        let (rows, dim, shape, product) = (problem.rows, problem.dim, shapes[0], shapes[0].product);
         let properties = launcher.properties();
         let hardest = problem.options.extra == Negatives::Hardest;
-        let splits = shape.splits_of(shapes[1].tiles(), properties);
+        // A sweep makes the gradient with the loss, but for the upstream gradient: that must be one number.
+        let grad_is_swept = !hardest && problem.options.reduction != Reduction::None;
+        let sweep = Sweep::of(&product, dim, sweep::of_batch_contrastive, properties);
+        let tiles = shapes.each_ref().map(|shape| shape.tiles());
+        let itself = problem.references.is_none();
         let row_blocks = shape.row_blocks(properties);
+
         let mut layout = WorkspaceLayout::default();
-        let WorkspaceLayout { kept, passing } = &mut layout;
+        let WorkspaceLayout { kept, passing, zeroed } = &mut layout;
         let (choice, stats) = (kept.part(1, CHOICE_BYTES), kept.part(STATS, 8));
         let of_selecting = |count: usize| if hardest { count } else { 0 };
         let histogram = passing.part(of_selecting(DIGITS as usize), 8);
         let tied_anchors = passing.part(of_selecting(rows), 4);
         let tied_rows = passing.part(of_selecting(shapes[1].rows), 4);
-        let sums = passing.part(count_of([splits as usize, shape.padded(), SUMS_OF_ROW]), 8);
         let partials = passing.part(TOTALS * row_blocks as usize, 8);
+        let of_side = |which: usize| if hardest || (which == 1 && itself) { 0 } else { tiles[which] as usize };
+        let tile_facts = [0, 1].map(|which| zeroed.part(of_side(which), size_of::<TileOf>()));
+        let of_sides = [0, 1].map(|which: usize| {
+            let pushes = grad_is_swept && with_grad[which];
+            let splits = if hardest {
+                shapes[which].splits_of(tiles[1 - which], properties)
+            } else {
+                sweep.splits(tiles[which], tiles[1 - which], properties)
+            } as usize;
+            let swept = !hardest && (which == 0 || pushes);
+            let halves = if hardest { 0 } else { splits * sweep.across as usize };
+            let padded = shapes[which].padded();
+            let left_stride = (tiles[1 - which] as usize).div_ceil(splits).next_multiple_of(4);
+            let blocks = tiles[which] as usize * splits;
+            let wanted = |count: usize| if swept { count } else { 0 };
+            let of_grad = |count: usize| if pushes { count } else { 0 };
+            LossArgs {
+                sums: passing.part(if which == 0 { count_of([halves + splits, padded, SUMS_OF_ROW]) } else { 0 }, 8),
+                left: passing.part(wanted(count_of([blocks, left_stride])), 1),
+                left_any: passing.part(wanted(blocks), 4),
+                weights: passing.part(wanted(count_of([halves, padded])), 4),
+                pushed: passing
+                    .part(of_grad(count_of([splits, sweep.parts() as usize, padded, dim.next_multiple_of(64)])), 4),
+                left_pushed: passing.part(of_grad(count_of([splits, padded, dim])), 4),
+                left_weights: passing.part(of_grad(count_of([splits, padded])), 4),
+                scratch: passing.part(of_grad(count_of([shapes[which].rows, dim])), 4),
+                left_stride: left_stride as u32,
+                splits: splits as u32,
+                parts: splits as u32 * sweep.parts(),
+                halves: halves as u32,
+                with_grad: pushes.into(),
+                which: which as u32,
+                ..LossArgs::zeroed()
+            }
+        });
         // SAFETY: the caller's contract.
         let PreparedSides { sides, workspace } =
             unsafe { batch::prepare_sides::<T, L>(launcher, inputs, &shapes, layout)? };
 
-        let [histogram, tied_anchors, tied_rows, sums, partials] =
-            [histogram, tied_anchors, tied_rows, sums, partials].map(|at| workspace.passing() + at);
-        let at = LossArgs {
+        let in_passing = |at: Address| workspace.passing() + at;
+        let at = of_sides.map(|of_side| LossArgs {
+            sums: in_passing(of_side.sums),
+            left: in_passing(of_side.left),
+            left_any: in_passing(of_side.left_any),
+            weights: in_passing(of_side.weights),
+            pushed: in_passing(of_side.pushed),
+            left_pushed: in_passing(of_side.left_pushed),
+            left_weights: in_passing(of_side.left_weights),
+            scratch: in_passing(of_side.scratch),
+            tiles: tile_facts.map(|at| workspace.zeroed().0 + at),
             choice: workspace.kept() + choice,
-            histogram,
-            tied_anchors,
-            tied_rows,
-            sums,
-            partials,
+            histogram: in_passing(histogram),
+            tied_anchors: in_passing(tied_anchors),
+            tied_rows: in_passing(tied_rows),
+            partials: in_passing(partials),
             losses: output.losses,
             loss: output.loss,
             stats: if output.stats == 0 { workspace.kept() + stats } else { output.stats },
             margin: problem.options.margin,
-            splits,
             kind: batch::kind(shape.distance),
             hardest: hardest.into(),
             mean: (problem.options.reduction == Reduction::Mean).into(),
-            ..LossArgs::zeroed()
-        };
-        let launch = |kernel: &str, blocks: u32, at: LossArgs| {
+            swept: (!hardest).into(),
+            grad_is_swept: grad_is_swept.into(),
+            ..of_side
+        });
+        let launch = |kernel: &str, grid: Grid, at: LossArgs| {
             let args = Args { sides, at };
-            let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
             // SAFETY: `Args` is these kernels' argument; the sides are prepared, and our allocations are laid out above
             // and live as `Memory` says.
             unsafe { launcher.launch(STEM, &format!("{STEM}_{kernel}"), grid, bytemuck::bytes_of(&args)) }
         };
-        launch("count", row_blocks, at)?;
-        for phase in SELECTING.filter(|_| hardest) {
-            sweep(launcher, sides, &shape, LossArgs { phase, ..at })?;
-            launch("pick", 1, LossArgs { phase, ..at })?;
+        let by_rows = |blocks: u32| Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
+        launch("count", by_rows(row_blocks), at[0])?;
+        if hardest {
+            for phase in SELECTING {
+                pass(launcher, sides, &shape, LossArgs { phase, ..at[0] })?;
+                launch("pick", by_rows(1), LossArgs { phase, ..at[0] })?;
+            }
+            pass(launcher, sides, &shape, LossArgs { phase: SUMS, ..at[0] })?;
+        } else {
+            let root = if shape.distance == Distance::Euclidean { "root_" } else { "" };
+            for at in at.iter().filter(|at| at.which == 0 || at.with_grad == 1) {
+                let blocks = tiles[at.which as usize] * at.splits;
+                let grid = Grid { blocks, threads: sweep.threads(), shared_bytes: sweep.shared_bytes };
+                launch(&format!("sweep_{root}{}_{}", product.name, sweep.name), grid, *at)?;
+                let shared_bytes = product.of_planes(BATCH_CONTRASTIVE_LEFT_SHARED);
+                let grid = Grid { blocks, threads: batch::TILE_THREADS, shared_bytes };
+                launch(&format!("left_{}", product.name), grid, *at)?;
+            }
         }
-        sweep(launcher, sides, &shape, LossArgs { phase: SUMS, ..at })?;
-        launch(&format!("finish_{}", T::NAME), row_blocks, at)?;
-        // The sweep of the backward pass reads the rows' planes again.
+        launch(&format!("finish_{}", T::NAME), by_rows(row_blocks), at[0])?;
+        // The backward pass reads the rows' planes again, and what they were pushed by.
         let (kept, passing) = workspace.into_parts();
         Ok(Kept { sides, shapes, at, _memory: (kept, passing.filter(|_| with_grad != [false; 2])) })
     }
@@ -165,25 +238,27 @@ impl OnDevice for BatchContrastiveLoss {
         let sides = kept.sides.moved_to(inputs);
         for which in (0..2).filter(|&which| grads[which] != 0) {
             let shape = &shapes[which];
-            let splits = shape.splits_of(shapes[1 - which].tiles(), launcher.properties());
-            let mut layout = Layout::default();
-            layout.part(count_of([splits as usize, shape.padded(), problem.dim]), 4);
-            let pushed = layout.allocate(launcher)?;
-            let at = LossArgs {
-                pushed: pushed.address(),
+            let mut at = LossArgs {
                 upstream,
                 upstream_stride: (problem.options.reduction == Reduction::None).into(),
                 grad: grads[which],
-                splits,
                 phase: PUSH,
-                which: which as u32,
-                ..*at
+                ..at[which]
             };
-            sweep(launcher, sides, shape, at)?;
+            let mut memory = None;
+            if at.grad_is_swept == 0 {
+                at.splits = shape.splits_of(shapes[1 - which].tiles(), launcher.properties());
+                let mut layout = Layout::default();
+                let pushed = layout.part(count_of([at.splits as usize, shape.padded(), problem.dim]), 4);
+                let scratch = layout.part(count_of([shape.rows, problem.dim]), 4);
+                let address = memory.insert(layout.allocate(launcher)?).address();
+                (at.pushed, at.scratch) = (address + pushed, address + scratch);
+                pass(launcher, sides, shape, at)?;
+            }
             let args = Args { sides, at };
             let blocks = (shape.rows as u32).div_ceil(batch::THREADS / 32);
             let grid = Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
-            let kernel = format!("{STEM}_backward_{}", T::NAME);
+            let kernel = format!("{STEM}_backward_{}_{}", T::NAME, shape.product.name);
             // SAFETY: as in `forward`; what the selection points to lives in `kept`, and the caller vouches for the
             // rest.
             unsafe { launcher.launch(STEM, &kernel, grid, bytemuck::bytes_of(&args))? };

@@ -218,6 +218,7 @@ pub(crate) struct Batch {
     column_key: Address,
     column_most: Address,
     survey: Address,
+    zeros: Address,
     origin: Address,
     origin_stride: i64,
     origin_survey: Address,
@@ -229,6 +230,8 @@ pub(crate) struct Batch {
     normalize: u32,
     unit_norms: u32,
     held: u32,
+    zeros_count: u32,
+    padding: u32,
 }
 
 impl Batch {
@@ -279,7 +282,8 @@ struct Survey {
     bad_of: [u32; 32],
     shifted: u32,
     overflowed: u32,
-    padding: u32,
+    largest: u32,
+    largest_of: [u32; 32],
 }
 const SURVEY_BYTES: usize = size_of::<Survey>();
 
@@ -318,7 +322,7 @@ impl Places {
         let held = rows.next_multiple_of(STRIP_ROWS as usize);
         let in_runs = rows >= RUNS_FROM && labelled;
         let columns = if shape.keeps { held } else { 0 };
-        let WorkspaceLayout { kept, passing } = layout;
+        let WorkspaceLayout { kept, passing, .. } = layout;
         let planes = count_of([held, bytes.div_ceil(PANEL_WIDTH as usize), shape.product.planes as usize]);
         let in_runs_alone = |size: usize, passing: &mut Layout| passing.part(if in_runs { rows } else { 0 }, size);
         Self {
@@ -387,6 +391,7 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         column_key: if shape.keeps { in_passing(places.column_key) } else { 0 },
         column_most: if shape.keeps { in_passing(places.column_most) } else { 0 },
         survey: in_kept(places.survey),
+        zeros: 0,
         origin: input.x,
         origin_stride: input.stride as i64,
         origin_survey: in_kept(places.survey),
@@ -399,7 +404,13 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         normalize: normalize.into(),
         unit_norms: cosine.into(),
         held: places.held,
+        zeros_count: 0,
+        padding: 0,
     };
+    if origin.is_none() {
+        let (zeros, bytes) = workspace.zeroed();
+        (batch.zeros, batch.zeros_count) = (zeros, (bytes / 4) as u32);
+    }
     if let Some(other) = origin {
         (batch.origin, batch.origin_stride) = (other.origin, other.origin_stride);
         batch.origin_survey = other.origin_survey;
@@ -444,7 +455,7 @@ pub(crate) fn shapes<T: Element, X>(problem: &Problem<X>) -> [BatchShape; 2] {
     [shape(problem.rows), shape(problem.references.unwrap_or(problem.rows))]
 }
 
-/// Allocates what `layout` has and what both sides need, launches the preparation of both, and finds each row's class, and each
+/// Allocates what `layout` has and what both sides need, launches the preparation of both, which writes the zeros too, and finds each row's class, and each
 /// anchor's own row, on the other side. shapes: those of [`shapes`], or with what the rows keep besides.
 ///
 /// # Safety

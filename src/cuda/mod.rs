@@ -13,6 +13,7 @@ mod matrix;
 pub(crate) mod mined;
 pub(crate) mod paired;
 pub(crate) mod strip;
+pub(crate) mod sweep;
 pub(crate) mod triplets;
 pub(crate) mod workspace;
 

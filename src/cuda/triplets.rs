@@ -158,7 +158,7 @@ unsafe fn forward<T: Element, L: Launcher, X>(
     // Kernels number pairs with u32.
     let capacity = batch::capacity(rows, others).min(u32::MAX as usize);
     let mut layout = WorkspaceLayout::default();
-    let WorkspaceLayout { kept, passing } = &mut layout;
+    let WorkspaceLayout { kept, passing, .. } = &mut layout;
     let (stats, times) = (kept.part(STATS, 8), kept.part(others, 4));
     let (start, link) = (kept.part(rows + 1, 8), kept.part(others + 1, 8));
     let per_pair = [(); 5].map(|()| kept.part(capacity, 4));

@@ -33,26 +33,30 @@ impl Layout {
     }
 }
 
-/// The layout of a forward pass: what a backward pass needs too, and what it does not.
+/// The layout of a forward pass: what a backward pass needs too, what it does not, and of the latter what starts as zeros.
 #[derive(Default)]
 pub(crate) struct WorkspaceLayout {
     pub kept: Layout,
     pub passing: Layout,
+    pub zeroed: Layout,
 }
 
 impl WorkspaceLayout {
     /// Allocates both. `together`: as one piece, of which what passes is kept too. That spares small batches, whose time goes
     /// into what the host does, an allocation; large ones want the memory back.
     pub fn allocate<L: Launcher>(&self, launcher: &L, together: bool) -> Result<Workspace<L::Memory>, Error> {
-        let Self { kept, passing } = self;
+        let Self { kept, passing, zeroed } = self;
+        let passing = Layout { bytes: passing.bytes.saturating_add(zeroed.bytes) };
+        let zeroed = |passing_at: Address| (passing_at + self.passing.bytes as Address, zeroed.bytes);
         if together {
             let kept_bytes = kept.bytes;
             let kept = Layout { bytes: kept_bytes.saturating_add(passing.bytes) }.allocate(launcher)?;
             let passing_at = kept.address() + kept_bytes as Address;
-            return Ok(Workspace { kept, passing: None, passing_at });
+            return Ok(Workspace { kept, passing: None, passing_at, zeroed: zeroed(passing_at) });
         }
         let (kept, passing) = (kept.allocate(launcher)?, passing.allocate(launcher)?);
-        Ok(Workspace { kept, passing_at: passing.address(), passing: Some(passing) })
+        let passing_at = passing.address();
+        Ok(Workspace { kept, passing_at, passing: Some(passing), zeroed: zeroed(passing_at) })
     }
 }
 
@@ -61,6 +65,7 @@ pub(crate) struct Workspace<M> {
     kept: M,
     passing: Option<M>,
     passing_at: Address,
+    zeroed: (Address, usize),
 }
 
 impl<M: Memory> Workspace<M> {
@@ -72,6 +77,11 @@ impl<M: Memory> Workspace<M> {
     /// Where the parts of [`WorkspaceLayout::passing`] begin.
     pub fn passing(&self) -> Address {
         self.passing_at
+    }
+
+    /// Where the parts of [`WorkspaceLayout::zeroed`] begin, and how many bytes they have.
+    pub fn zeroed(&self) -> (Address, usize) {
+        self.zeroed
     }
 
     /// The memory that a backward pass needs, and, unless it is one piece with that, the memory that passes.

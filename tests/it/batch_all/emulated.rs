@@ -21,15 +21,24 @@ fn the_same_bits_under_every_schedule() {
     // Small classes, whose thresholds are compared one by one, and a large one, in which they are searched.
     let labels: Vec<i64> = (0..rows as i64).map(|i| if i % 3 == 0 { -1 } else { i % 20 }).collect();
     let loss_fn = BatchAllTripletLoss { margin: 1.0, ..Default::default() };
-    let results = (0..6u64).map(|seed| {
-        let emulator = Emulator::new(Options { detect: false, seed, os_threads: 1 + seed as usize % 2 });
-        let batch = OnDevice::itself(&emulator, &x, dim, &labels);
-        let mined = mine::<f32, _, _>(&emulator, &loss_fn, &batch, 0, &[&[1.0]]);
-        (mined.loss, mined.stats, mined.grads)
-    });
-    let results: Vec<_> = results.collect();
-    assert!(results[0].0 > 0.0);
-    assert!(results.iter().all(|result| *result == results[0]));
+    // A device with room for the wide shape of a sweep, and one for the narrow shape.
+    for device in [2, 1] {
+        let properties = Emulator::new(Options { seed: device, ..Options::default() }).properties_mut().clone();
+        let results = (0..6u64).map(|seed| {
+            let mut emulator = Emulator::new(Options { detect: false, seed, os_threads: 1 + seed as usize % 2 });
+            *emulator.properties_mut() = properties.clone();
+            let batch = OnDevice::itself(&emulator, &x, dim, &labels);
+            let mined = mine::<f32, _, _>(&emulator, &loss_fn, &batch, 0, &[&[1.0]]);
+            (mined.loss, mined.stats, mined.grads)
+        });
+        let results: Vec<_> = results.collect();
+        assert!(results[0].0 > 0.0);
+        for result in &results {
+            assert_eq!(result.0.to_bits(), results[0].0.to_bits(), "loss");
+            assert_eq!(result.1, results[0].1, "statistics");
+            assert_eq!(result.2, results[0].2, "gradients");
+        }
+    }
 }
 
 /// The loss and the gradient are off by no more than the fewer bits explain.
@@ -55,10 +64,16 @@ fn lower_precision_is_as_good_as_its_bits() {
         let of_pair = pairs.map(|(i, j)| bounds.of_product(i, j)).fold(0.0, f64::max);
         assert!(error <= of_pair, "{precision:?}: {error}, more than any pair is off by, {of_pair}");
         assert_eq!(stats.active, stats.valid);
-        // The gradient's weights are counts, and the rows are never rounded.
+        // The gradient's weights are counts: the positives of both rows. Its rows are those that products see.
+        let labels_of = &labels;
+        let positives = |i: usize| labels.iter().filter(|&&label| label == labels[i]).count() as f64 - 1.0;
+        let negatives = |i: usize| (0..rows).filter(move |&j| labels_of[i] != labels_of[j]);
         let size = expected.grad.iter().fold(0f64, |m, g| m.max(g.abs()));
-        for (actual, expected) in mined.grads[0][0].iter().zip(&expected.grad) {
-            assert!((f64::from(*actual) - expected).abs() <= 1e-4 * size, "{precision:?}: {actual} for {expected}");
+        for (k, (actual, expected)) in mined.grads[0][0].iter().zip(&expected.grad).enumerate() {
+            let i = k / dim;
+            let moved: f64 = negatives(i).map(|j| 2.0 * (positives(i) + positives(j)) * bounds.moved(i, j)).sum();
+            let bound = 1e-4 * size + moved / stats.active as f64;
+            assert!((f64::from(*actual) - expected).abs() <= bound, "{precision:?}: {actual} for {expected}");
         }
     }
 }

@@ -98,9 +98,14 @@ impl Bounds {
         Self { coarse, ..self }
     }
 
+    /// How far products of lower precision see two rows moved from each other.
+    pub fn moved(&self, i: usize, j: usize) -> f64 {
+        self.coarse * (self.squares[i].sqrt() + self.squares[j].sqrt())
+    }
+
     /// What lower precision adds to the error of a distance: it is the exact one of two rows that have moved.
     fn of_precision(&self, i: usize, j: usize) -> f64 {
-        let off = self.coarse * (self.squares[i].sqrt() + self.squares[j].sqrt());
+        let off = self.moved(i, j);
         match self.distance {
             // Unit vectors, whose norms are taken as 1.
             Distance::Cosine => self.coarse * (2.0 + self.coarse),
@@ -131,12 +136,16 @@ impl Bounds {
     pub fn product_slope(&self, i: usize, j: usize) -> (f64, f64) {
         let (size, error) = self.slope(i, j);
         let ratio = self.cancellation(i, j);
+        // The second product sees the rows as the first one does. Twice as `slope` has it, to leave room.
+        let norm = if self.units { self.norms[i] } else { 1.0 };
+        let moved = 2.0 * self.moved(i, j) / norm;
         match self.distance {
-            Distance::Cosine => (size, error),
-            Distance::SquaredEuclidean => (size, error + self.sum * ratio.sqrt() * size),
+            Distance::Cosine => (size, error + moved),
+            Distance::SquaredEuclidean => (size, error + self.sum * ratio.sqrt() * size + 2.0 * moved),
             _ => {
-                let of_root = (self.of_precision(i, j) / self.d(i, j).max(1e-300)).min(2.0);
-                (size, error + (self.sum * ratio + of_root) * size)
+                let d = self.d(i, j).max(1e-300);
+                let of_root = (self.of_precision(i, j) / d).min(2.0);
+                (size, error + (self.sum * ratio + of_root) * size + (moved / d).min(2.0 * size))
             }
         }
     }

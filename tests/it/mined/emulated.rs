@@ -25,7 +25,7 @@ fn a_refused_allocation_harms_nothing() {
         refusing::at_each_allocation(&emulator, &BatchNegativeTripletLoss::default()),
         refusing::at_each_allocation(&emulator, &BatchContrastiveLoss::default()),
     ];
-    assert_eq!(refused, [2, 2, 2, 2, 3]);
+    assert_eq!(refused, [2, 2, 2, 2, 2]);
 }
 
 fn uniform(rows: usize, dim: usize) -> Vec<f32> {
@@ -39,8 +39,10 @@ fn same_bits<L: Mined + Debug>(loss: &L) {
     let x = uniform(rows, dim);
     // Small classes and a large one.
     let labels: Vec<i64> = (0..rows as i64).map(|i| if i % 3 == 0 { -1 } else { i % 20 }).collect();
+    // Of one device: others may add up in another order.
     let run = |seed: u64| {
-        let emulator = Emulator::new(Options { detect: false, seed, os_threads: 1 + seed as usize % 2 });
+        let mut emulator = Emulator::new(Options { detect: false, seed, os_threads: 1 + seed as usize % 2 });
+        *emulator.properties_mut() = Emulator::new(Options::default()).properties_mut().clone();
         let mined = mine::<f32, _, _>(&emulator, loss, &OnDevice::itself(&emulator, &x, dim, &labels), 0, &[&[1.0]]);
         (mined.loss, mined.stats, mined.grads)
     };
@@ -175,5 +177,5 @@ fn launches_are_few_and_nothing_is_filled() {
         launched(&BatchContrastiveLoss::default(), 64).len(),
         launched(&BatchContrastiveLoss { negatives: Negatives::Hardest, ..Default::default() }, 64).len(),
     ];
-    assert_eq!(counts, [8, 9, 10, 6, 16]);
+    assert_eq!(counts, [5, 9, 10, 6, 16]);
 }

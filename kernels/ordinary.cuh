@@ -1,0 +1,190 @@
+// Which pairs of two classes a sweep (sweep.cuh) takes, and their distances. A sweep loses digits of pairs that are near each
+// other, and has no room for all there may be of a class: of each tile a warp takes its part, or leaves it to a kernel that
+// computes differences.
+#pragma once
+#include "batch.cuh"
+#include "sweep.cuh"
+
+constexpr float MASKED = 3.402823466e38f;  // farther than any threshold
+
+// What there is in a tile of rows. Written by integer maxima, into zeros. The same layout as `TileOf` in src/cuda/sweep.rs.
+struct alignas(16) TileOf {
+    u32 norm;   // bits of the largest squared norm
+    u32 reach;  // bits of the largest threshold, or of 0
+    u32 size;   // rows of the largest class that any of the rows is of
+    u32 odd;    // whether a row's scale is too small beside the batch's largest
+};
+// Squared norms up to this are ordinary: no distance overflows, nor the square root's steps. Nor do those of pairs beyond the other.
+constexpr float LARGEST_NORM = 0x1p98f, LEAST_SQUARE = 0x1p-98f;
+
+// Adds what a warp knows of a row to its tile. One thread calls.
+DEVICE void add_to_tile(TileOf* tiles, u32 row, float norm, float reach, u32 size, bool odd) {
+    TileOf& tile = tiles[row / TILE];
+    atomicMax(&tile.norm, __float_as_uint(norm));
+    if (reach > 0.f) atomicMax(&tile.reach, __float_as_uint(reach));
+    if (size > 0) atomicMax(&tile.size, size);
+    if (odd) atomicMax(&tile.odd, 1u);
+}
+
+// What a sweep leaves to others: for each of its tiles a byte, with a bit for each warp. Shared memory has room for so many tiles.
+constexpr u32 LEFT_TILES = TERCET_SWEEP_TILES;
+struct Left {
+    u32 words[LEFT_TILES / 4];
+
+    DEVICE void clear(u32 threads) {
+        for (u32 k = threadIdx.x; k < LEFT_TILES / 4; k += threads) words[k] = 0;
+    }
+    // The whole warp calls: it leaves its part of the block's tile number `index`.
+    DEVICE void add(u32 index) {
+        if (threadIdx.x % 32 == 0) atomicOr(&words[index / 4], 1u << (index % 4 * 8 + threadIdx.x / 32));
+    }
+    // Writes what was left of `tiles` tiles, or all of them, to the block's place. All threads call, behind a barrier.
+    DEVICE void write(u32* to, u32 tiles, u32 threads, bool all) const {
+        for (u32 k = threadIdx.x; k < (tiles + 3) / 4; k += threads) to[k] = all ? 0xffffffff : words[k];
+    }
+};
+// Whether the byte of a tile says that a pair was left. across: warps that share rows.
+DEVICE bool is_left(u32 byte, u32 across, u32 row, u32 column) { return byte >> (row / 16 * across + column / (TILE / across)) & 1; }
+
+// Squared distances to the rows of a tile, or with ROOT distances, of a warp's two rows a thread.
+template <class S, bool ROOT> struct Distances {
+    float norm[2], scale[2];
+    u32 first[2], end[2];  // the rows' classes, as rows of the columns' batch
+    u32 low, high;         // from the lowest of these of the block's rows to the highest
+    u32 rows;              // of the columns' batch
+
+    DEVICE Distances(const Batch& of_rows, const Batch& of_columns, const u32* class_first, const u32* class_end, u32 row_base) : rows(of_columns.rows) {
+        const u32 last = of_rows.rows - 1;
+        low = class_first[row_base];
+        high = class_end[row_base + TILE - 1 < last ? row_base + TILE - 1 : last];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const u32 row = row_base + S::row() + r * 8;
+            const bool there = row <= last;
+            norm[r] = there ? of_rows.norm[row] : 0.f;
+            scale[r] = there ? of_rows.scale[row] : 0.f;
+            first[r] = there ? class_first[row] : 0;
+            end[r] = there ? class_end[row] : rows;  // no pair
+        }
+    }
+    // d: products, and then distances; MASKED: not a pair of two classes. least, total: of each row's distances, without these.
+    // False if a pair is near, or the tile is not ordinary: then nothing holds, and the warp leaves its part of the block's tile
+    // number `index`. The whole warp calls.
+    DEVICE bool make(u32 tile, const TileOf& of, bool ordinary, const float (&terms)[TILE][2], Products<S>& d, float (&least)[2], float (&total)[2], Left& left,
+                     u32 index) const {
+        const u32 base = tile * TILE;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            least[r] = MASKED;
+            total[r] = 0.f;
+        }
+#pragma unroll
+        for (int j = 0; j < S::COLUMN_FRAGMENTS; ++j) {
+            const Pack<float, 4> t = load<float, 4>(terms[S::column(j)]);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                d[j][e] = fmaf(d[j][e] * t.v[e % 2 * 2 + 1], scale[e / 2], t.v[e % 2 * 2] + norm[e / 2]);
+            }
+#pragma unroll
+            for (int r = 0; r < 2; ++r) least[r] = least_of(least[r], d[j][r * 2], d[j][r * 2 + 1]);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                if (ROOT) d[j][e] = root(d[j][e]);
+                total[e / 2] += d[j][e];
+            }
+        }
+        // Below 1/64 of both squared norms a distance has cancelled.
+        const float most = ordinary ? __uint_as_float(of.norm) : __uint_as_float(0x7f800000);
+        bool special = base < high && base + TILE > low;
+        special = special || base + TILE > rows;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            special = special || least[r] <= fmaf(norm[r], 1.f / 64, most * (1.f / 64)) || (ROOT && least[r] < LEAST_SQUARE);
+            if (ROOT) least[r] = root(least[r]);
+        }
+        // All that is rare happens behind this one vote.
+        bool holds = true;
+        if (__any_sync(0xffffffff, special)) {
+            holds = mask(base, ordinary, terms, d, least, total);
+            if (!holds) left.add(index);
+        }
+        return holds;
+    }
+    // The square root of a number from LEAST_SQUARE to LARGEST_NORM, correctly rounded: a corrected approximation.
+    static DEVICE float root(float x) {
+        const float reciprocal = reciprocal_root(x), y = x * reciprocal;
+        return fmaf(fmaf(-y, y, x), .5f * reciprocal, y);
+    }
+    // As `make`, where pairs of one class, columns beyond the batch, or near pairs are in the tile.
+    DEVICE bool mask(u32 base, bool ordinary, const float (&terms)[TILE][2], Products<S>& d, float (&least)[2], float (&total)[2]) const {
+        bool near = !ordinary;
+        least[0] = least[1] = MASKED;
+        total[0] = total[1] = 0.f;
+#pragma unroll
+        for (int j = 0; j < S::COLUMN_FRAGMENTS; ++j) {
+            const Pack<float, 4> t = load<float, 4>(terms[S::column(j)]);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const u32 column = base + S::column(j) + e % 2;
+                const bool pair = column < rows && (column < first[e / 2] || column >= end[e / 2]);
+                const float squared = ROOT ? d[j][e] * d[j][e] : d[j][e], both = t.v[e % 2 * 2] + norm[e / 2];
+                // A row that is not finite has the norm NaN, and no near pairs: the loss is NaN anyhow.
+                near = near || (pair && both == both && (!(squared > both * (1.f / 64)) || (ROOT && squared < LEAST_SQUARE)));
+                d[j][e] = pair ? d[j][e] : MASKED;
+                least[e / 2] = fminf(least[e / 2], d[j][e]);
+                total[e / 2] += pair ? d[j][e] : 0.f;
+            }
+        }
+        return !__any_sync(0xffffffff, near);
+    }
+};
+
+// ---- what a sweep leaves ----
+
+// Squared distances of the pairs of a tile that a sweep has left, for a block of TILE_THREADS threads. base: the first row and the
+// first column. byte: what was left. class_first, class_end: of the rows, among the columns.
+// keep(row, column, squared): called for each such pair. mask(row, column): called for all others. lost(): for a distance that is
+// not a number. All threads must call; what they keep in shared memory is there after a barrier.
+template <class P, class K, class M, class F>
+DEVICE void distances_left(TileBuffers<P>& buffers, const Batch& a, const Batch& b, const u32* class_first, const u32* class_end, const u32 (&base)[2], u32 byte,
+                           u32 across, K keep, M mask, F lost) {
+    GramTile<P> tile;
+    const Operand side[2] = {a.operand(), b.operand()};
+    tile.run(buffers, side, base);
+    u32 first[GramTile<P>::ROWS], end[GramTile<P>::ROWS];
+#pragma unroll
+    for (int slot = 0; slot < GramTile<P>::ROWS; ++slot) {
+        const u32 row = base[0] + GramTile<P>::row_of(slot);
+        first[slot] = row < a.rows ? class_first[row] : 0;
+        end[slot] = row < a.rows ? class_end[row] : 0xffffffff;
+    }
+    tile.each_by_warps(
+        [&](int slot, int r, int c, float product) {
+            const u32 i = base[0] + r, j = base[1] + c;
+            if (j >= b.rows || (j >= first[slot] && j < end[slot]) || !is_left(byte, across, r, c)) {
+                mask(r, c);
+                return false;
+            }
+            bool near;
+            const float d = squared_distance(a, i, b, j, product, near);
+            near = near || !is_finite(d);
+            if (!near) keep(r, c, d);
+            return near;
+        },
+        [&](int r, int c, bool mine) {
+            const float d = near_squared_distance_by_warp(a, base[0] + r, b, base[1] + c);
+            if (!mine) return;
+            if (!is_finite(d)) lost();
+            keep(r, c, d);
+        });
+}
+
+// Whether the block has left anything; all threads get it. bytes: of the block's `tiles` tiles. any: in shared memory.
+DEVICE bool any_left(const u8* bytes, u32 tiles, u32& any) {
+    if (threadIdx.x == 0) any = 0;
+    __syncthreads();  // `any` is there
+    for (u32 k = threadIdx.x; k < tiles; k += TILE_THREADS)
+        if (bytes[k]) atomicOr(&any, 1u);
+    __syncthreads();  // all threads have looked
+    return any;
+}
