@@ -133,6 +133,17 @@ mod on_device {
         unsafe { crate::triplet_margin::cuda::run::<T, D>(launcher, &loss_fn.checked(shape, largest::<T>())?, pass) }
     }
 
+    /// Whether a forward pass on tensors of T makes the gradients of [`triplet_margin`] too, for an upstream of 1.
+    ///
+    /// # Errors
+    /// If the shape is empty or an option is out of range.
+    pub fn triplet_margin_grads_with_loss<T: Element>(
+        loss_fn: &TripletMarginLoss,
+        shape: [usize; 2],
+    ) -> Result<bool, Error> {
+        Ok(loss_fn.checked(shape, largest::<T>())?.paired.grads_with_loss::<T>())
+    }
+
     /// Which kernel [`contrastive`] would launch.
     ///
     /// # Errors
@@ -164,6 +175,17 @@ mod on_device {
     ) -> Result<(), Error> {
         // SAFETY: the caller's contract.
         unsafe { crate::contrastive::cuda::run::<T, D>(launcher, &loss_fn.checked(shape, largest::<T>())?, pass, same) }
+    }
+
+    /// Whether a forward pass on tensors of T makes the gradients of [`contrastive`] too, for an upstream of 1.
+    ///
+    /// # Errors
+    /// If the shape is empty or an option is out of range.
+    pub fn contrastive_grads_with_loss<T: Element>(
+        loss_fn: &ContrastiveLoss,
+        shape: [usize; 2],
+    ) -> Result<bool, Error> {
+        Ok(loss_fn.checked(shape, largest::<T>())?.grads_with_loss::<T>())
     }
 
     /// The distances between rows in the launcher's memory, `[N, dim]` and `[M, dim]`, with products by these cores.
