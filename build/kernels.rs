@@ -18,6 +18,8 @@ use crate::script::{doc_only, fail};
 
 #[path = "../src/constants.rs"]
 mod constants;
+#[path = "../src/cuda/targets.rs"]
+mod targets;
 
 const DEFAULT_ARCHS: &str = "80,90a,100,120";
 /// PTX for this architecture is compiled by the driver if no cubin fits.
@@ -48,6 +50,7 @@ pub fn build() {
     }
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=src/constants.rs");
+    println!("cargo:rerun-if-changed=src/cuda/targets.rs");
     if Path::new(CONFORMANCE).exists() {
         println!("cargo:rerun-if-changed={CONFORMANCE}");
     }
@@ -207,7 +210,8 @@ fn options(target: &str) -> Vec<String> {
         // These kernels hold their rows in registers; a spilled row is read twice.
         options.push("--ptxas-options=--register-usage-level=0".into());
     }
-    options.extend(constants::definitions().into_iter().map(|(name, value)| format!("--define-macro={name}={value}")));
+    let definitions = constants::definitions().into_iter().chain(targets::definitions(target));
+    options.extend(definitions.map(|(name, value)| format!("--define-macro={name}={value}")));
     options
 }
 

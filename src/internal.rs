@@ -13,11 +13,11 @@ mod on_device {
     pub use crate::cuda::batch::{Cores, capacity};
     pub use crate::cuda::device::{CudaLauncher, Device};
     pub use crate::cuda::fitness::{Machine, fit};
-    pub use crate::cuda::images::{IMAGES, Image, KernelReport, choose};
+    pub use crate::cuda::images::{IMAGES, Image, KernelReport, choose, choose_for};
     pub use crate::cuda::launcher::{Address, DeviceProperties, Grid, Launcher, Memory};
     pub use crate::cuda::mined::OnDevice;
     pub use crate::cuda::paired::{Pass, Plan, RowAccess};
-    pub use crate::cuda::strip::Strip;
+    pub use crate::cuda::targets::{Shared, Strip, is_left_out};
     #[cfg(feature = "torch")]
     pub use crate::torch::launcher::on_pool_stream;
 

@@ -11,7 +11,7 @@ use crate::constants::{
 use crate::cuda::arguments::{Inputs, Output};
 use crate::cuda::batch::{self, BatchShape, PreparedSides, Product, Sides};
 use crate::cuda::mined::OnDevice;
-use crate::cuda::strip::Strip;
+use crate::cuda::targets::Strip;
 use crate::cuda::workspace::{Layout, WorkspaceLayout, count_of};
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, Reduction};

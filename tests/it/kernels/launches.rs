@@ -299,10 +299,10 @@ fn launches_are_as_kernels_were_compiled_for() {
                 dynamic_shared_bytes(kernel),
                 "{call:?}: what tercet-kernel-report says of it"
             );
-            assert!(grid.shared_bytes <= device.shared_bytes_per_block && grid.blocks > 0, "{call:?}");
+            assert!(grid.shared_bytes <= device.shared.of_block && grid.blocks > 0, "{call:?}");
             launched.insert(kernel.as_str());
         }
-        // A device takes either the wide strips or the narrow ones.
+        // Of devices that run one target, this one takes the wide strips or the narrow ones.
         let other = |kernel: &str| match kernel.contains("_wide") {
             true => kernel.replace("_wide", "_narrow"),
             false => kernel.replace("_narrow", "_wide"),
