@@ -1,5 +1,6 @@
 //! The compiled kernels inside this binary, and the choice among them.
 
+use super::packing::unpack;
 use super::targets::rank;
 
 /// One file of kernels compiled for one target.
@@ -10,7 +11,7 @@ pub struct Image {
     pub target: &'static str,
     /// Bytes before compression.
     pub size: usize,
-    /// The cubin or PTX, compressed.
+    /// The cubin, packed (packing.rs), or PTX, compressed.
     pub deflated: &'static [u8],
     /// The assembler's report on each kernel; empty for PTX.
     pub kernels: &'static [KernelReport],
@@ -53,8 +54,9 @@ impl Image {
     /// The cubin, or PTX with a final NUL, as the driver takes it.
     #[must_use]
     pub fn inflate(&self) -> Vec<u8> {
-        miniz_oxide::inflate::decompress_to_vec_with_limit(self.deflated, self.size)
-            .expect("build.rs compressed this image")
+        let bytes = miniz_oxide::inflate::decompress_to_vec_with_limit(self.deflated, self.size)
+            .expect("build.rs compressed this image");
+        if self.is_code() { unpack(&bytes) } else { bytes }
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod images;
 pub(crate) mod launcher;
 mod matrix;
 pub(crate) mod mined;
+mod packing;
 pub(crate) mod paired;
 mod strip;
 pub(crate) mod targets;
