@@ -170,12 +170,15 @@ DEVICE float near_squared_distance(const Batch& a, u32 i, const Batch& b, u32 j)
 }
 
 // Writes what a mined loss says about a batch, as `Output::stats` in src/cuda/arguments.rs has it. lost: the means are NaN.
-DEVICE void write_stats(double* stats, double valid, double active, double mean_positive, double mean_negative, bool lost, double scale) {
+// too_many: there was no room for the pairs.
+DEVICE void write_stats(double* stats, double valid, double active, double mean_positive, double mean_negative, bool lost, double scale,
+                        bool too_many = false) {
     reinterpret_cast<i64*>(stats)[0] = i64(valid);
     reinterpret_cast<i64*>(stats)[1] = lost ? 0 : i64(active);
     stats[2] = lost ? nan_value<double>() : mean_positive;
     stats[3] = lost ? nan_value<double>() : mean_negative;
     stats[4] = scale;
+    reinterpret_cast<i64*>(stats)[5] = too_many;
 }
 
 constexpr u32 SCANNED = TERCET_SCANNED;  // rows of a block of `scan`

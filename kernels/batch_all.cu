@@ -392,7 +392,8 @@ template <class T> DEVICE void finish(const Args& args) {
     const double scale = over > 0 ? 1 / over : 1;
     if (args.loss) *args.loss = lost ? nan_value<float>() : float(total[0] > 0 ? total[0] * scale : 0);
     const double valid = total[1] > 0 ? total[1] : 1;
-    write_stats(args.stats, total[1], total[2], total[3] / valid, total[4] / valid, lost, lost ? nan_value<double>() : scale);
+    write_stats(args.stats, total[1], total[2], total[3] / valid, total[4] / valid, lost, lost ? nan_value<double>() : scale,
+                !fits(args));
 }
 
 // Writes the gradient of the sweep's rows. T: the type of the caller's rows.

@@ -1,7 +1,7 @@
 //! What this repository's tests and emulator need of the crate's inside. No other code should use it: each release may
 //! change all of it.
 
-pub use crate::constants::{SHARED_OF_DRIVER, TRIANGLE_FROM};
+pub use crate::constants::{SHARED_OF_DRIVER, STATS_WRITTEN, TRIANGLE_FROM};
 pub use crate::problem::Problem;
 #[cfg(feature = "cuda")]
 pub use on_device::*;

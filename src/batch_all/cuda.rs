@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::BatchAllTripletLoss;
 use super::cpu::Problem;
-use crate::constants::{BATCH_ALL_SHARED, COMPARED, STATS};
+use crate::constants::{BATCH_ALL_SHARED, COMPARED, STATS, STATS_WRITTEN};
 use crate::cuda::arguments::{Inputs, Output};
 use crate::cuda::batch::{self, PreparedSides, Product, Sides};
 use crate::cuda::mined::OnDevice;
@@ -79,10 +79,10 @@ impl OnDevice for BatchAllTripletLoss {
         let properties = launcher.properties();
         let splits = [0, 1].map(|which| shapes[which].splits_of(shapes[1 - which].tiles(), properties));
         let row_blocks = shapes.each_ref().map(|shape| shape.row_blocks(properties));
-        let capacity = batch::capacity(rows, shapes[1].rows);
+        let capacity = batch::capacity(rows, shapes[1].rows, problem.options.pairs_at_once);
         let mut layout = WorkspaceLayout::default();
         let WorkspaceLayout { kept, passing } = &mut layout;
-        let stats = kept.part(STATS, 8);
+        let stats = kept.part(STATS_WRITTEN, 8);
         let gradients = [0, 1]
             .map(|which| with_grad[which].then(|| kept.part(count_of([shapes[which].rows, dim]), size_of::<f32>())));
         let start = passing.part(rows + 1, 8);

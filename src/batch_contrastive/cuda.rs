@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::BatchContrastiveLoss;
 use super::options::{Negatives, Problem};
 use crate::constants::{
-    BATCH_CONTRASTIVE_SHARED, DIGITS, PHASE_PUSH as PUSH, PHASE_SUMS as SUMS, STATS, SUMS_OF_ROW, TOTALS,
+    BATCH_CONTRASTIVE_SHARED, DIGITS, PHASE_PUSH as PUSH, PHASE_SUMS as SUMS, STATS_WRITTEN, SUMS_OF_ROW, TOTALS,
 };
 use crate::cuda::arguments::{Inputs, Output};
 use crate::cuda::batch::{self, BatchShape, PreparedSides, Sides};
@@ -104,7 +104,7 @@ impl OnDevice for BatchContrastiveLoss {
         let row_blocks = shape.row_blocks(properties);
         let mut layout = WorkspaceLayout::default();
         let WorkspaceLayout { kept, passing } = &mut layout;
-        let (choice, stats) = (kept.part(1, CHOICE_BYTES), kept.part(STATS, 8));
+        let (choice, stats) = (kept.part(1, CHOICE_BYTES), kept.part(STATS_WRITTEN, 8));
         let of_selecting = |count: usize| if hardest { count } else { 0 };
         let histogram = passing.part(of_selecting(DIGITS as usize), 8);
         let tied_anchors = passing.part(of_selecting(rows), 4);

@@ -505,9 +505,9 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher>(
 }
 
 /// How many pairs of an anchor and a row of its class there is room for. Their number is known on the device alone, and
-/// to ask for it would be to wait; so there is room for `PAIRS`, or for `PAIRS_OF_ROW` an anchor if that is more, but
-/// for no more than there could be.
+/// to ask for it would be to wait; so there is room for as many as the options say (`pairs_at_once`), else for `PAIRS`, or
+/// for `PAIRS_OF_ROW` an anchor if that is more; but for no more than there could be.
 #[must_use]
-pub fn capacity(rows: usize, others: usize) -> usize {
-    count_of([rows, others]).min((PAIRS_OF_ROW * rows).max(PAIRS))
+pub fn capacity(rows: usize, others: usize, pairs_at_once: Option<usize>) -> usize {
+    count_of([rows, others]).min(pairs_at_once.unwrap_or((PAIRS_OF_ROW * rows).max(PAIRS)))
 }

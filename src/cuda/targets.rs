@@ -56,6 +56,7 @@ impl Strip {
 
     /// The shape that a device takes: the wide one where a multiprocessor has shared memory for its blocks. `long`: the rows do
     /// not stay in shared memory.
+    #[must_use]
     pub fn fitting(long: bool, planes: u32, shared: Shared) -> Self {
         let names = if long { ["wide_long", "narrow_long"] } else { ["wide", "narrow"] };
         let [wide, narrow] = names.map(|name| Self::named(name, planes).expect("one of the names above"));

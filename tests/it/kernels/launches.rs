@@ -16,7 +16,7 @@ use tercet::internal::{
 };
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
-    BatchSemiHardTripletLoss, ContrastiveLoss, Distance, Error, Own, PairwiseDistance, Precision, Reduction,
+    BatchSemiHardTripletLoss, ContrastiveLoss, Distance, Error, Negative, Own, PairwiseDistance, Precision, Reduction,
     TripletMarginLoss,
 };
 use tercet_kernel_report::devices::{self, Multiprocessor};
@@ -45,11 +45,17 @@ struct Recorder {
     properties: DeviceProperties,
     calls: RefCell<Vec<Call>>,
     allocations: Cell<usize>,
+    bytes: Cell<usize>,
 }
 
 impl Recorder {
     fn new(device: &Multiprocessor) -> Self {
-        Self { properties: device.properties(), calls: RefCell::default(), allocations: Cell::default() }
+        Self {
+            properties: device.properties(),
+            calls: RefCell::default(),
+            allocations: Cell::default(),
+            bytes: Cell::default(),
+        }
     }
 }
 
@@ -99,6 +105,7 @@ unsafe impl Launcher for Recorder {
 
     fn allocate(&self, bytes: usize) -> Result<Untouched, Error> {
         self.allocations.set(self.allocations.get() + 1);
+        self.bytes.set(self.bytes.get() + bytes);
         Ok(Untouched::new(bytes))
     }
 
@@ -346,4 +353,30 @@ fn few_calls_are_sent_for_a_small_batch() {
         BatchNegativeTripletLoss [10, 10], 1;
         BatchContrastiveLoss [6, 6], 2;
     }
+}
+
+/// What the documentation of `pairs_at_once` says that each pair takes, with a gradient.
+#[test]
+fn room_for_pairs_takes_as_many_bytes_as_documented() {
+    /// The bytes that a step allocates.
+    fn bytes<L: OnDevice>(loss: &L) -> usize {
+        let recorder = Recorder::new(devices::of_target("sm_90a").next().expect("a device of compute capability 9.0"));
+        step::<L, f32>(&recorder, loss, [4096, 128], None);
+        recorder.bytes.get()
+    }
+    // Multiples of what parts of memory are aligned to.
+    let rooms = [1 << 16, 3 << 16].map(Some);
+    let of_pair = |[few, many]: [usize; 2]| (many - few) as f64 / f64::from(2 << 16);
+    let all = rooms.map(|pairs_at_once| bytes(&BatchAllTripletLoss { pairs_at_once, ..Default::default() }));
+    assert_eq!(of_pair(all), 16.0);
+    let semi_hard = rooms.map(|pairs_at_once| bytes(&BatchSemiHardTripletLoss { pairs_at_once, ..Default::default() }));
+    assert_eq!(of_pair(semi_hard), 32.0);
+    for (negative, expected) in [(Negative::Hardest, 32.0), (Negative::Random, 36.0), (Negative::SemiHard, 36.0)] {
+        let loss = |pairs_at_once| BatchNegativeTripletLoss { negative, pairs_at_once, ..Default::default() };
+        assert_eq!(of_pair(rooms.map(|room| bytes(&loss(room)))), expected, "{negative:?}");
+    }
+    // By default there is room for 2²² pairs, and for no more than there could be of few rows.
+    let default =
+        [Some(1 << 22), None].map(|pairs_at_once| bytes(&BatchAllTripletLoss { pairs_at_once, ..Default::default() }));
+    assert_eq!(default[0], default[1]);
 }
