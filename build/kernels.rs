@@ -18,6 +18,10 @@ use crate::script::{doc_only, fail};
 
 #[path = "../src/constants.rs"]
 mod constants;
+#[path = "../src/cuda/packing.rs"]
+mod packing;
+#[path = "../src/cuda/targets.rs"]
+mod targets;
 
 const DEFAULT_ARCHS: &str = "80,90a,100,120";
 /// PTX for this architecture is compiled by the driver if no cubin fits.
@@ -48,6 +52,8 @@ pub fn build() {
     }
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=src/constants.rs");
+    println!("cargo:rerun-if-changed=src/cuda/targets.rs");
+    println!("cargo:rerun-if-changed=src/cuda/packing.rs");
     if Path::new(CONFORMANCE).exists() {
         println!("cargo:rerun-if-changed={CONFORMANCE}");
     }
@@ -207,7 +213,8 @@ fn options(target: &str) -> Vec<String> {
         // These kernels hold their rows in registers; a spilled row is read twice.
         options.push("--ptxas-options=--register-usage-level=0".into());
     }
-    options.extend(constants::definitions().into_iter().map(|(name, value)| format!("--define-macro={name}={value}")));
+    let definitions = constants::definitions().into_iter().chain(targets::definitions(target));
+    options.extend(definitions.map(|(name, value)| format!("--define-macro={name}={value}")));
     options
 }
 
@@ -220,7 +227,8 @@ fn compile(nvrtc: &Nvrtc, job: &Job) -> Result<Image, String> {
     let compiled = nvrtc
         .compile(&source, &name, &options(&job.target), cubin)
         .map_err(|error| format!("{path} for {}: {error}", job.target))?;
-    let deflated = miniz_oxide::deflate::compress_to_vec(&compiled.image, 9);
+    let packed = if cubin { packing::pack(&compiled.image) } else { compiled.image.clone() };
+    let deflated = miniz_oxide::deflate::compress_to_vec(&packed, 9);
     Ok(Image { size: compiled.image.len(), deflated, log: compiled.log })
 }
 
@@ -229,6 +237,7 @@ fn compile(nvrtc: &Nvrtc, job: &Job) -> Result<Image, String> {
 /// A hash of everything that all kernels depend on: the compiler and the shared headers.
 fn common_key(nvrtc: &Nvrtc) -> u64 {
     let mut hasher = DefaultHasher::new();
+    packing::PACKING.hash(&mut hasher);
     nvrtc.to_string().hash(&mut hasher);
     // A patch release says the same version, and pip puts it into the same place: its size tells.
     fs::metadata(&nvrtc.file).map_or(0, |file| file.len()).hash(&mut hasher);

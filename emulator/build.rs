@@ -12,6 +12,8 @@ use std::{env, fs, io, thread};
 mod cache;
 #[path = "../src/constants.rs"]
 mod constants;
+#[path = "../src/cuda/targets.rs"]
+mod targets;
 
 fn main() {
     // In a build of the whole workspace tercet has its torch feature, and the tests need libtorch to start.
@@ -34,7 +36,9 @@ fn main() {
     }
     write_mistakes(&kernels, "strip");
     write_mistakes(&kernels, "triangle");
+    write_mistakes(&kernels, "sweep");
     println!("cargo:rerun-if-changed=../src/constants.rs");
+    println!("cargo:rerun-if-changed=../src/cuda/targets.rs");
     println!("cargo:rerun-if-changed=../build/cache.rs");
 
     let mut stems: Vec<String> = Vec::new();
@@ -144,7 +148,9 @@ fn flags(detect: bool) -> Vec<String> {
     let fixed = "-x c++ -std=c++17 -c -O1 -g1 -fPIC -fvisibility=hidden -ffp-contract=off -fno-strict-aliasing \
                  -fno-exceptions -fno-rtti -fno-threadsafe-statics -fno-optimize-sibling-calls -w";
     let mut flags: Vec<String> = fixed.split_whitespace().map(str::to_owned).collect();
-    flags.extend(constants::definitions().into_iter().map(|(name, value)| format!("-D{name}={value}")));
+    // For no device's code: all kernels.
+    let definitions = constants::definitions().into_iter().chain(targets::definitions("emulator"));
+    flags.extend(definitions.map(|(name, value)| format!("-D{name}={value}")));
     if detect {
         flags.push("-fsanitize=thread".into());
     }

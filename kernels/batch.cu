@@ -1,8 +1,8 @@
 // The preparation of a batch for mined losses: of few short rows one launch, prepare; else up to four: order, of many rows
 // runs and ranks, then survey, nearest, gather. And match, if the rows are compared with those of another batch.
 //
-// Translation changes no Euclidean distance, but a Gram matrix of rows far from the origin cancels. Rows are moved by
-// one of them, the nearest to the mean, if the mean is larger than the spread: by a row and not by the mean, so that
+// Translation changes no distance, but a Gram matrix of rows far from the origin cancels: rows of an untrained encoder, whose cosines
+// are all near 1, as much as others. Rows, normalised if the loss does so, are moved by one of them, the nearest to the mean, if the mean is larger than the spread: by a row and not by the mean, so that
 // differences of integers stay integers, and ties stay ties. `prepare` takes mean and spread of some rows alone, so that
 // each block finds them for itself.
 #include "batch.cuh"
@@ -97,16 +97,43 @@ KERNEL(batch_match, BATCH_THREADS, const Sides s) {
     s.own[i] = own < among.rows ? among.position[own] : NONE;
 }
 
+// What a row is multiplied by to be normalised, by a warp; 1 without normalisation. flat: whether its norm is below MIN_NORM.
+// T: the type of the caller's rows.
+template <class T> DEVICE float factor_of(const Batch& b, const T* x, bool& flat) {
+    flat = false;
+    if (!b.normalize) return 1.f;
+    float squares = 0;
+    for (u32 c = threadIdx.x % 32; c < b.dim; c += 32) squares += widen(x[c]) * widen(x[c]);
+    const float norm = sqrtf(group_sum<32>(squares));
+    flat = norm < float(TERCET_MIN_NORM);
+    return is_finite(norm) ? 1.f / (flat ? float(TERCET_MIN_NORM) : norm) : nan_value<float>();
+}
+template <class T> DEVICE float factor_of(const Batch& b, const T* x) {
+    bool flat;
+    return factor_of(b, x, flat);
+}
+// A block finds the factors of `count` rows. row_of(k): the k-th of them. All threads must call; behind a barrier they are there.
+template <class F> DEVICE void find_factors(const Batch& b, u32 count, F row_of, float* factors) {
+    for (u32 k = threadIdx.x / 32; k < count; k += BATCH_THREADS / 32) {
+        const float factor = factor_of(b, row_of(k));
+        if (threadIdx.x % 32 == 0) factors[k] = factor;
+    }
+}
+
 // Rows that a block of `survey` sums up.
 constexpr u32 SURVEYED = TERCET_SURVEYED;
 
 // The sums of the columns over chunks of rows; the last block makes the mean of them. T: the type of the caller's rows.
 template <class T> DEVICE void survey(const Batch& b) {
+    SHARED(float, factors, SURVEYED);
     const u32 begin = blockIdx.x * SURVEYED, end = begin + SURVEYED < b.rows ? begin + SURVEYED : b.rows;
+    const T* const x = static_cast<const T*>(b.x);
+    find_factors(b, end - begin, [&](u32 k) { return x + (begin + k) * b.stride; }, factors);
+    __syncthreads();  // the factors are there
     for (u32 c = threadIdx.x; c < b.dim; c += BATCH_THREADS) {
         double sum = 0;
 #pragma unroll 8
-        for (u32 i = begin; i < end; ++i) sum += double(widen(static_cast<const T*>(b.x)[i * b.stride + c]));
+        for (u32 i = begin; i < end; ++i) sum += double(rounded_product(widen(x[i * b.stride + c]), factors[i - begin]));
         b.sums[i64(blockIdx.x) * b.dim + c] = sum;
     }
     if (!last_block(&b.survey->tickets[0])) return;
@@ -124,9 +151,11 @@ template <class T> DEVICE void nearest(const Batch& b) {
     const double* mean = b.sums + i64(chunks) * b.dim;
     double spread = 0;
     for (u32 i = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; i < b.rows; i += gridDim.x * (BATCH_THREADS / 32)) {
+        const T* x = static_cast<const T*>(b.x) + i * b.stride;
+        const float factor = factor_of(b, x);
         double sum = 0;
         for (u32 c = lane; c < b.dim; c += 32) {
-            const double e = double(widen(static_cast<const T*>(b.x)[i * b.stride + c])) - mean[c];
+            const double e = double(rounded_product(widen(x[c]), factor)) - mean[c];
             sum += e * e;
         }
         sum = group_sum<32>(sum);
@@ -165,31 +194,26 @@ template <class T, class P> DEVICE u32 gather_row(const Batch& b, u32 row, u32 i
         return 1;
     }
     const T* x = static_cast<const T*>(b.x) + index * b.stride;
-    float factor = 1.f;
-    bool flat = false;
-    if (b.normalize) {
-        float squares = 0;
-        for (u32 c = lane; c < b.dim; c += 32) squares += widen(x[c]) * widen(x[c]);
-        const float norm = sqrtf(group_sum<32>(squares));
-        flat = norm < float(TERCET_MIN_NORM);
-        factor = is_finite(norm) ? 1.f / (flat ? float(TERCET_MIN_NORM) : norm) : nan_value<float>();
-    }
+    bool flat;
+    const float factor = factor_of(b, x, flat), of_shift = shift ? factor_of(b, shift) : 0.f;
     // Rows are translated for the product alone. Two rows near each other and far from the one that all are translated
     // by would lose digits of their difference.
     const auto given = [&](u32 c) { return rounded_product(widen(x[c]), factor); };
-    const auto moved = [&](u32 c) { return shift ? widen(x[c]) - widen(shift[c]) : given(c); };
-    float largest = 0, squares = 0;
+    const auto moved = [&](u32 c) { return shift ? given(c) - rounded_product(widen(shift[c]), of_shift) : given(c); };
+    float largest = 0, squares = 0, unmoved = 0;
     bool finite = true;
     for (u32 c = lane; c < b.dim; c += 32) {
         const float y = moved(c);
         b.y[i64(row) * b.dim + c] = given(c);
         largest = fmaxf(largest, fabsf(y));
         squares += y * y;
+        unmoved += given(c) * given(c);
         finite = finite && is_finite(y) && is_finite(widen(x[c]));
     }
     finite = __all_sync(0xffffffff, finite);
     largest = group_max<32>(largest);
     squares = group_sum<32>(squares);
+    unmoved = group_sum<32>(unmoved);
     // The largest power of two up to `largest`, and at least the least normal number.
     const u32 exponent = __float_as_uint(largest) & 0x7f800000;
     const float scale = finite && exponent ? __uint_as_float(exponent) : 1.f / 0x1p126f;
@@ -201,8 +225,12 @@ template <class T, class P> DEVICE u32 gather_row(const Batch& b, u32 row, u32 i
     }
     rounded = group_sum<32>(rounded);
     if (lane == 0) {
+        // Of unit vectors |u - v|^2 is 2 (1 - u.v), wherever they are moved; without a move their norms are known. A row that is too
+        // short to become one is made up for.
+        const float of_planes = P::rounds ? rounded : squares;
+        const float of_units = shift ? of_planes + (flat ? 1.f - unmoved : 0.f) : 1.f;
         // The planes of a row that is not finite hold zeros: its norm must tell, by NaN.
-        const float norm = !finite ? nan_value<float>() : b.unit_norms ? 1.f : P::rounds ? rounded : squares;
+        const float norm = !finite ? nan_value<float>() : b.unit_norms ? of_units : of_planes;
         b.norm[row] = norm;
         b.scale[row] = scale;
         store(&b.terms[row * 2], Pack<float, 2>{{norm, -2.f * scale}});
@@ -217,7 +245,7 @@ template <class T, class P> DEVICE void gather(const Batch& b) {
     const u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
     if (row >= b.held) return;
     const u32 origin = ~u32(b.origin_survey->nearest);
-    const bool shifted = b.centre && b.origin_survey->shifted;
+    const bool shifted = b.origin_survey->shifted;
     const T* shift = shifted ? static_cast<const T*>(b.origin) + origin * b.origin_stride : nullptr;
     const u32 scale = gather_row<T, P>(b, row, row < b.rows ? b.order[row] : 0, shift);
     if (threadIdx.x % 32 > 0 || row >= b.rows) return;
@@ -232,16 +260,20 @@ constexpr u32 SAMPLED = 64, PREPARED_WIDTH = TERCET_PREPARED_WIDTH;
 // of the block must call, and all blocks find the same. T: the type of the caller's rows.
 template <class T> DEVICE u32 origin_of(const Batch& b, bool& shifted) {
     constexpr u32 PARTS = BATCH_THREADS / PREPARED_WIDTH, WARPS = BATCH_THREADS / 32;
+    SHARED(float, factors, SAMPLED);
     SHARED(double, part, PARTS * PREPARED_WIDTH);
     SHARED(u64, nearest, WARPS);
     SHARED(double, spread, WARPS);
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, samples = b.rows < SAMPLED ? b.rows : SAMPLED;
     const auto row_of = [&](u32 s) { return static_cast<const T*>(b.x) + i64(s * b.rows / samples) * b.stride; };
+    find_factors(b, samples, row_of, factors);
+    __syncthreads();  // the factors are there
+    const auto given = [&](u32 s, u32 c) { return double(rounded_product(widen(row_of(s)[c]), factors[s])); };
     const u32 column = threadIdx.x % PREPARED_WIDTH;
     double sum = 0;
     if (column < b.dim)
 #pragma unroll 8
-        for (u32 s = threadIdx.x / PREPARED_WIDTH; s < samples; s += PARTS) sum += double(widen(row_of(s)[column]));
+        for (u32 s = threadIdx.x / PREPARED_WIDTH; s < samples; s += PARTS) sum += given(s, column);
     part[threadIdx.x] = sum;
     __syncthreads();  // the parts of the columns' sums are there
     double mean[PREPARED_WIDTH / 32], size = 0;
@@ -260,7 +292,7 @@ template <class T> DEVICE u32 origin_of(const Batch& b, bool& shifted) {
 #pragma unroll
         for (u32 k = 0; k < PREPARED_WIDTH / 32; ++k) {
             if (k * 32 + lane >= b.dim) break;
-            const double e = double(widen(row_of(s)[k * 32 + lane])) - mean[k];
+            const double e = given(s, k * 32 + lane) - mean[k];
             squares += e * e;
         }
         squares = group_sum<32>(squares);
@@ -292,8 +324,8 @@ template <class T, class P> DEVICE void prepare(const Batch& b) {
     const bool itself = b.origin_survey == b.survey;
     bool shifted = false;
     u32 origin = 0;
-    if (b.centre && itself) origin = origin_of<T>(b, shifted);
-    else if (b.centre) {
+    if (itself) origin = origin_of<T>(b, shifted);
+    else {
         origin = ~u32(b.origin_survey->nearest);
         shifted = b.origin_survey->shifted;
     }

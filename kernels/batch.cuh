@@ -10,6 +10,13 @@
 
 constexpr u32 NONE = 0xffffffff;  // no row
 
+// Kernels of a shape that are left out unless a device that runs this code takes the shape: `taken` is a macro that
+// src/cuda/targets.rs makes 1 or 0.
+#define IF_TAKEN(taken, ...) IF_TAKEN_(taken, __VA_ARGS__)
+#define IF_TAKEN_(taken, ...) IF_TAKEN_##taken(__VA_ARGS__)
+#define IF_TAKEN_0(...)
+#define IF_TAKEN_1(...) __VA_ARGS__
+
 // The distances of mined losses.
 enum Distance : u32 { SQUARED = TERCET_SQUARED, EUCLIDEAN = TERCET_EUCLIDEAN, COSINE = TERCET_COSINE };
 // How the rows of a reference set that anchors are themselves are told.
@@ -68,9 +75,9 @@ struct Batch {
     i64 origin_stride;
     const Survey* origin_survey;
     u32 rows, padded, dim, slabs;
-    u32 centre, normalize, unit_norms;
+    u32 normalize, unit_norms;
     u32 held;             // rows that have planes and terms: up to whole blocks of a strip
-    u32 zeros_count, padding;  // numbers of `zeros`; to the end of 8 bytes: the host's struct has no gaps
+    u32 zeros_count;      // numbers of `zeros`
 
     DEVICE Operand operand() const { return {planes, slabs}; }
     DEVICE Lengths lengths() const { return {norm, scale, rows}; }
@@ -199,12 +206,15 @@ DEVICE float near_squared_distance_by_warp(const Batch& a, u32 i, const Batch& b
 }
 
 // Writes what a mined loss says about a batch, as `Output::stats` in src/cuda/arguments.rs has it. lost: the means are NaN.
-DEVICE void write_stats(double* stats, double valid, double active, double mean_positive, double mean_negative, bool lost, double scale) {
+// too_many: there was no room for the pairs.
+DEVICE void write_stats(double* stats, double valid, double active, double mean_positive, double mean_negative, bool lost, double scale,
+                        bool too_many = false) {
     reinterpret_cast<i64*>(stats)[0] = i64(valid);
     reinterpret_cast<i64*>(stats)[1] = lost ? 0 : i64(active);
     stats[2] = lost ? nan_value<double>() : mean_positive;
     stats[3] = lost ? nan_value<double>() : mean_negative;
     stats[4] = scale;
+    reinterpret_cast<i64*>(stats)[5] = too_many;
 }
 
 constexpr u32 SCANNED = TERCET_SCANNED;  // rows of a block of `scan`

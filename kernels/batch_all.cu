@@ -34,9 +34,8 @@ struct Args {
     u64* start;       // [anchors + 1]: where an anchor's pairs begin
     float* distance;  // [capacity]: d_ap
     float* threshold; // [capacity]: d_ap + m, -MASKED for the row itself; large classes: ascending
-    u32* owner;       // [capacity]: large classes: which of the anchor's pairs has the threshold
-    u32* count;       // [capacity]: c_ap; large classes: a histogram of how many thresholds are not above d_an
-    u32* ranked;      // [capacity]: large classes: c_ap
+    u32* place;       // [capacity]: large classes: the place of a pair's threshold among these
+    u32* count;       // [capacity]: c_ap; large classes: by place, a histogram of how many thresholds are not above d_an, and then c_ap
     float* reach;     // [anchors]: the largest threshold
     ColumnsOf* columns[2];  // of the tiles of the anchors, and of the others: what a sweep needs of them as columns
     TileOf* tiles[2]; // of the anchors, and of the others
@@ -158,7 +157,7 @@ template <class T> DEVICE void pairs(const Args& args) {
                     args.distance[at] = d;
                     args.threshold[at] = t;
                     args.count[at] = 0;
-                    if (size > COMPARED) args.owner[at] = k;
+                    if (size > COMPARED) args.place[at] = k;
                 }
             }
             if (lane == 0) args.reach[row] = reach;
@@ -172,13 +171,20 @@ template <class T> DEVICE void pairs(const Args& args) {
             const u32 size = sides.size_of_class(r);
             if (size <= COMPARED) continue;
             float* threshold = args.threshold + args.start[r];
-            u32* owner = args.owner + args.start[r];
+            u32 *place = args.place + args.start[r], *count = args.count + args.start[r];
             sort(size, [&](u32 i, u32 j) {
                 if (threshold[j] < threshold[i]) {
                     exchange(threshold[i], threshold[j]);
-                    exchange(owner[i], owner[j]);
+                    exchange(place[i], place[j]);
                 }
             });
+            // Which pair has a place is known, and wanted is the place of a pair.
+            for (u32 k = threadIdx.x; k < size; k += BATCH_THREADS) count[place[k]] = k;
+            __syncthreads();  // the places are there
+            for (u32 k = threadIdx.x; k < size; k += BATCH_THREADS) {
+                place[k] = count[k];
+                count[k] = 0;
+            }
         }
     }
     if (sides.itself) return;
@@ -321,9 +327,6 @@ template <class S, bool ROOT, int MOST> struct SweptTriplets : Weigh<S, ROOT> {
     const Course& course;
     const Batch &of_rows, &of_columns;
     Shared& shared;
-    const TileOf* tiles;    // of the columns
-    const u8* columns;      // what is brought of a tile's columns
-    SharedAddress to;       // where this thread's first thresholds of them go
     TileOf of;            // the tile that is taken
     Distances<S, ROOT> distances;
     bool rows_count, columns_count;
@@ -333,9 +336,8 @@ template <class S, bool ROOT, int MOST> struct SweptTriplets : Weigh<S, ROOT> {
     double active_distances, sum_of_distances[2];
 
     DEVICE SweptTriplets(const Args& args, const Course& course, const Batch& of_rows, const Batch& of_columns, Shared& shared)
-        : args(args), course(course), of_rows(of_rows), of_columns(of_columns), shared(shared), tiles(args.tiles[args.sides.itself ? 0 : 1 - args.which]),
-          distances(of_rows, of_columns, args.which ? args.sides.other_first : args.sides.first, args.which ? args.sides.other_end : args.sides.end,
-                    course.row_tile * TILE),
+        : args(args), course(course), of_rows(of_rows), of_columns(of_columns), shared(shared),
+          distances(args.sides, args.which, course),
           rows_count(args.which == 0), columns_count(args.with_grad && (args.which == 1 || args.sides.itself)), index(0), row_pairs(0), active_distances(0) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -347,8 +349,6 @@ template <class S, bool ROOT, int MOST> struct SweptTriplets : Weigh<S, ROOT> {
         // A loop that is gone through once at least: rows that do not count have thresholds that nothing is below.
         const u32 size = rows_count && course.first < course.end ? args.tiles[0][course.row_tile].size : 0;
         row_pairs = size > 2 ? (size + 1) / 2 : 1;
-        columns = reinterpret_cast<const u8*>(args.columns[args.sides.itself ? 0 : 1 - args.which]);
-        to = kept(shared_address(shared.columns) + threadIdx.x * 16);
         const u32 largest = *args.largest_class < MOST ? *args.largest_class : MOST;
         bytes = columns_count ? (largest + 1) / 2 * (TILE * 8) : 0;
         for (u32 k = threadIdx.x; k < MOST * TILE; k += S::threads) shared.count[k / TILE][k % TILE] = 0;
@@ -356,23 +356,25 @@ template <class S, bool ROOT, int MOST> struct SweptTriplets : Weigh<S, ROOT> {
             (&shared.rows[0][0][0])[k] = rows_count ? (&args.columns[0][course.row_tile].thresholds[0][0][0])[k] : -MASKED;
         shared.left.clear(S::threads);
     }
-    DEVICE void look(u32 tile) { of = tiles[tile]; }
+    // The columns' side. What is rarely looked at is not kept in registers.
+    DEVICE u32 side() const { return args.sides.itself ? 0 : 1 - args.which; }
+    DEVICE void look(u32 tile) { of = args.tiles[side()][tile]; }
 
     // Copies the first `bytes` bytes of thresholds, up to what all threads copy at a time.
-    template <int AT = 0> DEVICE void bring_thresholds(const u8* from, u32 bytes) {
+    template <int AT = 0> DEVICE void bring_thresholds(SharedAddress to, const u8* from) {
         constexpr int ALL = MOST * TILE * 4, ROUND = S::threads * 16;
         static_assert(ALL % ROUND == 0, "as many copies for each thread");
         if constexpr (AT < ALL) {
             // An instruction adds up to 2 KB to an address by itself.
             copy_async16_at_if<AT % 4096 - 2048>(AT < bytes, to + (AT / 4096 * 4096 + 2048), from + (AT / 4096 * 4096 + 2048));
-            bring_thresholds<AT + ROUND>(from, bytes);
+            bring_thresholds<AT + ROUND>(to, from);
         }
     }
     DEVICE void bring(u32 tile) {
         constexpr int EACH = TILE * 16 / S::threads;  // bytes of terms and shares that a thread copies
-        const u8* of_tile = columns + u64(tile) * sizeof(ColumnsOf);
+        const u8* of_tile = reinterpret_cast<const u8*>(args.columns[side()] + tile);
         copy_async_few<EACH>(shared_address(&shared) + threadIdx.x * EACH, of_tile + threadIdx.x * EACH);
-        bring_thresholds(of_tile + TILE * 16 + threadIdx.x * 16, bytes);
+        bring_thresholds(shared_address(shared.columns) + threadIdx.x * 16, of_tile + TILE * 16 + threadIdx.x * 16);
     }
     DEVICE bool weigh(u32 tile, Products<S>& d, Weights<S, planes>& w) {
         float least[2], sums[2];
@@ -631,7 +633,7 @@ template <class P> DEVICE void left(const Args& args) {
             if (s.count[k][mine]) atomicAdd(&args.count[row.start + k], s.count[k][mine]);
 }
 
-// c_ap of an anchor of a large class, by a block: the k-th smallest threshold, counted from 0, is above those d_an that have at
+// Makes c_ap of the counts of an anchor of a large class, by a block: the k-th smallest threshold, counted from 0, is above those d_an that have at
 // most k thresholds not above them.
 DEVICE void rank(const Args& args, u32 row) {
     SHARED(u32, total, TILE_THREADS);
@@ -647,14 +649,14 @@ DEVICE void rank(const Args& args, u32 row) {
     for (u32 t = 0; t < threadIdx.x; ++t) below += total[t];
     for (u32 k = begin; k < end; ++k) {
         below += args.count[start + k];
-        args.ranked[start + args.owner[start + k]] = below;
+        args.count[start + k] = below;
     }
     __syncthreads();  // all threads have read the runs' sums, and the counts are there
 }
 // c_ap of an anchor's k-th pair.
 DEVICE u32 count_of(const Args& args, u32 row, u32 k) {
     const u64 at = args.start[row] + k;
-    return args.sides.size_of_class(row) > COMPARED ? args.ranked[at] : args.count[at];
+    return args.count[args.sides.size_of_class(row) > COMPARED ? args.start[row] + args.place[at] : at];
 }
 
 // A block adds up the loss of the anchors of a row tile, once all blocks of the tile are done; the last block of all the batch's.
@@ -691,7 +693,7 @@ DEVICE void add_up(const Args& args, u32 row_tile) {
     const double scale = over > 0 ? 1 / over : 1;
     if (args.loss) *args.loss = lost ? nan_value<float>() : float(total[0] > 0 ? total[0] * scale : 0);
     const double valid = total[1] > 0 ? total[1] : 1;
-    write_stats(args.stats, total[1], total[2], total[3] / valid, total[4] / valid, lost, lost ? nan_value<double>() : scale);
+    write_stats(args.stats, total[1], total[2], total[3] / valid, total[4] / valid, lost, lost ? nan_value<double>() : scale, !counted);
 }
 
 // The last pass over tiles of a row tile's block. P: the precision.
@@ -768,14 +770,15 @@ template <class T, class P> DEVICE void backward(const Args& args) {
 KERNEL(batch_all_left_highest, TILE_THREADS, const Args args) { finish_tiles<Split>(args); }
 KERNEL(batch_all_left_half, TILE_THREADS, const Args args) { finish_tiles<Half>(args); }
 // The kernels of a precision P for each shape of a sweep.
-#define SWEEPS(precision, P)                                                                       \
-    SWEEP(precision, P, wide, SweepWide, TERCET_COMPARED)                               \
-    SWEEP(precision, P, wide_long, SweepWideLong, TERCET_COMPARED_FEW)                    \
-    SWEEP(precision, P, narrow, SweepNarrow, TERCET_COMPARED_FEW)                         \
+#define SWEEPS(precision, P)                                           \
+    SWEEP(precision, P, wide, SweepWide, COMPARED)                     \
+    SWEEP(precision, P, wide_long, SweepWideLong, TERCET_COMPARED_FEW) \
+    SWEEP(precision, P, narrow, SweepNarrow, TERCET_COMPARED_FEW)      \
     SWEEP(precision, P, narrow_long, SweepNarrowLong, TERCET_COMPARED_FEW)
-#define SWEEP(precision, P, shape, S, most)                                                                                      \
-    KERNEL_OF(S::blocks, batch_all_sweep_##precision##_##shape, S::threads, const Args args) { sweep<P, S, false, most>(args); } \
-    KERNEL_OF(S::blocks, batch_all_sweep_root_##precision##_##shape, S::threads, const Args args) { sweep<P, S, true, most>(args); }
+#define SWEEP(precision, P, shape, S, most)                                                                                          \
+    IF_TAKEN(TERCET_SWEEP_batch_all_##precision##_##shape,                                                                           \
+        KERNEL_OF(S::blocks, batch_all_sweep_##precision##_##shape, S::threads, const Args args) { sweep<P, S, false, most>(args); } \
+        KERNEL_OF(S::blocks, batch_all_sweep_root_##precision##_##shape, S::threads, const Args args) { sweep<P, S, true, most>(args); })
 SWEEPS(highest, Split)
 SWEEPS(half, Half)
 // The kernels for rows of type T.

@@ -195,7 +195,6 @@ template <class S, bool ROOT> struct SweptPairs {
     const Course& course;
     const Batch &of_rows, &of_columns;
     PairsShared<S::across>& shared;
-    const TileOf* tiles;  // of the columns
     TileOf of;            // the tile that is taken
     Distances<S, ROOT> distances;
     float margin;   // of distances as the sweep has them: twice that of cosine
@@ -206,9 +205,8 @@ template <class S, bool ROOT> struct SweptPairs {
     double squares[2], active[2], sum[2];
 
     DEVICE SweptPairs(const Args& args, const Course& course, const Batch& of_rows, const Batch& of_columns, PairsShared<S::across>& shared)
-        : args(args), course(course), of_rows(of_rows), of_columns(of_columns), shared(shared), tiles(args.tiles[args.sides.itself ? 0 : 1 - args.which]),
-          distances(of_rows, of_columns, args.which ? args.sides.other_first : args.sides.first, args.which ? args.sides.other_end : args.sides.end,
-                    course.row_tile * TILE),
+        : args(args), course(course), of_rows(of_rows), of_columns(of_columns), shared(shared),
+          distances(args.sides, args.which, course),
           margin(float(args.margin) * (args.kind == COSINE ? 2.f : 1.f)), index(0) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -222,7 +220,7 @@ template <class S, bool ROOT> struct SweptPairs {
         enlarge = __uint_as_float(u32(ordinary ? exponent + 127 : 127) << 23);
         shared.left.clear(S::threads);
     }
-    DEVICE void look(u32 tile) { of = tiles[tile]; }
+    DEVICE void look(u32 tile) { of = args.tiles[args.sides.itself ? 0 : 1 - args.which][tile]; }
     DEVICE void bring(u32 tile) {
         constexpr u32 NUMBERS = TILE * 2;
         static_assert(S::threads == S::across * NUMBERS, "a number a thread");
@@ -657,14 +655,15 @@ KERNEL(batch_contrastive_left_half, TILE_THREADS, const Args args) { left<Half>(
 KERNEL(batch_contrastive_pass_highest, TILE_THREADS, const Args args) { pass<Split>(args); }
 KERNEL(batch_contrastive_pass_half, TILE_THREADS, const Args args) { pass<Half>(args); }
 // The kernels of a precision P for each shape of a sweep.
-#define SWEEPS(precision, P)                        \
-    SWEEP(precision, P, wide, SweepWide)            \
-    SWEEP(precision, P, wide_long, SweepWideLong)   \
-    SWEEP(precision, P, narrow, SweepNarrow)        \
+#define SWEEPS(precision, P)                      \
+    SWEEP(precision, P, wide, SweepWide)          \
+    SWEEP(precision, P, wide_long, SweepWideLong) \
+    SWEEP(precision, P, narrow, SweepNarrow)      \
     SWEEP(precision, P, narrow_long, SweepNarrowLong)
-#define SWEEP(precision, P, shape, S)                                                                                                \
-    KERNEL_OF(S::blocks, batch_contrastive_sweep_##precision##_##shape, S::threads, const Args args) { sweep<P, S, false>(args); } \
-    KERNEL_OF(S::blocks, batch_contrastive_sweep_root_##precision##_##shape, S::threads, const Args args) { sweep<P, S, true>(args); }
+#define SWEEP(precision, P, shape, S)                                                                                                  \
+    IF_TAKEN(TERCET_SWEEP_batch_contrastive_##precision##_##shape,                                                                     \
+        KERNEL_OF(S::blocks, batch_contrastive_sweep_##precision##_##shape, S::threads, const Args args) { sweep<P, S, false>(args); } \
+        KERNEL_OF(S::blocks, batch_contrastive_sweep_root_##precision##_##shape, S::threads, const Args args) { sweep<P, S, true>(args); })
 SWEEPS(highest, Split)
 SWEEPS(half, Half)
 // The kernels for rows of type T.

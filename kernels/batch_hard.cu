@@ -507,12 +507,13 @@ template <class T> DEVICE void backward(const Args& args) {
 // The blocks of a shape that a multiprocessor holds.
 constexpr int BLOCKS[] = {TERCET_STRIP_BLOCKS};
 #define NEGATIVES(mode, P, shape, resident, SHAPE, blocks)                                                                \
+    IF_TAKEN(TERCET_STRIP_##mode##_##shape,                                                                               \
     KERNEL_OF(blocks, batch_hard_negatives_##mode##_##shape, (StripShape<resident, SHAPE>::threads), const Args args) {   \
         negatives<P, StripShape<resident, SHAPE>>(args);                                                                  \
     }                                                                                                                     \
     KERNEL_OF(blocks, batch_hard_triangle_##mode##_##shape, (StripShape<resident, SHAPE>::threads), const Args args) {    \
         triangle<P, StripShape<resident, SHAPE>>(args);                                                                   \
-    }
+    })
 NEGATIVES(highest, Split, wide, true, TERCET_STRIP_WIDE_SPLIT, BLOCKS[0])
 NEGATIVES(highest, Split, wide_long, false, TERCET_STRIP_WIDE_LONG, BLOCKS[0])
 NEGATIVES(highest, Split, narrow, true, TERCET_STRIP_NARROW, BLOCKS[1])

@@ -1,7 +1,7 @@
 // contrastive:  loss_b = d^2 / 2 if x1_b and x2_b are of the same class, else relu(m - d)^2 / 2,   d = d(x1_b, x2_b).
 //
 // One pass: each row of x1 and x2 is read once, its loss and its two gradient rows are written once (16 B D bytes in
-// f32). The same kernel serves as the backward pass of 16-bit inputs, of a loss per row, and of upstream gradients
+// f32). The same kernel serves as the backward pass of f16 inputs, of a loss per row, and of upstream gradients
 // other than 1.
 //
 // A distance that is not finite makes the loss and both gradient rows NaN: an infinite one would otherwise pass as a

@@ -48,25 +48,29 @@ DEVICE bool is_left(u32 byte, u32 across, u32 row, u32 column) { return byte >> 
 
 // Squared distances to the rows of a tile, or with ROOT distances, of a warp's two rows a thread.
 template <class S, bool ROOT> struct Distances {
+    // What is rarely looked at is not kept in registers.
+    const Sides& sides;
+    const Course& course;
+    const u32 which;        // the rows: the anchors or, 1, the others
     float norm[2], scale[2];
-    u32 first[2], end[2];  // the rows' classes, as rows of the columns' batch
-    u32 low, high;         // from the lowest of these of the block's rows to the highest
-    u32 rows;              // of the columns' batch
+    u32 low, high;          // from the first row of the block's rows' classes, among the columns, to the last
 
-    DEVICE Distances(const Batch& of_rows, const Batch& of_columns, const u32* class_first, const u32* class_end, u32 row_base) : rows(of_columns.rows) {
-        const u32 last = of_rows.rows - 1;
-        low = class_first[row_base];
-        high = class_end[row_base + TILE - 1 < last ? row_base + TILE - 1 : last];
+    DEVICE Distances(const Sides& sides, u32 which, const Course& course) : sides(sides), course(course), which(which) {
+        const Batch& of_rows = which ? sides.others : sides.anchors;
+        const u32 base = course.row_tile * TILE, last = of_rows.rows - 1;
+        low = class_first(base);
+        high = class_end(base + TILE - 1 < last ? base + TILE - 1 : last);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            const u32 row = row_base + S::row() + r * 8;
-            const bool there = row <= last;
-            norm[r] = there ? of_rows.norm[row] : 0.f;
-            scale[r] = there ? of_rows.scale[row] : 0.f;
-            first[r] = there ? class_first[row] : 0;
-            end[r] = there ? class_end[row] : rows;  // no pair
+            const u32 row = base + S::row() + r * 8;
+            norm[r] = row <= last ? of_rows.norm[row] : 0.f;
+            scale[r] = row <= last ? of_rows.scale[row] : 0.f;
         }
     }
+    DEVICE u32 class_first(u32 row) const { return (which ? sides.other_first : sides.first)[row]; }
+    DEVICE u32 class_end(u32 row) const { return (which ? sides.other_end : sides.end)[row]; }
+    // Rows of the columns' batch.
+    DEVICE u32 columns() const { return which ? sides.anchors.rows : sides.others.rows; }
     // d: products, and then distances; MASKED: not a pair of two classes. least, total: of each row's distances, without these.
     // False if a pair is near, or the tile is not ordinary: then nothing holds, and the warp leaves its part of the block's tile
     // number `index`. The whole warp calls.
@@ -96,7 +100,7 @@ template <class S, bool ROOT> struct Distances {
         // Below 1/64 of both squared norms a distance has cancelled.
         const float most = ordinary ? __uint_as_float(of.norm) : __uint_as_float(0x7f800000);
         bool special = base < high && base + TILE > low;
-        special = special || base + TILE > rows;
+        special = special || base + TILE > columns();
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             special = special || least[r] <= fmaf(norm[r], 1.f / 64, most * (1.f / 64)) || (ROOT && least[r] < LEAST_SQUARE);
@@ -118,6 +122,15 @@ template <class S, bool ROOT> struct Distances {
     // As `make`, where pairs of one class, columns beyond the batch, or near pairs are in the tile.
     DEVICE bool mask(u32 base, bool ordinary, const float (&terms)[TILE][2], Products<S>& d, float (&least)[2], float (&total)[2]) const {
         bool near = !ordinary;
+        const u32 rows = columns();
+        u32 first[2], end[2];
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+            const u32 row = course.row_tile * TILE + S::row() + r * 8;
+            const bool there = row < (which ? sides.others.rows : sides.anchors.rows);
+            first[r] = there ? class_first(row) : 0;
+            end[r] = there ? class_end(row) : rows;  // no pair
+        }
         least[0] = least[1] = MASKED;
         total[0] = total[1] = 0.f;
 #pragma unroll

@@ -1,7 +1,7 @@
 // triplet_margin:  loss_b = relu(d(a_b, p_b) - d_n + m),   d_n = d(a_b, n_b), or with swap min(d(a_b, n_b), d(p_b, n_b)).
 //
 // One pass: each row of a, p and n is read once, its loss and its three gradient rows are written once
-// (24 B D bytes in f32). The same kernel serves as the backward pass of 16-bit inputs, of a loss per row, and of
+// (24 B D bytes in f32). The same kernel serves as the backward pass of f16 inputs, of a loss per row, and of
 // upstream gradients other than 1: it recomputes the distances of the rows it must read anyway.
 //
 // A distance that is not finite makes the loss and the three gradient rows of its triplet NaN: inf - inf, or an inf

@@ -300,7 +300,7 @@ template <class T, Rule R> DEVICE void finish(const Args& args) {
     const double scale = lost ? double(nan_value<float>()) : args.mean ? 1 / (total[1] > 0 ? total[1] : 1) : 1;
     if (args.loss) *args.loss = lost ? nan_value<float>() : float(total[0] * scale);
     const double valid = total[1] > 0 ? total[1] : 1;
-    write_stats(args.stats, total[1], total[2], total[3] / valid, total[4] / valid, lost, scale);
+    write_stats(args.stats, total[1], total[2], total[3] / valid, total[4] / valid, lost, scale, !fits(args));
 }
 
 // A thread adds a pair to the list of the row that it chose, in any order: `order` sorts the lists.

@@ -86,9 +86,12 @@ shared! {
     /// Rows of which a block of `batch_survey` makes one sum.
     pub const SURVEYED: u32 = 64;
 
-    /// What a mined loss writes about a batch: valid, active, sums of both distances, and what the sum of the losses is
-    /// multiplied by. Losses over triplets sum up as many numbers over the anchors, with the loss and without the last.
+    /// What losses over triplets sum up over the anchors: the loss, valid, active, and both distances.
     pub const STATS: usize = 5;
+
+    /// Numbers of 8 bytes that a mined loss writes about a batch: valid, active, means of both distances, what the sum of the
+    /// losses is multiplied by, and whether there was no room for the pairs.
+    pub const STATS_WRITTEN: usize = 6;
 
     /// A mined loss's distance is the squared Euclidean one.
     pub const SQUARED: u32 = 0;
@@ -301,7 +304,7 @@ pub const EVEN_SPLITS: u32 = 8;
 /// The share of the device that blocks in whole turns must keep busy: the first split that does is taken.
 pub const EVEN_ENOUGH: f64 = 0.9;
 
-/// Pairs of an anchor and a row of its class that any batch has room for.
+/// Pairs of an anchor and a row of its class that any batch has room for, if the loss's options do not say.
 pub const PAIRS: usize = 1 << 22;
 
 /// Rows of its class for each anchor, on average, that a batch has room for: as many pairs, if these are more than [`PAIRS`].

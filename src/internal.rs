@@ -1,7 +1,7 @@
 //! What this repository's tests and emulator need of the crate's inside. No other code should use it: each release may
 //! change all of it.
 
-pub use crate::constants::{SHARED_OF_DRIVER, TRIANGLE_FROM};
+pub use crate::constants::{SHARED_OF_DRIVER, STATS_WRITTEN, TRIANGLE_FROM};
 pub use crate::problem::Problem;
 #[cfg(feature = "cuda")]
 pub use on_device::*;
@@ -13,12 +13,11 @@ mod on_device {
     pub use crate::cuda::batch::{Cores, capacity};
     pub use crate::cuda::device::{CudaLauncher, Device};
     pub use crate::cuda::fitness::{Machine, fit};
-    pub use crate::cuda::images::{IMAGES, Image, KernelReport, choose};
+    pub use crate::cuda::images::{IMAGES, Image, KernelReport, choose, choose_for};
     pub use crate::cuda::launcher::{Address, DeviceProperties, Grid, Launcher, Memory};
     pub use crate::cuda::mined::OnDevice;
     pub use crate::cuda::paired::{Pass, Plan, RowAccess};
-    pub use crate::cuda::strip::Strip;
-    pub use crate::cuda::sweep::{Sweep, of_batch_all, of_batch_contrastive};
+    pub use crate::cuda::targets::{OfLoss, Shared, Strip, Sweep, is_left_out, of_batch_all, of_batch_contrastive};
     #[cfg(feature = "torch")]
     pub use crate::torch::launcher::on_pool_stream;
 
@@ -134,6 +133,17 @@ mod on_device {
         unsafe { crate::triplet_margin::cuda::run::<T, D>(launcher, &loss_fn.checked(shape, largest::<T>())?, pass) }
     }
 
+    /// Whether a forward pass on tensors of T makes the gradients of [`triplet_margin`] too, for an upstream of 1.
+    ///
+    /// # Errors
+    /// If the shape is empty or an option is out of range.
+    pub fn triplet_margin_grads_with_loss<T: Element>(
+        loss_fn: &TripletMarginLoss,
+        shape: [usize; 2],
+    ) -> Result<bool, Error> {
+        Ok(loss_fn.checked(shape, largest::<T>())?.paired.grads_with_loss::<T>())
+    }
+
     /// Which kernel [`contrastive`] would launch.
     ///
     /// # Errors
@@ -165,6 +175,17 @@ mod on_device {
     ) -> Result<(), Error> {
         // SAFETY: the caller's contract.
         unsafe { crate::contrastive::cuda::run::<T, D>(launcher, &loss_fn.checked(shape, largest::<T>())?, pass, same) }
+    }
+
+    /// Whether a forward pass on tensors of T makes the gradients of [`contrastive`] too, for an upstream of 1.
+    ///
+    /// # Errors
+    /// If the shape is empty or an option is out of range.
+    pub fn contrastive_grads_with_loss<T: Element>(
+        loss_fn: &ContrastiveLoss,
+        shape: [usize; 2],
+    ) -> Result<bool, Error> {
+        Ok(loss_fn.checked(shape, largest::<T>())?.grads_with_loss::<T>())
     }
 
     /// The distances between rows in the launcher's memory, `[N, dim]` and `[M, dim]`, with products by these cores.

@@ -3,7 +3,7 @@
 use crate::distance::Metric;
 use crate::matrix::check_len;
 use crate::problem::check_margin;
-use crate::{Error, PairedDistance, Reduction};
+use crate::{Element, Error, PairedDistance, Reduction};
 
 /// The options that every paired loss has, as the caller set them.
 pub(crate) struct Options {
@@ -57,6 +57,13 @@ impl PairedProblem {
             Reduction::Mean => 1.0 / self.rows as f64,
             Reduction::Sum | Reduction::None => 1.0,
         }
+    }
+
+    /// Whether a forward pass makes the gradients of rows of T too, for an upstream gradient of 1; backward runs the pass again
+    /// only if the upstream is another. Not of f16, which a gradient scaler trains, so that the upstream is never 1; nor of one
+    /// loss a row, whose upstreams are known only later.
+    pub fn grads_with_loss<T: Element>(&self) -> bool {
+        self.reduction != Reduction::None && T::NAME != half::f16::NAME
     }
 
     /// How many numbers an upstream gradient has.

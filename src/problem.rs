@@ -13,6 +13,8 @@ pub struct Options<X> {
     /// What `Reduction::Mean` divides by.
     pub mean_over: MeanOver,
     pub precision: Precision,
+    /// Pairs that a device has room for, of a loss that lists them; `None`: the default.
+    pub pairs_at_once: Option<usize>,
     pub extra: X,
 }
 
@@ -46,6 +48,9 @@ impl<X: Copy> Problem<X> {
     /// The checks of every call; [`Loss::problem`](crate::mined::Loss::problem) adds those of the loss.
     pub fn new(options: Options<X>, sizes: &Sizes) -> Result<Self, Error> {
         check_margin(options.margin, sizes.largest)?;
+        if let Some(pairs) = options.pairs_at_once.filter(|pairs| !(1..=MAX_PAIRS).contains(pairs)) {
+            return Err(Error::argument("pairs_at_once", format!("1 to {MAX_PAIRS}"), pairs.to_string()));
+        }
         check_rows("embeddings", sizes.embeddings)?;
         let [rows, dim] = sizes.embeddings;
         if sizes.labels != rows {
@@ -109,6 +114,8 @@ pub(crate) fn check_margin(margin: f64, largest: f64) -> Result<(), Error> {
     Ok(())
 }
 
+/// Kernels number pairs with `u32`.
+const MAX_PAIRS: usize = u32::MAX as usize;
 /// Kernels number rows, in whole tiles of them, with `u32`.
 const MAX_ROWS: usize = u32::MAX as usize - 256;
 /// Kernels number pieces of 128 rows with `u32`: from 2^25 f32 columns on that wraps.

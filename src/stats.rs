@@ -12,6 +12,10 @@ pub struct Stats {
     pub mean_positive_distance: f64,
     /// The mean distance between anchors and negatives, 0 if there is none.
     pub mean_negative_distance: f64,
+    /// Whether a CUDA device had no room for the batch's pairs, and the loss is NaN for that (see
+    /// [`pairs_at_once`](crate::BatchAllTripletLoss::pairs_at_once)). Always false on the CPU, and of losses that list no
+    /// pairs.
+    pub too_many_pairs: bool,
 }
 
 impl Stats {

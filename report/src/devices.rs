@@ -1,6 +1,6 @@
 //! What a multiprocessor of each kind of device holds.
 
-use tercet::internal::{DeviceProperties, SHARED_OF_DRIVER};
+use tercet::internal::{DeviceProperties, SHARED_OF_DRIVER, Shared};
 
 /// A kind of device, with the sizes of one that has it. Limits are from the table of compute capabilities in CUDA's
 /// programming guide; all have 64 Ki registers.
@@ -16,10 +16,8 @@ pub struct Multiprocessor {
     pub threads: u32,
     /// Blocks at a time.
     pub blocks: u32,
-    /// Bytes of shared memory, of which each block takes [`SHARED_OF_DRIVER`] more than it asks for.
-    pub shared_bytes: u32,
-    /// The most bytes of shared memory that a block may ask for.
-    pub shared_bytes_per_block: u32,
+    /// Shared memory, of which each block takes [`SHARED_OF_DRIVER`] more than it asks for.
+    pub shared: Shared,
 }
 
 /// Registers of a multiprocessor.
@@ -31,7 +29,10 @@ const FILES: u32 = 4;
 /// Shared memory is handed out in pieces of so many bytes.
 const SHARED_PIECE: u32 = 128;
 
-const KIB: u32 = 1 << 10;
+/// What the crate knows of a device of this capability.
+const fn shared(major: u32, minor: u32) -> Shared {
+    Shared::of(major, minor).expect("one of the crate's devices")
+}
 
 /// The devices that the images serve.
 pub const MULTIPROCESSORS: [Multiprocessor; 6] = [
@@ -41,8 +42,7 @@ pub const MULTIPROCESSORS: [Multiprocessor; 6] = [
         count: 108,
         threads: 2048,
         blocks: 32,
-        shared_bytes: 164 * KIB,
-        shared_bytes_per_block: 163 * KIB,
+        shared: shared(8, 0),
     },
     Multiprocessor {
         capability: (8, 6),
@@ -50,8 +50,7 @@ pub const MULTIPROCESSORS: [Multiprocessor; 6] = [
         count: 84,
         threads: 1536,
         blocks: 16,
-        shared_bytes: 100 * KIB,
-        shared_bytes_per_block: 99 * KIB,
+        shared: shared(8, 6),
     },
     Multiprocessor {
         capability: (8, 9),
@@ -59,8 +58,7 @@ pub const MULTIPROCESSORS: [Multiprocessor; 6] = [
         count: 142,
         threads: 1536,
         blocks: 24,
-        shared_bytes: 100 * KIB,
-        shared_bytes_per_block: 99 * KIB,
+        shared: shared(8, 9),
     },
     Multiprocessor {
         capability: (9, 0),
@@ -68,8 +66,7 @@ pub const MULTIPROCESSORS: [Multiprocessor; 6] = [
         count: 132,
         threads: 2048,
         blocks: 32,
-        shared_bytes: 228 * KIB,
-        shared_bytes_per_block: 227 * KIB,
+        shared: shared(9, 0),
     },
     Multiprocessor {
         capability: (10, 0),
@@ -77,8 +74,7 @@ pub const MULTIPROCESSORS: [Multiprocessor; 6] = [
         count: 148,
         threads: 2048,
         blocks: 32,
-        shared_bytes: 228 * KIB,
-        shared_bytes_per_block: 227 * KIB,
+        shared: shared(10, 0),
     },
     Multiprocessor {
         capability: (12, 0),
@@ -86,8 +82,7 @@ pub const MULTIPROCESSORS: [Multiprocessor; 6] = [
         count: 170,
         threads: 1536,
         blocks: 24,
-        shared_bytes: 100 * KIB,
-        shared_bytes_per_block: 99 * KIB,
+        shared: shared(12, 0),
     },
 ];
 
@@ -96,13 +91,14 @@ impl Multiprocessor {
     /// memory; 0 if not one.
     #[must_use]
     pub fn resident(&self, threads: u32, registers: u32, shared_bytes: u32) -> u32 {
-        if shared_bytes > self.shared_bytes_per_block || threads == 0 {
+        if shared_bytes > self.shared.of_block || threads == 0 {
             return 0;
         }
         let warps = threads.div_ceil(32);
         let of_warp = (registers.max(1) * 32).next_multiple_of(REGISTER_PIECE);
         let by_registers = REGISTERS / FILES / of_warp * FILES / warps;
-        let by_shared = self.shared_bytes / (shared_bytes + SHARED_OF_DRIVER).next_multiple_of(SHARED_PIECE);
+        let by_shared =
+            self.shared.of_multiprocessor / (shared_bytes + SHARED_OF_DRIVER).next_multiple_of(SHARED_PIECE);
         by_registers.min(by_shared).min(self.threads / threads).min(self.blocks)
     }
 
@@ -115,8 +111,8 @@ impl Multiprocessor {
             minor: self.capability.1,
             multiprocessors: self.count,
             threads_per_multiprocessor: self.threads,
-            shared_bytes_per_block: self.shared_bytes_per_block,
-            shared_bytes_per_multiprocessor: self.shared_bytes,
+            shared_bytes_per_block: self.shared.of_block,
+            shared_bytes_per_multiprocessor: self.shared.of_multiprocessor,
         }
     }
 

@@ -242,14 +242,19 @@ pub fn read(listing: &str, target: &str, work: Option<&Work>, problem: &Problem)
             Some(if first_of_groups() == Some(at) { Role::Tile } else { Role::Columns })
         } else if is_tensor(c) {
             let outer = l.parent.filter(|&outer| of_groups(outer));
-            Some(if of_sweep && outer.is_some_and(|outer| first_of_groups() != Some(outer)) { Role::Weighted } else { Role::Slab })
+            Some(if of_sweep && outer.is_some_and(|outer| first_of_groups() != Some(outer)) {
+                Role::Weighted
+            } else {
+                Role::Slab
+            })
         } else if has_inside(at, &is_push) {
             Some(Role::Chunk)
         } else if is_push(at) {
             Some(Role::Push)
         } else if innermost && c.of(Class::Copy) > 0.0 && l.parent.is_some_and(|outer| has_inside(outer, &is_push)) {
             Some(Role::Bring)
-        } else if (of_sweep || c.of(Class::Shuffle) > 0.0) && c.of(Class::Alu) + c.of(Class::Fma) >= f64::from(elements) {
+        } else if (of_sweep || c.of(Class::Shuffle) > 0.0) && c.of(Class::Alu) + c.of(Class::Fma) >= f64::from(elements)
+        {
             Some(Role::Threshold)
         } else {
             None

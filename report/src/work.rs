@@ -1,11 +1,11 @@
 //! What each kernel of tiles works on: the one table that turns instructions of a loop into instructions of an element, which is
 //! one product of a row with a row. Whoever changes a kernel's tile changes its line here.
 
-use tercet::internal::{Strip, Sweep, of_batch_all, of_batch_contrastive};
+use tercet::internal::{OfLoss, Strip, Sweep, of_batch_all, of_batch_contrastive};
 
 use crate::constants::{
-    BATCH_ALL_SHARED, BATCH_CONTRASTIVE_LEFT_SHARED, BATCH_CONTRASTIVE_SHARED, CHOOSE_SHARED, PANEL_WIDTH, PUSH_CHUNK, PUSH_SHARED, SLAB,
-    STREAM_RESIDENT, STRIP_RESIDENT, STRIP_ROWS, SWEEP_RESIDENT, TILE, TILE_SHARED, TILE_THREADS,
+    BATCH_ALL_SHARED, BATCH_CONTRASTIVE_LEFT_SHARED, BATCH_CONTRASTIVE_SHARED, CHOOSE_SHARED, PANEL_WIDTH, PUSH_CHUNK,
+    PUSH_SHARED, SLAB, STREAM_RESIDENT, STRIP_RESIDENT, STRIP_ROWS, SWEEP_RESIDENT, TILE, TILE_SHARED, TILE_THREADS,
 };
 
 /// A call of a loss.
@@ -150,10 +150,10 @@ impl Work {
             "batch_semi_hard_choose" | "batch_negative_drawn_choose" => {
                 Self { keeps_rows: STREAM_RESIDENT, dynamic: of_planes(CHOOSE_SHARED), thresholds: class, ..plain }
             }
-            "batch_all_left" => {
-                Self { pushes: true, dynamic: of_planes(BATCH_ALL_SHARED), thresholds: class, ..plain }
+            "batch_all_left" => Self { pushes: true, dynamic: of_planes(BATCH_ALL_SHARED), thresholds: class, ..plain },
+            "batch_contrastive_left" => {
+                Self { pushes: true, dynamic: of_planes(BATCH_CONTRASTIVE_LEFT_SHARED), ..plain }
             }
-            "batch_contrastive_left" => Self { pushes: true, dynamic: of_planes(BATCH_CONTRASTIVE_LEFT_SHARED), ..plain },
             "batch_contrastive_pass" => Self { pushes: true, dynamic: of_planes(BATCH_CONTRASTIVE_SHARED), ..plain },
             _ => return None,
         })
@@ -179,11 +179,11 @@ impl Work {
     }
 
     /// The work of a sweep, by the precision and the shape in its name. of_loss: shared memory of the loss. planes: of its weights.
-    fn of_sweep(name: &str, of_loss: fn(&str) -> u32, planes: u32, thresholds: fn(&Problem) -> f64) -> Option<Self> {
+    fn of_sweep(name: &str, of_loss: OfLoss, planes: u32, thresholds: fn(&Problem) -> f64) -> Option<Self> {
         let (precision, shape) = name.split_once('_')?;
         let precision = Precision::named(precision)?;
         let shape = Sweep::named(shape, precision.planes, of_loss)?;
-        let group = shape.group_bytes() / (planes * TILE * PANEL_WIDTH);
+        let group = shape.group_bytes / (planes * TILE * PANEL_WIDTH);
         Some(Self {
             tile: [TILE; 2],
             threads: shape.threads(),

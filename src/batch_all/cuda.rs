@@ -5,12 +5,13 @@ use bytemuck::{Pod, Zeroable};
 use super::BatchAllTripletLoss;
 use super::cpu::Problem;
 use crate::constants::{
-    BATCH_ALL_COLUMNS, BATCH_ALL_SHARED, COMPARED, COMPARED_FEW, PREPARED_ROWS, STATS,
+    BATCH_ALL_COLUMNS, BATCH_ALL_SHARED, COMPARED, COMPARED_FEW, PREPARED_ROWS, STATS, STATS_WRITTEN,
 };
 use crate::cuda::arguments::{Inputs, Output};
 use crate::cuda::batch::{self, PreparedSides, Sides};
 use crate::cuda::mined::OnDevice;
-use crate::cuda::sweep::{self, Sweep, TileOf};
+use crate::cuda::sweep::TileOf;
+use crate::cuda::targets::{self, Sweep};
 use crate::cuda::workspace::{Workspace, WorkspaceLayout, count_of};
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Distance, Element, Error, MeanOver, Reduction};
@@ -35,9 +36,8 @@ struct LossArgs {
     start: Address,
     distance: Address,
     threshold: Address,
-    owner: Address,
+    place: Address,
     count: Address,
-    ranked: Address,
     reach: Address,
     columns: [Address; 2],
     tiles: [Address; 2],
@@ -91,18 +91,18 @@ impl OnDevice for BatchAllTripletLoss {
         let shapes = &batch::shapes::<T, _>(problem);
         let (rows, dim, shape, product) = (problem.rows, problem.dim, shapes[0], shapes[0].product);
         let properties = launcher.properties();
-        let sweep = Sweep::of(&product, dim, sweep::of_batch_all, properties);
+        let sweep = Sweep::of(&product, dim, targets::of_batch_all, properties);
         let tiles = shapes.each_ref().map(|shape| shape.tiles());
         let splits = [0, 1].map(|which: usize| sweep.splits(tiles[which], tiles[1 - which], properties));
-        let capacity = batch::capacity(rows, shapes[1].rows);
+        let capacity = batch::capacity(rows, shapes[1].rows, problem.options.pairs_at_once);
         let of_tiles = |count: u32| count as usize;
         let itself = problem.references.is_none();
 
         let mut layout = WorkspaceLayout::default();
         let WorkspaceLayout { kept, passing, zeroed } = &mut layout;
-        let stats = kept.part(STATS, 8);
+        let stats = kept.part(STATS_WRITTEN, 8);
         let start = passing.part(rows + 1, 8);
-        let of_pairs = [(); 5].map(|()| passing.part(capacity, 4));
+        let of_pairs = [(); 4].map(|()| passing.part(capacity, 4));
         let reach = passing.part(rows, 4);
         let of_side = |which: usize| if which == 1 && itself { 0 } else { of_tiles(tiles[which]) };
         let columns = [0, 1].map(|which| passing.part(of_side(which), BATCH_ALL_COLUMNS as usize));
@@ -143,7 +143,7 @@ impl OnDevice for BatchAllTripletLoss {
 
         let in_passing = |at: Address| workspace.passing() + at;
         let in_zeroed = |at: Address| workspace.zeroed().0 + at;
-        let [distance, threshold, owner, count, ranked] = of_pairs.map(in_passing);
+        let [distance, threshold, place, count] = of_pairs.map(in_passing);
         let at = of_sweeps.map(|of_sweep| LossArgs {
             left: in_passing(of_sweep.left),
             left_any: in_passing(of_sweep.left_any),
@@ -156,9 +156,8 @@ impl OnDevice for BatchAllTripletLoss {
             start: in_passing(start),
             distance,
             threshold,
-            owner,
+            place,
             count,
-            ranked,
             reach: in_passing(reach),
             columns: columns.map(in_passing),
             tiles: tile_facts.map(in_zeroed),
@@ -195,8 +194,7 @@ impl OnDevice for BatchAllTripletLoss {
             let blocks = tiles[at.which as usize] * at.splits;
             let grid = Grid { blocks, threads: sweep.threads(), shared_bytes: sweep.shared_bytes };
             launch(format!("{STEM}_sweep_{root}{}_{}", product.name, sweep.name), grid, *at)?;
-            let grid =
-                Grid { blocks, threads: batch::TILE_THREADS, shared_bytes: product.of_planes(BATCH_ALL_SHARED) };
+            let grid = Grid { blocks, threads: batch::TILE_THREADS, shared_bytes: product.of_planes(BATCH_ALL_SHARED) };
             launch(format!("{STEM}_left_{}", product.name), grid, *at)?;
         }
         Ok(Kept { sides, at, product: product.name, _memory: workspace })

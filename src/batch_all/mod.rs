@@ -38,10 +38,10 @@ use cpu::{Found, Problem};
 /// `N² (D + P)`, for large classes with `N² (D + log P)`, and memory with `N (D + P)`: how often each pair is part of
 /// an active triplet is counted, the counts are the gradient's weights (the derivation is in `docs/batch-all.md`).
 ///
-/// On CUDA there is room for 2²² pairs of an anchor and a row of its class, or for 128 such pairs an anchor if that is
-/// more: how many there are is known on the device alone, and the host does not wait for it. A batch with more makes
-/// the loss and the gradients NaN; pass a few classes of thousands of rows in shards of at most 2²² / N anchors against
-/// the whole batch ([`Call::against`]), whose pairs always fit.
+/// On CUDA there is room for [`pairs_at_once`](Self::pairs_at_once) pairs of an anchor and a row of its class, 2²² by default: how
+/// many there are is known on the device alone, and the host does not wait for it. A batch with more makes the loss and the
+/// gradients NaN, and the [`Stats`] tell this from a NaN in the embeddings. Give more room, or pass a few classes
+/// of thousands of rows in shards of at most 2²² / N anchors against the whole batch ([`Call::against`]), whose pairs always fit.
 ///
 /// ```
 /// use tercet::{BatchAllTripletLoss, Matrix};
@@ -69,6 +69,11 @@ pub struct BatchAllTripletLoss {
     pub mean_over: MeanOver,
     /// How exactly a CUDA device computes the distances to negatives; see [`Precision`].
     pub precision: Precision,
+    /// How many pairs of an anchor and a row of its class, the anchor itself among them, a CUDA device has room for; each takes 16 bytes
+    /// during the forward pass.
+    /// `None`: 2²², or 128 an anchor if that is more. It never has room for more than there could be. A batch with more pairs
+    /// has the loss NaN, and [`Stats::too_many_pairs`](crate::Stats::too_many_pairs). The CPU looks at no limit.
+    pub pairs_at_once: Option<usize>,
 }
 
 impl Default for BatchAllTripletLoss {
@@ -80,6 +85,7 @@ impl Default for BatchAllTripletLoss {
             reduction: Reduction::Mean,
             mean_over: MeanOver::Active,
             precision: Precision::Highest,
+            pairs_at_once: None,
         }
     }
 }
@@ -129,8 +135,8 @@ impl Loss for BatchAllTripletLoss {
     type Found<A: Scalar> = Found<A>;
 
     fn options(&self) -> Options<()> {
-        let Self { margin, distance, normalize, reduction, mean_over, precision } = *self;
-        Options { margin, distance, normalize, reduction, mean_over, precision, extra: () }
+        let Self { margin, distance, normalize, reduction, mean_over, precision, pairs_at_once } = *self;
+        Options { margin, distance, normalize, reduction, mean_over, precision, pairs_at_once, extra: () }
     }
 
     fn check(&self, _: &Sizes) -> Result<(), Error> {

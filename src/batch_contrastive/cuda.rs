@@ -5,12 +5,14 @@ use bytemuck::{Pod, Zeroable};
 use super::BatchContrastiveLoss;
 use super::options::{Negatives, Problem};
 use crate::constants::{
-    BATCH_CONTRASTIVE_LEFT_SHARED, BATCH_CONTRASTIVE_SHARED, DIGITS, PHASE_PUSH as PUSH, PHASE_SUMS as SUMS, STATS, SUMS_OF_ROW, TOTALS,
+    BATCH_CONTRASTIVE_LEFT_SHARED, BATCH_CONTRASTIVE_SHARED, DIGITS, PHASE_PUSH as PUSH, PHASE_SUMS as SUMS,
+    STATS_WRITTEN, SUMS_OF_ROW, TOTALS,
 };
 use crate::cuda::arguments::{Inputs, Output};
 use crate::cuda::batch::{self, BatchShape, PreparedSides, Sides};
 use crate::cuda::mined::OnDevice;
-use crate::cuda::sweep::{self, Sweep, TileOf};
+use crate::cuda::sweep::TileOf;
+use crate::cuda::targets::{self, Sweep};
 use crate::cuda::workspace::{Layout, WorkspaceLayout, count_of};
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Distance, Element, Error, Reduction};
@@ -116,14 +118,14 @@ impl OnDevice for BatchContrastiveLoss {
         let hardest = problem.options.extra == Negatives::Hardest;
         // A sweep makes the gradient with the loss, but for the upstream gradient: that must be one number.
         let grad_is_swept = !hardest && problem.options.reduction != Reduction::None;
-        let sweep = Sweep::of(&product, dim, sweep::of_batch_contrastive, properties);
+        let sweep = Sweep::of(&product, dim, targets::of_batch_contrastive, properties);
         let tiles = shapes.each_ref().map(|shape| shape.tiles());
         let itself = problem.references.is_none();
         let row_blocks = shape.row_blocks(properties);
 
         let mut layout = WorkspaceLayout::default();
         let WorkspaceLayout { kept, passing, zeroed } = &mut layout;
-        let (choice, stats) = (kept.part(1, CHOICE_BYTES), kept.part(STATS, 8));
+        let (choice, stats) = (kept.part(1, CHOICE_BYTES), kept.part(STATS_WRITTEN, 8));
         let of_selecting = |count: usize| if hardest { count } else { 0 };
         let histogram = passing.part(of_selecting(DIGITS as usize), 8);
         let tied_anchors = passing.part(of_selecting(rows), 4);

@@ -140,7 +140,16 @@ impl Loss for BatchContrastiveLoss {
 
     fn options(&self) -> Options<Negatives> {
         let Self { margin, distance, normalize, negatives, reduction, precision } = *self;
-        Options { margin, distance, normalize, reduction, mean_over: MeanOver::Valid, precision, extra: negatives }
+        Options {
+            margin,
+            distance,
+            normalize,
+            reduction,
+            mean_over: MeanOver::Valid,
+            precision,
+            pairs_at_once: None,
+            extra: negatives,
+        }
     }
 
     fn find<T: Element>(problem: &Problem, slices: &Slices<'_, T>, _: [bool; 2]) -> Found<T::Scalar> {

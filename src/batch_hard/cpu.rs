@@ -124,6 +124,7 @@ fn find<A: Scalar>(problem: &Problem, comparison: &Comparison<A>) -> Selection<A
         active,
         mean_positive_distance: positive_sum / valid as f64,
         mean_negative_distance: negative_sum / valid as f64,
+        ..Stats::default()
     };
     selection
 }

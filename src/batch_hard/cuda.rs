@@ -6,12 +6,12 @@ use super::BatchHardTripletLoss;
 use super::cpu::Problem;
 use crate::constants::{
     BATCH_HARD_HUB as HUB, BATCH_HARD_HUB_PIECE as HUB_PIECE, BATCH_HARD_SEARCHED as SEARCHED, RANKED, RUN, STATS,
-    TRIANGLE_TO,
+    STATS_WRITTEN, TRIANGLE_TO,
 };
 use crate::cuda::arguments::{Inputs, Output};
 use crate::cuda::batch::{self, BatchShape, PreparedSides, Product, Sides};
 use crate::cuda::mined::OnDevice;
-use crate::cuda::strip::Strip;
+use crate::cuda::targets::Strip;
 use crate::cuda::workspace::{Layout, WorkspaceLayout, count_of};
 use crate::cuda::{Address, Grid, Launcher, Memory};
 use crate::{Element, Error, Reduction};
@@ -123,7 +123,7 @@ impl OnDevice for BatchHardTripletLoss {
         };
         let (at_once, row_blocks) = shape.anchors_at_once(launcher.properties());
         let mut layout = WorkspaceLayout::default();
-        let stats = layout.kept.part(STATS, 8);
+        let stats = layout.kept.part(STATS_WRITTEN, 8);
         let choice = layout.kept.part(rows, 8);
         let per_anchor = [(); 3].map(|()| layout.kept.part(rows, 4));
         let of_lanes = count_of([rows, splits as usize, strip.lanes() as usize]);

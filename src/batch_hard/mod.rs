@@ -131,7 +131,16 @@ impl Loss for BatchHardTripletLoss {
 
     fn options(&self) -> Options<bool> {
         let Self { margin, distance, normalize, soft_margin, reduction, precision } = *self;
-        Options { margin, distance, normalize, reduction, mean_over: MeanOver::Valid, precision, extra: soft_margin }
+        Options {
+            margin,
+            distance,
+            normalize,
+            reduction,
+            mean_over: MeanOver::Valid,
+            precision,
+            pairs_at_once: None,
+            extra: soft_margin,
+        }
     }
 
     fn find<T: Element>(problem: &Problem, slices: &Slices<'_, T>, _: [bool; 2]) -> Self::Found<T::Scalar> {

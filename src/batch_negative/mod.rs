@@ -51,10 +51,10 @@ use options::{NegativeOptions, Problem};
 /// The embeddings are `[N, D]`, f32, f64, f16 or bf16, the labels `[N]`, any numbers in any order. Losses are f64 for
 /// f64 and f32 for all others. With [`Reduction::None`] the result is `[N]`: each anchor's sum over its pairs.
 ///
-/// On CUDA there is room for 2²² pairs of an anchor and a row of its class, or for 128 such pairs an anchor if that is
-/// more: how many there are is known on the device alone, and the host does not wait for it. A batch with more makes
-/// the loss and the gradients NaN; pass a few classes of thousands of rows in shards of at most 2²² / N anchors against
-/// the whole batch ([`Call::against`]), whose pairs always fit.
+/// On CUDA there is room for [`pairs_at_once`](Self::pairs_at_once) pairs of an anchor and a row of its class, 2²² by default: how
+/// many there are is known on the device alone, and the host does not wait for it. A batch with more makes the loss and the
+/// gradients NaN, and the [`Stats`](crate::Stats) tell this from a NaN in the embeddings. Give more room, or pass a few classes
+/// of thousands of rows in shards of at most 2²² / N anchors against the whole batch ([`Call::against`]), whose pairs always fit.
 ///
 /// ```
 /// use tercet::{BatchNegativeTripletLoss, Matrix, Negative};
@@ -86,6 +86,11 @@ pub struct BatchNegativeTripletLoss {
     pub reduction: Reduction,
     /// How exactly a CUDA device searches the negatives; see [`Precision`].
     pub precision: Precision,
+    /// How many pairs of an anchor and a row of its class, the anchor itself among them, a CUDA device has room for; each takes 32 bytes,
+    /// 36 where negatives are drawn, 24 of them until the loss is dropped, and 4 less without a gradient.
+    /// `None`: 2²², or 128 an anchor if that is more. It never has room for more than there could be. A batch with more pairs
+    /// has the loss NaN, and [`Stats::too_many_pairs`](crate::Stats::too_many_pairs). The CPU looks at no limit.
+    pub pairs_at_once: Option<usize>,
 }
 
 impl Default for BatchNegativeTripletLoss {
@@ -99,6 +104,7 @@ impl Default for BatchNegativeTripletLoss {
             normalize: false,
             reduction: Reduction::Mean,
             precision: Precision::Highest,
+            pairs_at_once: None,
         }
     }
 }
@@ -146,9 +152,9 @@ impl ChoosesNegatives for BatchNegativeTripletLoss {
     type Extra = NegativeOptions;
 
     fn options(&self) -> Options<NegativeOptions> {
-        let Self { margin, negative, pairs, seed, distance, normalize, reduction, precision } = *self;
+        let Self { margin, negative, pairs, seed, distance, normalize, reduction, precision, pairs_at_once } = *self;
         let extra = NegativeOptions { negative, pairs, seed };
-        Options { margin, distance, normalize, reduction, mean_over: MeanOver::Valid, precision, extra }
+        Options { margin, distance, normalize, reduction, mean_over: MeanOver::Valid, precision, pairs_at_once, extra }
     }
 
     fn check(&self, sizes: &Sizes) -> Result<(), Error> {

@@ -51,8 +51,9 @@ pub struct Output {
     pub losses: Address,
     /// The reduced loss, an f32.
     pub loss: Address,
-    /// Five numbers of 8 bytes: how many are valid and active, i64; the mean distances to positives and to negatives, 0 without
-    /// any, and what the sum of the losses is multiplied by, f64.
+    /// [`STATS_WRITTEN`](crate::constants::STATS_WRITTEN) numbers of 8 bytes: how many are valid and active, i64; the mean
+    /// distances to positives and to negatives, 0 without any, and what the sum of the losses is multiplied by, f64; and
+    /// whether there was no room for the pairs, 1 or 0, i64.
     pub stats: Address,
     /// What a loss that chooses has chosen; each loss's forward pass documents it.
     pub chosen: [Address; 2],

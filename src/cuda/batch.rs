@@ -226,12 +226,10 @@ pub(crate) struct Batch {
     padded: u32,
     dim: u32,
     slabs: u32,
-    centre: u32,
     normalize: u32,
     unit_norms: u32,
     held: u32,
     zeros_count: u32,
-    padding: u32,
 }
 
 impl Batch {
@@ -399,13 +397,10 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
         padded: shape.padded() as u32,
         dim: dim as u32,
         slabs: places.slabs,
-        // Unit vectors are near the origin already: they are not translated.
-        centre: (!normalize).into(),
         normalize: normalize.into(),
         unit_norms: cosine.into(),
         held: places.held,
         zeros_count: 0,
-        padding: 0,
     };
     if origin.is_none() {
         let (zeros, bytes) = workspace.zeroed();
@@ -433,7 +428,7 @@ pub(crate) unsafe fn prepare<T: Element, L: Launcher>(
     } else {
         launch("batch_order", shape.rankings())?;
     }
-    if batch.centre == 1 && origin.is_none() {
+    if origin.is_none() {
         launch(&format!("batch_survey_{}", T::NAME), shape.surveys())?;
         launch(&format!("batch_nearest_{}", T::NAME), shape.row_blocks(launcher.properties()))?;
     }
@@ -516,9 +511,9 @@ pub(crate) unsafe fn prepare_sides<T: Element, L: Launcher>(
 }
 
 /// How many pairs of an anchor and a row of its class there is room for. Their number is known on the device alone, and
-/// to ask for it would be to wait; so there is room for `PAIRS`, or for `PAIRS_OF_ROW` an anchor if that is more, but
-/// for no more than there could be.
+/// to ask for it would be to wait; so there is room for as many as the options say (`pairs_at_once`), else for `PAIRS`, or
+/// for `PAIRS_OF_ROW` an anchor if that is more; but for no more than there could be.
 #[must_use]
-pub fn capacity(rows: usize, others: usize) -> usize {
-    count_of([rows, others]).min((PAIRS_OF_ROW * rows).max(PAIRS))
+pub fn capacity(rows: usize, others: usize, pairs_at_once: Option<usize>) -> usize {
+    count_of([rows, others]).min(pairs_at_once.unwrap_or((PAIRS_OF_ROW * rows).max(PAIRS)))
 }

@@ -9,7 +9,7 @@ use cudarc::nvrtc::Ptx;
 
 use super::driver::{self, error};
 use super::fitness;
-use super::images::{self, image_for};
+use super::images::{self, Image, image_for};
 use super::launcher::{Address, DeviceProperties, Grid, Launcher, Memory};
 use crate::Error;
 
@@ -31,7 +31,8 @@ pub struct Device {
 
 #[derive(Default)]
 struct Loaded {
-    modules: HashMap<String, Arc<CudaModule>>,
+    /// By file and target.
+    modules: HashMap<(&'static str, &'static str), Arc<CudaModule>>,
     functions: HashMap<String, Function>,
 }
 
@@ -192,11 +193,18 @@ impl Device {
     }
 
     fn find(&self, loaded: &mut Loaded, stem: &str, kernel: &str) -> Result<Function, Error> {
-        let module = match loaded.modules.get(stem) {
+        let (major, minor) = (self.properties.major, self.properties.minor);
+        let Some(image) = image_for(stem, kernel, major, minor) else {
+            return Err(Error::Cuda {
+                action: format!("choosing a kernel image of {stem} for {}", self.properties.name),
+                reason: fitness::nothing_for(major, minor),
+            });
+        };
+        let module = match loaded.modules.get(&(image.stem, image.target)) {
             Some(module) => module.clone(),
             None => {
-                let module = self.load(stem)?;
-                loaded.modules.insert(stem.into(), module.clone());
+                let module = self.load(image)?;
+                loaded.modules.insert((image.stem, image.target), module.clone());
                 module
             }
         };
@@ -207,26 +215,19 @@ impl Device {
         Ok(Function { function, shared_bytes: 0 })
     }
 
-    fn load(&self, stem: &str) -> Result<Arc<CudaModule>, Error> {
-        let (major, minor) = (self.properties.major, self.properties.minor);
-        let Some(image) = image_for(stem, major, minor) else {
-            return Err(Error::Cuda {
-                action: format!("choosing a kernel image of {stem} for {}", self.properties.name),
-                reason: fitness::nothing_for(major, minor),
-            });
-        };
+    fn load(&self, image: &Image) -> Result<Arc<CudaModule>, Error> {
         let bytes = image.inflate();
-        let ptx = if image.target.starts_with("sm_") {
+        let ptx = if image.is_code() {
             Ptx::from_binary(bytes)
         } else {
             let text = String::from_utf8(bytes).expect("PTX is text");
             Ptx::from_src(text.trim_end_matches('\0'))
         };
         self.context.load_module(ptx).map_err(|e| {
-            let refused = error(format!("loading {stem} for {}", image.target), e);
+            let refused = error(format!("loading {} for {}", image.stem, image.target), e);
             // The driver's own words for an image that it cannot read name no release.
             let driver = driver::release().ok();
-            let ptx = image.target.starts_with("compute_");
+            let ptx = !image.is_code();
             match (refused, driver.and_then(|driver| fitness::too_old(images::CUDA, driver, ptx))) {
                 (Error::Cuda { action, reason }, Some(why)) => {
                     Error::Cuda { action, reason: format!("{reason}; {why}") }

@@ -1,5 +1,8 @@
 //! The compiled kernels inside this binary, and the choice among them.
 
+use super::packing::unpack;
+use super::targets::rank;
+
 /// One file of kernels compiled for one target.
 pub struct Image {
     /// The file, without folder and extension: the name of the loss.
@@ -8,7 +11,7 @@ pub struct Image {
     pub target: &'static str,
     /// Bytes before compression.
     pub size: usize,
-    /// The cubin or PTX, compressed.
+    /// The cubin, packed (packing.rs), or PTX, compressed.
     pub deflated: &'static [u8],
     /// The assembler's report on each kernel; empty for PTX.
     pub kernels: &'static [KernelReport],
@@ -38,58 +41,80 @@ pub static IMAGES: &[Image] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 pub const CUDA: (u32, u32) = include!(concat!(env!("OUT_DIR"), "/compiler.rs"));
 
 impl Image {
+    /// Whether it is machine code, and not PTX.
+    pub fn is_code(&self) -> bool {
+        self.target.starts_with("sm_")
+    }
+
+    /// Whether it has this kernel. PTX has all kernels of its file.
+    fn has(&self, kernel: &str) -> bool {
+        !self.is_code() || self.kernels.iter().any(|report| report.kernel == kernel)
+    }
+
     /// The cubin, or PTX with a final NUL, as the driver takes it.
     #[must_use]
     pub fn inflate(&self) -> Vec<u8> {
-        miniz_oxide::inflate::decompress_to_vec_with_limit(self.deflated, self.size)
-            .expect("build.rs compressed this image")
+        let bytes = miniz_oxide::inflate::decompress_to_vec_with_limit(self.deflated, self.size)
+            .expect("build.rs compressed this image");
+        if self.is_code() { unpack(&bytes) } else { bytes }
     }
 }
 
-/// The image of `stem` in this build, as [`choose`] finds it.
-pub fn image_for(stem: &str, major: u32, minor: u32) -> Option<&'static Image> {
-    choose(IMAGES, stem, major, minor)
+/// The image of `stem` in this build with `kernel`, as [`choose_for`] finds it.
+pub fn image_for(stem: &str, kernel: &str, major: u32, minor: u32) -> Option<&'static Image> {
+    choose_for(IMAGES, stem, kernel, major, minor)
 }
 
-/// The image of `stem` among `images` for a device of compute capability `major.minor`, chosen as by `image_for`.
+/// The image of `stem` among `images` for a device of compute capability `major.minor`.
 #[must_use]
 pub fn choose(images: &'static [Image], stem: &str, major: u32, minor: u32) -> Option<&'static Image> {
-    let of_stem = images.iter().filter(|image| image.stem == stem);
-    of_stem
-        .filter_map(|image| Some((rank(image.target, major, minor)?, image)))
-        .max_by_key(|(rank, _)| *rank)
-        .map(|(_, image)| image)
+    best(images, |image| image.stem == stem, major, minor)
 }
 
-/// How well a target fits a device; `None`: not at all.
-fn rank(target: &str, major: u32, minor: u32) -> Option<u32> {
-    let (kind, number) = target.split_once('_')?;
-    let exact = number.ends_with('a');
-    let number: u32 = number.trim_end_matches('a').parse().ok()?;
-    let device = major * 10 + minor;
-    match kind {
-        // Architecture-specific code (90a) runs on that very device; other cubins also on later minors.
-        "sm" if exact => (number == device).then_some(1000 + number * 2 + 1),
-        "sm" => (number / 10 == major && number <= device).then_some(1000 + number * 2),
-        "compute" => (number <= device).then_some(number),
-        _ => None,
-    }
+/// The image of `stem` among `images` that has `kernel`, for a device of compute capability `major.minor`. Machine code leaves out
+/// what the devices that are known to run it do not take: one that takes it all the same finds it in PTX.
+#[must_use]
+pub fn choose_for(
+    images: &'static [Image],
+    stem: &str,
+    kernel: &str,
+    major: u32,
+    minor: u32,
+) -> Option<&'static Image> {
+    best(images, |image| image.stem == stem && image.has(kernel), major, minor)
+}
+
+fn best(images: &'static [Image], wanted: impl Fn(&Image) -> bool, major: u32, minor: u32) -> Option<&'static Image> {
+    let ranked = images
+        .iter()
+        .filter(|image| wanted(image))
+        .filter_map(|image| Some((rank(image.target, major, minor)?, image)));
+    ranked.max_by_key(|(rank, _)| *rank).map(|(_, image)| image)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::rank;
+    use super::{Image, KernelReport, choose, choose_for};
+
+    static KERNELS: [KernelReport; 1] = [KernelReport {
+        kernel: "a_wide",
+        registers: 0,
+        shared_bytes: 0,
+        stack_bytes: 0,
+        spill_bytes: 0,
+        serialized: false,
+    }];
+    static IMAGES: [Image; 2] = [
+        Image { stem: "a", target: "sm_100", size: 0, deflated: &[], kernels: &KERNELS },
+        Image { stem: "a", target: "compute_80", size: 0, deflated: &[], kernels: &[] },
+    ];
 
     #[test]
-    fn cubins_fit_their_own_major_and_ptx_fits_the_rest() {
-        assert!(rank("sm_90a", 9, 0) > rank("sm_90", 9, 0));
-        assert!(rank("sm_90", 9, 0) > rank("compute_80", 9, 0));
-        assert!(rank("sm_80", 8, 6).is_some(), "8.6 and 8.9 run sm_80 code");
-        assert_eq!(rank("sm_80", 9, 0), None);
-        assert_eq!(rank("sm_90a", 10, 0), None);
-        assert_eq!(rank("sm_90a", 9, 1), None);
-        assert_eq!(rank("sm_100", 12, 0), None);
-        assert!(rank("compute_80", 11, 0).is_some());
-        assert_eq!(rank("compute_80", 7, 5), None);
+    fn what_machine_code_leaves_out_is_in_ptx() {
+        let target = |kernel| choose_for(&IMAGES, "a", kernel, 10, 3).map(|image| image.target);
+        assert_eq!(target("a_wide"), Some("sm_100"));
+        assert_eq!(target("a_narrow"), Some("compute_80"));
+        assert_eq!(choose(&IMAGES, "a", 10, 3).map(|image| image.target), Some("sm_100"));
+        assert!(choose_for(&IMAGES[..1], "a", "a_narrow", 10, 3).is_none());
     }
 }

@@ -11,12 +11,16 @@ pub(crate) mod images;
 pub(crate) mod launcher;
 mod matrix;
 pub(crate) mod mined;
+mod packing;
 pub(crate) mod paired;
-pub(crate) mod strip;
+mod strip;
 pub(crate) mod sweep;
+pub(crate) mod targets;
 pub(crate) mod triplets;
 pub(crate) mod workspace;
 
+/// What `targets` asks its parent for: the build scripts have it beside that file.
+use crate::constants;
 pub(crate) use device::CudaLauncher;
 pub use device::device_count;
 pub use fitness::check_device;

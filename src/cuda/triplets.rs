@@ -7,7 +7,7 @@ use super::batch::{self, PreparedSides, Product, Sides};
 use super::mined::OnDevice;
 use super::workspace::WorkspaceLayout;
 use super::{Address, Grid, Launcher, Memory};
-use crate::constants::{CHOOSE_RESIDENT as RESIDENT, CHOOSE_SHARED, STATS};
+use crate::constants::{CHOOSE_RESIDENT as RESIDENT, CHOOSE_SHARED, STATS, STATS_WRITTEN};
 use crate::mined::Loss;
 use crate::problem::Problem;
 use crate::{Element, Error, Reduction};
@@ -156,10 +156,10 @@ unsafe fn forward<T: Element, L: Launcher, X>(
     let splits = shape.even_splits_of(shapes[1].tiles(), RESIDENT, launcher.properties());
     let row_blocks = shapes.each_ref().map(|shape| shape.row_blocks(launcher.properties()));
     // Kernels number pairs with u32.
-    let capacity = batch::capacity(rows, others).min(u32::MAX as usize);
+    let capacity = batch::capacity(rows, others, problem.options.pairs_at_once).min(u32::MAX as usize);
     let mut layout = WorkspaceLayout::default();
     let WorkspaceLayout { kept, passing, .. } = &mut layout;
-    let (stats, times) = (kept.part(STATS, 8), kept.part(others, 4));
+    let (stats, times) = (kept.part(STATS_WRITTEN, 8), kept.part(others, 4));
     let (start, link) = (kept.part(rows + 1, 8), kept.part(others + 1, 8));
     let per_pair = [(); 5].map(|()| kept.part(capacity, 4));
     let linked = kept.part(if with_grad { capacity } else { 0 }, 4);

@@ -120,12 +120,14 @@ pub struct TensorStats {
     pub mean_positive_distance: Tensor,
     /// The mean distance between anchors and negatives: f64.
     pub mean_negative_distance: Tensor,
+    /// Whether there was no room for the batch's pairs, and the loss is NaN for that: bool.
+    pub too_many_pairs: Tensor,
 }
 
 /// Statistics not yet made into tensors of their own.
 enum Counted {
     OnHost(Stats),
-    /// A tensor of five numbers, as [`Output::stats`](crate::cuda::arguments::Output::stats) says.
+    /// A tensor of numbers, as [`Output::stats`](crate::cuda::arguments::Output::stats) says.
     #[cfg(feature = "cuda")]
     OnDevice(Tensor),
     #[cfg(feature = "cuda")]
@@ -140,6 +142,7 @@ impl Counted {
                 active: Tensor::from(stats.active as i64),
                 mean_positive_distance: Tensor::from(stats.mean_positive_distance),
                 mean_negative_distance: Tensor::from(stats.mean_negative_distance),
+                too_many_pairs: Tensor::from(stats.too_many_pairs),
             }),
             #[cfg(feature = "cuda")]
             Self::OnDevice(stats) => {
@@ -150,6 +153,8 @@ impl Counted {
                     active: count(1)?,
                     mean_positive_distance: stats.f_get(2)?,
                     mean_negative_distance: stats.f_get(3)?,
+                    // The first byte of an integer that is 1 or 0.
+                    too_many_pairs: stats.f_narrow(0, 5, 1)?.f_view_dtype(Kind::Bool)?.f_get(0)?,
                 })
             }
             #[cfg(feature = "cuda")]
@@ -277,7 +282,7 @@ fn on_cuda<L: MinedLoss, T: OfKind>(
     let per_row = problem.options.reduction == Reduction::None;
     let output = empty_output(per_row, arguments.embeddings)?;
     let stats = (Kind::Double, output.device());
-    let stats = count.then(|| Tensor::f_empty([crate::constants::STATS as i64], stats)).transpose()?;
+    let stats = count.then(|| Tensor::f_empty([crate::constants::STATS_WRITTEN as i64], stats)).transpose()?;
     let to = Output {
         losses: if per_row { address(&output) } else { 0 },
         loss: if per_row { 0 } else { address(&output) },

@@ -1,11 +1,12 @@
 //! Paired losses on tch tensors.
 //!
-//! For f32 and f64 with mean or sum the forward pass also makes the gradients, for an upstream gradient of 1, and
-//! backward hands them over; for another upstream it runs the pass again, which moves as many bytes as scaling would.
-//! For 16-bit inputs and for `Reduction::None` backward runs the pass, so that upstream and 1/B are multiplied in f32
-//! and rounded once.
+//! For f32, f64 and bf16 with mean or sum the forward pass also makes the gradients, for an upstream gradient of 1, and
+//! backward hands them over; for another upstream it runs the pass again, which moves as many bytes as scaling would, and
+//! rounds once. For f16, whose upstream is a gradient scaler's, and for `Reduction::None` backward alone makes them. On
+//! either way upstream and 1/B are multiplied in the type of arithmetic, before the one rounding to 16 bits, and nothing
+//! after it.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use super::autograd::{Backward, CustomFunction, needs_grad};
 use super::call::empty_output;
@@ -64,7 +65,7 @@ pub(crate) fn forward<L: OnTensors<K>, const K: usize>(
 ) -> Result<Tensor, Error> {
     let reduced = loss.problem().reduction != Reduction::None;
     let needed = inputs.map(needs_grad);
-    let at_once = needed.contains(&true) && matches!(inputs[0].kind(), Kind::Float | Kind::Double) && reduced;
+    let at_once = needed.contains(&true) && with_element!(inputs[0].kind(), T => loss.problem().grads_with_loss::<T>());
     let mut grads = if at_once { empty_grads(inputs[0], needed)? } else { [(); K].map(|()| None) };
     let mut output = empty_output(!reduced, inputs[0])?;
     tch::no_grad(|| run(&loss, inputs, others, None, Some((&mut output, reduced)), &mut grads))?;

@@ -413,3 +413,88 @@ fn a_tile_in_time() {
         println!("256 x 256 x 64, detector {}: {:.1} ms", if detect { "on" } else { "off" }, best.as_secs_f64() * 1e3);
     }
 }
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct SweepArgs {
+    rows: Address,
+    columns: Address,
+    terms: Address,
+    sums: Address,
+    row_tiles: u32,
+    tiles: u32,
+    slabs: u32,
+    splits: u32,
+}
+
+/// Whether the sums are right: of both shapes for short rows, one with weights in two planes, and of that for long ones.
+fn sweep(emulator: &Emulator, kernel: &str) -> Result<bool, String> {
+    let bug = kernel.strip_prefix("sweep_").expect("sweep_<n>");
+    let mut right = true;
+    // More than one tile of rows, and more tiles of columns for a block than a group has; one panel, two, and an odd number.
+    let shapes = [
+        ("", 128, 1, [70, 300, 100]),
+        ("", 128, 1, [64, 200, 50]),
+        ("narrow_", 256, 2, [70, 300, 100]),
+        ("long_", 128, 1, [70, 330, 300]),
+    ];
+    for (name, threads, across, [m, n, k]) in shapes {
+        let numbers = |rows: usize, salt: usize| -> Vec<f32> {
+            let number = |i: usize| ((i * 37 + salt * 11 + i / k * 13) % 17) as f32 / 4.0 - 2.0;
+            let fine = |i: usize| if i % 23 == salt { 1.0 / 4096.0 } else { 0.0 };
+            (0..rows * k).map(|i| number(i) + fine(i)).collect()
+        };
+        let (x, y) = (numbers(m, 1), numbers(n, 2));
+        let held = |rows: usize| rows.next_multiple_of(64);
+        // Of every other place, which a copy of a number for each thread brings.
+        let terms: Vec<f32> = (0..2 * held(n)).map(|at| (at % 128 % 7) as f32 + 0.031).collect();
+        let term = |j: usize| terms[j / 64 * 128 + j % 64];
+        let (rows, columns) =
+            (emulator.upload(&planes(&x, k, held(m), 2)), emulator.upload(&planes(&y, k, held(n), 2)));
+        let (width, splits, long) = (k.next_multiple_of(64), 2, name == "long_");
+        let parts = splits * if long { 1 } else { across };
+        let (terms_there, sums) = (emulator.upload(&terms), emulator.upload(&vec![f32::NAN; parts * held(m) * width]));
+        let (row_tiles, tiles) = (held(m) / 64, held(n) / 64);
+        let args = SweepArgs {
+            rows: rows.address(),
+            columns: columns.address(),
+            terms: terms_there.address(),
+            sums: sums.address(),
+            row_tiles: row_tiles as u32,
+            tiles: tiles as u32,
+            slabs: (k * 2).div_ceil(64) as u32,
+            splits: splits as u32,
+        };
+        let panel = 2 * 64 * 128;
+        let own = if long { 4 * panel + (16 << 10) } else { 5 * panel };
+        let shared_bytes = own + across as u32 * 128 * 4;
+        let grid = Grid { blocks: (row_tiles * splits) as u32, threads, shared_bytes };
+        // SAFETY: the kernel's argument; buffers of the sizes it says.
+        unsafe { emulator.launch("sweep", &format!("sweep_{name}{bug}"), grid, bytes_of(&args)) }
+            .map_err(|e| e.to_string())?;
+        let found: Vec<f32> = sums.read();
+        for i in 0..m {
+            // Rows beyond the last weigh 1 or 2 too, but they are zeros.
+            let weights: Vec<f64> = (0..n)
+                .map(|j| {
+                    let product: f64 = (0..k).map(|c| f64::from(x[i * k + c]) * f64::from(y[j * k + c])).sum();
+                    let weight = 1.0
+                        + f64::from(u8::from(product > f64::from(term(j))))
+                        + f64::from(u8::from(product < -f64::from(term(j))));
+                    weight * if name == "narrow_" { 1.0 + 1.0 / 4096.0 } else { 1.0 }
+                })
+                .collect();
+            for c in 0..k {
+                let exact: f64 = 2.0 * (0..n).map(|j| weights[j] * f64::from(y[j * k + c])).sum::<f64>();
+                let sum: f64 = (0..parts).map(|part| f64::from(found[(part * held(m) + i) * width + c])).sum();
+                right &= (sum - exact).abs() <= 2e-6 * n as f64;
+            }
+        }
+    }
+    Ok(right)
+}
+
+#[test]
+fn broken_sweeps_are_caught() {
+    table("sweep", &listed(include_str!("../kernels/sweep.bugs")), sweep);
+}

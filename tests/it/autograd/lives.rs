@@ -188,7 +188,7 @@ fn a_backward_pass_that_runs_backward_through_itself_is_an_err() {
 #[test]
 fn large_gradients_stay_while_they_are_held() {
     // Each gradient is larger than 1 MiB, the least that comes from the pool; the steps cycle through three sizes.
-    for (kind, dim) in [(Kind::Float, 1024), (Kind::Double, 512), (Kind::Half, 2048)] {
+    for (kind, dim) in [(Kind::Float, 1024), (Kind::Double, 512), (Kind::Half, 2048), (Kind::BFloat16, 2048)] {
         let loss_fn = TripletMarginLoss { margin: 1e4, ..Default::default() };
         let mut held: Vec<(Tensor, Tensor)> = Vec::new();
         for step in 0..7 {

@@ -31,7 +31,7 @@ impl Mined for BatchAllTripletLoss {
         let options = (batch::distances(), means, margins, any::<bool>(), batch::precisions(limits));
         let cases = (options, batch::batches(limits.rows)).prop_map(
             |((distance, (reduction, mean_over), margin, normalize, precision), batch)| Case {
-                loss: Self { margin, distance, normalize, reduction, mean_over, precision },
+                loss: Self { margin, distance, normalize, reduction, mean_over, precision, pairs_at_once: None },
                 batch,
             },
         );

@@ -156,6 +156,7 @@ fn statistics_are_those_of_the_slices() {
     assert_eq!(out.stats.active.int64_value(&[]) as u64, stats.active);
     assert_eq!(out.stats.mean_positive_distance.double_value(&[]), stats.mean_positive_distance);
     assert_eq!(out.stats.mean_negative_distance.double_value(&[]), stats.mean_negative_distance);
+    assert_eq!(bool::try_from(out.stats.too_many_pairs).unwrap(), stats.too_many_pairs);
 }
 
 #[test]

@@ -30,7 +30,17 @@ impl Chooses for BatchNegativeTripletLoss {
                     set.own = OwnRows::Rows;
                 }
                 let Options { margin, distance, normalize, reduction, precision } = options;
-                let loss = Self { margin, distance, normalize, negative, pairs, seed, reduction, precision };
+                let loss = Self {
+                    margin,
+                    distance,
+                    normalize,
+                    negative,
+                    pairs,
+                    seed,
+                    reduction,
+                    precision,
+                    pairs_at_once: None,
+                };
                 Case { loss, batch }
             },
         );

@@ -19,13 +19,13 @@ impl Chooses for BatchSemiHardTripletLoss {
     fn cases(limits: Limits) -> BoxedStrategy<Case<Self>> {
         let cases = (options(limits), batch::batches(limits.rows)).prop_map(|(options, batch)| {
             let Options { margin, distance, normalize, reduction, precision } = options;
-            Case { loss: Self { margin, distance, normalize, reduction, precision }, batch }
+            Case { loss: Self { margin, distance, normalize, reduction, precision, pairs_at_once: None }, batch }
         });
         cases.boxed()
     }
 
     fn options(&self) -> Options {
-        let Self { margin, distance, normalize, reduction, precision } = *self;
+        let Self { margin, distance, normalize, reduction, precision, .. } = *self;
         Options { margin, distance, normalize, reduction, precision }
     }
 

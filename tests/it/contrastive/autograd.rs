@@ -67,7 +67,7 @@ fn upstreams_are_scaled_and_accumulated() {
 #[test]
 fn a_vector_of_upstreams_may_have_any_strides() {
     for device in devices() {
-        for kind in [Kind::Double, Kind::Float, Kind::Half] {
+        for kind in [Kind::Double, Kind::Float, Kind::Half, Kind::BFloat16] {
             let weights = numbers(&[7, 3], 17, Kind::Double, device);
             let uses: [&dyn Fn(&Tensor) -> Tensor; 4] = [
                 &|losses| losses.sum(None), // expanded: stride 0
@@ -91,7 +91,7 @@ fn a_vector_of_upstreams_may_have_any_strides() {
 #[test]
 fn one_tensor_may_be_both_inputs() {
     for device in devices() {
-        for kind in [Kind::Double, Kind::Half] {
+        for kind in [Kind::Double, Kind::Half, Kind::BFloat16] {
             let [x, _] = leaves(&[6, 5], 2, kind, device);
             let loss = with(Reduction::Sum).forward(&x, &x, &same(6, device));
             // Four pairs are negative and at distance 0.
@@ -128,9 +128,12 @@ fn without_gradients_there_is_no_graph() {
 #[test]
 fn only_the_inputs_that_ask_get_gradients() {
     for device in devices() {
-        for (kind, reduction) in
-            [(Kind::Float, Reduction::Mean), (Kind::Float, Reduction::None), (Kind::Half, Reduction::Mean)]
-        {
+        for (kind, reduction) in [
+            (Kind::Float, Reduction::Mean),
+            (Kind::Float, Reduction::None),
+            (Kind::Half, Reduction::Mean),
+            (Kind::BFloat16, Reduction::Mean),
+        ] {
             let (all, same) = (leaves(&[6, 5], 4, kind, device), same(6, device));
             with(reduction).forward(&all[0], &all[1], &same).sum(None).backward();
             for (asked, other) in [(0, 1), (1, 0)] {

@@ -9,6 +9,7 @@ use tercet_emulator::{Emulator, Options};
 use super::property::{same as drawn, upload};
 use crate::paired::bounds;
 use crate::paired::launches::{self, Expected, Launched, Random, nothing_to_report, run_many};
+use crate::paired::steps::steps_move_what_their_dtype_needs;
 use crate::support::Numbers;
 
 impl Launched<2> for ContrastiveLoss {
@@ -22,6 +23,9 @@ impl Launched<2> for ContrastiveLoss {
     }
     fn plan<T: Element>(&self, device: &DeviceProperties, shape: [usize; 2], pass: &Pass<2>) -> Plan {
         internal::contrastive_plan::<T>(self, device, shape, pass).expect("valid options")
+    }
+    fn grads_with_loss<T: Element>(&self, shape: [usize; 2]) -> bool {
+        internal::contrastive_grads_with_loss::<T>(self, shape).expect("valid options")
     }
     fn expect<T: Element>(&self, x: [Matrix<'_, f64>; 2], seed: u64, upstream: &[f64]) -> Expected<2> {
         let rows = x[0].rows();
@@ -50,6 +54,10 @@ fn f16_meets_the_oracle() {
 #[test]
 fn bf16_meets_the_oracle() {
     run_many::<bf16, ContrastiveLoss, 2>(false, 250, 8000);
+}
+#[test]
+fn steps_move_each_matrix_as_often_as_their_dtype_needs() {
+    steps_move_what_their_dtype_needs::<ContrastiveLoss, 2>();
 }
 #[test]
 fn the_detector_has_nothing_to_report() {

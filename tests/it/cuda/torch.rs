@@ -37,6 +37,20 @@ fn losses() -> Vec<Loss> {
             },
         },
         Loss {
+            name: "triplet_margin of bf16",
+            of: |x, _| {
+                let [a, p, n] = x.each_ref().map(|x| x.to_kind(Kind::BFloat16));
+                TripletMarginLoss { margin: 1.0, ..Default::default() }.forward(&a, &p, &n)
+            },
+        },
+        Loss {
+            name: "contrastive of bf16",
+            of: |x, labels| {
+                let [a, b, _] = x.each_ref().map(|x| x.to_kind(Kind::BFloat16));
+                ContrastiveLoss { margin: 9.0, ..Default::default() }.forward(&a, &b, &labels.remainder(2).eq(0))
+            },
+        },
+        Loss {
             name: "pairwise_distance",
             of: |[x, y, _], _| PairwiseDistance::default().forward(x, y).mean(Kind::Float),
         },

@@ -31,6 +31,9 @@ const fn budget(
     Budget { kernel, of_targets, date, reason }
 }
 
+/// The image for a target has no such kernel, because no device that it runs on takes it.
+const LEFT_OUT: (f64, usize) = (0.0, 0);
+
 /// What was counted when this table began, and 5 % for another release of the compiler.
 const COUNTED: &str = "as counted, and 5 %";
 
@@ -47,22 +50,22 @@ const BUDGETS: &[Budget] = &[
     budget("batch_all_sweep_highest", [(558.1, 181), (591.4, 182), (545.5, 138), (548.5, 138)], "2026-11-29", COUNTED),
     budget("batch_contrastive_sweep_half", [(437.5, 62), (440.3, 62), (420.3, 66), (421.5, 66)], "2026-11-29", COUNTED),
     budget("batch_contrastive_sweep_highest", [(445.6, 62), (450.4, 62), (428.3, 66), (432.9, 66)], "2026-11-29", COUNTED),
-    budget("batch_hard_negatives_half_narrow", [(12.7, 0), (12.9, 0), (11.6, 0), (13.5, 0)], "2026-11-29", STRIPS),
-    budget("batch_hard_negatives_half_narrow_long", [(16.3, 0), (16.9, 0), (14.9, 0), (16.7, 0)], "2026-11-29", STRIPS),
-    budget("batch_hard_negatives_half_wide", [(8.2, 0), (8.2, 0), (7.6, 0), (9.8, 0)], "2026-11-29", STRIPS),
-    budget("batch_hard_negatives_half_wide_long", [(13.2, 0), (13.6, 0), (12.3, 0), (14.4, 0)], "2026-11-29", STRIPS),
-    budget("batch_hard_negatives_highest_narrow", [(18.4, 0), (18.5, 0), (17.1, 0), (22.3, 0)], "2026-11-29", STRIPS),
-    budget("batch_hard_negatives_highest_narrow_long", [(22.8, 0), (23.4, 0), (21.2, 0), (25.6, 0)], "2026-11-29", STRIPS),
-    budget("batch_hard_negatives_highest_wide", [(15.1, 0), (15.2, 0), (14.4, 0), (19.9, 0)], "2026-11-29", STRIPS),
-    budget("batch_hard_negatives_highest_wide_long", [(19.0, 0), (19.3, 0), (18.5, 0), (24.1, 0)], "2026-11-29", STRIPS),
-    budget("batch_hard_triangle_half_narrow", [(15.0, 0), (15.3, 0), (15.0, 0), (17.1, 0)], "2026-11-29", HALVES),
-    budget("batch_hard_triangle_half_narrow_long", [(19.3, 0), (20.0, 0), (18.1, 0), (20.1, 0)], "2026-11-29", HALVES),
-    budget("batch_hard_triangle_half_wide", [(10.9, 0), (11.2, 0), (10.2, 0), (12.8, 0)], "2026-11-29", HALVES),
-    budget("batch_hard_triangle_half_wide_long", [(15.6, 0), (15.9, 0), (14.9, 0), (17.2, 0)], "2026-11-29", HALVES),
-    budget("batch_hard_triangle_highest_narrow", [(21.6, 0), (21.9, 0), (20.5, 0), (25.9, 0)], "2026-11-29", HALVES),
-    budget("batch_hard_triangle_highest_narrow_long", [(25.8, 0), (26.5, 0), (24.7, 0), (29.3, 0)], "2026-11-29", HALVES),
-    budget("batch_hard_triangle_highest_wide", [(18.2, 0), (18.5, 0), (17.0, 0), (23.0, 0)], "2026-11-29", HALVES),
-    budget("batch_hard_triangle_highest_wide_long", [(21.3, 0), (21.7, 0), (20.4, 0), (26.4, 0)], "2026-11-29", HALVES),
+    budget("batch_hard_negatives_half_narrow", [(12.7, 0), LEFT_OUT, LEFT_OUT, (13.5, 0)], "2026-11-29", STRIPS),
+    budget("batch_hard_negatives_half_narrow_long", [(16.3, 0), LEFT_OUT, LEFT_OUT, (16.7, 0)], "2026-11-29", STRIPS),
+    budget("batch_hard_negatives_half_wide", [LEFT_OUT, (8.2, 0), (7.6, 0), LEFT_OUT], "2026-11-29", STRIPS),
+    budget("batch_hard_negatives_half_wide_long", [(13.2, 0), (13.6, 0), (12.3, 0), LEFT_OUT], "2026-11-29", STRIPS),
+    budget("batch_hard_negatives_highest_narrow", [(18.4, 0), LEFT_OUT, LEFT_OUT, (22.3, 0)], "2026-11-29", STRIPS),
+    budget("batch_hard_negatives_highest_narrow_long", [(22.8, 0), LEFT_OUT, LEFT_OUT, (25.6, 0)], "2026-11-29", STRIPS),
+    budget("batch_hard_negatives_highest_wide", [LEFT_OUT, (15.2, 0), (14.4, 0), LEFT_OUT], "2026-11-29", STRIPS),
+    budget("batch_hard_negatives_highest_wide_long", [LEFT_OUT, (19.3, 0), (18.5, 0), LEFT_OUT], "2026-11-29", STRIPS),
+    budget("batch_hard_triangle_half_narrow", [(15.0, 0), LEFT_OUT, LEFT_OUT, (17.1, 0)], "2026-11-29", HALVES),
+    budget("batch_hard_triangle_half_narrow_long", [(19.3, 0), LEFT_OUT, LEFT_OUT, (20.1, 0)], "2026-11-29", HALVES),
+    budget("batch_hard_triangle_half_wide", [LEFT_OUT, (11.2, 0), (10.2, 0), LEFT_OUT], "2026-11-29", HALVES),
+    budget("batch_hard_triangle_half_wide_long", [(15.6, 0), (15.9, 0), (14.9, 0), LEFT_OUT], "2026-11-29", HALVES),
+    budget("batch_hard_triangle_highest_narrow", [(21.6, 0), LEFT_OUT, LEFT_OUT, (25.9, 0)], "2026-11-29", HALVES),
+    budget("batch_hard_triangle_highest_narrow_long", [(25.8, 0), LEFT_OUT, LEFT_OUT, (29.3, 0)], "2026-11-29", HALVES),
+    budget("batch_hard_triangle_highest_wide", [LEFT_OUT, (18.5, 0), (17.0, 0), LEFT_OUT], "2026-11-29", HALVES),
+    budget("batch_hard_triangle_highest_wide_long", [LEFT_OUT, (21.7, 0), (20.4, 0), LEFT_OUT], "2026-11-29", HALVES),
     budget("batch_negative_drawn_choose_half", [(229.8, 66), (232.3, 66), (255.9, 66), (255.7, 66)], "2026-11-29", COUNTED),
     budget("batch_negative_drawn_choose_highest", [(239.8, 66), (241.5, 66), (265.2, 66), (267.0, 66)], "2026-11-29", COUNTED),
     budget("batch_negative_hardest_choose_half", [(67.4, 33), (70.1, 33), (70.0, 33), (67.4, 33)], "2026-11-29", COUNTED),
@@ -118,6 +121,7 @@ fn hot_loops_stay_within_their_budget() {
             found.instructions, found.bssy
         ));
         let budget = of_targets[at];
+        assert_ne!(budget, LEFT_OUT, "{kernel} for {target}: it has no budget there");
         if let Some(what) = found.beyond(budget) {
             beyond.push(format!("{kernel} for {target}: {what} ({date}: {reason})"));
         }
@@ -138,19 +142,25 @@ fn hot_loops_stay_within_their_budget() {
 
 #[test]
 fn every_kernel_of_tiles_has_a_budget() {
-    let kernels = || IMAGES.iter().filter(|i| i.stem != "conformance").flat_map(|i| i.kernels).map(|k| k.kernel);
-    for kernel in kernels().filter(|kernel| Work::of(kernel).is_some()) {
+    let kernels = |of: Option<&'static str>| {
+        let images = IMAGES.iter().filter(move |image| of.is_none_or(|target| image.target == target));
+        images.flat_map(|image| image.kernels).map(|kernel| kernel.kernel)
+    };
+    for kernel in kernels(None).filter(|kernel| Work::of(kernel).is_some()) {
         assert!(BUDGETS.iter().any(|budget| budget.kernel == kernel), "{kernel} has no budget");
     }
-    for budget in BUDGETS {
-        assert!(kernels().any(|kernel| kernel == budget.kernel), "there is no {}", budget.kernel);
+    for (at, target) in TARGETS.into_iter().enumerate().filter(|(_, target)| kernels(Some(target)).next().is_some()) {
+        for budget in BUDGETS {
+            let there = kernels(Some(target)).any(|kernel| kernel == budget.kernel);
+            assert_eq!(there, budget.of_targets[at] != LEFT_OUT, "{} for {target}", budget.kernel);
+        }
     }
 }
 
 #[test]
 fn what_is_beyond_a_budget_is_told() {
     for budget in BUDGETS {
-        for (instructions, bssy) in budget.of_targets {
+        for (instructions, bssy) in budget.of_targets.into_iter().filter(|of_target| *of_target != LEFT_OUT) {
             let counted = Found { instructions: instructions / 1.05, bssy };
             assert_eq!(counted.beyond((instructions, bssy)), None, "{}", budget.kernel);
             assert!(counted.beyond((instructions * 0.9, bssy)).is_some(), "{}", budget.kernel);

@@ -16,7 +16,7 @@ use tercet::internal::{
 };
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
-    BatchSemiHardTripletLoss, ContrastiveLoss, Distance, Error, Own, PairwiseDistance, Precision, Reduction,
+    BatchSemiHardTripletLoss, ContrastiveLoss, Distance, Error, Negative, Own, PairwiseDistance, Precision, Reduction,
     TripletMarginLoss,
 };
 use tercet_kernel_report::devices::{self, Multiprocessor};
@@ -45,11 +45,17 @@ struct Recorder {
     properties: DeviceProperties,
     calls: RefCell<Vec<Call>>,
     allocations: Cell<usize>,
+    bytes: Cell<usize>,
 }
 
 impl Recorder {
     fn new(device: &Multiprocessor) -> Self {
-        Self { properties: device.properties(), calls: RefCell::default(), allocations: Cell::default() }
+        Self {
+            properties: device.properties(),
+            calls: RefCell::default(),
+            allocations: Cell::default(),
+            bytes: Cell::default(),
+        }
     }
 }
 
@@ -99,6 +105,7 @@ unsafe impl Launcher for Recorder {
 
     fn allocate(&self, bytes: usize) -> Result<Untouched, Error> {
         self.allocations.set(self.allocations.get() + 1);
+        self.bytes.set(self.bytes.get() + bytes);
         Ok(Untouched::new(bytes))
     }
 
@@ -215,7 +222,9 @@ static CALLS: LazyLock<BTreeMap<&'static str, Vec<Vec<Call>>>> = LazyLock::new(|
         ($loss:ident) => {
             recorded::<Records<$loss>>(devices, &mut calls, |recorders| {
                 let all = <$loss as Recorded>::all(1.0, Distance::SquaredEuclidean, false, Reduction::Mean);
-                let losses = all.into_iter().flat_map(|loss| PRECISIONS.map(|precision| $loss { precision, ..loss }));
+                let roots = <$loss as Recorded>::all(1.0, Distance::Euclidean, false, Reduction::Mean);
+                let all = all.into_iter().chain(roots);
+                let losses = all.flat_map(|loss| PRECISIONS.map(|precision| $loss { precision, ..loss }));
                 let large = Large { recorders, losses: losses.collect() };
                 large.of::<f32>();
                 large.of::<half::f16>();
@@ -299,10 +308,10 @@ fn launches_are_as_kernels_were_compiled_for() {
                 dynamic_shared_bytes(kernel),
                 "{call:?}: what tercet-kernel-report says of it"
             );
-            assert!(grid.shared_bytes <= device.shared_bytes_per_block && grid.blocks > 0, "{call:?}");
+            assert!(grid.shared_bytes <= device.shared.of_block && grid.blocks > 0, "{call:?}");
             launched.insert(kernel.as_str());
         }
-        // A device takes either the wide strips or the narrow ones.
+        // Of devices that run one target, this one takes the wide strips or the narrow ones.
         let other = |kernel: &str| match kernel.contains("_wide") {
             true => kernel.replace("_wide", "_narrow"),
             false => kernel.replace("_narrow", "_wide"),
@@ -344,6 +353,32 @@ fn few_calls_are_sent_for_a_small_batch() {
         BatchAllTripletLoss [5, 5], 1;
         BatchSemiHardTripletLoss [9, 9], 1;
         BatchNegativeTripletLoss [10, 10], 1;
-        BatchContrastiveLoss [6, 6], 2;
+        BatchContrastiveLoss [6, 6], 1;
     }
+}
+
+/// What the documentation of `pairs_at_once` says that each pair takes, with a gradient.
+#[test]
+fn room_for_pairs_takes_as_many_bytes_as_documented() {
+    /// The bytes that a step allocates.
+    fn bytes<L: OnDevice>(loss: &L) -> usize {
+        let recorder = Recorder::new(devices::of_target("sm_90a").next().expect("a device of compute capability 9.0"));
+        step::<L, f32>(&recorder, loss, [4096, 128], None);
+        recorder.bytes.get()
+    }
+    // Multiples of what parts of memory are aligned to.
+    let rooms = [1 << 16, 3 << 16].map(Some);
+    let of_pair = |[few, many]: [usize; 2]| (many - few) as f64 / f64::from(2 << 16);
+    let all = rooms.map(|pairs_at_once| bytes(&BatchAllTripletLoss { pairs_at_once, ..Default::default() }));
+    assert_eq!(of_pair(all), 16.0);
+    let semi_hard = rooms.map(|pairs_at_once| bytes(&BatchSemiHardTripletLoss { pairs_at_once, ..Default::default() }));
+    assert_eq!(of_pair(semi_hard), 32.0);
+    for (negative, expected) in [(Negative::Hardest, 32.0), (Negative::Random, 36.0), (Negative::SemiHard, 36.0)] {
+        let loss = |pairs_at_once| BatchNegativeTripletLoss { negative, pairs_at_once, ..Default::default() };
+        assert_eq!(of_pair(rooms.map(|room| bytes(&loss(room)))), expected, "{negative:?}");
+    }
+    // By default there is room for 2²² pairs, and for no more than there could be of few rows.
+    let default =
+        [Some(1 << 22), None].map(|pairs_at_once| bytes(&BatchAllTripletLoss { pairs_at_once, ..Default::default() }));
+    assert_eq!(default[0], default[1]);
 }

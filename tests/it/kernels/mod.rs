@@ -8,7 +8,8 @@ mod launches;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use tercet::internal::{DeviceProperties, IMAGES, Image};
+use tercet::internal::{DeviceProperties, IMAGES, Image, Shared, Strip, choose, choose_for, is_left_out};
+use tercet_kernel_report::devices::MULTIPROCESSORS;
 use tercet_kernel_report::disassembler::Disassembler;
 use tercet_kernel_report::parallel;
 use tercet_kernel_report::report::Resources;
@@ -36,7 +37,7 @@ fn kernels_of(image: &Image) -> BTreeSet<String> {
 }
 
 #[test]
-fn all_images_of_a_file_have_the_same_kernels() {
+fn all_images_of_a_file_have_the_kernels_that_their_devices_take() {
     let mut files: BTreeMap<&str, Vec<(&str, BTreeSet<String>)>> = BTreeMap::new();
     for image in IMAGES {
         files.entry(image.stem).or_default().push((image.target, kernels_of(image)));
@@ -45,15 +46,45 @@ fn all_images_of_a_file_have_the_same_kernels() {
     let targets = |stem: &str| files[stem].iter().map(|(target, _)| *target).collect::<Vec<_>>();
     for (stem, images) in &files {
         assert_eq!(targets(stem), targets("batch"), "the targets of {stem}");
-        let (target, kernels) = &images[0];
-        assert!(!kernels.is_empty(), "{stem} for {target} has no kernels");
-        for (other, others) in images {
-            let difference: Vec<_> = kernels.symmetric_difference(others).collect();
-            assert!(difference.is_empty(), "{stem} for {target} and for {other} differ in {difference:?}");
+        // PTX has all kernels, and machine code those that its devices take.
+        let (_, kernels) = images.iter().find(|(target, _)| !target.starts_with("sm_")).expect("PTX of each file");
+        assert!(!kernels.is_empty(), "{stem} has no kernels");
+        for (target, found) in images {
+            let expected: BTreeSet<_> = kernels.iter().filter(|kernel| !is_left_out(target, kernel)).cloned().collect();
+            let difference: Vec<_> = expected.symmetric_difference(found).collect();
+            assert!(difference.is_empty(), "{stem} for {target} should have others: {difference:?}");
         }
         let strange: Vec<_> = kernels.iter().filter(|name| !name.starts_with(&format!("{stem}_"))).collect();
         assert!(strange.is_empty(), "kernels of {stem} without its name: {strange:?}");
     }
+}
+
+/// Machine code for each device has the strips that its plans choose, and any other device finds them in PTX.
+#[test]
+fn every_device_finds_its_strips() {
+    let kernel = |family: &str, product: &str, planes: u32, long: bool, shared: Shared| {
+        format!("batch_hard_{family}_{product}_{}", Strip::fitting(long, planes, shared).name)
+    };
+    let mut in_code = 0;
+    for device in &MULTIPROCESSORS {
+        let (major, minor) = device.capability;
+        let code = choose(IMAGES, "batch_hard", major, minor).expect("an image");
+        // No device has so little: as if it were another kind than the one that the image was made for.
+        let other = Shared { of_block: 99 << 10, of_multiprocessor: 100 << 10 };
+        for (product, planes) in [("highest", 2), ("half", 1)] {
+            for (family, long) in [("negatives", false), ("negatives", true), ("triangle", false), ("triangle", true)] {
+                let taken = kernel(family, product, planes, long, device.shared);
+                let found = choose_for(IMAGES, "batch_hard", &taken, major, minor).expect("an image with this kernel");
+                assert_eq!(found.target, code.target, "{taken} for {}", device.name);
+                in_code += usize::from(code.target.starts_with("sm_"));
+                let strange = kernel(family, product, planes, long, other);
+                assert!(choose_for(IMAGES, "batch_hard", &strange, major, minor).is_some(), "{strange}");
+            }
+        }
+    }
+    assert!(in_code > 0, "no machine code for any device");
+    let none = choose_for(IMAGES, "batch_hard", "batch_hard_negatives_highest_wide", 7, 5);
+    assert!(none.is_none(), "nothing runs on 7.5");
 }
 
 #[test]
@@ -116,19 +147,20 @@ type Exception = (&'static str, &'static str, &'static [(u32, u32)], &'static st
 
 /// Those that do not fit as the test below asks. A line goes when its kernels do.
 const DO_NOT_FIT: &[Exception] = &[
-    ("_wide", "sm_80", &[(8, 0), (8, 6), (8, 9)], "the plan takes narrow blocks there"),
-    ("_wide", "sm_120", &[(12, 0)], "the plan takes narrow blocks there"),
+    ("_half_wide_long", "sm_80", &[(8, 6), (8, 9)], "the plan takes narrow blocks there"),
     ("_choose_", "sm_80", &[(8, 6), (8, 9)], "rows, and a tile of distances: 66 and 82 KiB a block"),
     ("_choose_highest", "sm_80", &[(8, 0)], "rows, and a tile of distances: 82 KiB a block"),
     ("_choose_", "sm_120", &[(12, 0)], "rows, and a tile of distances: 66 and 82 KiB a block"),
     (
-        "_sweep_",
+        "_left_",
         "sm_80",
         &[(8, 6), (8, 9)],
-        "a tile of weights, and of batch_all one of distances: 59 to 89 KiB a block",
+        "a tile of weights, and of batch_all one of distances: 51 to 89 KiB a block",
     ),
-    ("batch_all_sweep_highest", "sm_80", &[(8, 0)], "two tiles, of distances and of weights: 89 KiB a block"),
-    ("_sweep_", "sm_120", &[(12, 0)], "a tile of weights, and of batch_all one of distances: 59 to 89 KiB a block"),
+    ("batch_all_left_highest", "sm_80", &[(8, 0)], "two tiles, of distances and of weights: 89 KiB a block"),
+    ("_left_", "sm_120", &[(12, 0)], "a tile of weights, and of batch_all one of distances: 51 to 89 KiB a block"),
+    ("_pass_", "sm_80", &[(8, 6), (8, 9)], "a tile of weights: 59 and 73 KiB a block"),
+    ("_pass_", "sm_120", &[(12, 0)], "a tile of weights: 59 and 73 KiB a block"),
 ];
 
 #[test]
@@ -162,8 +194,9 @@ fn kernels_fit_the_multiprocessors_of_every_device_that_their_image_serves() {
 fn images_stay_within_their_budget() {
     let bytes: usize = IMAGES.iter().map(|image| image.deflated.len()).sum();
     println!("{} images, {} bytes in the binary", IMAGES.len(), bytes);
-    // Half tiles and hubs of batch_hard took it beyond 8 MiB.
-    assert!(bytes <= 9 << 20, "{bytes} bytes of kernels in every binary");
+    // Of all default targets, and 5 % for another release of the compiler.
+    const REACHED: usize = 7_872_335;
+    assert!(bytes <= REACHED + REACHED / 20, "{bytes} bytes of kernels in every binary");
     for image in IMAGES {
         let most = image.kernels.iter().map(|k| k.registers).max().unwrap_or(0);
         println!("{:>16} {:>10}: {} kernels, at most {most} registers", image.stem, image.target, image.kernels.len());

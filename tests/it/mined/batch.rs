@@ -7,8 +7,9 @@ use crate::support::Numbers;
 use crate::support::property::Limits;
 
 /// Statistics of so many valid and active terms, and of these mean distances to positives and to negatives.
-pub fn stats([valid, active]: [u64; 2], [positive, negative]: [f64; 2]) -> Stats {
+pub fn stats([valid, active]: [u64; 2], [positive, negative]: [f64; 2], too_many_pairs: bool) -> Stats {
     let mut stats = Stats::default();
+    stats.too_many_pairs = too_many_pairs;
     (stats.valid, stats.active) = (valid, active);
     (stats.mean_positive_distance, stats.mean_negative_distance) = (positive, negative);
     stats

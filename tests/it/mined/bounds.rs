@@ -107,8 +107,11 @@ impl Bounds {
     fn of_precision(&self, i: usize, j: usize) -> f64 {
         let off = self.moved(i, j);
         match self.distance {
-            // Unit vectors, whose norms are taken as 1.
-            Distance::Cosine => self.coarse * (2.0 + self.coarse),
+            // Half of a squared distance of unit vectors; where they are not moved, their norms are taken as 1.
+            Distance::Cosine => {
+                let moved = 0.5 * off * (2.0 * (2.0 * self.d(i, j).max(0.0)).sqrt() + off);
+                moved.max(self.coarse * (2.0 + self.coarse))
+            }
             Distance::Euclidean => off,
             _ => off * (2.0 * self.d(i, j).sqrt() + off),
         }

@@ -91,7 +91,7 @@ pub fn mine<T: Element, D: TestDevice, L: Mined + Debug>(
 ) -> Mining<T> {
     let launcher = device.launcher();
     let shape @ [rows, dim] = [batch.rows[0], batch.dim];
-    let (losses, loss, stats) = (device.poison::<f32>(rows), device.poison::<f32>(1), device.poison::<f64>(5));
+    let (losses, loss, stats) = (device.poison::<f32>(rows), device.poison::<f32>(1), device.poison::<f64>(6));
     let choices = [(); 2].map(|()| device.poison::<u32>(chosen.max(1)));
     let with_grad = [true, batch.inputs.reference.is_some()];
     let output = Output {
@@ -124,12 +124,15 @@ pub fn mine<T: Element, D: TestDevice, L: Mined + Debug>(
         .unwrap_or_else(|e| panic!("{e}"));
     let [loss, alone] = [loss, alone].map(|x| device.read::<f32>(&x, 1)[0]);
     assert_eq!(loss.to_bits(), alone.to_bits(), "with and without gradient");
-    let [valid, active, positives, negatives, _] = device.read::<f64>(&stats, 5)[..] else { unreachable!("five") };
-    let [valid, active] = [valid, active].map(f64::to_bits);
+    let [valid, active, positives, negatives, _, too_many] = device.read::<f64>(&stats, 6)[..] else {
+        unreachable!("six")
+    };
+    let [valid, active, too_many] = [valid, active, too_many].map(f64::to_bits);
+    assert!(too_many <= 1, "{too_many}");
     Mining {
         losses: device.read(&losses, rows),
         loss,
-        stats: batch::stats([valid, active], [positives, negatives]),
+        stats: batch::stats([valid, active], [positives, negatives], too_many == 1),
         chosen: choices.map(|choice| device.read(&choice, chosen)),
         grads,
     }

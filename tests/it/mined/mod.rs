@@ -2,6 +2,8 @@
 
 pub mod batch;
 pub mod bounds;
+#[cfg(feature = "emulator")]
+mod collapsed;
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "emulator")]
@@ -16,6 +18,8 @@ pub mod recorded;
 mod records;
 #[cfg(feature = "cuda")]
 pub mod refusing;
+#[cfg(feature = "emulator")]
+mod room;
 
 use std::fmt::Debug;
 
@@ -124,6 +128,7 @@ impl<L: Mined> Property for L {
         output: &Output<T, L::Selected>,
         worst: &mut Worst,
     ) -> TestCaseResult {
+        prop_assert!(!output.stats.too_many_pairs, "there was room");
         <L as Mined>::compare(case, data, output, worst)
     }
 }

@@ -335,7 +335,7 @@ fn batch_hard_against_a_reference_by_hand() {
     // The farthest positive is at 2, the nearest negative at 0.5.
     assert_eq!(found.loss, 4.0 - 0.25 + 0.5);
     assert_eq!(found.grads, [vec![-4.0 + 1.0], vec![0.0, -1.0, 4.0, 0.0, 0.0, 0.0, 0.0]]);
-    let expected = stats([1, 1], [4.0, 0.25]);
+    let expected = stats([1, 1], [4.0, 0.25], false);
     assert_eq!(found.stats, expected);
     // If the row at 2 is the anchor's own, the positive is the one at 1.
     let set = Set { own: Own::Offset(2), ..set };
@@ -364,7 +364,7 @@ fn batch_semi_hard_by_hand() {
     assert_eq!(found.negative, [4, 6]);
     assert_eq!(found.loss, (1.0 - 2.25 + 2.0) / 2.0);
     assert_eq!(found.grads, [vec![-1.0 + 1.5], vec![1.0, 0.0, 0.0, 0.0, -1.5, 0.0, 0.0]]);
-    let expected = stats([2, 1], [2.5, 5.625]);
+    let expected = stats([2, 1], [2.5, 5.625], false);
     assert_eq!(found.stats, expected);
 
     // No negative is farther than the positive: the farthest is taken, the first of equals.
@@ -460,7 +460,7 @@ fn batch_contrastive_by_hand() {
     let all = Loss::Contrastive(BatchContrastiveLoss { margin: 4.0, ..Default::default() });
     let found = all.run(&batch, None, &[1.0], None).unwrap();
     assert_eq!(found.loss, (2.0 + 8.0 + 0.5 + 4.5) / 6.0);
-    let expected = stats([12, 8], [3.0, 4.0]);
+    let expected = stats([12, 8], [3.0, 4.0], false);
     assert_eq!(found.stats, expected);
     // Pulled by d, pushed by margin - d: row 0 is pulled by 2 to the right and pushed by 1 to the left.
     close(&found.grads[0], &[-1.0 / 6.0, 5.0 / 6.0, -8.0 / 6.0, 4.0 / 6.0], 1e-15, || "gradient".into());

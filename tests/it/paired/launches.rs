@@ -17,6 +17,8 @@ pub trait Launched<const K: usize>: Paired<K> {
     /// Draws options at random.
     fn draw(random: &mut Random) -> Self;
     fn plan<T: Element>(&self, device: &DeviceProperties, shape: [usize; 2], pass: &Pass<K>) -> Plan;
+    /// Whether forward makes the gradients of T too, for an upstream of 1.
+    fn grads_with_loss<T: Element>(&self, shape: [usize; 2]) -> bool;
     /// What a launch must return, and for each row how far from that it may be.
     fn expect<T: Element>(&self, x: [Matrix<'_, f64>; K], seed: u64, upstream: &[f64]) -> Expected<K>;
 }

@@ -9,3 +9,5 @@ pub mod powers;
 pub mod property;
 pub mod recorded;
 pub mod refused;
+#[cfg(feature = "emulator")]
+pub mod steps;

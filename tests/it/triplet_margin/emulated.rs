@@ -7,6 +7,7 @@ use tercet::{Element, Matrix, TripletMarginLoss};
 
 use crate::paired::bounds;
 use crate::paired::launches::{self, Expected, Launched, Random, nothing_to_report, run_many};
+use crate::paired::steps::steps_move_what_their_dtype_needs;
 
 impl Launched<3> for TripletMarginLoss {
     fn draw(random: &mut Random) -> Self {
@@ -20,6 +21,9 @@ impl Launched<3> for TripletMarginLoss {
     }
     fn plan<T: Element>(&self, device: &DeviceProperties, shape: [usize; 2], pass: &Pass<3>) -> Plan {
         internal::triplet_margin_plan::<T>(self, device, shape, pass).expect("valid options")
+    }
+    fn grads_with_loss<T: Element>(&self, shape: [usize; 2]) -> bool {
+        internal::triplet_margin_grads_with_loss::<T>(self, shape).expect("valid options")
     }
     fn expect<T: Element>(&self, x: [Matrix<'_, f64>; 3], _: u64, upstream: &[f64]) -> Expected<3> {
         let oracle = oracle::run(self, x, upstream).expect("valid options");
@@ -48,6 +52,10 @@ fn f16_meets_the_oracle() {
 #[test]
 fn bf16_meets_the_oracle() {
     run_many::<bf16, TripletMarginLoss, 3>(false, 250, 8000);
+}
+#[test]
+fn steps_move_each_matrix_as_often_as_their_dtype_needs() {
+    steps_move_what_their_dtype_needs::<TripletMarginLoss, 3>();
 }
 #[test]
 fn the_detector_has_nothing_to_report() {

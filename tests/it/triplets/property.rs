@@ -147,7 +147,7 @@ impl<L: Chooses> Mined for L {
                 };
                 let active = (0..triplets.negative.len()).filter(is_active).count();
                 let means = [&triplets.positive_distances, &triplets.negative_distances].map(|d| mean(d));
-                batch::stats([triplets.negative.len(), active].map(|count| count as u64), means)
+                batch::stats([triplets.negative.len(), active].map(|count| count as u64), means, false)
             }
         };
         let (losses, scaled_grads) = (slices.losses(), slices.grads_of(&data.upstream));

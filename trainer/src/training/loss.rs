@@ -5,6 +5,7 @@ use crate::training::loss_options::{LossName, LossOptions, MeanOverName, Negativ
 use anyhow::{Result, bail};
 use std::f64::consts::LN_2;
 use tch::{Kind, Tensor};
+use tercet::internal::capacity;
 use tercet::torch::{CrossBatchMemory, WithStats};
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
@@ -49,6 +50,7 @@ impl Loss {
             Some(ReductionName::Sum) => Reduction::Sum,
             _ => Reduction::Mean,
         };
+        let pairs_at_once = options.pairs_at_once.map(|pairs| pairs as usize);
         match options.loss {
             LossName::Triplet => {
                 let swap = options.swap == Some(true);
@@ -67,6 +69,7 @@ impl Loss {
                     reduction,
                     mean_over,
                     precision,
+                    pairs_at_once,
                 })
             }
             LossName::BatchHard => {
@@ -88,6 +91,7 @@ impl Loss {
                     normalize,
                     reduction,
                     precision,
+                    pairs_at_once,
                 })
             }
             LossName::BatchNegative => Self::BatchNegative(BatchNegativeTripletLoss {
@@ -102,6 +106,7 @@ impl Loss {
                 normalize,
                 reduction,
                 precision: Precision::default(),
+                pairs_at_once,
             }),
             LossName::BatchContrastive => {
                 // With P identities only one pair in P is positive: the default takes no more negative pairs than
@@ -138,9 +143,16 @@ impl Loss {
         }
     }
 
-    /// Whether a CUDA device lists the positive pairs, for which its room is limited.
-    pub fn lists_pairs(&self) -> bool {
-        matches!(self, Self::BatchAll(_) | Self::BatchSemiHard(_) | Self::BatchNegative(_))
+    /// Of a loss whose positive pairs a CUDA device lists, for which its room is limited: how many there is room for if these
+    /// are the options and the batch has so many rows and looks at so many others.
+    pub fn room(&self, rows: usize, others: usize) -> Option<usize> {
+        let pairs_at_once = match self {
+            Self::BatchAll(loss) => loss.pairs_at_once,
+            Self::BatchSemiHard(loss) => loss.pairs_at_once,
+            Self::BatchNegative(loss) => loss.pairs_at_once,
+            _ => return None,
+        };
+        Some(capacity(rows, others, pairs_at_once))
     }
 
     /// Whether the loss takes anchors, positives and negatives, which may be encoded apart.
@@ -213,7 +225,8 @@ impl Loss {
                 mined(loss.on(embeddings, &labels).step(&step), memory)?
             }
         };
-        Ok(Lost { loss, active: stats.active.to_kind(Kind::Double) / stats.valid.clamp_min(1) })
+        let active = stats.active.to_kind(Kind::Double) / stats.valid.clamp_min(1);
+        Ok(Lost { loss, active, too_many_pairs: stats.too_many_pairs })
     }
 
     /// The loss of anchors, positives and negatives, which may have been encoded apart.
@@ -234,7 +247,11 @@ impl Loss {
             }
             _ => bail!("it mines a batch and has no roles"),
         };
-        Ok(Lost { loss, active: each.gt(0.0).mean(Kind::Double) })
+        Ok(Lost {
+            loss,
+            active: each.gt(0.0).mean(Kind::Double),
+            too_many_pairs: Tensor::f_zeros([], (Kind::Bool, a.device()))?,
+        })
     }
 }
 
@@ -254,6 +271,8 @@ pub struct Lost {
     /// such triplets, 1 if it selects any; with a soft margin, whose terms are all above 0, the share of the anchors
     /// whose negative is not farther than the positive. A part of them while an encoder learns, all after a collapse.
     pub active: Tensor,
+    /// Whether a CUDA device had no room for the batch's positive pairs (bool): the loss is then NaN.
+    pub too_many_pairs: Tensor,
 }
 
 #[cfg(test)]
@@ -358,7 +377,7 @@ mod tests {
                 let Ok(options) = options(*name, words) else { continue };
                 tried += 1;
                 let loss = Loss::new(&options, 5);
-                let Lost { loss: got, active } = loss.of(&xs, &batch, 3, None).unwrap();
+                let Lost { loss: got, active, .. } = loss.of(&xs, &batch, 3, None).unwrap();
                 let got = f64::try_from(got).unwrap();
                 assert!((got - loss.of_equal_embeddings()).abs() < 1e-6, "{name:?} {words}: {got}");
                 if *name == LossName::BatchHard {
@@ -386,6 +405,10 @@ mod tests {
 
     #[test]
     fn every_option_reaches_its_loss() {
+        for name in [LossName::BatchAll, LossName::BatchSemiHard, LossName::BatchNegative] {
+            assert_eq!(loss(name, "--pairs-at-once 9").room(99, 99), Some(9), "{name:?}");
+        }
+        assert_eq!(loss(LossName::BatchHard, "").room(99, 99), None);
         // On a line, so that distances are told by hand: 0, 3 | 1, 5. The anchors 0 and 1 have positives at distances 3
         // and 4.
         let xs = Tensor::from_slice(&[0.0f32, 3.0, 1.0, 5.0]).reshape([4, 1]);
@@ -449,6 +472,7 @@ mod tests {
             (LossName::BatchNegative, "--negative all", ["--negative all", "batch-all"]),
             (LossName::BatchContrastive, "--negative random", ["--negative random", "hardest or all"]),
             (LossName::BatchAll, "--pairs once", ["--pairs", "--loss batch-negative"]),
+            (LossName::BatchHard, "--pairs-at-once 9", ["--pairs-at-once", "--loss batch-semi-hard"]),
             (LossName::BatchAll, "--batch-triplets 9", ["--batch-triplets", "--loss contrastive"]),
             (LossName::BatchHard, "--distance lp:3", ["--distance lp:3", "--loss contrastive"]),
             (LossName::BatchHard, "--soft-margin --margin 0.5", ["--margin 0.5", "--soft-margin"]),

@@ -112,6 +112,11 @@ pub struct LossOptions {
     #[arg(long, value_enum)]
     pub mean_over: Option<MeanOverName>,
 
+    /// How many pairs of one identity, each image with itself among them, a CUDA device has room for, for --loss batch-all,
+    /// batch-semi-hard and batch-negative: 16 to 36 bytes each [default: 4194304, or 128 an image if that is more]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub pairs_at_once: Option<u32>,
+
     /// How the losses of a batch become one: their mean, or their sum, which weighs a batch by what is left to learn in it
     /// (a collapse of the embeddings is then not noticed) [default: mean]
     #[arg(long, value_enum)]
@@ -214,8 +219,13 @@ impl LossOptions {
             }
             _ => {}
         }
+        let lists = [BatchAll, BatchSemiHard, BatchNegative];
+        if self.pairs_at_once.is_some() && !lists.contains(&loss) {
+            return Err(only("--pairs-at-once", &lists));
+        }
         Ok(Self {
             loss,
+            pairs_at_once: self.pairs_at_once,
             distance: Some(self.distance.unwrap_or(loss.distance())),
             margin,
             soft_margin,

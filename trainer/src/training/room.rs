@@ -8,7 +8,6 @@ use crate::training::loss::Loss;
 use anyhow::Result;
 use std::collections::HashMap;
 use tch::Device;
-use tercet::internal::capacity;
 
 /// Refuses a run whose batches have more positive pairs than there is room for. `members` are the images of each
 /// identity, `memory` the rows of the memory.
@@ -16,42 +15,37 @@ use tercet::internal::capacity;
 /// For the batch alone this is the fullest that could be drawn; with a memory it is the expected number: the memory has
 /// as many rows of each identity as of another, and each anchor is paired with all of its own.
 pub fn check(loss: &Loss, shape: BatchShape, members: &[Vec<usize>], memory: usize, device: Device) -> Result<()> {
-    if !(device.is_cuda() && loss.lists_pairs()) {
-        return Ok(());
-    }
     let mut sizes: Vec<usize> = members.iter().map(|images| images.len().min(shape.images)).collect();
     sizes.sort_unstable_by(|a, b| b.cmp(a));
     sizes.truncate(shape.identities);
     let rows: usize = sizes.iter().sum();
     let of_batch: usize = sizes.iter().map(|&size| size.saturating_mul(size)).sum();
     let with_memory = rows.saturating_mul(memory) / members.len().max(1);
-    for (what, pairs, room) in [
-        (format!("--samples-per-class {}: a batch", shape.images), of_batch, capacity(rows, rows)),
-        (format!("--memory {memory}: a batch and the memory"), with_memory, capacity(rows, memory)),
+    for (what, pairs, others) in [
+        (format!("--samples-per-class {}: a batch", shape.images), of_batch, rows),
+        (format!("--memory {memory}: a batch and the memory"), with_memory, memory),
     ] {
-        if pairs > room {
+        if let Some(room) = loss.room(rows, others).filter(|&room| device.is_cuda() && pairs > room) {
             return Err(bad_input(format!(
                 "{what} of {rows} images has up to {pairs} pairs of one identity, and on a CUDA device this loss has room for \
-                 {room}; --loss batch-hard and batch-contrastive list none, and --device cpu has room for all"
+                 {room}; --pairs-at-once {pairs} makes more, --loss batch-hard and batch-contrastive list none, and --device \
+                 cpu has room for all"
             )));
         }
     }
     Ok(())
 }
 
-/// Why the loss of a batch with `labels`, mined among rows with the labels `others`, is NaN on a device; `None` if the
-/// pairs fit.
-pub fn overfull(labels: &[i64], others: &[i64]) -> Option<String> {
+/// Why a device had no room for a batch with `labels`, mined among rows with the labels `others`: the loss is NaN for that.
+pub fn too_many(loss: &Loss, labels: &[i64], others: &[i64]) -> String {
     let mut of_class: HashMap<i64, usize> = HashMap::new();
     others.iter().for_each(|&label| *of_class.entry(label).or_default() += 1);
     let pairs: usize = labels.iter().map(|label| of_class.get(label).copied().unwrap_or(0)).sum();
-    let room = capacity(labels.len(), others.len());
-    (pairs > room).then(|| {
-        format!(
-            "the batch has {pairs} pairs of one identity, and on a CUDA device this loss has room for {room}: fewer \
-             --samples-per-class, or less --memory"
-        )
-    })
+    let room = loss.room(labels.len(), others.len()).unwrap_or(0);
+    format!(
+        "the batch has {pairs} pairs of one identity, and on a CUDA device this loss has room for {room}: --pairs-at-once {pairs}, \
+         fewer --samples-per-class, or less --memory; the run goes on with --resume and --pairs-at-once"
+    )
 }
 
 #[cfg(test)]
@@ -77,6 +71,13 @@ mod tests {
         check(&all, [2, 1450], &[1450, 1440, 1440], 0, cuda).unwrap(); // 4,176,100
         check(&all, [2, 1450], &[1450, 1450], 0, Device::Cpu).unwrap();
         check(&hard, [2, 1450], &[1450, 1450], 0, cuda).unwrap();
+        let room = |pairs_at_once| {
+            let all = Loss::BatchAll(BatchAllTripletLoss { pairs_at_once: Some(pairs_at_once), ..Default::default() });
+            check(&all, [2, 1450], &[1450, 1450], 0, cuda)
+        };
+        assert!(error.to_string().contains("--pairs-at-once 4205000"), "{error}");
+        room(4_205_000).unwrap();
+        assert!(room(4_204_999).unwrap_err().to_string().contains("room for 4204999"));
         // Each of two identities has half of the memory.
         let error = check(&all, [2, 50], &[99, 99], 131_072, cuda).unwrap_err();
         assert!(error.to_string().contains("--memory 131072"), "{error}");
@@ -84,10 +85,18 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_did_not_fit_is_told_from_another_nan() {
+    fn what_did_not_fit_is_said_with_what_to_do() {
         let labels: Vec<i64> = (0..2900).map(|i| i % 2).collect();
-        assert!(overfull(&labels, &labels).unwrap().contains("4205000 pairs"));
-        assert_eq!(overfull(&labels[..2800], &labels[..2800]), None);
-        assert_eq!(overfull(&[5; 10], &labels), None);
+        let all = Loss::BatchAll(BatchAllTripletLoss::default());
+        let text = too_many(&all, &labels, &labels);
+        for words in
+            ["has 4205000 pairs", "room for 4194304", "--pairs-at-once 4205000", "--samples-per-class", "--resume"]
+        {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+        // Ten rows of which class 1 has 1450 others.
+        let little = Loss::BatchAll(BatchAllTripletLoss { pairs_at_once: Some(99), ..Default::default() });
+        let text = too_many(&little, &[1; 10], &labels);
+        assert!(text.contains("has 14500 pairs") && text.contains("room for 99"), "{text}");
     }
 }

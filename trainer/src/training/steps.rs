@@ -170,10 +170,7 @@ impl<'a> Training<'a> {
                     break;
                 }
                 let Stepped { loss, active, skipped } = self.step(&batch, &xs, rate.at(n))?;
-                if !skipped && !loss.is_finite() {
-                    let why = self.overfull(&batch).map_or_else(String::new, |why| format!(": {why}"));
-                    bail!("the loss is {loss} at step {}{why}", n + 1);
-                }
+                ensure!(skipped || loss.is_finite(), "the loss is {loss} at step {}", n + 1);
                 if skipped && !said {
                     said = true;
                     progress.note(&format!(
@@ -269,11 +266,11 @@ impl<'a> Training<'a> {
             Some(memory) if self.plan.precision == Precision::F16 => Some(Overwritten::by(batch.labels.len(), memory)?),
             _ => None,
         };
-        let Lost { loss, active } = self.loss(batch, xs)?;
+        let Lost { loss, active, too_many_pairs } = self.loss(batch, xs)?;
         let scaling = self.plan.precision == Precision::F16;
         let scaled = if scaling { &loss * self.state.scaler.scale() } else { loss.shallow_clone() };
         let mut gradients = self.adam.gradients(&scaled)?;
-        let mut scalars = vec![loss.detach(), active];
+        let mut scalars = vec![loss.detach(), active, too_many_pairs];
         if scaling {
             let sums: Vec<Tensor> = gradients.iter().map(|g| g.isfinite().all()).collect();
             scalars.push(Tensor::f_stack(&sums, 0)?.all());
@@ -284,8 +281,9 @@ impl<'a> Training<'a> {
         let scalars: Vec<Tensor> = scalars.iter().map(|scalar| scalar.to_kind(Kind::Double)).collect();
         let values: Vec<f64> = Tensor::f_stack(&scalars, 0)?.try_into()?;
         let (loss, active) = (values[0], values[1]);
+        self.check_room(batch, values[2] != 0.0)?;
         let mut skipped = false;
-        if let Some(&finite) = values.get(2) {
+        if let Some(&finite) = values.get(3) {
             let scale = self.state.scaler.scale();
             skipped = finite != 1.0 || !loss.is_finite();
             self.state.scaler.observe(!skipped);
@@ -309,15 +307,17 @@ impl<'a> Training<'a> {
         Ok(Stepped { loss, active, skipped })
     }
 
-    /// Why the loss of this batch is NaN, if it has more pairs than a device has room for.
-    fn overfull(&self, batch: &TripletBatch) -> Option<String> {
-        if !(self.vs.device().is_cuda() && self.plan.loss.lists_pairs()) {
-            return None;
+    /// An error if a device had no room for the pairs of this batch.
+    fn check_room(&self, batch: &TripletBatch, too_many_pairs: bool) -> Result<()> {
+        if !too_many_pairs {
+            return Ok(());
         }
-        match self.memory.as_ref().filter(|memory| memory.is_warm()) {
-            Some(memory) => room::overfull(&batch.labels, &Vec::try_from(memory.reference().labels).ok()?),
-            None => room::overfull(&batch.labels, &batch.labels),
-        }
+        let others = match self.memory.as_ref().filter(|memory| memory.is_warm()) {
+            Some(memory) => Vec::try_from(memory.reference().labels)?,
+            None => batch.labels.clone(),
+        };
+        let why = room::too_many(&self.plan.loss, &batch.labels, &others);
+        bail!("the loss is NaN at step {}: {why}", self.state.step + 1)
     }
 
     fn update(&mut self, gradients: &[Tensor], rate: f64) -> Result<()> {
@@ -434,6 +434,23 @@ mod tests {
             evaluate_every: 0,
             patience: None,
             checkpoint_every: 0,
+        }
+    }
+
+    /// The CPU has room for all, and what a device would say ends the run with what to do.
+    #[test]
+    fn too_many_pairs_end_the_run_with_what_to_do() {
+        let (plan, vs) = (plan(), nn::VarStore::new(Device::Cpu));
+        let encoder = Encoder::new(&vs.root(), Architecture::Resnet18, 4);
+        let training = Training::new(&plan, &encoder, 4, &vs).unwrap();
+        let batch = TripletBatch { images: (0..4).collect(), labels: vec![0, 0, 1, 1], ..Default::default() };
+        let xs = Tensor::randn([4, 4], (Kind::Float, Device::Cpu));
+        let lost = plan.loss.of(&xs, &batch, 0, None).unwrap();
+        assert!(!bool::try_from(lost.too_many_pairs).unwrap());
+        training.check_room(&batch, false).unwrap();
+        let text = training.check_room(&batch, true).unwrap_err().to_string();
+        for words in ["the loss is NaN at step 1: the batch has 8 pairs", "room for", "--pairs-at-once 8"] {
+            assert!(text.contains(words), "{words}: {text}");
         }
     }
 

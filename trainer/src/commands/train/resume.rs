@@ -6,8 +6,8 @@ use crate::training::schedule::Schedule;
 use anyhow::Result;
 use serde_json::Value;
 
-/// Options that decide when a run ends, what it keeps and how fast it is, not what its steps compute.
-const FREE: [&str; 4] = ["time_limit", "checkpoint_every", "workers", "image_cache"];
+/// Options that decide when a run ends, what it keeps, how fast it is and what it has room for, not what its steps compute.
+const FREE: [&str; 5] = ["time_limit", "checkpoint_every", "workers", "image_cache", "pairs_at_once"];
 /// Options that decide when a run ends, and what its steps compute only if the learning rate falls towards the last
 /// step.
 const LENGTH: [&str; 2] = ["epochs", "steps"];
@@ -149,6 +149,8 @@ mod tests {
         assert_eq!(args.patience, Some(3));
         let args = resume(&[], &["--workers", "3", "--image-cache", "0", "--resume", "r"]).unwrap();
         assert_eq!((args.workers, args.image_cache), (Some(3), 0));
+        let args = resume(&["--loss", "batch-all"], &["--pairs-at-once", "9", "--resume", "r"]).unwrap();
+        assert_eq!(args.loss.pairs_at_once, Some(9));
         let args = resume(&["--steps", "5"], &["--epochs", "2", "--resume", "r"]).unwrap();
         assert_eq!((args.steps, args.epochs), (None, Some(2)));
     }
