@@ -34,6 +34,7 @@ fn main() {
     }
     write_mistakes(&kernels, "strip");
     write_mistakes(&kernels, "triangle");
+    write_mistakes(&kernels, "choose");
     println!("cargo:rerun-if-changed=../src/constants.rs");
     println!("cargo:rerun-if-changed=../build/cache.rs");
 

@@ -131,3 +131,8 @@ DEVICE void mma_f16_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// ---- integers ----
+
+// The smaller of a + b, which wraps around, and c: one instruction on Hopper.
+DEVICE u32 add_min(u32 a, u32 b, u32 c) { return __viaddmin_u32(a, b, c); }

@@ -299,3 +299,7 @@ EMU_INLINE void mma_f16_m16n8k16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b
     EmuMma in = {{a[0], a[1], a[2], a[3]}, {b0, b1}, {d[0], d[1], d[2], d[3]}};
     emu_collective(emu::MMA, 0xffffffff, 0, &in, d, emu_mma_lanes);
 }
+
+// ---- integers ----
+
+DEVICE u32 add_min(u32 a, u32 b, u32 c) { return a + b < c ? a + b : c; }
