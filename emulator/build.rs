@@ -37,6 +37,7 @@ fn main() {
     write_mistakes(&kernels, "strip");
     write_mistakes(&kernels, "triangle");
     write_mistakes(&kernels, "sweep");
+    write_mistakes(&kernels, "choose");
     println!("cargo:rerun-if-changed=../src/constants.rs");
     println!("cargo:rerun-if-changed=../src/cuda/targets.rs");
     println!("cargo:rerun-if-changed=../build/cache.rs");

@@ -5,3 +5,4 @@
 
 TRIPLET_KERNELS(batch_semi_hard)
 CHOICE_KERNELS(batch_semi_hard, SEMI_HARD)
+CHOOSE_KERNELS(batch_semi_hard, SEMI_HARD)

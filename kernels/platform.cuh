@@ -194,3 +194,5 @@ DEVICE float reciprocal(float x) {
 DEVICE float least_of(float x, float y, float z) {
     return __int_as_float(__vimin3_s32(__float_as_int(x), __float_as_int(y), __float_as_int(z)));
 }
+// The smaller of a + b, which wraps around, and c: one instruction on Hopper.
+DEVICE u32 add_min(u32 a, u32 b, u32 c) { return __viaddmin_u32(a, b, c); }

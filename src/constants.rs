@@ -152,7 +152,10 @@ shared! {
     /// As [`STRIP_WIDE_SPLIT`], for all rows, and one plane or two, where a multiprocessor has shared memory for one block.
     pub const STRIP_NARROW: [u32; 4] = [32, 32, 2, 2];
 
-    /// Blocks of the wide shapes that a multiprocessor holds, and of the narrow one.
+    /// As [`STRIP_WIDE_SPLIT`], of one plane or two, for kernels that keep much of each row: a thread has half of the rows.
+    pub const STRIP_TALL: [u32; 4] = [32, 64, 1, 3];
+
+    /// Blocks of the wide shapes, and of the tall one, that a multiprocessor holds, and of the narrow one.
     pub const STRIP_BLOCKS: [u32; 2] = [2, 1];
 
     /// Keys that a column keeps of the rows before its own block, where half of the tiles are taken. If the last is not far beyond
@@ -188,6 +191,9 @@ shared! {
 
     /// Dynamic shared memory of a block of a strip of [`STRIP_WIDE_SINGLE`].
     pub const STRIP_WIDE_SINGLE_SHARED: [u32; 2] = [strip_bytes(STRIP_WIDE_SINGLE, 1, true), 0];
+
+    /// Dynamic shared memory of a block of a strip of [`STRIP_TALL`].
+    pub const STRIP_TALL_SHARED: [u32; 2] = [strip_bytes(STRIP_TALL, 1, true), strip_bytes(STRIP_TALL, 2, true)];
 
     /// Dynamic shared memory of a block of a strip of [`STRIP_WIDE_LONG`].
     pub const STRIP_WIDE_LONG_SHARED: [u32; 2] = [strip_bytes(STRIP_WIDE_LONG, 1, false), strip_bytes(STRIP_WIDE_LONG, 2, false)];
@@ -272,7 +278,7 @@ shared! {
 
     // ---- batch_semi_hard and batch_negative ----
 
-    /// Dynamic shared memory of a block of `choose`.
+    /// Dynamic shared memory of a block of `draw`.
     pub const CHOOSE_SHARED: [u32; 2] = [choose_bytes(1), choose_bytes(2)];
 }
 
@@ -289,8 +295,12 @@ pub const TRIANGLE_FROM: usize = 4096;
 /// Batches of more rows take all tiles: a key has 24 bits for which 32 rows a warp has.
 pub const TRIANGLE_TO: usize = 32 << 24;
 
-/// Blocks of `choose` that a multiprocessor holds: their shared memory allows no more.
+/// Blocks of `draw` that a multiprocessor holds: their shared memory allows no more.
 pub const CHOOSE_RESIDENT: u32 = 2;
+
+/// Up to so many rows of either side a block of the backward pass of a loss that chooses a negative for each pair looks at all
+/// pairs for those that chose its rows. Beyond, launches of their own list the pairs of all rows.
+pub const TRIPLETS_SEARCHED: u32 = 2048;
 
 /// Bytes of shared memory of a multiprocessor that the driver keeps for each block.
 pub const SHARED_OF_DRIVER: u32 = 1 << 10;

@@ -338,3 +338,5 @@ DEVICE float least_of(float x, float y, float z) {
     const int least = a < b ? a : b;
     return __int_as_float(least < c ? least : c);
 }
+
+DEVICE u32 add_min(u32 a, u32 b, u32 c) { return a + b < c ? a + b : c; }

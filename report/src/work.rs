@@ -110,7 +110,13 @@ impl Work {
     /// The work of a kernel, if it is one of tiles on tensor cores.
     #[must_use]
     pub fn of(kernel: &str) -> Option<Self> {
-        for (family, half) in [("batch_hard_negatives_", false), ("batch_hard_triangle_", true)] {
+        for (family, half) in [
+            ("batch_hard_negatives_", false),
+            ("batch_hard_triangle_", true),
+            // As many pairs of a row as registers hold; rows of more take all tiles again.
+            ("batch_semi_hard_choose_", false),
+            ("batch_negative_hardest_choose_", false),
+        ] {
             if let Some((precision, shape)) = kernel.strip_prefix(family).and_then(|name| name.split_once('_')) {
                 return Some(Self { half, ..Self::of_strip(Precision::named(precision)?, shape)? });
             }
@@ -144,10 +150,7 @@ impl Work {
         };
         Some(match family {
             "pairwise_distance_tiles" => Self { in_loop: false, dynamic: of_planes(TILE_SHARED), ..plain },
-            "batch_negative_hardest_choose" => {
-                Self { keeps_rows: STREAM_RESIDENT, dynamic: of_planes(CHOOSE_SHARED), ..plain }
-            }
-            "batch_semi_hard_choose" | "batch_negative_drawn_choose" => {
+            "batch_negative_drawn_choose" => {
                 Self { keeps_rows: STREAM_RESIDENT, dynamic: of_planes(CHOOSE_SHARED), thresholds: class, ..plain }
             }
             "batch_all_left" => Self { pushes: true, dynamic: of_planes(BATCH_ALL_SHARED), thresholds: class, ..plain },

@@ -9,8 +9,9 @@ use crate::constants::{
     STATS_WRITTEN, TRIANGLE_TO,
 };
 use crate::cuda::arguments::{Inputs, Output};
-use crate::cuda::batch::{self, BatchShape, PreparedSides, Product, Sides};
+use crate::cuda::batch::{self, BatchShape, PreparedSides, Sides};
 use crate::cuda::mined::OnDevice;
+use crate::cuda::strip::error_of;
 use crate::cuda::targets::Strip;
 use crate::cuda::workspace::{Layout, WorkspaceLayout, count_of};
 use crate::cuda::{Address, Grid, Launcher, Memory};
@@ -62,27 +63,6 @@ struct LossArgs {
     warp_columns: u32,
     error: f32,
     warp_rows: u32,
-}
-
-/// The error of `norm_j - 2 x.y_j` over the sum of both squared norms, at most; 0 for products of lower precision, whose
-/// least is taken as it is.
-///
-/// Two products `x.y` are no larger than that sum, so an error of the product counts as it is. In units of 2^-24:
-///
-/// - sums of 256 numbers at most, of 16 numbers of three products at a time: each is truncated by 2^-23 of the sum;
-/// - both rows' numbers as hi + lo, off by 2^-22 of themselves, or 2^-25 of the row's largest; and lo lo, 2^-22, left out;
-/// - rounded: sums of these sums, and the norm, of which each lane of a warp adds up `D / 32` squares, and lanes are added in
-///   five steps; both steps from the product to the number; and the rows' translation, each number by 2^-24 of itself, which
-///   with `|x - y| <= |x| + |y|` is 4.
-fn error_of(product: &Product, dim: usize) -> f32 {
-    if product.planes() == 1 {
-        return 0.0;
-    }
-    let dim = dim as f32;
-    let truncated = 2.0 * 3.0 * (dim.min(256.0) / 16.0).ceil();
-    let halved = 2.0 * 4.0 + 4.0 + dim.sqrt();
-    let rounded = dim / 256.0 + (dim / 32.0 + 6.0) + 3.0 + 4.0;
-    (truncated + halved + rounded) * 2.0f32.powi(-24)
 }
 
 /// `Args` of kernels/batch_hard.cu.

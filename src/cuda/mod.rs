@@ -13,7 +13,7 @@ mod matrix;
 pub(crate) mod mined;
 mod packing;
 pub(crate) mod paired;
-mod strip;
+pub(crate) mod strip;
 pub(crate) mod sweep;
 pub(crate) mod targets;
 pub(crate) mod triplets;

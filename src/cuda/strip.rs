@@ -5,16 +5,53 @@ use super::batch::Product;
 use super::targets::{Shared, Strip};
 use crate::constants::{PANEL_WIDTH, STRIP_RESIDENT, STRIP_ROWS};
 
+/// The error of a number `norm_j - 2 x.y_j` over the sum of both squared norms, at most; 0 for products of lower precision, whose
+/// least is taken as it is.
+///
+/// Two products `x.y` are no larger than that sum, so an error of the product counts as it is. In units of 2^-24:
+///
+/// - sums of 256 numbers at most, of 16 numbers of three products at a time: each is truncated by 2^-23 of the sum;
+/// - both rows' numbers as hi + lo, off by 2^-22 of themselves, or 2^-25 of the row's largest; and lo lo, 2^-22, left out;
+/// - rounded: sums of these sums, and the norm, of which each lane of a warp adds up `D / 32` squares, and lanes are added in
+///   five steps; both steps from the product to the number; and the rows' translation, each number by 2^-24 of itself, which
+///   with `|x - y| <= |x| + |y|` is 4.
+pub(crate) fn error_of(product: &Product, dim: usize) -> f32 {
+    if product.planes() == 1 {
+        return 0.0;
+    }
+    let dim = dim as f32;
+    let truncated = 2.0 * 3.0 * (dim.min(256.0) / 16.0).ceil();
+    let halved = 2.0 * 4.0 + 4.0 + dim.sqrt();
+    let rounded = dim / 256.0 + (dim / 32.0 + 6.0) + 3.0 + 4.0;
+    (truncated + halved + rounded) * UNIT
+}
+
+/// What the errors of f32 are counted in: half of the last place of a number below 2.
+pub(crate) const UNIT: f32 = 1.0 / (1 << 24) as f32;
+
+impl Shared {
+    /// That of a device.
+    pub(crate) fn of_device(device: &DeviceProperties) -> Self {
+        Self { of_block: device.shared_bytes_per_block, of_multiprocessor: device.shared_bytes_per_multiprocessor }
+    }
+}
+
 impl Strip {
     /// The shape for rows of `dim` numbers: as [`fitting`](Self::fitting) has it, and a long one where the rows do not stay in
     /// shared memory.
     pub(crate) fn of(product: &Product, dim: usize, device: &DeviceProperties) -> Self {
-        let long = dim * product.bytes() as usize > (STRIP_RESIDENT * PANEL_WIDTH) as usize;
-        let shared = Shared {
-            of_block: device.shared_bytes_per_block,
-            of_multiprocessor: device.shared_bytes_per_multiprocessor,
-        };
-        Self::fitting(long, product.planes(), shared)
+        Self::fitting(Self::is_long(product, dim), product.planes(), Shared::of_device(device))
+    }
+
+    /// As [`of`](Self::of), for kernels that keep much of each row: long rows take the narrow shape on every device.
+    pub(crate) fn of_few_rows(product: &Product, dim: usize, device: &DeviceProperties) -> Self {
+        let names = if Self::is_long(product, dim) { ["narrow_long", "narrow_long"] } else { ["tall", "narrow"] };
+        Self::first_that_fits(names, product.planes(), Shared::of_device(device))
+    }
+
+    /// Whether rows do not stay in shared memory.
+    fn is_long(product: &Product, dim: usize) -> bool {
+        dim * product.bytes() as usize > (STRIP_RESIDENT * PANEL_WIDTH) as usize
     }
 
     /// Threads that have products of the same row.

@@ -12,11 +12,7 @@ impl Sweep {
     /// shared memory.
     pub(crate) fn of(product: &Product, dim: usize, of_loss: OfLoss, device: &DeviceProperties) -> Self {
         let long = dim * product.bytes() as usize > (SWEEP_RESIDENT * PANEL_WIDTH) as usize;
-        let shared = Shared {
-            of_block: device.shared_bytes_per_block,
-            of_multiprocessor: device.shared_bytes_per_multiprocessor,
-        };
-        Self::fitting(long, product.planes(), of_loss, shared)
+        Self::fitting(long, product.planes(), of_loss, Shared::of_device(device))
     }
 
     /// How many sums of pushes a block writes for a row: warps that share rows have their own, unless they share weights.

@@ -4,9 +4,9 @@
 
 use super::constants::{
     BATCH_ALL_COUNT_SHARED, BATCH_CONTRASTIVE_SWEPT_SHARED, SHARED_OF_DRIVER, STRIP_BLOCKS, STRIP_NARROW,
-    STRIP_NARROW_LONG_SHARED, STRIP_NARROW_SHARED, STRIP_ROWS, STRIP_WIDE_LONG, STRIP_WIDE_LONG_SHARED,
-    STRIP_WIDE_SINGLE, STRIP_WIDE_SINGLE_SHARED, STRIP_WIDE_SPLIT, STRIP_WIDE_SPLIT_SHARED, SWEEP_GROUP_NARROW,
-    SWEEP_GROUP_WIDE, SWEEP_NARROW_LONG_SHARED, SWEEP_SHORT_SHARED, SWEEP_WIDE_LONG_SHARED, TILE,
+    STRIP_NARROW_LONG_SHARED, STRIP_NARROW_SHARED, STRIP_ROWS, STRIP_TALL, STRIP_TALL_SHARED, STRIP_WIDE_LONG,
+    STRIP_WIDE_LONG_SHARED, STRIP_WIDE_SINGLE, STRIP_WIDE_SINGLE_SHARED, STRIP_WIDE_SPLIT, STRIP_WIDE_SPLIT_SHARED,
+    SWEEP_GROUP_NARROW, SWEEP_GROUP_WIDE, SWEEP_NARROW_LONG_SHARED, SWEEP_SHORT_SHARED, SWEEP_WIDE_LONG_SHARED, TILE,
 };
 
 /// The shape of the blocks of a strip.
@@ -39,6 +39,7 @@ impl Strip {
             ("wide", 1) => ("wide", false, wide_blocks, STRIP_WIDE_SINGLE, STRIP_WIDE_SINGLE_SHARED),
             ("wide", _) => ("wide", false, wide_blocks, STRIP_WIDE_SPLIT, STRIP_WIDE_SPLIT_SHARED),
             ("wide_long", _) => ("wide_long", true, wide_blocks, STRIP_WIDE_LONG, STRIP_WIDE_LONG_SHARED),
+            ("tall", _) => ("tall", false, wide_blocks, STRIP_TALL, STRIP_TALL_SHARED),
             ("narrow", _) => ("narrow", false, narrow_blocks, STRIP_NARROW, STRIP_NARROW_SHARED),
             ("narrow_long", _) => ("narrow_long", true, narrow_blocks, STRIP_NARROW, STRIP_NARROW_LONG_SHARED),
             _ => return None,
@@ -59,8 +60,13 @@ impl Strip {
     /// not stay in shared memory.
     #[must_use]
     pub fn fitting(long: bool, planes: u32, shared: Shared) -> Self {
-        let names = if long { ["wide_long", "narrow_long"] } else { ["wide", "narrow"] };
-        let [wide, narrow] = names.map(|name| Self::named(name, planes).expect("one of the names above"));
+        Self::first_that_fits(if long { ["wide_long", "narrow_long"] } else { ["wide", "narrow"] }, planes, shared)
+    }
+
+    /// The first of two shapes if a multiprocessor has shared memory for its blocks, else the second.
+    #[must_use]
+    pub fn first_that_fits(names: [&str; 2], planes: u32, shared: Shared) -> Self {
+        let [wide, narrow] = names.map(|name| Self::named(name, planes).expect("the name of a shape"));
         let fits = wide.shared_bytes <= shared.of_block
             && wide.blocks * (wide.shared_bytes + SHARED_OF_DRIVER) <= shared.of_multiprocessor;
         if fits { wide } else { narrow }

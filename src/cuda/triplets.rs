@@ -5,12 +5,16 @@ use bytemuck::{Pod, Zeroable};
 use super::arguments::{Inputs, Output};
 use super::batch::{self, PreparedSides, Product, Sides};
 use super::mined::OnDevice;
+use super::strip::{UNIT, error_of};
+use super::targets::Strip;
 use super::workspace::WorkspaceLayout;
 use super::{Address, Grid, Launcher, Memory};
-use crate::constants::{CHOOSE_RESIDENT as RESIDENT, CHOOSE_SHARED, STATS, STATS_WRITTEN};
+use crate::constants::{
+    CHOOSE_RESIDENT as RESIDENT, CHOOSE_SHARED, STATS, STATS_WRITTEN, TRIPLETS_SEARCHED as SEARCHED,
+};
 use crate::mined::Loss;
 use crate::problem::Problem;
-use crate::{Element, Error, Reduction};
+use crate::{Distance, Element, Error, Reduction};
 
 /// The kernels of a loss that chooses one negative for each pair, and how they choose it.
 #[derive(Clone, Copy, Debug)]
@@ -89,20 +93,18 @@ pub struct Kept<M> {
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct LossArgs {
     start: Address,
-    anchor: Address,
     d_ap: Address,
     key: Address,
+    chosen: Address,
+    found: Address,
+    listed: Address,
     row_key: Address,
-    word: Address,
+    row_found: Address,
     hash: [Address; 2],
     row_word: Address,
-    negative: Address,
-    d_an: Address,
-    weight: Address,
-    chosen: Address,
+    indices: Address,
     times: Address,
     link: Address,
-    linked: Address,
     losses: Address,
     loss: Address,
     stats: Address,
@@ -120,6 +122,10 @@ struct LossArgs {
     which: u32,
     beyond: u32,
     once: u32,
+    columns: u32,
+    warp_columns: u32,
+    error: f32,
+    direct: f32,
 }
 
 /// `Args` of kernels/triplets.cuh.
@@ -130,9 +136,18 @@ struct Args {
     at: LossArgs,
 }
 
-/// Dynamic shared memory of a block of `choose`.
-fn shared_bytes(product: Product) -> u32 {
-    product.of_planes(CHOOSE_SHARED)
+/// The errors that a search allows for (kernels/choose.cuh): of a distance by products, over the sum of both norms, and of one
+/// by difference, over the distance. One more rounding is that of the search's own bias.
+///
+/// A distance by difference is a sum of squares of rounded differences, of which a lane adds up 8 one on the other, and lanes are
+/// added in five steps. A cosine is such a sum of products, which are no larger than half of both norms together. Thresholds are
+/// rounded three times.
+fn errors(product: &Product, dim: usize, distance: Distance) -> [f32; 2] {
+    match (error_of(product, dim), distance) {
+        (0.0, _) => [0.0; 2],
+        (error, Distance::Cosine) => [error + (1.0 + 16.0) * UNIT, 4.0 * UNIT],
+        (error, _) => [error + UNIT, (2.0 + 8.0 + 1.0 + 5.0 + 1.0 + 3.0) * UNIT],
+    }
 }
 
 /// Launches a forward pass. `output.chosen[0]` takes one u32 for each pair of an anchor and a row of its class, in
@@ -153,19 +168,33 @@ unsafe fn forward<T: Element, L: Launcher, X>(
     let (shape, product) = (shapes[0], shapes[0].product);
     let [rows, others] = shapes.each_ref().map(|shape| shape.rows);
 
-    let splits = shape.even_splits_of(shapes[1].tiles(), RESIDENT, launcher.properties());
+    let drawn = draw.is_some();
+    let strip = Strip::of_few_rows(&product, problem.dim, launcher.properties());
+    let [error, direct] = errors(&product, problem.dim, shape.distance);
+    let (splits, choose, tile_grid) = if drawn {
+        let splits = shape.even_splits_of(shapes[1].tiles(), RESIDENT, launcher.properties());
+        let shared_bytes = product.of_planes(CHOOSE_SHARED);
+        let grid = Grid { blocks: shape.tiles() * splits, threads: batch::TILE_THREADS, shared_bytes };
+        (splits, format!("{kernels}_choose_{}", product.name), grid)
+    } else {
+        let splits = strip.splits(rows, others, launcher.properties());
+        let Strip { threads, shared_bytes, .. } = strip;
+        let grid = Grid { blocks: Strip::row_blocks(rows) * splits, threads, shared_bytes };
+        (splits, format!("{kernels}_choose_{}_{}", product.name, strip.name), grid)
+    };
     let row_blocks = shapes.each_ref().map(|shape| shape.row_blocks(launcher.properties()));
     // Kernels number pairs with u32.
     let capacity = batch::capacity(rows, others, problem.options.pairs_at_once).min(u32::MAX as usize);
+    // Of few rows each block of the backward pass looks for the pairs that chose its own.
+    let in_lists = with_grad && rows.max(others) > SEARCHED as usize;
     let mut layout = WorkspaceLayout::default();
     let WorkspaceLayout { kept, passing, .. } = &mut layout;
-    let (stats, times) = (kept.part(STATS_WRITTEN, 8), kept.part(others, 4));
-    let (start, link) = (kept.part(rows + 1, 8), kept.part(others + 1, 8));
-    let per_pair = [(); 5].map(|()| kept.part(capacity, 4));
-    let linked = kept.part(if with_grad { capacity } else { 0 }, 4);
-    let (key, row_key) = (passing.part(capacity, 8), passing.part(rows, 8));
-    let drawn = draw.is_some();
-    let word = passing.part(if drawn { capacity } else { 0 }, 4);
+    let stats = kept.part(STATS_WRITTEN, 8);
+    let [times, link] =
+        [(others, 4), (others + 1, 8)].map(|(count, bytes)| kept.part(if in_lists { count } else { 0 }, bytes));
+    let start = kept.part(rows + 1, 8);
+    let (d_ap, key, found) = (kept.part(capacity, 4), kept.part(capacity, 8), kept.part(capacity, 8));
+    let of_rows = [(); 2].map(|()| passing.part(rows, 8));
     let hash = [rows, others].map(|rows| passing.part(if drawn { rows } else { 0 }, 8));
     let row_word = passing.part(if drawn { others } else { 0 }, 4);
     let partials = passing.part(STATS * row_blocks[0] as usize, 8);
@@ -173,24 +202,22 @@ unsafe fn forward<T: Element, L: Launcher, X>(
     let PreparedSides { sides, workspace } = unsafe { batch::prepare_sides::<T, L>(launcher, inputs, shapes, layout)? };
 
     let [in_kept, in_passing] = [workspace.kept(), workspace.passing()].map(|from| move |at: Address| from + at);
-    let [anchor, d_ap, negative, d_an, weight] = per_pair.map(in_kept);
     let draw = draw.unwrap_or(Draw { seed: 0, beyond: false });
+    let [row_key, row_found] = of_rows.map(in_passing);
     let at = LossArgs {
         start: in_kept(start),
-        anchor,
-        d_ap,
-        key: in_passing(key),
-        row_key: in_passing(row_key),
-        word: in_passing(word),
+        d_ap: in_kept(d_ap),
+        key: in_kept(key),
+        chosen: in_kept(key),
+        found: in_kept(found),
+        listed: in_kept(found),
+        row_key,
+        row_found,
         hash: hash.map(in_passing),
         row_word: in_passing(row_word),
-        negative,
-        d_an,
-        weight,
-        chosen: output.chosen[0],
-        times: in_kept(times),
-        link: in_kept(link),
-        linked: in_kept(linked),
+        indices: output.chosen[0],
+        times: if in_lists { in_kept(times) } else { 0 },
+        link: if in_lists { in_kept(link) } else { 0 },
         losses: output.losses,
         loss: output.loss,
         stats: if output.stats == 0 { in_kept(stats) } else { output.stats },
@@ -204,6 +231,10 @@ unsafe fn forward<T: Element, L: Launcher, X>(
         mean: (problem.options.reduction == Reduction::Mean).into(),
         beyond: draw.beyond.into(),
         once: once.into(),
+        columns: strip.columns,
+        warp_columns: strip.warp_columns,
+        error,
+        direct,
         ..LossArgs::zeroed()
     };
     let args = Args { sides, at };
@@ -213,16 +244,13 @@ unsafe fn forward<T: Element, L: Launcher, X>(
         unsafe { launcher.launch(stem, &kernel, grid, bytemuck::bytes_of(&args)) }
     };
     let blocks = |blocks: u32| Grid { blocks, threads: batch::THREADS, shared_bytes: 0 };
-    launch(format!("{stem}_starts"), blocks(shape.scans()))?;
     if drawn {
         launch(format!("{stem}_words_{}", T::NAME), blocks(row_blocks[0].max(row_blocks[1])))?;
     }
     launch(format!("{kernels}_pairs_{}", T::NAME), blocks(row_blocks[0]))?;
-    let tile_grid =
-        Grid { blocks: shape.tiles() * splits, threads: batch::TILE_THREADS, shared_bytes: shared_bytes(product) };
-    launch(format!("{kernels}_choose_{}", product.name), tile_grid)?;
+    launch(choose, tile_grid)?;
     launch(format!("{kernels}_finish_{}", T::NAME), blocks(row_blocks[0]))?;
-    if with_grad {
+    if in_lists {
         launch(format!("{stem}_links"), blocks(shapes[1].scans()))?;
         launch(format!("{stem}_fill"), blocks(row_blocks[0]))?;
         launch(format!("{stem}_order"), blocks(row_blocks[1]))?;

@@ -6,8 +6,11 @@ use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, Zeroable, bytes_of};
 use half::f16;
-use tercet::internal::{Address, Grid, Launcher, Memory};
-use tercet_emulator::{Emulator, Options};
+use tercet::internal::{
+    self, Address, DeviceProperties, Grid, Input, Inputs, Launcher, Memory, Output, ReferenceInput,
+};
+use tercet::{BatchSemiHardTripletLoss, Error, Own};
+use tercet_emulator::{Buffer, Emulator, Options};
 
 const SEEDS: u64 = 5;
 
@@ -341,6 +344,92 @@ fn triangle(emulator: &Emulator, kernel: &str) -> Result<bool, String> {
 #[test]
 fn broken_triangles_are_caught() {
     table("triangle", &listed(include_str!("../kernels/triangle.bugs")), triangle);
+}
+
+/// The emulator as a device that has shared memory for narrow strips alone, with `choose_<bug>` for the search of batch_semi_hard.
+struct WithBug<'a> {
+    emulator: &'a Emulator,
+    properties: DeviceProperties,
+    kernel: &'a str,
+}
+
+// SAFETY: the emulator's own memory and launches. A kernel that stands in for another takes the same arguments, and makes of
+// them what that one does, but for a mistake that the emulator is to report.
+unsafe impl Launcher for WithBug<'_> {
+    type Memory = Buffer;
+
+    fn properties(&self) -> &DeviceProperties {
+        &self.properties
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Buffer, Error> {
+        self.emulator.allocate(bytes)
+    }
+
+    unsafe fn clear(&self, to: Address, bytes: usize) -> Result<(), Error> {
+        // SAFETY: the caller's contract.
+        unsafe { self.emulator.clear(to, bytes) }
+    }
+
+    unsafe fn launch(&self, stem: &str, kernel: &str, grid: Grid, arguments: &[u8]) -> Result<(), Error> {
+        let is_search = kernel == "batch_semi_hard_choose_highest_narrow";
+        let (stem, kernel) = if is_search { ("choose", self.kernel) } else { (stem, kernel) };
+        // SAFETY: the caller's contract.
+        unsafe { self.emulator.launch(stem, kernel, grid, arguments) }
+    }
+}
+
+/// Whether each pair's negative is right: of integers with many equal distances, of anchors that are compared with three tiles of
+/// rows, in classes of more pairs than registers hold. One block takes two of the tiles and another the third.
+fn choose(emulator: &Emulator, kernel: &str) -> Result<bool, String> {
+    const OF_CLASS: usize = 11;
+    const CLASSES: usize = 13;
+    let (anchors, rows, dim) = (30, CLASSES * OF_CLASS, 4);
+    // The order of the classes is not that of the rows.
+    let label = |i: usize| (i * 5 % CLASSES) as i64;
+    let x: Vec<f32> = (0..rows * dim).map(|at| ((at * at * 7 + at / dim * 31) % 23 % 4) as f32).collect();
+    let labels: Vec<i64> = (0..rows).map(label).collect();
+    let mut properties = emulator.properties().clone();
+    (properties.shared_bytes_per_multiprocessor, properties.multiprocessors) = (100 << 10, 2);
+    let device = WithBug { emulator, properties, kernel };
+    let (x_there, labels_there) = (emulator.upload(&x), emulator.upload(&labels));
+    let chosen = emulator.upload(&vec![0u32; anchors * OF_CLASS]);
+    let input = Input { x: x_there.address(), stride: dim, labels: labels_there.address() };
+    let reference = ReferenceInput { rows: input, count: rows, own: Own::Offset(0) };
+    let inputs = Inputs { anchors: input, reference: Some(reference), step: 0 };
+    let output = Output { chosen: [chosen.address(), 0], ..Output::default() };
+    // SAFETY: rows and labels of these sizes, and a choice for each row of each anchor's class, alive until the kernels have run.
+    unsafe {
+        internal::mined_forward::<_, f32, _>(
+            &BatchSemiHardTripletLoss::default(),
+            &device,
+            [anchors, dim],
+            &inputs,
+            &output,
+            [false; 2],
+        )
+    }
+    .map_err(|e| e.to_string())?;
+    let distance = |i: usize, j: usize| -> f32 { (0..dim).map(|c| (x[i * dim + c] - x[j * dim + c]).powi(2)).sum() };
+    let mut order: Vec<usize> = (0..anchors).collect();
+    order.sort_by_key(|&i| (label(i), i));
+    let chosen: Vec<u32> = chosen.read();
+    Ok(order.iter().zip(chosen.chunks(OF_CLASS)).all(|(&a, chosen)| {
+        let class = (0..rows).filter(|&p| label(p) == label(a));
+        class.zip(chosen).filter(|(p, _)| *p != a).all(|(p, &n)| {
+            let negatives = || (0..rows).filter(|&j| label(j) != label(a));
+            // Of equal ones min_by takes the first, and max_by the last.
+            let beyond = negatives().filter(|&j| distance(a, j) > distance(a, p));
+            let nearest = beyond.min_by(|&i, &j| distance(a, i).total_cmp(&distance(a, j)));
+            let farthest = || negatives().rev().max_by(|&i, &j| distance(a, i).total_cmp(&distance(a, j)));
+            nearest.or_else(farthest) == Some(n as usize)
+        })
+    }))
+}
+
+#[test]
+fn broken_searches_are_caught() {
+    table("choose", &listed(include_str!("../kernels/choose.bugs")), choose);
 }
 
 #[repr(C)]

@@ -1,2 +1,4 @@
+#[cfg(feature = "emulator")]
+mod emulated;
 mod laws;
 mod property;

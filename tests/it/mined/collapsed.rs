@@ -12,7 +12,7 @@ use super::launches::{OnDevice, mine};
 use crate::support::Numbers;
 
 const ROWS: usize = 1024;
-const DIM: usize = 64;
+const DIM: usize = 24;
 
 /// `mean` + `spread` times a normal number, for each element.
 fn rows(mean: f64, spread: f64) -> Vec<f32> {
@@ -24,7 +24,7 @@ fn rows(mean: f64, spread: f64) -> Vec<f32> {
 /// The accesses to shared and to global memory of a step, and those of the kernel that takes what a sweep leaves.
 fn accesses<L: Mined + Debug>(loss: &L, x: &[f32]) -> [u64; 2] {
     // A device of compute capability 9.0.
-    let emulator = Emulator::new(Options { seed: 2, os_threads: 2, ..Options::default() });
+    let emulator = Emulator::new(Options { detect: true, seed: 2, ..Options::default() });
     let labels: Vec<i64> = (0..ROWS as i64).map(|i| i * 7 % (ROWS as i64 / 8)).collect();
     let batch = OnDevice::itself(&emulator, x, DIM, &labels);
     let mined = mine::<f32, _, _>(&emulator, loss, &batch, 0, &[&[1.0]]);

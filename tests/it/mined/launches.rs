@@ -2,7 +2,9 @@
 
 use std::fmt::Debug;
 
-use tercet::internal::{self, Address, Input, Inputs, Launcher, Memory, OnDevice as Mined, Output, ReferenceInput};
+use tercet::internal::{
+    self, Address, Input, Inputs, Launcher, Memory, OnDevice as Mined, Output, ReferenceInput, STATS_WRITTEN,
+};
 use tercet::{Element, Own, Stats};
 
 use super::batch::{self, Batch, Data};
@@ -91,7 +93,8 @@ pub fn mine<T: Element, D: TestDevice, L: Mined + Debug>(
 ) -> Mining<T> {
     let launcher = device.launcher();
     let shape @ [rows, dim] = [batch.rows[0], batch.dim];
-    let (losses, loss, stats) = (device.poison::<f32>(rows), device.poison::<f32>(1), device.poison::<f64>(6));
+    let (losses, loss, stats) =
+        (device.poison::<f32>(rows), device.poison::<f32>(1), device.poison::<f64>(STATS_WRITTEN));
     let choices = [(); 2].map(|()| device.poison::<u32>(chosen.max(1)));
     let with_grad = [true, batch.inputs.reference.is_some()];
     let output = Output {
@@ -124,7 +127,7 @@ pub fn mine<T: Element, D: TestDevice, L: Mined + Debug>(
         .unwrap_or_else(|e| panic!("{e}"));
     let [loss, alone] = [loss, alone].map(|x| device.read::<f32>(&x, 1)[0]);
     assert_eq!(loss.to_bits(), alone.to_bits(), "with and without gradient");
-    let [valid, active, positives, negatives, _, too_many] = device.read::<f64>(&stats, 6)[..] else {
+    let [valid, active, positives, negatives, _, too_many] = device.read::<f64>(&stats, STATS_WRITTEN)[..] else {
         unreachable!("six")
     };
     let [valid, active, too_many] = [valid, active, too_many].map(f64::to_bits);

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::fmt::Debug;
 
-use tercet::internal::{self, OnDevice as Mined, Output};
+use tercet::internal::{self, OnDevice as Mined, Output, STATS_WRITTEN};
 use tercet::internal::{Address, DeviceProperties, Grid, Launcher, Memory};
 use tercet::{Error, Reduction};
 
@@ -73,7 +73,7 @@ pub fn at_each_allocation<D: TestDevice, L: Mined + Debug>(device: &D, loss_fn: 
     let expected = run();
     for refused in 0.. {
         let launcher = Refusing { launcher: device.launcher(), left: Cell::new(refused) };
-        let (stats, upstream) = (device.poison::<f64>(5), device.upload(&[1f32]));
+        let (stats, upstream) = (device.poison::<f64>(STATS_WRITTEN), device.upload(&[1f32]));
         let grad = device.poison::<half::bf16>(batch.rows * batch.dim);
         let output = Output { stats: stats.address(), ..Output::default() };
         let (shape, to) = ([batch.rows, batch.dim], [grad.address(), 0]);

@@ -161,7 +161,8 @@ impl<L: Chooses> Mined for L {
 
     #[cfg(feature = "cuda")]
     fn selected<T: Number>(case: &Case<L>, data: &Data<T>, [chosen, _]: [Vec<u32>; 2]) -> Vec<u32> {
-        in_order_of_pairs(data, &oracle(case, data, &data.upstream, None).pairs, &chosen)
+        let pairs = oracle(case, data, &data.upstream, None).pairs;
+        in_order_of_pairs([&data.labels, data.other_labels()], &pairs, &chosen)
     }
 
     fn compare<T: Number>(
@@ -258,22 +259,21 @@ impl<L: Chooses> Mined for L {
 /// The choices that a device wrote, in the order of the oracle's pairs. The device writes one for each row of each
 /// anchor's class, in class order.
 #[cfg(feature = "cuda")]
-fn in_order_of_pairs<T: Element>(data: &Data<T>, pairs: &[[u32; 2]], chosen: &[u32]) -> Vec<u32> {
+pub fn in_order_of_pairs([labels, others]: [&[i64]; 2], pairs: &[[u32; 2]], chosen: &[u32]) -> Vec<u32> {
     let sorted = |labels: &[i64]| {
         let mut order: Vec<usize> = (0..labels.len()).collect();
         order.sort_by_key(|&i| (labels[i], i));
         order
     };
-    let others = data.other_labels();
     let order = sorted(others);
-    let mut start = vec![0; data.labels.len()];
+    let mut start = vec![0; labels.len()];
     let mut next = 0;
-    for a in sorted(&data.labels) {
+    for a in sorted(labels) {
         start[a] = next;
-        next += others.iter().filter(|label| **label == data.labels[a]).count();
+        next += others.iter().filter(|label| **label == labels[a]).count();
     }
     let place = |a: usize, p: usize| {
-        let class = order.iter().filter(|&&j| others[j] == data.labels[a]);
+        let class = order.iter().filter(|&&j| others[j] == labels[a]);
         class.into_iter().position(|&j| j == p).expect("of the anchor's class")
     };
     pairs.iter().map(|&[a, p]| chosen[start[a as usize] + place(a as usize, p as usize)]).collect()

@@ -113,7 +113,7 @@ pub struct LossOptions {
     pub mean_over: Option<MeanOverName>,
 
     /// How many pairs of one identity, each image with itself among them, a CUDA device has room for, for --loss batch-all,
-    /// batch-semi-hard and batch-negative: 16 to 36 bytes each [default: 4194304, or 128 an image if that is more]
+    /// batch-semi-hard and batch-negative: 16 to 20 bytes each [default: 4194304, or 128 an image if that is more]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub pairs_at_once: Option<u32>,
 
