@@ -416,7 +416,7 @@ template <class P, class S> struct LongSweep {
                 }
             }
             // Of a last panel without a second one, there is nothing to write of the second.
-            if (panel + of_panel() >= panels) continue;
+            if (__any_sync(0xffffffff, panel + of_panel() >= panels)) continue;
 #pragma unroll
             for (int i = 0; i < ROW_FRAGMENTS; ++i)
 #pragma unroll

@@ -193,15 +193,15 @@ pub fn read(listing: &str, target: &str, work: Option<&Work>, problem: &Problem)
 
     // The first innermost loop with tensor instructions multiplies slabs, and the one around it takes tiles. If there is none
     // around it, slabs are unrolled, and it takes tiles itself.
+    let slabs = (0..loops.len()).find(|&at| is_tensor(&counts[at]) && !has_inside(at, &|i| is_tensor(&counts[i])));
     let region = match work {
         None => None,
         Some(work) => {
-            let slabs =
-                (0..loops.len()).find(|&at| is_tensor(&counts[at]) && !has_inside(at, &|i| is_tensor(&counts[i])));
             let slabs = slabs.ok_or("expected a loop with tensor instructions, got none")?;
             let tiles = loops[slabs].parent.unwrap_or(slabs);
-            // Where weights of a group of tiles lie in shared memory, the loop around takes groups.
-            let groups = work.sweep.and_then(|sweep| sweep.group).map_or(Some(tiles), |_| loops[tiles].parent);
+            // Where weights of a group of tiles lie in shared memory, the loop around takes groups; of one tile there is none.
+            let group = work.sweep.and_then(|sweep| sweep.group).filter(|&tiles| tiles > 1);
+            let groups = group.map_or(Some(tiles), |_| loops[tiles].parent);
             let groups = groups.ok_or("expected a loop over groups of tiles, got none")?;
             Some(if work.in_loop { Region::Loop(groups) } else { Region::Outside })
         }
@@ -214,19 +214,27 @@ pub fn read(listing: &str, target: &str, work: Option<&Work>, problem: &Problem)
         None => (0, Blocks::new(), Blocks::new()),
     };
     let mut rare: BTreeMap<usize, Guard> = if region.is_some() { flow.rare(header, &inside) } else { BTreeMap::new() };
-    // What leads to products of tensor cores is the tile's work: a vote may leave it out, where nothing is to be done.
-    let has_products = |block: &usize| is_tensor(&all.count([*block]).0);
-    for part in flow.connected(&rare.keys().copied().collect()) {
-        if part.iter().any(has_products) {
-            rare.retain(|block, _| !part.contains(block));
+    // A sweep's weights and their product are the tile's work, although a vote may leave them out where no pair weighs anything.
+    // What is rare there writes down by an atomic that a warp has left its part of a tile.
+    let of_sweep = work.is_some_and(|work| work.sweep.is_some());
+    if of_sweep {
+        for part in flow.connected(&rare.keys().copied().collect()) {
+            let has_loop = loops.iter().any(|l| part.contains(&l.header));
+            let has_products = part.iter().any(|block| is_tensor(&all.count([*block]).0));
+            if has_loop || has_products || all.named("ATOMS", part.iter().copied()) == 0 {
+                rare.retain(|block, _| !part.contains(block));
+            }
         }
     }
 
     let elements = work.map_or(0, Work::elements_per_thread);
-    let of_sweep = work.is_some_and(|work| work.sweep.is_some());
     let is_push = |at: usize| {
         let c = &counts[at];
-        !has_inside(at, &|_| true) && !is_tensor(c) && c.of(Class::Fma) >= 64.0 && c.of(Class::LoadShared) >= 4.0
+        !of_sweep
+            && !has_inside(at, &|_| true)
+            && !is_tensor(c)
+            && c.of(Class::Fma) >= 64.0
+            && c.of(Class::LoadShared) >= 4.0
     };
     let role = |at: usize| -> Option<Role> {
         let (l, c) = (&loops[at], &counts[at]);
@@ -241,12 +249,7 @@ pub fn read(listing: &str, target: &str, work: Option<&Work>, problem: &Problem)
         } else if of_sweep && has_inside(at, &|i| is_tensor(&counts[i])) {
             Some(if first_of_groups() == Some(at) { Role::Tile } else { Role::Columns })
         } else if is_tensor(c) {
-            let outer = l.parent.filter(|&outer| of_groups(outer));
-            Some(if of_sweep && outer.is_some_and(|outer| first_of_groups() != Some(outer)) {
-                Role::Weighted
-            } else {
-                Role::Slab
-            })
+            Some(if of_sweep && slabs != Some(at) { Role::Weighted } else { Role::Slab })
         } else if has_inside(at, &is_push) {
             Some(Role::Chunk)
         } else if is_push(at) {

@@ -70,7 +70,7 @@ pub struct BatchAllTripletLoss {
     /// How exactly a CUDA device computes the distances to negatives; see [`Precision`].
     pub precision: Precision,
     /// How many pairs of an anchor and a row of its class, the anchor itself among them, a CUDA device has room for; each takes 16 bytes
-    /// during the forward pass.
+    /// until the loss is dropped.
     /// `None`: 2²², or 128 an anchor if that is more. It never has room for more than there could be. A batch with more pairs
     /// has the loss NaN, and [`Stats::too_many_pairs`](crate::Stats::too_many_pairs). The CPU looks at no limit.
     pub pairs_at_once: Option<usize>,

@@ -73,8 +73,8 @@ pub struct BatchSemiHardTripletLoss {
     pub reduction: Reduction,
     /// How exactly a CUDA device searches the negatives; see [`Precision`].
     pub precision: Precision,
-    /// How many pairs of an anchor and a row of its class, the anchor itself among them, a CUDA device has room for; each takes 20 bytes,
-    /// 24 of them until the loss is dropped, and 4 less without a gradient.
+    /// How many pairs of an anchor and a row of its class, the anchor itself among them, a CUDA device has room for; each takes 20 bytes
+    /// until the loss is dropped.
     /// `None`: 2²², or 128 an anchor if that is more. It never has room for more than there could be. A batch with more pairs
     /// has the loss NaN, and [`Stats::too_many_pairs`](crate::Stats::too_many_pairs). The CPU looks at no limit.
     pub pairs_at_once: Option<usize>,

@@ -108,7 +108,7 @@ fn large_classes_have_the_oracles_choices() {
 /// Rows that are nearly equal are no exception: what is read and written is no more than three times that of random rows.
 #[test]
 fn nearly_equal_rows_cost_little_more() {
-    let (rows, dim) = (1024usize, 24usize);
+    let (rows, dim) = (384usize, 24usize);
     let mut numbers = Numbers(9);
     let random: Vec<f64> = (0..rows * dim).map(|_| (0..12).map(|_| numbers.unit()).sum::<f64>() - 6.0).collect();
     let labels: Vec<i64> = (0..rows as i64).map(|i| i * 5 % (rows as i64 / 8)).collect();

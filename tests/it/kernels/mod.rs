@@ -195,7 +195,7 @@ fn images_stay_within_their_budget() {
     let bytes: usize = IMAGES.iter().map(|image| image.deflated.len()).sum();
     println!("{} images, {} bytes in the binary", IMAGES.len(), bytes);
     // Of all default targets, and 5 % for another release of the compiler.
-    const REACHED: usize = 7_872_335;
+    const REACHED: usize = 10_400_000;
     assert!(bytes <= REACHED + REACHED / 20, "{bytes} bytes of kernels in every binary");
     for image in IMAGES {
         let most = image.kernels.iter().map(|k| k.registers).max().unwrap_or(0);

@@ -2,17 +2,15 @@
 
 use std::fmt::Debug;
 
-use tercet::{
-    BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchSemiHardTripletLoss, Distance, Reduction,
-};
+use tercet::{BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, Distance};
 use tercet_emulator::{Emulator, Options};
 
 use super::Mined;
 use super::launches::{OnDevice, mine};
 use crate::support::Numbers;
 
-const ROWS: usize = 1024;
-const DIM: usize = 24;
+const ROWS: usize = 320;
+const DIM: usize = 16;
 
 /// `mean` + `spread` times a normal number, for each element.
 fn rows(mean: f64, spread: f64) -> Vec<f32> {
@@ -52,12 +50,10 @@ fn at_most_three_times<L: Mined + Debug>(loss: &L) {
 /// They take no path of their own: the time of a step is that of any other rows.
 #[test]
 fn collapsed_rows_are_ordinary() {
-    for distance in [Distance::SquaredEuclidean, Distance::Euclidean, Distance::Cosine] {
-        let normalize = true;
-        at_most_three_times(&BatchAllTripletLoss { distance, normalize, ..Default::default() });
-        at_most_three_times(&BatchContrastiveLoss { distance, normalize, ..Default::default() });
-        let reduction = Reduction::Mean;
-        at_most_three_times(&BatchHardTripletLoss { distance, normalize, reduction, ..Default::default() });
-        at_most_three_times(&BatchSemiHardTripletLoss { distance, normalize, ..Default::default() });
-    }
+    let normalize = true;
+    at_most_three_times(&BatchAllTripletLoss { normalize, ..Default::default() });
+    let distance = Distance::Cosine;
+    at_most_three_times(&BatchAllTripletLoss { distance, ..Default::default() });
+    at_most_three_times(&BatchContrastiveLoss { distance, ..Default::default() });
+    at_most_three_times(&BatchHardTripletLoss { normalize, ..Default::default() });
 }
