@@ -300,13 +300,16 @@ template <class P, class S, Rule R> struct Search {
     // is as near, of a lane or of another block, is decided by difference. place: shared memory that nothing else needs.
     DEVICE void settle(u64* place) const {
         constexpr u32 ITEMS = SLOTS * OF_SLOT * ENTRIES, EACH = (ITEMS + S::threads - 1) / S::threads;
-        SHARED(u32, odd, 2);  // `bits` and `slack` of all threads
+        // `bits` and `slack` of all threads, behind the keys.
+        static_assert(sizeof(typename Strip::Shared) >= ITEMS * HELD * 8 + 8, "room for two numbers more");
+        u32* const odd = reinterpret_cast<u32*>(reinterpret_cast<u8*>(place) + sizeof(typename Strip::Shared)) - 2;
         // Not known before the tiles: registers that hold what follows from it would be taken from them.
         const u32 thread = u32(kept(threadIdx.x)), mine = thread / 32 / S::across * 8 + thread % 32 / 4, lane = thread / 32 % S::across * 4 + thread % 4;
+        __syncthreads();  // all threads are done with the place
         if (thread < 2) odd[thread] = 0;
 #pragma unroll
         for (u32 from = 0; from < ROWS; from += SLOTS) {
-            __syncthreads();  // all threads are done with the place, and the zeros are there
+            __syncthreads();  // all threads are done with the keys before, and the zeros are there
             if (from == 0) {
                 atomicMax(&odd[0], bits);
                 atomicMax(&odd[1], __float_as_uint(slack));
