@@ -42,6 +42,7 @@ pub const CUDA: (u32, u32) = include!(concat!(env!("OUT_DIR"), "/compiler.rs"));
 
 impl Image {
     /// Whether it is machine code, and not PTX.
+    #[must_use]
     pub fn is_code(&self) -> bool {
         self.target.starts_with("sm_")
     }

@@ -1,5 +1,5 @@
 // Sums of weights times columns: sweep_<n>, sweep_narrow_<n> and sweep_long_<n> have mistake n of sweep.bugs; those with 0 have
-// none. A weight is what a pair's product, and a number of its column, make of it: 1, 2 or 3.
+// none. A weight is what a pair's product, and a number of its column, make of it: 1 or 3.
 #include "sweep.cuh"
 
 struct Args {
@@ -25,9 +25,9 @@ template <class S, int PLANES> struct Thirds {
                 float weight[2];
                 for (int e = 0; e < 2; ++e) {
                     const float product = products[j][r * 2 + e], term = shared[0][S::column(j) + e];
-                    weight[e] = 1.f + is_below(term, product) + is_below(product, -term);
+                    weight[e] = 1.f + 2.f * is_below(term, product);
                 }
-                // In two planes a weight is 2048 times the first one and the second.
+                // In two planes a weight has a small part too.
                 w[0][j / 2][j % 2 * 2 + r] = pack_f16(weight[0], weight[1]);
                 if (PLANES == 2) w[PLANES - 1][j / 2][j % 2 * 2 + r] = pack_f16(weight[0] / 4096.f, weight[1] / 4096.f);
             }
