@@ -3,7 +3,7 @@
 use crate::distance::Metric;
 use crate::matrix::check_len;
 use crate::problem::check_margin;
-use crate::{Element, Error, PairedDistance, Reduction};
+use crate::{Error, PairedDistance, Reduction};
 
 /// The options that every paired loss has, as the caller set them.
 pub(crate) struct Options {
@@ -62,8 +62,9 @@ impl PairedProblem {
     /// Whether a forward pass makes the gradients of rows of T too, for an upstream gradient of 1; backward runs the pass again
     /// only if the upstream is another. Not of f16, which a gradient scaler trains, so that the upstream is never 1; nor of one
     /// loss a row, whose upstreams are known only later.
-    pub fn grads_with_loss<T: Element>(&self) -> bool {
-        self.reduction != Reduction::None && T::NAME != half::f16::NAME
+    #[cfg(any(feature = "cuda", feature = "torch"))]
+    pub fn grads_with_loss<T: crate::Element>(&self) -> bool {
+        self.reduction != Reduction::None && T::NAME != <half::f16 as crate::Element>::NAME
     }
 
     /// How many numbers an upstream gradient has.
