@@ -69,10 +69,10 @@ fn room_decides_whether_batch_negative_is_a_number() {
     room_decides::<BatchNegativeTripletLoss>();
 }
 
-/// Two classes of 2000 rows are more pairs than there is room for by default.
+/// Two classes of 1450 rows are more pairs than there is room for by default.
 #[test]
 fn two_classes_beyond_the_default_are_told() {
-    let rows = 4000usize;
+    let rows = 2900usize;
     assert!(rows * rows / 2 > tercet::internal::capacity(rows, rows, None));
     assert_eq!(tercet::internal::capacity(rows, rows, Some(rows * rows / 2)), rows * rows / 2);
     assert_eq!(tercet::internal::capacity(rows, rows, Some(usize::MAX)), rows * rows, "no more than there could be");
