@@ -79,6 +79,8 @@ struct Batch {
     u32 held;             // rows that have planes and terms: up to whole blocks of a strip
     u32 zeros_count;      // numbers of `zeros`
 
+    // Whether the cosine sees a row that is too short to become a unit vector.
+    DEVICE bool is_flat(u32 row) const { return unit_norms && inverse[row] < 0.f; }
     DEVICE Operand operand() const { return {planes, slabs}; }
     DEVICE Lengths lengths() const { return {norm, scale, rows}; }
     DEVICE Columns columns() const { return {column_key, column_most, held}; }
@@ -114,11 +116,12 @@ struct Sides {
 template <class T> struct Row {
     const T* x;
     float factor;
+    bool flat;  // for cosine: too short to become a unit vector
     DEVICE float operator()(u32 column) const { return rounded_product(widen(x[column]), factor); }
 };
 // Row `row`, in class order, of a batch. T: the type of the caller's rows.
 template <class T> DEVICE Row<T> original_row(const Batch& b, u32 row) {
-    return {static_cast<const T*>(b.x) + b.order[row] * b.stride, fabsf(b.inverse[row])};
+    return {static_cast<const T*>(b.x) + b.order[row] * b.stride, fabsf(b.inverse[row]), b.is_flat(row)};
 }
 
 // Element `column` of row `row` as the planes have it, which is what products see. P: the precision. panels: of a row.
@@ -129,10 +132,14 @@ template <class P> DEVICE float decoded(const Batch& b, u32 row, u32 column, u32
 
 // The distances of a row from K others from their elements, by a warp; all K are on their way at a time. A lane adds up 8
 // columns in f32 and these sums in f64: few roundings one on the other, however long the rows are.
+// Of unit vectors 1 - u.v is |u - v|^2 / 2, whose error is relative to itself, as small as it may be.
 // kind: a Distance. T: the rows' type.
 template <class T, int K> DEVICE void direct_distances(const Row<T>& x, const Row<T> (&y)[K], u32 dim, u32 kind, float (&d)[K]) {
     constexpr u32 SUMMED = 8 * 32;
     double total[K] = {};
+    bool by_product[K];
+#pragma unroll
+    for (int k = 0; k < K; ++k) by_product[k] = kind == COSINE && (x.flat || y[k].flat);
     for (u32 from = 0; from < dim; from += SUMMED) {
         const u32 end = from + SUMMED < dim ? from + SUMMED : dim;
         float sum[K] = {};
@@ -141,7 +148,7 @@ template <class T, int K> DEVICE void direct_distances(const Row<T>& x, const Ro
 #pragma unroll
             for (int k = 0; k < K; ++k) {
                 const float b = y[k](c), e = a - b;
-                sum[k] += kind == COSINE ? a * b : e * e;
+                sum[k] += by_product[k] ? a * b : e * e;
             }
         }
 #pragma unroll
@@ -150,7 +157,7 @@ template <class T, int K> DEVICE void direct_distances(const Row<T>& x, const Ro
 #pragma unroll
     for (int k = 0; k < K; ++k) {
         const float sum = group_sum<32>(float(total[k]));
-        d[k] = kind == SQUARED ? sum : kind == EUCLIDEAN ? sqrtf(sum) : 1.f - sum;
+        d[k] = kind == SQUARED ? sum : kind == EUCLIDEAN ? sqrtf(sum) : by_product[k] ? 1.f - sum : .5f * sum;
     }
 }
 
@@ -180,7 +187,7 @@ DEVICE float squared_distance(const Batch& a, u32 i, const Batch& b, u32 j, floa
 DEVICE float near_squared_distance(const Batch& a, u32 i, const Batch& b, u32 j) {
     float sum = 0;
     // |u - v|^2 is 2 (1 - u.v) for unit vectors alone, and rows below MIN_NORM do not become unit vectors.
-    if (a.unit_norms && (a.inverse[i] < 0.f || b.inverse[j] < 0.f)) {
+    if (a.is_flat(i) || b.is_flat(j)) {
         for (u32 c = 0; c < a.dim; ++c) sum += a.y[i64(i) * a.dim + c] * b.y[i64(j) * b.dim + c];
         return 2.f - 2.f * sum;
     }
@@ -195,7 +202,7 @@ DEVICE float near_squared_distance(const Batch& a, u32 i, const Batch& b, u32 j)
 DEVICE float near_squared_distance_by_warp(const Batch& a, u32 i, const Batch& b, u32 j) {
     const float *x = a.y + i64(i) * a.dim, *y = b.y + i64(j) * b.dim;
     // |u - v|^2 is 2 (1 - u.v) for unit vectors alone, and rows below MIN_NORM do not become unit vectors.
-    const bool flat = a.unit_norms && (a.inverse[i] < 0.f || b.inverse[j] < 0.f);
+    const bool flat = a.is_flat(i) || b.is_flat(j);
     float sum = 0;
     for (u32 c = threadIdx.x % 32; c < a.dim; c += 32) {
         const float e = x[c] - y[c];

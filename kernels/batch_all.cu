@@ -732,7 +732,7 @@ template <class T, class P> DEVICE void backward(const Args& args) {
     of_left = group_sum<32>(of_left);
     // Each pair is a difference, so y_i is in it once too often for cosine: normalisation takes it out again, but not of a row
     // that is not normalised, because it is too short.
-    const float flat = args.kind == COSINE && inverse < 0.f ? weight + of_left : 0.f;
+    const float flat = a.is_flat(row) ? weight + of_left : 0.f;
     const auto pulled = [&](u32 c) {
         float sum = 0;
         for (u32 part = 0; part < args.parts; ++part) sum -= args.pushed[(u64(part) * a.padded + row) * width + c];

@@ -621,7 +621,7 @@ template <class T, class P> DEVICE void backward(const Args& args) {
         of_left = group_sum<32>(of_left);
         // Each pair is a difference, so y_i is in it once too often for cosine: normalisation takes it out again, but not of a
         // row that is not normalised, because it is too short.
-        const float flat = args.kind == COSINE && rows.inverse[row] < 0.f ? weight + of_left : 0.f;
+        const float flat = rows.is_flat(row) ? weight + of_left : 0.f;
         for (u32 c = lane; c < rows.dim; c += 32) {
             float sum = 0;
             for (u32 part = 0; part < args.parts; ++part) sum -= args.pushed[(u64(part) * rows.padded + row) * width + c];

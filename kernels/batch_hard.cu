@@ -179,10 +179,8 @@ template <class T> DEVICE u32 nearest_negative(const Args& args, u32 row, const 
     float best = 0;
     const auto consider = [&](u32 column) {
         if (column >= b.rows || column - first < end - first) return;
-        float d;
-        // |u - v|^2 is 2 (1 - u.v) for unit vectors alone, with a smaller error, and rows below MIN_NORM do not become such.
-        if (args.kind == COSINE && (a.inverse[row] < 0.f || b.inverse[column] < 0.f)) d = 2.f * direct_distance(x, original_row<T>(b, column), b.dim, COSINE);
-        else d = direct_distance(x, original_row<T>(b, column), b.dim, SQUARED);
+        // Not the root, which would make some distances equal.
+        const float d = direct_distance(x, original_row<T>(b, column), b.dim, args.kind == COSINE ? COSINE : SQUARED);
         const u32 its = b.order[column];
         if (d < best || (d == best && its < index) || (negative == NONE && d == d)) {
             best = d;

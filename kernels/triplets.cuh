@@ -85,7 +85,7 @@ DEVICE u64 key_of(u32 high, u32 low) { return u64(high) << 32 | low; }
 // By how much distances by products are larger than those by difference: the cosine's are 2 (1 - u.v).
 DEVICE float doubled(const Args& args) { return args.kind == COSINE ? 2.f : 1.f; }
 // A row as `gather` has kept it: the same numbers as those of original_row.
-DEVICE Row<float> kept_row(const Batch& b, u32 row) { return {b.y + u64(row) * b.dim, 1.f}; }
+DEVICE Row<float> kept_row(const Batch& b, u32 row) { return {b.y + u64(row) * b.dim, 1.f, b.is_flat(row)}; }
 
 #include "choose.cuh"
 

@@ -140,13 +140,14 @@ struct Args {
 /// by difference, over the distance. One more rounding is that of the search's own bias.
 ///
 /// A distance by difference is a sum of squares of rounded differences, of which a lane adds up 8 one on the other, and lanes are
-/// added in five steps. A cosine is such a sum of products, which are no larger than half of both norms together. Thresholds are
-/// rounded three times.
+/// added in five steps; thresholds are rounded three times. That of a row too short to become a unit vector is 1 less a sum of
+/// products, which are no larger than half of both norms together. Unit vectors are such but for the rounding of their norms and elements.
 fn errors(product: &Product, dim: usize, distance: Distance) -> [f32; 2] {
+    const DIRECT: f32 = (2.0 + 8.0 + 1.0 + 5.0 + 1.0 + 3.0) * UNIT;
     match (error_of(product, dim), distance) {
         (0.0, _) => [0.0; 2],
-        (error, Distance::Cosine) => [error + (1.0 + 16.0) * UNIT, 4.0 * UNIT],
-        (error, _) => [error + UNIT, (2.0 + 8.0 + 1.0 + 5.0 + 1.0 + 3.0) * UNIT],
+        (error, Distance::Cosine) => [error + (1.0 + 16.0) * UNIT, DIRECT],
+        (error, _) => [error + UNIT, DIRECT],
     }
 }
 

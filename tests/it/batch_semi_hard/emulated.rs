@@ -105,6 +105,39 @@ fn large_classes_have_the_oracles_choices() {
     }
 }
 
+/// Cosines that are all within 1e-4 of 1 differ by less than the rounding of 1 - cos: the negative is the nearest beyond the positive
+/// all the same, but for the rounding of rows to unit vectors.
+#[test]
+fn cosines_near_one_have_the_nearest_beyond() {
+    let (rows, dim, of_class) = (150usize, 24usize, 6);
+    let mut numbers = Numbers(11);
+    let x: Vec<f32> = (0..rows * dim).map(|_| (1.0 + 0.005 * numbers.unit()) as f32).collect();
+    let labels: Vec<i64> = (0..rows).map(|i| (i * 7 % (rows / of_class)) as i64).collect();
+    let data: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+    let loss_fn = BatchSemiHardTripletLoss { distance: Distance::Cosine, ..Default::default() };
+    let truth = oracle::run_against(&loss_fn, Matrix::new(&data, dim).unwrap(), &labels, None, &[1.0], None).unwrap();
+    let unit = |i: usize| -> Vec<f64> {
+        let row = &data[i * dim..][..dim];
+        let norm = row.iter().map(|x| x * x).sum::<f64>().sqrt();
+        row.iter().map(|x| x / norm).collect()
+    };
+    let units: Vec<Vec<f64>> = (0..rows).map(unit).collect();
+    let d = |i: u32, j: u32| -> f64 {
+        let pairs = units[i as usize].iter().zip(&units[j as usize]);
+        0.5 * pairs.map(|(a, b)| (a - b).powi(2)).sum::<f64>()
+    };
+    for seed in 0..CAPABILITIES.len() as u64 {
+        let emulator = Emulator::new(Options { seed, ..Options::default() });
+        let batch = OnDevice::itself(&emulator, &x, dim, &labels);
+        let chosen = mine::<f32, _, _>(&emulator, &loss_fn, &batch, rows * of_class, &[]).chosen;
+        let chosen = in_order_of_pairs([&labels, &labels], &truth.pairs, &chosen[0]);
+        for ((&[a, p], &n), &expected) in truth.pairs.iter().zip(&chosen).zip(&truth.negative) {
+            let off = (d(a, n) - d(a, expected)).abs() / d(a, expected);
+            assert!(off <= 1e-3, "{a}, {p}: {n} at {} and not {expected} at {}", d(a, n), d(a, expected));
+        }
+    }
+}
+
 /// Rows that are nearly equal are no exception: what is read and written is no more than three times that of random rows.
 #[test]
 fn nearly_equal_rows_cost_little_more() {
