@@ -115,13 +115,14 @@ struct Sides {
 // T: the type of the caller's rows, float, f16 or bf16.
 template <class T> struct Row {
     const T* x;
-    float factor;
-    bool flat;  // for cosine: too short to become a unit vector
-    DEVICE float operator()(u32 column) const { return rounded_product(widen(x[column]), factor); }
+    float inverse;  // negative: the row is flat
+    DEVICE float operator()(u32 column) const { return rounded_product(widen(x[column]), fabsf(inverse)); }
+    // For cosine: too short to become a unit vector.
+    DEVICE bool is_flat() const { return inverse < 0.f; }
 };
 // Row `row`, in class order, of a batch. T: the type of the caller's rows.
 template <class T> DEVICE Row<T> original_row(const Batch& b, u32 row) {
-    return {static_cast<const T*>(b.x) + b.order[row] * b.stride, fabsf(b.inverse[row]), b.is_flat(row)};
+    return {static_cast<const T*>(b.x) + b.order[row] * b.stride, b.inverse[row]};
 }
 
 // Element `column` of row `row` as the planes have it, which is what products see. P: the precision. panels: of a row.
@@ -137,9 +138,7 @@ template <class P> DEVICE float decoded(const Batch& b, u32 row, u32 column, u32
 template <class T, int K> DEVICE void direct_distances(const Row<T>& x, const Row<T> (&y)[K], u32 dim, u32 kind, float (&d)[K]) {
     constexpr u32 SUMMED = 8 * 32;
     double total[K] = {};
-    bool by_product[K];
-#pragma unroll
-    for (int k = 0; k < K; ++k) by_product[k] = kind == COSINE && (x.flat || y[k].flat);
+    const auto by_product = [&](int k) { return kind == COSINE && (x.is_flat() || y[k].is_flat()); };
     for (u32 from = 0; from < dim; from += SUMMED) {
         const u32 end = from + SUMMED < dim ? from + SUMMED : dim;
         float sum[K] = {};
@@ -148,7 +147,7 @@ template <class T, int K> DEVICE void direct_distances(const Row<T>& x, const Ro
 #pragma unroll
             for (int k = 0; k < K; ++k) {
                 const float b = y[k](c), e = a - b;
-                sum[k] += by_product[k] ? a * b : e * e;
+                sum[k] += by_product(k) ? a * b : e * e;
             }
         }
 #pragma unroll
@@ -157,7 +156,7 @@ template <class T, int K> DEVICE void direct_distances(const Row<T>& x, const Ro
 #pragma unroll
     for (int k = 0; k < K; ++k) {
         const float sum = group_sum<32>(float(total[k]));
-        d[k] = kind == SQUARED ? sum : kind == EUCLIDEAN ? sqrtf(sum) : by_product[k] ? 1.f - sum : .5f * sum;
+        d[k] = kind == SQUARED ? sum : kind == EUCLIDEAN ? sqrtf(sum) : by_product(k) ? 1.f - sum : .5f * sum;
     }
 }
 
@@ -211,6 +210,47 @@ DEVICE float near_squared_distance_by_warp(const Batch& a, u32 i, const Batch& b
     sum = group_sum<32>(sum);
     return flat ? 2.f - 2.f * sum : sum;
 }
+
+// Where the pairs of anchors with the rows of their classes begin, for a block that takes anchors that follow each other: a warp
+// takes every WARPS-th of them. The block adds up the sizes of all classes before them itself: from cache that takes less than
+// another launch.
+struct PairStarts {
+    static constexpr u32 WARPS = BATCH_THREADS / 32;
+    const Sides& sides;
+    u32 begin, end;  // the block's anchors
+    u32 counted;     // the anchor whose pairs begin at `at`
+    u64 at;
+
+    // All threads of the block must call.
+    DEVICE PairStarts(const Sides& sides) : sides(sides), at(0) {
+        SHARED(u64, of_warp, WARPS);
+        const u32 rows = sides.anchors.rows, each = (rows + gridDim.x - 1) / gridDim.x;
+        begin = blockIdx.x * each < rows ? blockIdx.x * each : rows;
+        end = begin + each < rows ? begin + each : rows;
+        counted = begin;
+        u64 before = 0;
+#pragma unroll 8
+        for (u32 i = threadIdx.x; i < begin && begin < end; i += BATCH_THREADS) before += sides.size_of_class(i);
+        before = group_sum<32>(before);
+        if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = before;
+        __syncthreads();  // the warps' sums are there
+#pragma unroll
+        for (u32 w = 0; w < WARPS; ++w) at += of_warp[w];
+    }
+    // Where the pairs of an anchor begin, for a warp that goes through its anchors. The first thread writes it down, and behind the
+    // last anchor how many pairs there are.
+    DEVICE u64 of(u32 row, u64* start) {
+        u64 between = 0;
+        for (u32 i = counted + threadIdx.x % 32; i < row; i += 32) between += sides.size_of_class(i);
+        at += group_sum<32>(between);
+        counted = row;
+        if (threadIdx.x % 32 == 0) {
+            start[row] = at;
+            if (row == sides.anchors.rows - 1) start[row + 1] = at + sides.size_of_class(row);
+        }
+        return at;
+    }
+};
 
 // Writes what a mined loss says about a batch, as `Output::stats` in src/cuda/arguments.rs has it. lost: the means are NaN.
 // too_many: there was no room for the pairs.

@@ -4,8 +4,8 @@
 //     sum = sum_ap c_ap t_ap - sum_an c_an d_an,      active triplets = sum_ap c_ap,
 // and the gradient's weights are W_ap = c_ap, W_an = -c_an: never a list of triplets. docs/batch-all.md derives it.
 //
-// starts:   where each row's pairs with its class lie in memory; sizes are known on the device alone. Of few rows `pairs` finds it.
-// pairs:    d_ap directly, and the thresholds t_ap; those of large classes ascending, for counts by binary search.
+// pairs:    where each row's pairs with its class lie in memory (sizes are known on the device alone); d_ap directly, and the
+//           thresholds t_ap, those of large classes ascending, for counts by binary search.
 // sweep:    each pair is counted against its row's thresholds and against its column's, and the row is pushed away from the
 //           column by both (sweep.cuh); only integers are atomic. Against a reference set there are two sweeps: in the first
 //           the rows are the anchors, and in the second, for the reference set's gradient, the columns.
@@ -41,28 +41,18 @@ struct Args {
     TileOf* tiles[2]; // of the anchors, and of the others
     u32* largest_class;   // rows of the largest class of a sweep
     u32* tickets;     // [row tiles] of the sweep's rows
-    u8* left;         // [row tiles, splits, left_stride]: what the sweep has left of each block's tiles
-    float* pushed;    // [parts, padded, width]: sum_j S_ij z_j of the sweep's rows, z as the planes have it
-    float* weights;   // [halves, padded]: sum_j S_ij of the sweep's rows
+    Swept sweep;      // of one side's rows
     double* sums;     // [halves + splits, padded, 2]: sum_n c_an d_an, sum_n d_an; first those of the sweep
-    float* left_pushed;   // [splits, padded, dim]: sum_j S_ij (y_i - y_j) of the pairs that the sweep leaves
-    float* left_weights;  // [splits, padded]: sum_j S_ij of these
-    u32* left_any;    // [row tiles, splits]: whether there are any
-    double* partials; // TERCET_STATS a block, or a row tile
+    double* partials; // TERCET_STATS a row tile
     float* loss;      // null: not wanted
     double* stats;    // what write_stats writes
     const float* upstream;
     void* grad;       // [rows, dim] of type T, of the sweep's rows by original index
-    float* scratch;   // [rows, dim]: the gradients of normalised rows before the normalisation
     double margin;
     u64 capacity;
-    u32 left_stride, splits, kind, mean;  // mean: 0 sum, 1 over active triplets, 2 over valid ones
-    u32 which;        // the sweep's rows: the anchors or, 1, the reference set
-    u32 parts;        // of the sums of pushes: `splits` times those of a block
-    u32 halves;       // of what is summed up for a row: `splits` times the warps that share rows
-    u32 swept;        // rows of the largest class that a sweep takes
-    u32 finds_starts; // whether `pairs` finds where pairs begin
-    u32 with_grad;    // whether the sweep pushes its rows
+    u32 kind, mean;   // mean: 0 sum, 1 over active triplets, 2 over valid ones
+    u32 most;         // rows of the largest class that a sweep takes
+    u32 padding;      // to the end of 8 bytes: the host's struct has no gaps
 };
 
 // Shares are multiplied by so much: counts of both sides, up to 2 COMPARED, times a share are f16 at most, and exact down to
@@ -78,31 +68,6 @@ DEVICE void overflow(const Args& args) { atomicOr(&args.sides.anchors.survey->ov
 DEVICE float threshold_of(const Args& args, float d_ap) { return d_ap + float(args.margin); }
 // A threshold as distances of a sweep are compared with it: twice that of cosine distances.
 DEVICE float as_swept(const Args& args, float threshold) { return args.kind == COSINE ? fminf(2.f * threshold, MASKED) : threshold; }
-
-KERNEL(batch_all_starts, BATCH_THREADS, const Args args) {
-    const bool last = scan(args.sides.anchors.rows, args.start, [&](u32 row) { return args.sides.size_of_class(row); });
-    if (last && !fits(args)) overflow(args);
-}
-
-// Where the pairs of a row begin, by a warp that looks at all rows; it writes that down, and the warp of row 0 how many
-// pairs there are. True if there is memory for all.
-DEVICE bool find_start(const Args& args, u32 row, u64& start) {
-    const Sides& sides = args.sides;
-    u32 before = 0, all = 0;
-    for (u32 i = threadIdx.x % 32; i < sides.anchors.rows; i += 32) {
-        const u32 size = sides.size_of_class(i);
-        all += size;
-        before += i < row ? size : 0;
-    }
-    start = group_sum<32>(before);
-    all = group_sum<32>(all);
-    if (threadIdx.x % 32 == 0) {
-        args.start[row] = start;
-        if (row == 0) args.start[sides.anchors.rows] = all;
-        if (row == 0 && all > args.capacity) overflow(args);
-    }
-    return all <= args.capacity;
-}
 
 // A warp says of a row of a batch what a sweep needs of it: its share, and what its tile has. reach, size: of an anchor.
 DEVICE void describe(const Args& args, bool other, u32 row, u32 largest, float reach, u32 size) {
@@ -122,7 +87,7 @@ DEVICE void describe(const Args& args, bool other, u32 row, u32 largest, float r
     // A row of zeros adds nothing, whatever its weights.
     const bool zero = b.norm[row] == 0.f, odd = !zero && largest - exponent > LEAST_SHARE;
     narrow(share, zero || odd ? 0.f : __uint_as_float((127 - (largest - exponent)) << 23) * COUNTED);
-    if (size <= args.swept && size > 0) atomicMax(args.largest_class, size);
+    if (size <= args.most && size > 0) atomicMax(args.largest_class, size);
     add_to_tile(args.tiles[other], row, b.norm[row], reach, size, odd || b.norm[row] > LARGEST_NORM);
 }
 
@@ -130,22 +95,24 @@ DEVICE void describe(const Args& args, bool other, u32 row, u32 largest, float r
 template <class T> DEVICE void pairs(const Args& args) {
     const Sides& sides = args.sides;
     const Batch &a = sides.anchors, &b = sides.others;
-    constexpr u32 WARPS = BATCH_THREADS / 32;
+    constexpr u32 WARPS = PairStarts::WARPS;
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    if (!args.finds_starts && !fits(args)) return;
     const u32 largest[2] = {a.survey->largest_scale(), b.survey->largest_scale()};
-    for (u32 base = blockIdx.x * WARPS; base < a.padded; base += gridDim.x * WARPS) {
+    PairStarts starts(sides);
+    // The last block that has anchors takes the rows up to whole tiles too.
+    const u32 end = starts.begin < starts.end && starts.end == a.rows ? a.padded : starts.end;
+    for (u32 base = starts.begin; base < end; base += WARPS) {
         const u32 row = base + warp;
         float reach = -MASKED, swept = -MASKED;
         u32 size = 0;
-        if (row < a.rows) {
-            u64 start = 0;
-            if (!args.finds_starts) start = args.start[row];
-            else if (!find_start(args, row, start)) return;
+        if (row < starts.end) {
+            const u64 start = starts.of(row, args.start);
+            size = sides.size_of_class(row);
+            const bool fits = start + size <= args.capacity;
+            if (!fits && lane == 0) overflow(args);
             const Row<T> x = original_row<T>(a, row);
             const u32 first = sides.first[row], own_row = sides.own_of(row);
-            size = sides.size_of_class(row);
-            for (u32 k = 0; k < size; ++k) {
+            for (u32 k = 0; k < size && fits; ++k) {
                 const u64 at = start + k;
                 const bool own = first + k == own_row;
                 const float d = own ? 0.f : direct_distance(x, original_row<T>(b, first + k), b.dim, args.kind);
@@ -162,14 +129,16 @@ template <class T> DEVICE void pairs(const Args& args) {
             }
             if (lane == 0) args.reach[row] = reach;
         }
-        // Of a class of more rows than a sweep takes these are never read.
-        static_assert(COMPARED == 32, "a lane a threshold");
-        args.columns[0][row / TILE].thresholds[lane / 2][row % TILE][lane % 2] = swept;
-        describe(args, false, row, largest[0], as_swept(args, reach), size);
+        if (row < end) {
+            // Of a class of more rows than a sweep takes these are never read.
+            static_assert(COMPARED == 32, "a lane a threshold");
+            args.columns[0][row / TILE].thresholds[lane / 2][row % TILE][lane % 2] = swept;
+            describe(args, false, row, largest[0], as_swept(args, reach), size);
+        }
         __syncthreads();  // the thresholds of the block's rows are there
-        for (u32 r = base; r < base + WARPS && r < a.rows; ++r) {
+        for (u32 r = base; r < base + WARPS && r < starts.end; ++r) {
             const u32 size = sides.size_of_class(r);
-            if (size <= COMPARED) continue;
+            if (size <= COMPARED || args.start[r] + size > args.capacity) continue;
             float* threshold = args.threshold + args.start[r];
             u32 *place = args.place + args.start[r], *count = args.count + args.start[r];
             sort(size, [&](u32 i, u32 j) {
@@ -337,8 +306,8 @@ template <class S, bool ROOT, int MOST> struct SweptTriplets : Weigh<S, ROOT> {
 
     DEVICE SweptTriplets(const Args& args, const Course& course, const Batch& of_rows, const Batch& of_columns, Shared& shared)
         : args(args), course(course), of_rows(of_rows), of_columns(of_columns), shared(shared),
-          distances(args.sides, args.which, course),
-          rows_count(args.which == 0), columns_count(args.with_grad && (args.which == 1 || args.sides.itself)), index(0), row_pairs(0), active_distances(0) {
+          distances(args.sides, args.sweep.which, course),
+          rows_count(args.sweep.which == 0), columns_count(args.sweep.with_grad && (args.sweep.which == 1 || args.sides.itself)), index(0), row_pairs(0), active_distances(0) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const u32 row = course.row_tile * TILE + S::row() + r * 8;
@@ -357,7 +326,7 @@ template <class S, bool ROOT, int MOST> struct SweptTriplets : Weigh<S, ROOT> {
         shared.left.clear(S::threads);
     }
     // The columns' side. What is rarely looked at is not kept in registers.
-    DEVICE u32 side() const { return args.sides.itself ? 0 : 1 - args.which; }
+    DEVICE u32 side() const { return args.sides.itself ? 0 : 1 - args.sweep.which; }
     DEVICE void look(u32 tile) { of = args.tiles[side()][tile]; }
 
     // Copies the first `bytes` bytes of thresholds, up to what all threads copy at a time.
@@ -400,7 +369,7 @@ template <class S, bool ROOT, int MOST> struct SweptTriplets : Weigh<S, ROOT> {
 #pragma unroll
             for (int e = 0; e < 4; ++e) active = fmaf(c[j][e], d[j][e], active);
         active_distances += double(active);
-        if (!args.with_grad) return false;
+        if (!args.sweep.with_grad) return false;
         if (columns_count) count.against_columns((of.size + 1) / 2, d, c);
         Weigher::make(d, c, shared.terms, shared.share, w, total);
         return true;
@@ -408,7 +377,7 @@ template <class S, bool ROOT, int MOST> struct SweptTriplets : Weigh<S, ROOT> {
     DEVICE float scale() const { return Weigher::scale(of_columns.survey->largest_scale()); }
     // Writes what was summed up for the rows. All threads of the block call, behind a barrier.
     DEVICE void end() {
-        const u32 half = blockIdx.x % args.splits * S::across + S::warp_column() / S::columns;
+        const u32 half = blockIdx.x % args.sweep.splits * S::across + S::warp_column() / S::columns;
         // Only the sum over all rows is wanted of these: it is put down for the first row of each warp.
         const double active = group_sum<32>(active_distances);
 #pragma unroll
@@ -418,7 +387,7 @@ template <class S, bool ROOT, int MOST> struct SweptTriplets : Weigh<S, ROOT> {
             const u32 row = course.row_tile * TILE + S::row() + r * 8;
             if (threadIdx.x % 4 > 0 || row >= of_rows.rows) continue;
             const u64 at = u64(half) * of_rows.padded + row;
-            args.weights[at] = weight;
+            args.sweep.weights[at] = weight;
             // Distances of a sweep are twice those of cosine.
             const double unit = args.kind == COSINE ? .5 : 1;
             if (rows_count) store<double, 2>(&args.sums[at * 2], {{threadIdx.x % 32 + r == 0 ? active * unit : 0, sum * unit}});
@@ -447,17 +416,15 @@ template <class P, class S, bool ROOT, int MOST> DEVICE void sweep(const Args& a
     static_assert(sizeof(s.tiles) == S::shared_bytes[P::planes - 1] && sizeof(s.count) == (MOST == COMPARED ? count_bytes[0] : count_bytes[1]), "src/constants.rs");
     if (!fits(args)) return;
     const Sides& sides = args.sides;
-    const Batch &a = args.which ? sides.others : sides.anchors, &b = args.which ? sides.anchors : sides.others;
-    const u32 tiles = b.padded / TILE, row_tile = blockIdx.x / args.splits, split = blockIdx.x % args.splits;
-    const TileOf of_rows = args.tiles[args.which][row_tile];
+    const u32 which = args.sweep.which;
+    const Batch &a = which ? sides.others : sides.anchors, &b = which ? sides.anchors : sides.others;
+    const TileOf of_rows = args.tiles[which][blockIdx.x / args.sweep.splits];
     const bool ordinary = of_rows.size <= MOST && !of_rows.odd;
-    Course course = {a.operand(), b.operand(), row_tile, split, args.splits, ordinary ? tiles : split, nullptr, u64(a.padded) * a.operand().width()};
-    if (args.with_grad) course.sums = args.pushed + u64(split) * S::parts * course.part_stride + u64(row_tile) * TILE * course.width();
+    const Course course = args.sweep.course<S>(a, b, ordinary);
     SweptTriplets<S, ROOT, MOST> loss(args, course, a, b, s.count);
     Sweep<P, S>(s.tiles, course).run(loss);
     loss.end();
-    const u32 taken = (tiles - split + args.splits - 1) / args.splits;
-    s.count.left.write(reinterpret_cast<u32*>(args.left + u64(blockIdx.x) * args.left_stride), taken, S::threads, !ordinary);
+    s.count.left.write(args.sweep.left_of_block(), args.sweep.taken(b.padded / TILE), S::threads, !ordinary);
 }
 
 // ---- what the sweep leaves ----
@@ -465,7 +432,7 @@ template <class P, class S, bool ROOT, int MOST> DEVICE void sweep(const Args& a
 constexpr int HALF = TILE / 2;
 static_assert(TILE_THREADS == 2 * TILE, "two threads a row");
 
-// The shared memory of `sweep`. P: the precision.
+// The shared memory of `left`. P: the precision.
 template <class P> struct Shared {
     union {
         TileBuffers<P> buffers;
@@ -547,12 +514,14 @@ template <class P> DEVICE void left(const Args& args) {
     static_assert(has_size<P, Shared<P>>(TERCET_BATCH_ALL_SHARED), "src/constants.rs");
     SHARED(u32, any, 1);
     const Sides& sides = args.sides;
-    const Batch &a = args.which ? sides.others : sides.anchors, &b = args.which ? sides.anchors : sides.others;
-    const bool rows_count = args.which == 0, columns_count = args.which == 1 || (sides.itself && args.with_grad);
-    const u32 tiles = b.padded / TILE, split = blockIdx.x % args.splits, row_base = blockIdx.x / args.splits * TILE, across = args.halves / args.splits;
-    const u8* const bytes = args.left + u64(blockIdx.x) * args.left_stride;
-    const bool some = any_left(bytes, fits(args) ? (tiles - split + args.splits - 1) / args.splits : 0, any[0]);
-    if (threadIdx.x == 0) args.left_any[blockIdx.x] = some;
+    const Batch &a = args.sweep.which ? sides.others : sides.anchors, &b = args.sweep.which ? sides.anchors : sides.others;
+    const bool rows_count = args.sweep.which == 0, columns_count = args.sweep.which == 1 || (sides.itself && args.sweep.with_grad);
+    const Swept& sweep = args.sweep;
+    const u32 splits = sweep.splits, split = blockIdx.x % splits, row_base = blockIdx.x / splits * TILE;
+    const u32 taken = sweep.taken(b.padded / TILE);
+    const u8* const bytes = sweep.left_of_block();
+    const bool some = any_left(bytes, fits(args) ? taken : 0, any[0]);
+    if (threadIdx.x == 0) sweep.left_any[blockIdx.x] = some;
     if (!some) return;
     // Two threads look at a row (or column) of the tile, every second distance each.
     const u32 mine = threadIdx.x / 2, half = threadIdx.x % 2;
@@ -561,15 +530,15 @@ template <class P> DEVICE void left(const Args& args) {
     float weights = 0;
 
     for (u32 k = threadIdx.x; k < COMPARED * TILE; k += TILE_THREADS) s.count[k / TILE][k % TILE] = 0;
-    float* pushed = args.left_pushed + (i64(split) * a.padded + row_base) * a.dim;
-    if (args.with_grad)
+    float* pushed = sweep.left_pushed + (i64(split) * a.padded + row_base) * a.dim;
+    if (args.sweep.with_grad)
         for (u32 k = threadIdx.x; k < TILE * a.dim; k += TILE_THREADS) pushed[k] = 0.f;
     __syncthreads();  // the zeros are there: without a tile there is no other barrier
 
-    for (u32 index = 0; split + index * args.splits < tiles; ++index) {
+    for (u32 index = 0; index < taken; ++index) {
         const u32 byte = bytes[index];
         if (!byte) continue;
-        const u32 base[2] = {row_base, (split + index * args.splits) * TILE};
+        const u32 base[2] = {row_base, (split + index * splits) * TILE};
         const u32 lowest = base[0] < base[1] ? base[0] : base[1], highest = (base[0] < base[1] ? base[1] : base[0]) + TILE;
         if (sides.itself && b.end[lowest] >= (highest < b.rows ? highest : b.rows)) continue;  // one class
         const auto keep = [&](int r, int c, float squared) {
@@ -577,7 +546,7 @@ template <class P> DEVICE void left(const Args& args) {
             const float d = args.kind == SQUARED ? squared : args.kind == EUCLIDEAN ? sqrtf(squared) : squared * .5f;
             s.d[r][c] = is_finite(d) ? d : MASKED;
         };
-        distances_left<P>(s.buffers, a, b, args.which ? sides.other_first : sides.first, args.which ? sides.other_end : sides.end, base, byte, across, keep,
+        distances_left<P>(s.buffers, a, b, args.sweep.which ? sides.other_first : sides.first, args.sweep.which ? sides.other_end : sides.end, base, byte, sweep.halves / splits, keep,
                           [&](int r, int c) { s.d[r][c] = MASKED; }, [&] { overflow(args); });
         if (threadIdx.x == 0) any[0] = 0;
         __syncthreads();  // the tile's distances are there
@@ -596,7 +565,7 @@ template <class P> DEVICE void left(const Args& args) {
             });
         distances += double(sum);
         active_distances += double(active_sum);
-        if (!args.with_grad) {
+        if (!args.sweep.with_grad) {
             __syncthreads();  // all threads are done with the tile's distances
             continue;
         }
@@ -624,9 +593,9 @@ template <class P> DEVICE void left(const Args& args) {
     distances = group_sum<2>(distances);
     weights = group_sum<2>(weights);
     if (row_base + mine >= a.rows) return;
-    if (half == 0 && args.with_grad) args.left_weights[u64(split) * a.padded + row_base + mine] = weights;
+    if (half == 0 && args.sweep.with_grad) sweep.left_weights[u64(split) * a.padded + row_base + mine] = weights;
     if (!rows_count) return;
-    double* sums = args.sums + (u64(args.halves + split) * a.padded + row_base + mine) * 2;
+    double* sums = args.sums + (u64(sweep.halves + split) * a.padded + row_base + mine) * 2;
     sums[half] = half ? distances : active_distances;
     if (row.size <= COMPARED && half == 0)
         for (u32 k = 0; k < row.size; ++k)
@@ -678,8 +647,8 @@ DEVICE void add_up(const Args& args, u32 row_tile) {
             sums[2] += count;
             sums[3] += double(d) * negatives;
         }
-        for (u32 part = lane; part < args.halves + args.splits; part += 32) {
-            if (part >= args.halves && !args.left_any[row_tile * args.splits + part - args.halves]) continue;
+        for (u32 part = lane; part < args.sweep.halves + args.sweep.splits; part += 32) {
+            if (!args.sweep.has_part(row, part)) continue;
             const double* of_row = args.sums + (u64(part) * sides.anchors.padded + row) * 2;
             sums[0] -= of_row[0];
             sums[4] += of_row[1] * positives;
@@ -699,9 +668,9 @@ DEVICE void add_up(const Args& args, u32 row_tile) {
 // The last pass over tiles of a row tile's block. P: the precision.
 template <class P> DEVICE void finish_tiles(const Args& args) {
     left<P>(args);
-    if (args.which == 1) return;
-    const u32 row_tile = blockIdx.x / args.splits;
-    if (last_of(&args.tickets[row_tile], args.splits)) add_up(args, row_tile);
+    if (args.sweep.which == 1) return;
+    const u32 row_tile = blockIdx.x / args.sweep.splits;
+    if (last_of(&args.tickets[row_tile], args.sweep.splits)) add_up(args, row_tile);
 }
 
 // ---- the gradient ----
@@ -711,7 +680,7 @@ template <class P> DEVICE void finish_tiles(const Args& args) {
 // T: the type of the caller's rows. P: the precision.
 template <class T, class P> DEVICE void backward(const Args& args) {
     const Sides& sides = args.sides;
-    const Batch &a = args.which ? sides.others : sides.anchors, &b = args.which ? sides.anchors : sides.others;
+    const Batch &a = args.sweep.which ? sides.others : sides.anchors, &b = args.sweep.which ? sides.anchors : sides.others;
     const u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= a.rows) return;
     const float factor = *args.upstream * float(args.stats[4]);  // NaN if the batch is lost
@@ -720,33 +689,19 @@ template <class T, class P> DEVICE void backward(const Args& args) {
         for (u32 c = lane; c < a.dim; c += 32) narrow(grad[c], nan_value<float>());
         return;
     }
-    const u32 first = (args.which ? sides.other_first : sides.first)[row];
-    const u32 end = (args.which ? sides.other_end : sides.end)[row];
-    const u32 row_tile = row / TILE, panels = a.operand().panels(), width = a.operand().width();
+    const u32 first = (args.sweep.which ? sides.other_first : sides.first)[row];
+    const u32 end = (args.sweep.which ? sides.other_end : sides.end)[row];
     const float *x = a.y + i64(row) * a.dim, inverse = a.inverse[row], sign = args.kind == SQUARED ? -2.f : -1.f;
-    float weight = 0, of_left = 0;
-    for (u32 half = lane; half < args.halves; half += 32) weight += args.weights[u64(half) * a.padded + row];
-    for (u32 split = lane; split < args.splits; split += 32)
-        if (args.left_any[row_tile * args.splits + split]) of_left += args.left_weights[u64(split) * a.padded + row];
-    weight = group_sum<32>(weight);
-    of_left = group_sum<32>(of_left);
-    // Each pair is a difference, so y_i is in it once too often for cosine: normalisation takes it out again, but not of a row
-    // that is not normalised, because it is too short.
-    const float flat = a.is_flat(row) ? weight + of_left : 0.f;
+    const Pushes<P> pushes(args.sweep, a, row);
     const auto pulled = [&](u32 c) {
-        float sum = 0;
-        for (u32 part = 0; part < args.parts; ++part) sum -= args.pushed[(u64(part) * a.padded + row) * width + c];
-        sum += weight * decoded<P>(a, row, c, panels);
-        for (u32 split = 0; split < args.splits; ++split)
-            if (args.left_any[row_tile * args.splits + split]) sum += args.left_pushed[(u64(split) * a.padded + row) * a.dim + c];
-        sum = sign * (sum - flat * x[c]);
+        float sum = sign * pushes(c);
         for (u32 p = first; p < end; ++p) {
             // Active triplets of the pair with row p, in a batch by itself also of p's with this row. 0 for p = row.
             u32 count = 0;
-            if (args.which == 0) count += count_of(args, row, p - first);
-            if (args.which == 1 || sides.itself) count += count_of(args, p, row - sides.first[p]);
+            if (args.sweep.which == 0) count += count_of(args, row, p - first);
+            if (args.sweep.which == 1 || sides.itself) count += count_of(args, p, row - sides.first[p]);
             if (!count) continue;
-            const float d = args.distance[args.which ? args.start[p] + row - sides.first[p] : args.start[row] + p - first];
+            const float d = args.distance[args.sweep.which ? args.start[p] + row - sides.first[p] : args.start[row] + p - first];
             const float slope = float(count) * (args.kind == SQUARED ? 2.f : args.kind == COSINE ? 1.f : d > 0.f ? 1.f / d : 0.f);
             const float y = b.y[i64(p) * b.dim + c];
             sum += args.kind == COSINE ? -slope * y : slope * (x[c] - y);
@@ -757,7 +712,7 @@ template <class T, class P> DEVICE void backward(const Args& args) {
         for (u32 c = lane; c < a.dim; c += 32) narrow(grad[c], pulled(c) * factor);
         return;
     }
-    float* const g = args.scratch + i64(row) * a.dim;
+    float* const g = args.sweep.scratch + i64(row) * a.dim;
     float along = 0;
     for (u32 c = lane; c < a.dim; c += 32) {
         g[c] = pulled(c);

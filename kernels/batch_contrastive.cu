@@ -42,15 +42,9 @@ struct Args {
     u32* tied_rows;     // [others] by original index: whether the last anchor has such a pair with it
     double* sums;       // [splits, padded, TERCET_SUMS_OF_ROW] per anchor: sum max(m - d, 0)^2, how many are above 0, sum d; of
                         // a sweep [halves + splits, padded, ..], its own first
-    float* pushed;      // [splits, padded, dim]: sum_j w_ij (y_i - y_j), for cosine -sum_j w_ij y_j, of the rows of a pass; of
-                        // a sweep [parts, padded, width]: sum_j w_ij z_j, z as the planes have it
+    Swept sweep;        // of one side's rows. Of a pass, `pushed` is [splits, padded, dim]: sum_j w_ij (y_i - y_j), for
+                        // cosine -sum_j w_ij y_j
     TileOf* tiles[2];   // of the anchors, and of the others
-    u8* left;           // [row tiles, splits, left_stride]: what the sweep has left of each block's tiles
-    float* weights;     // [halves, padded]: sum_j w_ij of the sweep's rows
-    float* left_pushed;   // [splits, padded, dim]: sum_j w_ij (y_i - y_j) of the pairs that the sweep leaves
-    float* left_weights;  // [splits, padded]: sum_j w_ij of these
-    u32* left_any;      // [row tiles, splits]: whether there are any
-    float* scratch;     // [rows, dim]: gradients before the normalisation
     double* partials;   // TERCET_TOTALS a block
     float* losses;      // [anchors] by original index; null: not wanted
     float* loss;        // null: not wanted
@@ -59,14 +53,9 @@ struct Args {
     i64 upstream_stride;
     void* grad;         // [rows, dim] of type T, of the sweep's rows, by original index
     double margin;
-    u32 splits, kind, hardest, mean, phase;
-    u32 which;          // whose rows: the anchors' or, 1, the reference set's
+    u32 kind, hardest, mean, phase;
     u32 swept;          // whether all pairs are taken by a sweep, and so the loss is; and its gradient
     u32 grad_is_swept;
-    u32 left_stride;
-    u32 parts;          // of a sweep's sums of pushes: `splits` times those of a block
-    u32 halves;         // of what it sums up for a row: `splits` times the warps that share rows
-    u32 with_grad;      // whether the sweep pushes its rows
 };
 
 // ---- which pairs are selected ----
@@ -206,7 +195,7 @@ template <class S, bool ROOT> struct SweptPairs {
 
     DEVICE SweptPairs(const Args& args, const Course& course, const Batch& of_rows, const Batch& of_columns, PairsShared<S::across>& shared)
         : args(args), course(course), of_rows(of_rows), of_columns(of_columns), shared(shared),
-          distances(args.sides, args.which, course),
+          distances(args.sides, args.sweep.which, course),
           margin(float(args.margin) * (args.kind == COSINE ? 2.f : 1.f)), index(0) {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -220,7 +209,7 @@ template <class S, bool ROOT> struct SweptPairs {
         enlarge = __uint_as_float(u32(ordinary ? exponent + 127 : 127) << 23);
         shared.left.clear(S::threads);
     }
-    DEVICE void look(u32 tile) { of = args.tiles[args.sides.itself ? 0 : 1 - args.which][tile]; }
+    DEVICE void look(u32 tile) { of = args.tiles[args.sides.itself ? 0 : 1 - args.sweep.which][tile]; }
     DEVICE void bring(u32 tile) {
         constexpr u32 NUMBERS = TILE * 2;
         static_assert(S::threads == S::across * NUMBERS, "a number a thread");
@@ -260,7 +249,7 @@ template <class S, bool ROOT> struct SweptPairs {
             active[r] += double(of_active[r]);
             total[r] += of_weights[r];
         }
-        return args.with_grad;
+        return args.sweep.with_grad;
     }
     // Half of the slope of d^2 / 2 over what is summed up here: weights are gaps, or gaps over distances.
     DEVICE float slope() const { return args.kind == SQUARED ? 2.f : args.kind == EUCLIDEAN ? 1.f : .5f; }
@@ -268,7 +257,7 @@ template <class S, bool ROOT> struct SweptPairs {
     DEVICE float scale() const { return .5f * slope() / enlarge; }
     // Writes what was summed up for the rows. All threads of the block call, behind a barrier.
     DEVICE void end() {
-        const u32 half = blockIdx.x % args.splits * S::across + S::warp_column() / S::columns;
+        const u32 half = blockIdx.x % args.sweep.splits * S::across + S::warp_column() / S::columns;
         const double unit = args.kind == COSINE ? .5 : 1;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -277,8 +266,8 @@ template <class S, bool ROOT> struct SweptPairs {
             const u32 row = course.row_tile * TILE + S::row() + r * 8;
             if (threadIdx.x % 4 > 0 || row >= of_rows.rows) continue;
             const u64 at = u64(half) * of_rows.padded + row;
-            args.weights[at] = -weight * slope();
-            if (args.which == 1) continue;
+            args.sweep.weights[at] = -weight * slope();
+            if (args.sweep.which == 1) continue;
 #pragma unroll
             for (int k = 0; k < 3; ++k) args.sums[at * TERCET_SUMS_OF_ROW + k] = of_row[k];
         }
@@ -294,16 +283,14 @@ template <class P, class S, bool ROOT> DEVICE void sweep(const Args& args) {
     SHARED_DYNAMIC(Shared, s);
     static_assert(sizeof(s.tiles) == S::shared_bytes[P::planes - 1] && sizeof(s.pairs) == swept_bytes[S::across - 1], "src/constants.rs");
     const Sides& sides = args.sides;
-    const Batch &a = args.which ? sides.others : sides.anchors, &b = args.which ? sides.anchors : sides.others;
-    const u32 tiles = b.padded / TILE, row_tile = blockIdx.x / args.splits, split = blockIdx.x % args.splits;
-    const bool ordinary = !args.tiles[args.which][row_tile].odd;
-    Course course = {a.operand(), b.operand(), row_tile, split, args.splits, ordinary ? tiles : split, nullptr, u64(a.padded) * a.operand().width()};
-    if (args.with_grad) course.sums = args.pushed + u64(split) * S::parts * course.part_stride + u64(row_tile) * TILE * course.width();
+    const u32 which = args.sweep.which;
+    const Batch &a = which ? sides.others : sides.anchors, &b = which ? sides.anchors : sides.others;
+    const bool ordinary = !args.tiles[which][blockIdx.x / args.sweep.splits].odd;
+    const Course course = args.sweep.course<S>(a, b, ordinary);
     SweptPairs<S, ROOT> loss(args, course, a, b, s.pairs);
     Sweep<P, S>(s.tiles, course).run(loss);
     loss.end();
-    const u32 taken = (tiles - split + args.splits - 1) / args.splits;
-    s.pairs.left.write(reinterpret_cast<u32*>(args.left + u64(blockIdx.x) * args.left_stride), taken, S::threads, !ordinary);
+    s.pairs.left.write(args.sweep.left_of_block(), args.sweep.taken(b.padded / TILE), S::threads, !ordinary);
 }
 
 // ---- what the sweep leaves ----
@@ -331,11 +318,13 @@ template <class P> DEVICE void left(const Args& args) {
     static_assert(has_size<P, LeftShared<P>>(TERCET_BATCH_CONTRASTIVE_LEFT_SHARED), "src/constants.rs");
     SHARED(u32, any, 1);
     const Sides& sides = args.sides;
-    const Batch &a = args.which ? sides.others : sides.anchors, &b = args.which ? sides.anchors : sides.others;
-    const u32 tiles = b.padded / TILE, split = blockIdx.x % args.splits, row_base = blockIdx.x / args.splits * TILE, across = args.halves / args.splits;
-    const u8* const bytes = args.left + u64(blockIdx.x) * args.left_stride;
-    const bool some = any_left(bytes, (tiles - split + args.splits - 1) / args.splits, any[0]);
-    if (threadIdx.x == 0) args.left_any[blockIdx.x] = some;
+    const Batch &a = args.sweep.which ? sides.others : sides.anchors, &b = args.sweep.which ? sides.anchors : sides.others;
+    const Swept& sweep = args.sweep;
+    const u32 splits = sweep.splits, split = blockIdx.x % splits, row_base = blockIdx.x / splits * TILE;
+    const u32 taken = sweep.taken(b.padded / TILE);
+    const u8* const bytes = sweep.left_of_block();
+    const bool some = any_left(bytes, taken, any[0]);
+    if (threadIdx.x == 0) sweep.left_any[blockIdx.x] = some;
     if (!some) return;
     // Two threads look at a row of the tile, every second distance each.
     const u32 mine = threadIdx.x / 2, half = threadIdx.x % 2, row = row_base + mine;
@@ -343,14 +332,14 @@ template <class P> DEVICE void left(const Args& args) {
     double squares = 0, distances = 0;
     float weights = 0;
     u32 active = 0;
-    float* pushed = args.left_pushed + (i64(split) * a.padded + row_base) * a.dim;
-    if (args.with_grad)
+    float* pushed = sweep.left_pushed + (i64(split) * a.padded + row_base) * a.dim;
+    if (args.sweep.with_grad)
         for (u32 k = threadIdx.x; k < TILE * a.dim; k += TILE_THREADS) pushed[k] = 0.f;
-    for (u32 tile = 0; split + tile * args.splits < tiles; ++tile) {
+    for (u32 tile = 0; tile < taken; ++tile) {
         if (!bytes[tile]) continue;
-        const u32 base[2] = {row_base, (split + tile * args.splits) * TILE};
+        const u32 base[2] = {row_base, (split + tile * splits) * TILE};
         const auto keep = [&](int r, int c, float squared) { s.d[r][c] = args.kind == SQUARED ? squared : args.kind == EUCLIDEAN ? sqrtf(squared) : squared * .5f; };
-        distances_left<P>(s.buffers, a, b, args.which ? sides.other_first : sides.first, args.which ? sides.other_end : sides.end, base, bytes[tile], across, keep,
+        distances_left<P>(s.buffers, a, b, args.sweep.which ? sides.other_first : sides.first, args.sweep.which ? sides.other_end : sides.end, base, bytes[tile], sweep.halves / splits, keep,
                           [&](int r, int c) { s.d[r][c] = -infinity; }, [] {});
         if (threadIdx.x == 0) any[0] = 0;
         __syncthreads();  // the tile's distances are there
@@ -376,7 +365,7 @@ template <class P> DEVICE void left(const Args& args) {
         distances += double(tile_distances);
         if (pulled) atomicOr(&any[0], 1u);
         __syncthreads();  // the weights are there
-        if (any[0] && args.with_grad) push(s.d, s.y, a.y + i64(base[0]) * a.dim, b.y + i64(base[1]) * b.dim, a.dim, true, pushed);
+        if (any[0] && args.sweep.with_grad) push(s.d, s.y, a.y + i64(base[0]) * a.dim, b.y + i64(base[1]) * b.dim, a.dim, true, pushed);
         else __syncthreads();  // all threads have read any[0], and are done with the weights
     }
     squares = group_sum<2>(squares);
@@ -385,9 +374,9 @@ template <class P> DEVICE void left(const Args& args) {
     active = group_sum<2>(active);
     if (row >= a.rows || half) return;
     const u64 at = u64(split) * a.padded + row;
-    if (args.with_grad) args.left_weights[at] = weights;
-    if (args.which == 1) return;
-    double* sums = args.sums + (u64(args.halves) * a.padded + at) * TERCET_SUMS_OF_ROW;
+    if (args.sweep.with_grad) sweep.left_weights[at] = weights;
+    if (args.sweep.which == 1) return;
+    double* sums = args.sums + (u64(sweep.halves) * a.padded + at) * TERCET_SUMS_OF_ROW;
     sums[0] = squares;
     sums[1] = active;
     sums[2] = distances;
@@ -416,8 +405,8 @@ template <class P> DEVICE void pass(const Args& args) {
     const Choice choice = *args.choice;
     const bool selecting = phase < SUMS;
     if (selecting && choice.done) return;
-    const Batch &rows = args.which ? sides.others : sides.anchors, &columns = args.which ? sides.anchors : sides.others;
-    const u32 tiles = columns.padded / TILE, row_tile = blockIdx.x / args.splits, split = blockIdx.x % args.splits;
+    const Batch &rows = args.sweep.which ? sides.others : sides.anchors, &columns = args.sweep.which ? sides.anchors : sides.others;
+    const u32 tiles = columns.padded / TILE, row_tile = blockIdx.x / args.sweep.splits, split = blockIdx.x % args.sweep.splits;
     const u32 row_base = row_tile * TILE;
     // Two threads look at a row of the tile, every second distance each.
     const u32 mine = threadIdx.x / 2, half = threadIdx.x % 2, row = row_base + mine;
@@ -425,7 +414,7 @@ template <class P> DEVICE void pass(const Args& args) {
     double squares = 0, distances = 0;
     u32 active = 0;
 
-    float* pushed = args.pushed + (i64(split) * rows.padded + row_base) * rows.dim;
+    float* pushed = args.sweep.pushed + (i64(split) * rows.padded + row_base) * rows.dim;
     if (phase == PUSH)
         for (u32 k = threadIdx.x; k < TILE * rows.dim; k += TILE_THREADS) pushed[k] = 0.f;
     if (phase <= DIGIT_2)
@@ -433,12 +422,12 @@ template <class P> DEVICE void pass(const Args& args) {
     __syncthreads();  // the zeros are there: without a tile there is no other barrier
 
     const Operand side[2] = {sides.anchors.operand(), sides.others.operand()};
-    for (u32 column_tile = split; column_tile < tiles; column_tile += args.splits) {
+    for (u32 column_tile = split; column_tile < tiles; column_tile += args.sweep.splits) {
         const bool itself = sides.itself, diagonal = itself && row_tile == column_tile;
         // In a batch by itself a pair is counted once.
         if (selecting && itself && column_tile < row_tile) continue;
         // Side 0 is the anchors', in a batch by itself the lower rows: both orders of a pair have one distance.
-        const bool turned = args.which || (itself && column_tile < row_tile);
+        const bool turned = args.sweep.which || (itself && column_tile < row_tile);
         const u32 column_base = column_tile * TILE;
         const u32 base[2] = {turned ? column_base : row_base, turned ? row_base : column_base};
         if (itself) {
@@ -482,7 +471,7 @@ template <class P> DEVICE void pass(const Args& args) {
         if (threadIdx.x == 0) any[0] = 0;
         __syncthreads();  // the tile's distances are there
 
-        const auto pair_of = [&](u32 column) { return args.which ? named(sides, column, row) : named(sides, row, column); };
+        const auto pair_of = [&](u32 column) { return args.sweep.which ? named(sides, column, row) : named(sides, row, column); };
         const auto upstream_of = [&](u32 anchor) { return args.upstream[sides.anchors.order[anchor] * args.upstream_stride]; };
         float tile_squares = 0, tile_distances = 0;
         bool pulled = false;
@@ -517,7 +506,7 @@ template <class P> DEVICE void pass(const Args& args) {
                 tile_distances += d;
                 active += d < margin;
             } else if (lost || d < margin) {
-                const float up = !itself ? upstream_of(args.which ? column : row) : upstream_of(row) + upstream_of(column);
+                const float up = !itself ? upstream_of(args.sweep.which ? column : row) : upstream_of(row) + upstream_of(column);
                 s.d[mine][c] = lost ? masked : weight_of(args.kind, d, margin) * up;
                 pulled = true;
             }
@@ -571,8 +560,8 @@ template <class T> DEVICE void finish(const Args& args) {
             active += d != 0.f ? 1 : 0;
             distances[0] += double(d);
         }
-        for (u32 part = 0; part < (args.swept ? args.halves + args.splits : args.splits); ++part) {
-            if (args.swept && part >= args.halves && !args.left_any[row / TILE * args.splits + part - args.halves]) continue;
+        for (u32 part = 0; part < (args.swept ? args.sweep.halves + args.sweep.splits : args.sweep.splits); ++part) {
+            if (args.swept && !args.sweep.has_part(row, part)) continue;
             const double* of_row = args.sums + (i64(part) * a.padded + row) * TERCET_SUMS_OF_ROW;
             loss += of_row[0];
             active += of_row[1];
@@ -603,47 +592,31 @@ template <class T> DEVICE void finish(const Args& args) {
 // A warp writes the gradient of a row. T: the type of the caller's rows. P: the precision.
 template <class T, class P> DEVICE void backward(const Args& args) {
     const Sides& sides = args.sides;
-    const Batch &rows = args.which ? sides.others : sides.anchors, &columns = args.which ? sides.anchors : sides.others;
+    const Batch &rows = args.sweep.which ? sides.others : sides.anchors, &columns = args.sweep.which ? sides.anchors : sides.others;
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32;
     if (row >= rows.rows) return;
     const Row<T> x = original_row<T>(rows, row);
-    float* g = args.scratch + i64(row) * rows.dim;
+    float* g = args.sweep.scratch + i64(row) * rows.dim;
     const auto upstream_of = [&](u32 anchor) { return args.upstream[sides.anchors.order[anchor] * args.upstream_stride]; };
     if (args.grad_is_swept) {
-        const u32 row_tile = row / TILE, panels = rows.operand().panels(), width = rows.operand().width();
         // In a batch by itself each pair counts twice.
         const float up = *args.upstream * (sides.itself ? 2.f : 1.f);
-        float weight = 0, of_left = 0;
-        for (u32 half = lane; half < args.halves; half += 32) weight += args.weights[u64(half) * rows.padded + row];
-        for (u32 split = lane; split < args.splits; split += 32)
-            if (args.left_any[row_tile * args.splits + split]) of_left += args.left_weights[u64(split) * rows.padded + row];
-        weight = group_sum<32>(weight);
-        of_left = group_sum<32>(of_left);
-        // Each pair is a difference, so y_i is in it once too often for cosine: normalisation takes it out again, but not of a
-        // row that is not normalised, because it is too short.
-        const float flat = rows.is_flat(row) ? weight + of_left : 0.f;
-        for (u32 c = lane; c < rows.dim; c += 32) {
-            float sum = 0;
-            for (u32 part = 0; part < args.parts; ++part) sum -= args.pushed[(u64(part) * rows.padded + row) * width + c];
-            sum += weight * decoded<P>(rows, row, c, panels);
-            for (u32 split = 0; split < args.splits; ++split)
-                if (args.left_any[row_tile * args.splits + split]) sum += args.left_pushed[(u64(split) * rows.padded + row) * rows.dim + c];
-            g[c] = (sum - flat * x(c)) * up;
-        }
+        const Pushes<P> pushes(args.sweep, rows, row);
+        for (u32 c = lane; c < rows.dim; c += 32) g[c] = pushes(c) * up;
     } else
         for (u32 c = lane; c < rows.dim; c += 32) {
             float sum = 0;
-            for (u32 split = 0; split < args.splits; ++split) sum += args.pushed[(i64(split) * rows.padded + row) * rows.dim + c];
+            for (u32 split = 0; split < args.sweep.splits; ++split) sum += args.sweep.pushed[(i64(split) * rows.padded + row) * rows.dim + c];
             g[c] = sum;
         }
-    const u32 first = (args.which ? sides.other_first : sides.first)[row], end = (args.which ? sides.other_end : sides.end)[row];
+    const u32 first = (args.sweep.which ? sides.other_first : sides.first)[row], end = (args.sweep.which ? sides.other_end : sides.end)[row];
     for (u32 p = first; p < end; ++p) {
-        if (args.which ? sides.own_of(p) == row : sides.own_of(row) == p) continue;
+        if (args.sweep.which ? sides.own_of(p) == row : sides.own_of(row) == p) continue;
         const Row<T> y = original_row<T>(columns, p);
         const float compared = direct_distance(x, y, rows.dim, args.kind == EUCLIDEAN ? SQUARED : args.kind);
         // The weight is d times the slope of d: for Euclidean distances nothing is divided.
         float weight = args.kind == SQUARED ? 2.f * compared : args.kind == EUCLIDEAN ? 1.f : compared;
-        weight *= sides.itself ? upstream_of(row) + upstream_of(p) : upstream_of(args.which ? p : row);
+        weight *= sides.itself ? upstream_of(row) + upstream_of(p) : upstream_of(args.sweep.which ? p : row);
         if (!is_finite(compared)) weight = nan_value<float>();
         for (u32 c = lane; c < rows.dim; c += 32) g[c] += args.kind == COSINE ? -weight * y(c) : weight * (x(c) - y(c));
     }

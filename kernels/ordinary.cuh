@@ -12,9 +12,10 @@ struct alignas(16) TileOf {
     u32 norm;   // bits of the largest squared norm
     u32 reach;  // bits of the largest threshold, or of 0
     u32 size;   // rows of the largest class that any of the rows is of
-    u32 odd;    // whether a row's scale is too small beside the batch's largest
+    u32 odd;    // whether a row is too long, or its scale too small beside the batch's largest
 };
-// Squared norms up to this are ordinary: no distance overflows, nor the square root's steps. Nor do those of pairs beyond the other.
+// The largest squared norm of an ordinary row, and the least squared distance that a root is taken of: no step of it over- or
+// underflows.
 constexpr float LARGEST_NORM = 0x1p98f, LEAST_SQUARE = 0x1p-98f;
 
 // Adds what a warp knows of a row to its tile. One thread calls.
@@ -39,12 +40,73 @@ struct Left {
         if (threadIdx.x % 32 == 0) atomicOr(&words[index / 4], 1u << (index % 4 * 8 + threadIdx.x / 32));
     }
     // Writes what was left of `tiles` tiles, or all of them, to the block's place. All threads call, behind a barrier.
-    DEVICE void write(u32* to, u32 tiles, u32 threads, bool all) const {
-        for (u32 k = threadIdx.x; k < (tiles + 3) / 4; k += threads) to[k] = all ? 0xffffffff : words[k];
+    DEVICE void write(u8* to, u32 tiles, u32 threads, bool all) const {
+        for (u32 k = threadIdx.x; k < (tiles + 3) / 4; k += threads) reinterpret_cast<u32*>(to)[k] = all ? 0xffffffff : words[k];
     }
 };
 // Whether the byte of a tile says that a pair was left. across: warps that share rows.
 DEVICE bool is_left(u32 byte, u32 across, u32 row, u32 column) { return byte >> (row / 16 * across + column / (TILE / across)) & 1; }
+
+// What a sweep, and the kernel after it, sum up for the rows of one side. Blocks are numbered [row tiles, splits]. The same layout as
+// `Swept` in src/cuda/sweep.rs.
+struct Swept {
+    u8* left;             // [blocks, left_stride]: what the sweep has left of each block's tiles
+    u32* left_any;        // [blocks]: whether there is anything
+    float* pushed;        // [parts, padded, width]: sum_j w_ij z_j, z as the planes have it
+    float* weights;       // [halves, padded]: sum_j w_ij
+    float* left_pushed;   // [splits, padded, dim]: sum_j w_ij (y_i - y_j) of the pairs that the sweep leaves
+    float* left_weights;  // [splits, padded]: sum_j w_ij of these
+    float* scratch;       // [rows, dim]: gradients before the normalisation
+    u32 left_stride, splits;
+    u32 parts;            // of the sums of pushes: `splits` times those of a block
+    u32 halves;           // of all else that a sweep sums up for a row: `splits` times the warps that share rows
+    u32 with_grad;        // whether rows are pushed
+    u32 which;            // the rows: the anchors or, 1, the reference set
+
+    // How many tiles the block takes of so many.
+    DEVICE u32 taken(u32 tiles) const { return (tiles - blockIdx.x % splits + splits - 1) / splits; }
+    DEVICE u8* left_of_block() const { return left + u64(blockIdx.x) * left_stride; }
+    // Whether there is a number for a row in part `part` of what is summed up: first come `halves` of the sweep, then `splits` of the
+    // kernel after it.
+    DEVICE bool has_part(u32 row, u32 part) const { return part < halves || left_any[row / TILE * splits + part - halves]; }
+    // What the block takes of rows a and columns b. ordinary: whether a sweep may take its rows.
+    template <class S> DEVICE Course course(const Batch& a, const Batch& b, bool ordinary) const {
+        const u32 split = blockIdx.x % splits;
+        Course course = {a.operand(), b.operand(), blockIdx.x / splits, split, splits, ordinary ? b.padded / TILE : split, nullptr, u64(a.padded) * a.operand().width()};
+        if (with_grad) course.sums = pushed + u64(split) * S::parts * course.part_stride + u64(course.row_tile) * TILE * course.width();
+        return course;
+    }
+};
+
+// What a row is pushed by, sum_j w_ij (y_i - y_j), or for cosine -sum_j w_ij y_j but for a part along y_i that normalisation takes
+// out: by column, for a warp. P: the precision.
+template <class P> struct Pushes {
+    const Swept& sweep;
+    const Batch& b;
+    u32 row;
+    float weight, flat;
+
+    // The whole warp calls.
+    DEVICE Pushes(const Swept& sweep, const Batch& b, u32 row) : sweep(sweep), b(b), row(row) {
+        const u32 lane = threadIdx.x % 32;
+        float swept = 0, left = 0;
+        for (u32 half = lane; half < sweep.halves; half += 32) swept += sweep.weights[u64(half) * b.padded + row];
+        for (u32 split = lane; split < sweep.splits; split += 32)
+            if (sweep.has_part(row, sweep.halves + split)) left += sweep.left_weights[u64(split) * b.padded + row];
+        weight = group_sum<32>(swept);
+        // A row that is too short for a unit vector is not normalised: the part along it must be taken out here.
+        flat = b.is_flat(row) ? weight + group_sum<32>(left) : 0.f;
+    }
+    DEVICE float operator()(u32 column) const {
+        const u32 width = b.operand().width();
+        float sum = 0;
+        for (u32 part = 0; part < sweep.parts; ++part) sum -= sweep.pushed[(u64(part) * b.padded + row) * width + column];
+        sum += weight * decoded<P>(b, row, column, b.operand().panels());
+        for (u32 split = 0; split < sweep.splits; ++split)
+            if (sweep.has_part(row, sweep.halves + split)) sum += sweep.left_pushed[(u64(split) * b.padded + row) * b.dim + column];
+        return sum - flat * b.y[i64(row) * b.dim + column];
+    }
+};
 
 // Squared distances to the rows of a tile, or with ROOT distances, of a warp's two rows a thread.
 template <class S, bool ROOT> struct Distances {

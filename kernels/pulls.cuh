@@ -13,12 +13,12 @@ constexpr u32 PULLED_ROWS = BATCH_THREADS / 32;
 // What pulls at a row x: it adds slope (x - y) to its gradient, for cosine slope y. T: the type of the caller's rows.
 template <class T> struct Pull {
     const T* y;  // null: nothing
-    float factor, slope;
+    float inverse, slope;  // inverse: of y, as a Row has it
 
     // The pull of y, with d = |x - y|. weight: d loss / d d; where it is 0 there is no pull.
     static DEVICE Pull of(const Row<T>& y, u32 kind, float d, float weight) {
         const float slope = kind == COSINE ? -weight : kind == SQUARED ? 2.f * weight : d > 0.f ? weight / d : 0.f;
-        return {weight == 0.f ? nullptr : y.x, y.factor, slope};
+        return {weight == 0.f ? nullptr : y.x, y.inverse, slope};
     }
 };
 
@@ -63,7 +63,7 @@ template <class T> struct PulledSums {
                 for (int r = 0; r < AT_ONCE; ++r) {
                     const int lane = int(k) + r;
                     row[r].x = reinterpret_cast<const T*>(__shfl_sync(0xffffffff, reinterpret_cast<u64>(mine.y), lane));
-                    row[r].factor = __shfl_sync(0xffffffff, mine.factor, lane);
+                    row[r].inverse = __shfl_sync(0xffffffff, mine.inverse, lane);
                     slope[r] = __shfl_sync(0xffffffff, mine.slope, lane);
                     if (k + r >= count) row[r].x = nullptr;
 #pragma unroll

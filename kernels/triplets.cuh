@@ -85,7 +85,7 @@ DEVICE u64 key_of(u32 high, u32 low) { return u64(high) << 32 | low; }
 // By how much distances by products are larger than those by difference: the cosine's are 2 (1 - u.v).
 DEVICE float doubled(const Args& args) { return args.kind == COSINE ? 2.f : 1.f; }
 // A row as `gather` has kept it: the same numbers as those of original_row.
-DEVICE Row<float> kept_row(const Batch& b, u32 row) { return {b.y + u64(row) * b.dim, 1.f, b.is_flat(row)}; }
+DEVICE Row<float> kept_row(const Batch& b, u32 row) { return {b.y + u64(row) * b.dim, b.inverse[row] < 0.f ? -1.f : 1.f}; }
 
 #include "choose.cuh"
 
@@ -112,15 +112,11 @@ template <class T> DEVICE void words(const Args& args) {
     }
 }
 
-// Where the pairs of each anchor begin, and their distances: a warp takes the pairs of an anchor, and a block anchors that follow
-// each other. It adds up the sizes of all classes before them itself, which takes less than another launch. No row has been
-// chosen yet. T: the type of the caller's rows. R: the rule.
+// Where the pairs of each anchor begin, and their distances: a warp takes the pairs of an anchor. No row has been chosen yet. T: the type of the caller's rows. R: the rule.
 template <class T, Rule R> DEVICE void pairs(const Args& args) {
-    constexpr u32 WARPS = BATCH_THREADS / 32;
-    SHARED(u64, of_warp, WARPS);
     const Sides& sides = args.sides;
     const Batch &a = sides.anchors, &b = sides.others;
-    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, thread = blockIdx.x * BATCH_THREADS + threadIdx.x, threads = gridDim.x * BATCH_THREADS;
+    const u32 lane = threadIdx.x % 32, thread = blockIdx.x * BATCH_THREADS + threadIdx.x, threads = gridDim.x * BATCH_THREADS;
     if (args.times)
         for (u32 row = thread; row < b.rows; row += threads) args.times[row] = 0;
     if constexpr (R != DRAWN) {
@@ -133,28 +129,11 @@ template <class T, Rule R> DEVICE void pairs(const Args& args) {
         greatest = __reduce_max_sync(0xffffffff, greatest);
         if (lane == 0 && greatest > 0) atomicMax(&a.survey->tickets[3], greatest);
     }
-    const u32 each = (a.rows + gridDim.x - 1) / gridDim.x, begin = blockIdx.x * each, end = begin + each < a.rows ? begin + each : a.rows;
-    u64 before = 0;
-#pragma unroll 8
-    for (u32 i = threadIdx.x; i < begin && begin < end; i += BATCH_THREADS) before += sides.size_of_class(i);
-    before = group_sum<32>(before);
-    if (lane == 0) of_warp[warp] = before;
-    __syncthreads();  // the warps' sums are there
-    u64 start = 0;
-#pragma unroll
-    for (u32 w = 0; w < WARPS; ++w) start += of_warp[w];
-    u32 counted = begin;
-    for (u32 row = begin + warp; row < end; row += WARPS) {
-        u64 between = 0;
-        for (u32 i = counted + lane; i < row; i += 32) between += sides.size_of_class(i);
-        start += group_sum<32>(between);
-        counted = row;
+    PairStarts starts(sides);
+    for (u32 row = starts.begin + threadIdx.x / 32; row < starts.end; row += PairStarts::WARPS) {
+        const u64 start = starts.of(row, args.start);
         const u32 first = sides.first[row], size = sides.size_of_class(row), own = sides.own_of(row);
-        if (lane == 0) {
-            args.start[row] = start;
-            if (row == a.rows - 1) args.start[a.rows] = start + size;
-            args.row_key[row] = args.row_found[row] = NO_KEY;
-        }
+        if (lane == 0) args.row_key[row] = args.row_found[row] = NO_KEY;
         if (start + size > args.capacity) continue;
         const Row<T> x = original_row<T>(a, row);
         for (u32 k = 0; k < size; ++k) {

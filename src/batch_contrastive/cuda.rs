@@ -11,7 +11,7 @@ use crate::constants::{
 use crate::cuda::arguments::{Inputs, Output};
 use crate::cuda::batch::{self, BatchShape, PreparedSides, Sides};
 use crate::cuda::mined::OnDevice;
-use crate::cuda::sweep::TileOf;
+use crate::cuda::sweep::{Swept, TileOf};
 use crate::cuda::targets::{self, Sweep};
 use crate::cuda::workspace::{Layout, WorkspaceLayout, count_of};
 use crate::cuda::{Address, Grid, Launcher, Memory};
@@ -38,14 +38,8 @@ struct LossArgs {
     tied_anchors: Address,
     tied_rows: Address,
     sums: Address,
-    pushed: Address,
+    sweep: Swept,
     tiles: [Address; 2],
-    left: Address,
-    weights: Address,
-    left_pushed: Address,
-    left_weights: Address,
-    left_any: Address,
-    scratch: Address,
     partials: Address,
     losses: Address,
     loss: Address,
@@ -54,18 +48,12 @@ struct LossArgs {
     upstream_stride: i64,
     grad: Address,
     margin: f64,
-    splits: u32,
     kind: u32,
     hardest: u32,
     mean: u32,
     phase: u32,
-    which: u32,
     swept: u32,
     grad_is_swept: u32,
-    left_stride: u32,
-    parts: u32,
-    halves: u32,
-    with_grad: u32,
 }
 
 /// `Args` of kernels/batch_contrastive.cu.
@@ -91,11 +79,11 @@ struct Choice {
 }
 const CHOICE_BYTES: usize = size_of::<Choice>();
 
-/// Launches a pass over the tiles of one side against the other, with `at.splits` blocks for each row of tiles.
+/// Launches a pass over the tiles of one side against the other, with `at.sweep.splits` blocks for each row of tiles.
 fn pass<L: Launcher>(launcher: &L, sides: Sides, shape: &BatchShape, at: LossArgs) -> Result<(), Error> {
     let product = shape.product;
     let shared_bytes = product.of_planes(BATCH_CONTRASTIVE_SHARED);
-    let grid = Grid { blocks: shape.tiles() * at.splits, threads: batch::TILE_THREADS, shared_bytes };
+    let grid = Grid { blocks: shape.tiles() * at.sweep.splits, threads: batch::TILE_THREADS, shared_bytes };
     let args = Args { sides, at };
     // SAFETY: `Args` is this kernel's argument; the sides are prepared, and both passes lay out what the rest points
     // to.
@@ -133,53 +121,25 @@ impl OnDevice for BatchContrastiveLoss {
         let partials = passing.part(TOTALS * row_blocks as usize, 8);
         let of_side = |which: usize| if hardest || (which == 1 && itself) { 0 } else { tiles[which] as usize };
         let tile_facts = [0, 1].map(|which| zeroed.part(of_side(which), size_of::<TileOf>()));
-        let of_sides = [0, 1].map(|which: usize| {
+        let of_sides = [0, 1].map(|which| {
             let pushes = grad_is_swept && with_grad[which];
-            let splits = if hardest {
-                shapes[which].splits_of(tiles[1 - which], properties)
-            } else {
-                sweep.splits(tiles[which], tiles[1 - which], properties)
-            } as usize;
             let swept = !hardest && (which == 0 || pushes);
-            let halves = if hardest { 0 } else { splits * sweep.across as usize };
-            let padded = shapes[which].padded();
-            let left_stride = (tiles[1 - which] as usize).div_ceil(splits).next_multiple_of(4);
-            let blocks = tiles[which] as usize * splits;
-            let wanted = |count: usize| if swept { count } else { 0 };
-            let of_grad = |count: usize| if pushes { count } else { 0 };
-            LossArgs {
-                sums: passing.part(if which == 0 { count_of([halves + splits, padded, SUMS_OF_ROW]) } else { 0 }, 8),
-                left: passing.part(wanted(count_of([blocks, left_stride])), 1),
-                left_any: passing.part(wanted(blocks), 4),
-                weights: passing.part(wanted(count_of([halves, padded])), 4),
-                pushed: passing
-                    .part(of_grad(count_of([splits, sweep.parts() as usize, padded, dim.next_multiple_of(64)])), 4),
-                left_pushed: passing.part(of_grad(count_of([splits, padded, dim])), 4),
-                left_weights: passing.part(of_grad(count_of([splits, padded])), 4),
-                scratch: passing.part(of_grad(count_of([shapes[which].rows, dim])), 4),
-                left_stride: left_stride as u32,
-                splits: splits as u32,
-                parts: splits as u32 * sweep.parts(),
-                halves: halves as u32,
-                with_grad: pushes.into(),
-                which: which as u32,
-                ..LossArgs::zeroed()
+            let mut of_side = Swept::lay_out(&sweep, &shapes, which, swept, pushes, properties, passing);
+            if hardest {
+                of_side.splits = shapes[which].splits_of(tiles[1 - which], properties);
             }
+            of_side
         });
+        let of_row = if hardest { of_sides[0].splits as usize } else { of_sides[0].of_row() };
+        let sums = passing.part(count_of([of_row, shape.padded(), SUMS_OF_ROW]), 8);
         // SAFETY: the caller's contract.
         let PreparedSides { sides, workspace } =
             unsafe { batch::prepare_sides::<T, L>(launcher, inputs, &shapes, layout)? };
 
         let in_passing = |at: Address| workspace.passing() + at;
         let at = of_sides.map(|of_side| LossArgs {
-            sums: in_passing(of_side.sums),
-            left: in_passing(of_side.left),
-            left_any: in_passing(of_side.left_any),
-            weights: in_passing(of_side.weights),
-            pushed: in_passing(of_side.pushed),
-            left_pushed: in_passing(of_side.left_pushed),
-            left_weights: in_passing(of_side.left_weights),
-            scratch: in_passing(of_side.scratch),
+            sweep: of_side.at(workspace.passing()),
+            sums: in_passing(sums),
             tiles: tile_facts.map(|at| workspace.zeroed().0 + at),
             choice: workspace.kept() + choice,
             histogram: in_passing(histogram),
@@ -195,7 +155,7 @@ impl OnDevice for BatchContrastiveLoss {
             mean: (problem.options.reduction == Reduction::Mean).into(),
             swept: (!hardest).into(),
             grad_is_swept: grad_is_swept.into(),
-            ..of_side
+            ..LossArgs::zeroed()
         });
         let launch = |kernel: &str, grid: Grid, at: LossArgs| {
             let args = Args { sides, at };
@@ -213,8 +173,8 @@ impl OnDevice for BatchContrastiveLoss {
             pass(launcher, sides, &shape, LossArgs { phase: SUMS, ..at[0] })?;
         } else {
             let root = if shape.distance == Distance::Euclidean { "root_" } else { "" };
-            for at in at.iter().filter(|at| at.which == 0 || at.with_grad == 1) {
-                let blocks = tiles[at.which as usize] * at.splits;
+            for at in at.iter().filter(|at| at.sweep.which() == 0 || at.sweep.is_with_grad()) {
+                let blocks = tiles[at.sweep.which()] * at.sweep.splits;
                 let grid = Grid { blocks, threads: sweep.threads(), shared_bytes: sweep.shared_bytes };
                 launch(&format!("sweep_{root}{}_{}", product.name, sweep.name), grid, *at)?;
                 let shared_bytes = product.of_planes(BATCH_CONTRASTIVE_LEFT_SHARED);
@@ -249,12 +209,12 @@ impl OnDevice for BatchContrastiveLoss {
             };
             let mut memory = None;
             if at.grad_is_swept == 0 {
-                at.splits = shape.splits_of(shapes[1 - which].tiles(), launcher.properties());
+                at.sweep.splits = shape.splits_of(shapes[1 - which].tiles(), launcher.properties());
                 let mut layout = Layout::default();
-                let pushed = layout.part(count_of([at.splits as usize, shape.padded(), problem.dim]), 4);
+                let pushed = layout.part(count_of([at.sweep.splits as usize, shape.padded(), problem.dim]), 4);
                 let scratch = layout.part(count_of([shape.rows, problem.dim]), 4);
                 let address = memory.insert(layout.allocate(launcher)?).address();
-                (at.pushed, at.scratch) = (address + pushed, address + scratch);
+                (at.sweep.pushed, at.sweep.scratch) = (address + pushed, address + scratch);
                 pass(launcher, sides, shape, at)?;
             }
             let args = Args { sides, at };

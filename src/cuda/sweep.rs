@@ -2,9 +2,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::DeviceProperties;
-use super::batch::{self, Product};
+use super::batch::{self, BatchShape, Product};
 use super::targets::{OfLoss, Shared, Sweep};
+use super::workspace::{Layout, count_of};
+use super::{Address, DeviceProperties};
 use crate::constants::{PANEL_WIDTH, SWEEP_RESIDENT, SWEEP_TILES};
 
 impl Sweep {
@@ -35,4 +36,91 @@ pub(crate) struct TileOf {
     reach: u32,
     size: u32,
     odd: u32,
+}
+
+/// `Swept` of kernels/ordinary.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub(crate) struct Swept {
+    left: Address,
+    left_any: Address,
+    pub pushed: Address,
+    weights: Address,
+    left_pushed: Address,
+    left_weights: Address,
+    pub scratch: Address,
+    left_stride: u32,
+    pub splits: u32,
+    parts: u32,
+    halves: u32,
+    with_grad: u32,
+    which: u32,
+}
+
+impl Swept {
+    /// Makes room for what a sweep over one side's rows, number `which`, sums up; its addresses are offsets in `passing`. Without
+    /// `swept` there is no sweep, and without `with_grad` rows are not pushed.
+    pub fn lay_out(
+        sweep: &Sweep,
+        shapes: &[BatchShape; 2],
+        which: usize,
+        swept: bool,
+        with_grad: bool,
+        device: &DeviceProperties,
+        passing: &mut Layout,
+    ) -> Self {
+        let shape = &shapes[which];
+        let (tiles, columns, padded, dim) = (shape.tiles(), shapes[1 - which].tiles(), shape.padded(), shape.dim);
+        let splits = sweep.splits(tiles, columns, device);
+        let (parts, halves) = (splits * sweep.parts(), splits * sweep.across);
+        let left_stride = columns.div_ceil(splits).next_multiple_of(4);
+        let blocks = count_of([tiles as usize, splits as usize]);
+        let wanted = |count: usize| if swept { count } else { 0 };
+        let of_grad = |count: usize| if swept && with_grad { count } else { 0 };
+        Self {
+            left: passing.part(wanted(count_of([blocks, left_stride as usize])), 1),
+            left_any: passing.part(wanted(blocks), 4),
+            pushed: passing
+                .part(of_grad(count_of([parts as usize, padded, dim.next_multiple_of(PANEL_WIDTH as usize / 2)])), 4),
+            weights: passing.part(wanted(count_of([halves as usize, padded])), 4),
+            left_pushed: passing.part(of_grad(count_of([splits as usize, padded, dim])), 4),
+            left_weights: passing.part(of_grad(count_of([splits as usize, padded])), 4),
+            scratch: passing.part(of_grad(count_of([shape.rows, dim])), 4),
+            left_stride,
+            splits,
+            parts,
+            halves,
+            with_grad: (swept && with_grad).into(),
+            which: which as u32,
+        }
+    }
+
+    /// How many numbers are summed up for each row: by the sweep, and by the kernel after it.
+    pub fn of_row(&self) -> usize {
+        self.halves as usize + self.splits as usize
+    }
+
+    /// Whether rows are pushed.
+    pub fn is_with_grad(&self) -> bool {
+        self.with_grad != 0
+    }
+
+    /// Which side's rows these are.
+    pub fn which(&self) -> usize {
+        self.which as usize
+    }
+
+    /// The same with the addresses of what lies in memory from `passing` on.
+    pub fn at(self, passing: Address) -> Self {
+        Self {
+            left: passing + self.left,
+            left_any: passing + self.left_any,
+            pushed: passing + self.pushed,
+            weights: passing + self.weights,
+            left_pushed: passing + self.left_pushed,
+            left_weights: passing + self.left_weights,
+            scratch: passing + self.scratch,
+            ..self
+        }
+    }
 }
