@@ -5,10 +5,13 @@
 use std::ffi::CString;
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::{env, fs, thread};
+use std::{env, fs, io, thread};
+
+use lzma_rust2::{LzmaOptions, LzmaWriter};
 
 use crate::arguments;
 use crate::assembler;
@@ -16,10 +19,10 @@ use crate::cache;
 use crate::nvrtc::{self, Nvrtc};
 use crate::script::{doc_only, fail};
 
+#[path = "../src/cuda/compression.rs"]
+mod compression;
 #[path = "../src/constants.rs"]
 mod constants;
-#[path = "../src/cuda/packing.rs"]
-mod packing;
 #[path = "../src/cuda/targets.rs"]
 mod targets;
 
@@ -42,7 +45,7 @@ struct Job {
 struct Image {
     /// The number of bytes before compression.
     size: usize,
-    deflated: Vec<u8>,
+    compressed: Vec<u8>,
     log: String,
 }
 
@@ -53,7 +56,7 @@ pub fn build() {
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=src/constants.rs");
     println!("cargo:rerun-if-changed=src/cuda/targets.rs");
-    println!("cargo:rerun-if-changed=src/cuda/packing.rs");
+    println!("cargo:rerun-if-changed=src/cuda/compression.rs");
     if Path::new(CONFORMANCE).exists() {
         println!("cargo:rerun-if-changed={CONFORMANCE}");
     }
@@ -116,10 +119,10 @@ fn write_table(out: &Path, name: &str, images: &[(&Job, &Image)]) {
     let mut table = String::from("&[\n");
     for (job, image) in images {
         let file = format!("{}.{}", job.stem, job.target);
-        fs::write(out.join(&file), &image.deflated).expect("OUT_DIR is writable");
+        fs::write(out.join(&file), &image.compressed).expect("OUT_DIR is writable");
         let _ = writeln!(
             table,
-            "Image {{ stem: {:?}, target: {:?}, size: {}, deflated: include_bytes!({:?}), kernels: &[",
+            "Image {{ stem: {:?}, target: {:?}, size: {}, compressed: include_bytes!({:?}), kernels: &[",
             job.stem,
             job.target,
             image.size,
@@ -227,9 +230,17 @@ fn compile(nvrtc: &Nvrtc, job: &Job) -> Result<Image, String> {
     let compiled = nvrtc
         .compile(&source, &name, &options(&job.target), cubin)
         .map_err(|error| format!("{path} for {}: {error}", job.target))?;
-    let packed = if cubin { packing::pack(&compiled.image) } else { compiled.image.clone() };
-    let deflated = miniz_oxide::deflate::compress_to_vec(&packed, 9);
-    Ok(Image { size: compiled.image.len(), deflated, log: compiled.log })
+    let compressed = compress(&compiled.image, cubin).map_err(|e| format!("{path}: {e}"))?;
+    Ok(Image { size: compiled.image.len(), compressed, log: compiled.log })
+}
+
+fn compress(image: &[u8], is_code: bool) -> io::Result<Vec<u8>> {
+    let [lc, lp, pb] = compression::predicted_from(is_code);
+    let preset = LzmaOptions::with_preset(compression::PRESET);
+    let options = LzmaOptions { dict_size: compression::WINDOW, lc, lp, pb, ..preset };
+    let mut writer = LzmaWriter::new_no_header(Vec::new(), &options, false)?;
+    writer.write_all(image)?;
+    writer.finish()
 }
 
 // ---- the cache ----
@@ -237,7 +248,7 @@ fn compile(nvrtc: &Nvrtc, job: &Job) -> Result<Image, String> {
 /// A hash of everything that all kernels depend on: the compiler and the shared headers.
 fn common_key(nvrtc: &Nvrtc) -> u64 {
     let mut hasher = DefaultHasher::new();
-    packing::PACKING.hash(&mut hasher);
+    compression::COMPRESSION.hash(&mut hasher);
     nvrtc.to_string().hash(&mut hasher);
     // A patch release says the same version, and pip puts it into the same place: its size tells.
     fs::metadata(&nvrtc.file).map_or(0, |file| file.len()).hash(&mut hasher);
@@ -262,15 +273,15 @@ fn compile_cached(nvrtc: &Nvrtc, job: &Job, common: u64, cache: &Path) -> Result
     fs::read(&job.source).unwrap_or_default().hash(&mut hasher);
     let stem = cache.join(format!("{}-{}-{:016x}", job.stem, job.target, hasher.finish()));
     // The file has the size, in 8 bytes, and the compressed image: an unoptimised build script takes long to compress.
-    let (image, log) = (stem.with_extension("deflated"), stem.with_extension("log"));
+    let (image, log) = (stem.with_extension("lzma"), stem.with_extension("log"));
     // The log is written last: if it exists, the image is whole.
     if let (Ok(log), Ok(bytes)) = (fs::read_to_string(&log), fs::read(&image))
-        && let Some((size, deflated)) = bytes.split_first_chunk()
+        && let Some((size, compressed)) = bytes.split_first_chunk()
     {
-        return Ok(Image { size: u64::from_le_bytes(*size) as usize, deflated: deflated.to_vec(), log });
+        return Ok(Image { size: u64::from_le_bytes(*size) as usize, compressed: compressed.to_vec(), log });
     }
     let compiled = compile(nvrtc, job)?;
-    write_whole(&image, &[&(compiled.size as u64).to_le_bytes(), &compiled.deflated[..]].concat())?;
+    write_whole(&image, &[&(compiled.size as u64).to_le_bytes(), &compiled.compressed[..]].concat())?;
     write_whole(&log, compiled.log.as_bytes())?;
     Ok(compiled)
 }

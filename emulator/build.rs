@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::{env, fs, io, thread};
 
 #[path = "../build/cache.rs"]
@@ -60,7 +61,7 @@ fn main() {
             .arg(&hooks),
         &out,
     );
-    let mut jobs: Vec<(String, bool)> = stems.iter().flat_map(|s| [(s.clone(), true), (s.clone(), false)]).collect();
+    let jobs: Vec<(String, bool)> = stems.iter().flat_map(|s| [(s.clone(), true), (s.clone(), false)]).collect();
     let table = jobs.iter().fold(String::new(), |mut table, (stem, detect)| {
         let _ = writeln!(table, "({stem:?}, {detect}, {:?}),", library(&out, stem, *detect));
         table
@@ -69,17 +70,17 @@ fn main() {
 
     let cache = cache::folder(&out, "tercet-emulator").expect("the target directory is writable");
     let at_once: usize = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
-    let share = jobs.len().div_ceil(at_once.max(1));
+    // Whoever is done takes the next one.
+    let jobs = Mutex::new(jobs);
+    let next = || jobs.lock().expect("no compiling thread panics").pop();
     thread::scope(|scope| {
-        while !jobs.is_empty() {
-            let part = jobs.split_off(jobs.len().saturating_sub(share));
-            let (compiler, out, hooks, cache) = (&compiler, &out, &hooks, &cache);
-            scope.spawn(move || {
-                for (stem, detect) in part {
-                    let (key, library) = (key(compiler, out, &stem, detect), library(out, &stem, detect));
+        for _ in 0..at_once {
+            scope.spawn(|| {
+                while let Some((stem, detect)) = next() {
+                    let (key, library) = (key(&compiler, &out, &stem, detect), library(&out, &stem, detect));
                     let cached = cache.join(format!("{stem}-{key:016x}.so"));
                     let bytes = fs::read(&cached).unwrap_or_else(|_| {
-                        let bytes = compile(compiler, out, hooks, &stem, detect);
+                        let bytes = compile(&compiler, &out, &hooks, &stem, detect);
                         cache::write_whole(&cached, &bytes).expect("the target directory is writable");
                         bytes
                     });

@@ -276,9 +276,7 @@ template <class S> struct Weigh<S, true> {
                     sums[r] += weight;
                     scaled[e] = weight * factor[e];
                 }
-                const u32 high = pack_f16(scaled[0], scaled[1]);
-                w[0][j / 2][j % 2 * 2 + r] = high;
-                w[1][j / 2][j % 2 * 2 + r] = pack_f16(scaled[0] - first_f16(high), scaled[1] - second_f16(high));
+                split_weights<S>(w, j, r, scaled);
             }
         }
         total[0] += sums[0];
@@ -420,11 +418,12 @@ template <class P, class S, bool ROOT, int MOST> DEVICE void sweep(const Args& a
     const Batch &a = which ? sides.others : sides.anchors, &b = which ? sides.anchors : sides.others;
     const TileOf of_rows = args.tiles[which][blockIdx.x / args.sweep.splits];
     const bool ordinary = of_rows.size <= MOST && !of_rows.odd;
+    const u32 taken = args.sweep.taken(b.padded / TILE);  // not after the sweep, through which more would be kept for it
     const Course course = args.sweep.course<S>(a, b, ordinary);
     SweptTriplets<S, ROOT, MOST> loss(args, course, a, b, s.count);
     Sweep<P, S>(s.tiles, course).run(loss);
     loss.end();
-    s.count.left.write(args.sweep.left_of_block(), args.sweep.taken(b.padded / TILE), S::threads, !ordinary);
+    s.count.left.write(args.sweep.left_of_block(), taken, S::threads, !ordinary);
 }
 
 // ---- what the sweep leaves ----

@@ -168,14 +168,6 @@ KERNEL(batch_contrastive_pick, BATCH_THREADS, const Args args) {
 
 // ---- the sweep ----
 
-// What a sweep has in shared memory besides its own. ACROSS: warps that share rows.
-template <int ACROSS> struct PairsShared {
-    // Of the columns, norm and factor. Every thread copies four bytes: where there are more threads, they come twice.
-    float terms[ACROSS][TILE][2];
-    Left left;
-};
-constexpr u32 swept_bytes[2] = {TERCET_BATCH_CONTRASTIVE_SWEPT_SHARED};
-
 // batch_contrastive as a loss of a sweep. ROOT: the distance is Euclidean.
 template <class S, bool ROOT> struct SweptPairs {
     static constexpr int planes = 2;
@@ -183,7 +175,7 @@ template <class S, bool ROOT> struct SweptPairs {
     const Args& args;
     const Course& course;
     const Batch &of_rows, &of_columns;
-    PairsShared<S::across>& shared;
+    TermsShared<S::across>& shared;
     TileOf of;            // the tile that is taken
     Distances<S, ROOT> distances;
     float margin;   // of distances as the sweep has them: twice that of cosine
@@ -193,7 +185,7 @@ template <class S, bool ROOT> struct SweptPairs {
     float total[2]; // sums of the rows' weights
     double squares[2], active[2], sum[2];
 
-    DEVICE SweptPairs(const Args& args, const Course& course, const Batch& of_rows, const Batch& of_columns, PairsShared<S::across>& shared)
+    DEVICE SweptPairs(const Args& args, const Course& course, const Batch& of_rows, const Batch& of_columns, TermsShared<S::across>& shared)
         : args(args), course(course), of_rows(of_rows), of_columns(of_columns), shared(shared),
           distances(args.sides, args.sweep.which, course),
           margin(float(args.margin) * (args.kind == COSINE ? 2.f : 1.f)), index(0) {
@@ -210,11 +202,7 @@ template <class S, bool ROOT> struct SweptPairs {
         shared.left.clear(S::threads);
     }
     DEVICE void look(u32 tile) { of = args.tiles[args.sides.itself ? 0 : 1 - args.sweep.which][tile]; }
-    DEVICE void bring(u32 tile) {
-        constexpr u32 NUMBERS = TILE * 2;
-        static_assert(S::threads == S::across * NUMBERS, "a number a thread");
-        copy_async_few<4>(shared_address(&shared.terms[0][0][0] + threadIdx.x), of_columns.terms + u64(tile) * NUMBERS + threadIdx.x % NUMBERS);
-    }
+    DEVICE void bring(u32 tile) { shared.bring(of_columns, tile); }
     DEVICE bool weigh(u32 tile, Products<S>& d, Weights<S, 2>& w) {
         float least[2], sums[2];
         if (!distances.make(tile, of, ordinary && !of.odd, shared.terms[0], d, least, sums, shared.left, index++)) return false;
@@ -238,9 +226,7 @@ template <class S, bool ROOT> struct SweptPairs {
                     of_weights[r] += weight;
                     scaled[e] = weight * factor[e];
                 }
-                const u32 high = pack_f16(scaled[0], scaled[1]);
-                w[0][j / 2][j % 2 * 2 + r] = high;
-                w[1][j / 2][j % 2 * 2 + r] = pack_f16(scaled[0] - first_f16(high), scaled[1] - second_f16(high));
+                split_weights<S>(w, j, r, scaled);
             }
         }
 #pragma unroll
@@ -276,21 +262,18 @@ template <class S, bool ROOT> struct SweptPairs {
 
 // A block takes a row tile with every `splits`-th column tile. P: the precision. S: the shape. ROOT: the distance is Euclidean.
 template <class P, class S, bool ROOT> DEVICE void sweep(const Args& args) {
-    struct Shared {
-        typename Sweep<P, S>::Shared tiles;
-        PairsShared<S::across> pairs;
-    };
+    using Shared = TermsSweepShared<P, S>;
     SHARED_DYNAMIC(Shared, s);
-    static_assert(sizeof(s.tiles) == S::shared_bytes[P::planes - 1] && sizeof(s.pairs) == swept_bytes[S::across - 1], "src/constants.rs");
     const Sides& sides = args.sides;
     const u32 which = args.sweep.which;
     const Batch &a = which ? sides.others : sides.anchors, &b = which ? sides.anchors : sides.others;
     const bool ordinary = !args.tiles[which][blockIdx.x / args.sweep.splits].odd;
+    const u32 taken = args.sweep.taken(b.padded / TILE);  // not after the sweep, through which more would be kept for it
     const Course course = args.sweep.course<S>(a, b, ordinary);
-    SweptPairs<S, ROOT> loss(args, course, a, b, s.pairs);
+    SweptPairs<S, ROOT> loss(args, course, a, b, s.loss);
     Sweep<P, S>(s.tiles, course).run(loss);
     loss.end();
-    s.pairs.left.write(args.sweep.left_of_block(), args.sweep.taken(b.padded / TILE), S::threads, !ordinary);
+    s.loss.left.write(args.sweep.left_of_block(), taken, S::threads, !ordinary);
 }
 
 // ---- what the sweep leaves ----
@@ -303,19 +286,10 @@ DEVICE float weight_of(u32 kind, float d, float margin) {
     return (d - margin) * (kind == SQUARED ? 2.f : kind == COSINE ? 1.f : d > 0.f ? 1.f / d : 0.f);
 }
 
-// The shared memory of `left`. P: the precision.
-template <class P> struct LeftShared {
-    union {
-        TileBuffers<P> buffers;
-        RowChunks y;
-    };
-    WeightTile d;  // the distances of a tile, and then their weights
-};
-
 // What the sweep has left of a block's tiles. P: the precision.
 template <class P> DEVICE void left(const Args& args) {
-    SHARED_DYNAMIC(LeftShared<P>, s);
-    static_assert(has_size<P, LeftShared<P>>(TERCET_BATCH_CONTRASTIVE_LEFT_SHARED), "src/constants.rs");
+    SHARED_DYNAMIC(PushBuffers<P>, s);
+    static_assert(has_size<P, PushBuffers<P>>(TERCET_SWEEP_LEFT_SHARED), "src/constants.rs");
     SHARED(u32, any, 1);
     const Sides& sides = args.sides;
     const Batch &a = args.sweep.which ? sides.others : sides.anchors, &b = args.sweep.which ? sides.anchors : sides.others;
@@ -385,12 +359,7 @@ template <class P> DEVICE void left(const Args& args) {
 // ---- passes over tiles ----
 
 // The shared memory of `pass`. P: the precision.
-template <class P> struct Shared {
-    union {
-        TileBuffers<P> buffers;
-        RowChunks y;
-    };
-    WeightTile d;  // the distances of a tile, and then their weights
+template <class P> struct Shared : PushBuffers<P> {
     u32 digits[DIGITS];
 };
 

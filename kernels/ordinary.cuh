@@ -47,6 +47,34 @@ struct Left {
 // Whether the byte of a tile says that a pair was left. across: warps that share rows.
 DEVICE bool is_left(u32 byte, u32 across, u32 row, u32 column) { return byte >> (row / 16 * across + column / (TILE / across)) & 1; }
 
+// What a sweep of a loss without thresholds has in shared memory besides its own. ACROSS: warps that share rows.
+template <int ACROSS> struct TermsShared {
+    // Of the columns, norm and factor. Every thread copies four bytes: where there are more threads, they come twice.
+    float terms[ACROSS][TILE][2];
+    Left left;
+
+    // Starts the copies of a tile of columns.
+    DEVICE void bring(const Batch& columns, u32 tile) {
+        constexpr u32 NUMBERS = TILE * 2;
+        copy_async_few<4>(shared_address(&terms[0][0][0] + threadIdx.x), columns.terms + u64(tile) * NUMBERS + threadIdx.x % NUMBERS);
+    }
+};
+constexpr u32 terms_bytes[2] = {TERCET_SWEEP_TERMS_SHARED};
+// The shared memory of a block of such a sweep. P: the precision. S: the shape.
+template <class P, class S> struct TermsSweepShared {
+    typename Sweep<P, S>::Shared tiles;
+    TermsShared<S::across> loss;
+    static_assert(S::threads == S::across * TILE * 2, "a number a thread");
+    static_assert(sizeof(tiles) == S::shared_bytes[P::planes - 1] && sizeof(loss) == terms_bytes[S::across - 1], "src/constants.rs");
+};
+
+// Splits weights of two columns, times what makes them f16, into hi and lo. j, r: of a fragment of products the number, and the row.
+template <class S> DEVICE void split_weights(Weights<S, 2>& w, int j, int r, const float (&scaled)[2]) {
+    const u32 high = pack_f16(scaled[0], scaled[1]);
+    w[0][j / 2][j % 2 * 2 + r] = high;
+    w[1][j / 2][j % 2 * 2 + r] = pack_f16(scaled[0] - first_f16(high), scaled[1] - second_f16(high));
+}
+
 // What a sweep, and the kernel after it, sum up for the rows of one side. Blocks are numbered [row tiles, splits]. The same layout as
 // `Swept` in src/cuda/sweep.rs.
 struct Swept {
@@ -84,10 +112,10 @@ template <class P> struct Pushes {
     const Swept& sweep;
     const Batch& b;
     u32 row;
-    float weight, flat;
+    float unit, weight, flat;
 
-    // The whole warp calls.
-    DEVICE Pushes(const Swept& sweep, const Batch& b, u32 row) : sweep(sweep), b(b), row(row) {
+    // unit: what the sweep's sums of weights times rows are in. The whole warp calls.
+    DEVICE Pushes(const Swept& sweep, const Batch& b, u32 row, float unit = 1.f) : sweep(sweep), b(b), row(row), unit(unit) {
         const u32 lane = threadIdx.x % 32;
         float swept = 0, left = 0;
         for (u32 half = lane; half < sweep.halves; half += 32) swept += sweep.weights[u64(half) * b.padded + row];
@@ -101,7 +129,7 @@ template <class P> struct Pushes {
         const u32 width = b.operand().width();
         float sum = 0;
         for (u32 part = 0; part < sweep.parts; ++part) sum -= sweep.pushed[(u64(part) * b.padded + row) * width + column];
-        sum += weight * decoded<P>(b, row, column, b.operand().panels());
+        sum = sum * unit + weight * decoded<P>(b, row, column, b.operand().panels());
         for (u32 split = 0; split < sweep.splits; ++split)
             if (sweep.has_part(row, sweep.halves + split)) sum += sweep.left_pushed[(u64(split) * b.padded + row) * b.dim + column];
         return sum - flat * b.y[i64(row) * b.dim + column];

@@ -13,6 +13,15 @@ using WeightTile = float[TILE][PITCH];
 using RowChunks = float[2][TILE][CHUNK_PITCH];  // of the embeddings of the tile's rows, and of its columns
 static_assert(CHUNK % 4 == 0 && CHUNK_PITCH % 4 == 0, "pieces of 16 bytes");
 
+// The shared memory of a block that makes a tile's distances, and then weights of them to push by. P: the precision.
+template <class P> struct PushBuffers {
+    union {
+        TileBuffers<P> buffers;
+        RowChunks y;
+    };
+    WeightTile d;  // the distances, and then the weights
+};
+
 // Adds sum_j w_ij (y_i - y_j) to `pushed`, without `difference` -sum_j w_ij y_j. y_i are the TILE rows at `rows`, y_j
 // those at `others`; these three are [TILE, dim]. All threads of the block must call, behind a barrier after the
 // weights are written; the shared memory is free again when it returns.

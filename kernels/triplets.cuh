@@ -511,10 +511,11 @@ template <class T> DEVICE void backward(const Args& args) {
     KERNEL(stem##_finish_bf16, BATCH_THREADS, const Args args) { finish<bf16, rule>(args); }
 // The blocks of a shape that a multiprocessor holds.
 constexpr int BLOCKS[] = {TERCET_STRIP_BLOCKS};
-#define CHOOSE_KERNEL(stem, rule, mode, P, shape, resident, SHAPE, blocks)                                                 \
-    KERNEL_OF(blocks, stem##_choose_##mode##_##shape, (StripShape<resident, SHAPE>::threads), const Args args) {           \
-        Search<P, StripShape<resident, SHAPE>, rule>::run(args);                                                      \
-    }
+#define CHOOSE_KERNEL(stem, rule, mode, P, shape, resident, SHAPE, blocks)                                                       \
+    IF_TAKEN(TERCET_SEARCH_##mode##_##shape,                                                                                   \
+        KERNEL_OF(blocks, stem##_choose_##mode##_##shape, (StripShape<resident, SHAPE>::threads), const Args args) {           \
+            Search<P, StripShape<resident, SHAPE>, rule>::run(args);                                                           \
+        })
 // The kernels of a rule whose candidates are found by products in strips.
 #define CHOOSE_KERNELS(stem, rule)                                                                                         \
     CHOOSE_KERNEL(stem, rule, highest, Split, tall, true, TERCET_STRIP_TALL, BLOCKS[0])                                    \

@@ -213,8 +213,19 @@ shared! {
     /// As [`SWEEP_WIDE_LONG_SHARED`], with room for [`SWEEP_GROUP_NARROW`] bytes of weights.
     pub const SWEEP_NARROW_LONG_SHARED: [u32; 2] = [sweep_bytes(1, SWEEP_GROUP_NARROW), sweep_bytes(2, SWEEP_GROUP_NARROW)];
 
+    /// Dynamic shared memory of a sweep of a loss without thresholds beside a sweep's own, in wide shapes and in narrow ones.
+    pub const SWEEP_TERMS_SHARED: [u32; 2] = [TILE * 2 * 4 + SWEEP_TILES, 2 * TILE * 2 * 4 + SWEEP_TILES];
+
+    /// Dynamic shared memory of a block that takes what such a sweep leaves.
+    pub const SWEEP_LEFT_SHARED: [u32; 2] = [push_bytes(1), push_bytes(2)];
+
+    // ---- pairwise_distance ----
+
     /// Dynamic shared memory of a block of `pairwise_distance_push`.
     pub const PUSH_SHARED: u32 = WEIGHTS_BYTES + CHUNKS_BYTES;
+
+    /// Rows of an upstream gradient that a block of `pairwise_distance_units` looks at.
+    pub const UNIT_ROWS: u32 = 32;
 
     // ---- batch_all ----
 
@@ -251,14 +262,8 @@ shared! {
     /// What batch_contrastive sums up over the anchors: the loss, pairs of one class and of two, active, distances of both.
     pub const TOTALS: usize = 6;
 
-    /// Dynamic shared memory of a sweep of batch_contrastive beside a sweep's own, in wide shapes and in narrow ones.
-    pub const BATCH_CONTRASTIVE_SWEPT_SHARED: [u32; 2] = [TILE * 2 * 4 + SWEEP_TILES, 2 * TILE * 2 * 4 + SWEEP_TILES];
-
-    /// Dynamic shared memory of a block of `batch_contrastive_left`.
-    pub const BATCH_CONTRASTIVE_LEFT_SHARED: [u32; 2] = [batch_contrastive_bytes(1) - DIGITS * 4, batch_contrastive_bytes(2) - DIGITS * 4];
-
     /// Dynamic shared memory of a block of `batch_contrastive_pass`.
-    pub const BATCH_CONTRASTIVE_SHARED: [u32; 2] = [batch_contrastive_bytes(1), batch_contrastive_bytes(2)];
+    pub const BATCH_CONTRASTIVE_SHARED: [u32; 2] = [push_bytes(1) + DIGITS * 4, push_bytes(2) + DIGITS * 4];
 
     // ---- batch_hard ----
 
@@ -363,8 +368,8 @@ const fn batch_all_bytes(planes: u32) -> u32 {
     larger(tile_bytes(planes), CHUNKS_BYTES) + 2 * WEIGHTS_BYTES + COMPARED * TILE * 4
 }
 
-const fn batch_contrastive_bytes(planes: u32) -> u32 {
-    larger(tile_bytes(planes), CHUNKS_BYTES) + WEIGHTS_BYTES + DIGITS * 4
+const fn push_bytes(planes: u32) -> u32 {
+    larger(tile_bytes(planes), CHUNKS_BYTES) + WEIGHTS_BYTES
 }
 
 const fn choose_bytes(planes: u32) -> u32 {

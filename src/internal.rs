@@ -17,7 +17,7 @@ mod on_device {
     pub use crate::cuda::launcher::{Address, DeviceProperties, Grid, Launcher, Memory};
     pub use crate::cuda::mined::OnDevice;
     pub use crate::cuda::paired::{Pass, Plan, RowAccess};
-    pub use crate::cuda::targets::{OfLoss, Shared, Strip, Sweep, is_left_out, of_batch_all, of_batch_contrastive};
+    pub use crate::cuda::targets::{OfLoss, Shared, Strip, Sweep, is_left_out, of_batch_all, of_terms};
     #[cfg(feature = "torch")]
     pub use crate::torch::launcher::on_pool_stream;
 

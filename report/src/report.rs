@@ -64,7 +64,7 @@ impl Resources {
         if !image.target.starts_with("sm_") {
             return Ok(Vec::new());
         }
-        let bytes = image.inflate();
+        let bytes = image.decompressed();
         let named = |error| format!("{} for {}: {error}", image.stem, image.target);
         let cubin = Cubin::parse(&bytes).map_err(named)?;
         image.kernels.iter().map(|assembled| Self::of(image, &cubin, assembled).map_err(named)).collect()
@@ -376,7 +376,7 @@ pub fn of_image(
     let mut code = BTreeMap::new();
     if let Some(disassembler) = disassembler {
         let named = |error| format!("{} for {}: {error}", image.stem, image.target);
-        for listing in disassembler.list(&image.inflate(), &wanted).map_err(named)? {
+        for listing in disassembler.list(&image.decompressed(), &wanted).map_err(named)? {
             let work = Work::of(&listing.kernel);
             let read = read(&listing.text, image.target, work.as_ref(), problem);
             let read = read.map_err(|error| format!("{} for {}: {error}", listing.kernel, image.target))?;

@@ -1,11 +1,11 @@
 //! What each kernel of tiles works on: the one table that turns instructions of a loop into instructions of an element, which is
 //! one product of a row with a row. Whoever changes a kernel's tile changes its line here.
 
-use tercet::internal::{OfLoss, Strip, Sweep, of_batch_all, of_batch_contrastive};
+use tercet::internal::{OfLoss, Strip, Sweep, of_batch_all, of_terms};
 
 use crate::constants::{
-    BATCH_ALL_SHARED, BATCH_CONTRASTIVE_LEFT_SHARED, BATCH_CONTRASTIVE_SHARED, CHOOSE_SHARED, PANEL_WIDTH, PUSH_CHUNK,
-    PUSH_SHARED, SLAB, STREAM_RESIDENT, STRIP_RESIDENT, STRIP_ROWS, SWEEP_RESIDENT, TILE, TILE_SHARED, TILE_THREADS,
+    BATCH_ALL_SHARED, BATCH_CONTRASTIVE_SHARED, CHOOSE_SHARED, PANEL_WIDTH, PUSH_CHUNK, PUSH_SHARED, SLAB,
+    STREAM_RESIDENT, STRIP_RESIDENT, STRIP_ROWS, SWEEP_LEFT_SHARED, SWEEP_RESIDENT, TILE, TILE_SHARED, TILE_THREADS,
 };
 
 /// A call of a loss.
@@ -126,9 +126,10 @@ impl Work {
             let (name, planes) = name.strip_prefix("root_").map_or((name, 1), |name| (name, 2));
             return Self::of_sweep(name, of_batch_all, planes, class);
         }
-        if let Some(name) = kernel.strip_prefix("batch_contrastive_sweep_") {
-            let name = name.strip_prefix("root_").unwrap_or(name);
-            return Self::of_sweep(name, of_batch_contrastive, 2, |_| 0.0);
+        for family in ["batch_contrastive_sweep_", "pairwise_distance_sweep_"] {
+            if let Some(name) = kernel.strip_prefix(family) {
+                return Self::of_sweep(name.strip_prefix("root_").unwrap_or(name), of_terms, 2, |_| 0.0);
+            }
         }
         let (family, precision) = kernel.rsplit_once('_')?;
         let precision = Precision::named(precision)?;
@@ -154,8 +155,8 @@ impl Work {
                 Self { keeps_rows: STREAM_RESIDENT, dynamic: of_planes(CHOOSE_SHARED), thresholds: class, ..plain }
             }
             "batch_all_left" => Self { pushes: true, dynamic: of_planes(BATCH_ALL_SHARED), thresholds: class, ..plain },
-            "batch_contrastive_left" => {
-                Self { pushes: true, dynamic: of_planes(BATCH_CONTRASTIVE_LEFT_SHARED), ..plain }
+            "batch_contrastive_left" | "pairwise_distance_left" => {
+                Self { pushes: true, dynamic: of_planes(SWEEP_LEFT_SHARED), ..plain }
             }
             "batch_contrastive_pass" => Self { pushes: true, dynamic: of_planes(BATCH_CONTRASTIVE_SHARED), ..plain },
             _ => return None,

@@ -5,8 +5,8 @@ use bytemuck::{Pod, Zeroable};
 use super::BatchContrastiveLoss;
 use super::options::{Negatives, Problem};
 use crate::constants::{
-    BATCH_CONTRASTIVE_LEFT_SHARED, BATCH_CONTRASTIVE_SHARED, DIGITS, PHASE_PUSH as PUSH, PHASE_SUMS as SUMS,
-    STATS_WRITTEN, SUMS_OF_ROW, TOTALS,
+    BATCH_CONTRASTIVE_SHARED, DIGITS, PHASE_PUSH as PUSH, PHASE_SUMS as SUMS, STATS_WRITTEN, SUMS_OF_ROW,
+    SWEEP_LEFT_SHARED, TOTALS,
 };
 use crate::cuda::arguments::{Inputs, Output};
 use crate::cuda::batch::{self, BatchShape, PreparedSides, Sides};
@@ -106,7 +106,7 @@ impl OnDevice for BatchContrastiveLoss {
         let hardest = problem.options.extra == Negatives::Hardest;
         // A sweep makes the gradient with the loss, but for the upstream gradient: that must be one number.
         let grad_is_swept = !hardest && problem.options.reduction != Reduction::None;
-        let sweep = Sweep::of(&product, dim, targets::of_batch_contrastive, properties);
+        let sweep = Sweep::of(&product, dim, targets::of_terms, properties);
         let tiles = shapes.each_ref().map(|shape| shape.tiles());
         let itself = problem.references.is_none();
         let row_blocks = shape.row_blocks(properties);
@@ -177,7 +177,7 @@ impl OnDevice for BatchContrastiveLoss {
                 let blocks = tiles[at.sweep.which()] * at.sweep.splits;
                 let grid = Grid { blocks, threads: sweep.threads(), shared_bytes: sweep.shared_bytes };
                 launch(&format!("sweep_{root}{}_{}", product.name, sweep.name), grid, *at)?;
-                let shared_bytes = product.of_planes(BATCH_CONTRASTIVE_LEFT_SHARED);
+                let shared_bytes = product.of_planes(SWEEP_LEFT_SHARED);
                 let grid = Grid { blocks, threads: batch::TILE_THREADS, shared_bytes };
                 launch(&format!("left_{}", product.name), grid, *at)?;
             }

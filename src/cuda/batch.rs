@@ -262,6 +262,12 @@ pub(crate) struct Sides {
 }
 
 impl Sides {
+    /// Two batches without labels: no row of one is of any class of the other. `no_class`: zeros, as many as either has rows.
+    pub fn of_no_classes(anchors: Batch, others: Batch, no_class: Address) -> Self {
+        let [first, end, other_first, other_end] = [no_class; 4];
+        Self { anchors, others, first, end, other_first, other_end, ..Self::zeroed() }
+    }
+
     /// These sides with their embeddings at the addresses that they have now.
     pub fn moved_to(self, inputs: &Inputs) -> Self {
         let anchors = self.anchors.moved_to(&inputs.anchors);

@@ -11,6 +11,7 @@ use super::driver::{self, error};
 use super::fitness;
 use super::images::{self, Image, image_for};
 use super::launcher::{Address, DeviceProperties, Grid, Launcher, Memory};
+use super::targets::Shared;
 use crate::Error;
 
 /// How many CUDA devices this process can use; 0 without a driver.
@@ -93,7 +94,7 @@ impl Device {
             let value = context.attribute(what).map_err(|e| error("reading the device's properties", e))?;
             Ok::<u32, Error>(u32::try_from(value).unwrap_or(0))
         };
-        let properties = DeviceProperties {
+        let mut properties = DeviceProperties {
             name: context.name().map_err(|e| error("reading the device's name", e))?,
             major: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
             minor: attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
@@ -104,6 +105,13 @@ impl Device {
                 Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
             )?,
         };
+        if !images::has_code_for(properties.major, properties.minor) {
+            // PTX has the kernels that fit everywhere.
+            let Shared { of_block, of_multiprocessor } = Shared::LEAST;
+            properties.shared_bytes_per_block = properties.shared_bytes_per_block.min(of_block);
+            properties.shared_bytes_per_multiprocessor =
+                properties.shared_bytes_per_multiprocessor.min(of_multiprocessor);
+        }
         Ok(Self { context, properties, loaded: Mutex::default() })
     }
 
@@ -216,7 +224,7 @@ impl Device {
     }
 
     fn load(&self, image: &Image) -> Result<Arc<CudaModule>, Error> {
-        let bytes = image.inflate();
+        let bytes = image.decompressed();
         let ptx = if image.is_code() {
             Ptx::from_binary(bytes)
         } else {

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     const fn image(stem: &'static str, target: &'static str) -> Image {
-        Image { stem, target, size: 0, deflated: &[], kernels: &[] }
+        Image { stem, target, size: 0, compressed: &[], kernels: &[] }
     }
 
     /// The images that build.rs makes by default.

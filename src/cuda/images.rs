@@ -1,6 +1,10 @@
 //! The compiled kernels inside this binary, and the choice among them.
 
-use super::packing::unpack;
+use std::io::Read;
+
+use lzma_rust2::LzmaReader;
+
+use super::compression::{WINDOW, predicted_from};
 use super::targets::rank;
 
 /// One file of kernels compiled for one target.
@@ -11,8 +15,8 @@ pub struct Image {
     pub target: &'static str,
     /// Bytes before compression.
     pub size: usize,
-    /// The cubin, packed (packing.rs), or PTX, compressed.
-    pub deflated: &'static [u8],
+    /// The cubin or PTX, as compression.rs has it.
+    pub compressed: &'static [u8],
     /// The assembler's report on each kernel; empty for PTX.
     pub kernels: &'static [KernelReport],
 }
@@ -47,23 +51,31 @@ impl Image {
         self.target.starts_with("sm_")
     }
 
-    /// Whether it has this kernel. PTX has all kernels of its file.
+    /// Whether it has this kernel. Of PTX nothing is known: it has those that fit everywhere.
     fn has(&self, kernel: &str) -> bool {
         !self.is_code() || self.kernels.iter().any(|report| report.kernel == kernel)
     }
 
     /// The cubin, or PTX with a final NUL, as the driver takes it.
     #[must_use]
-    pub fn inflate(&self) -> Vec<u8> {
-        let bytes = miniz_oxide::inflate::decompress_to_vec_with_limit(self.deflated, self.size)
+    pub fn decompressed(&self) -> Vec<u8> {
+        let [lc, lp, pb] = predicted_from(self.is_code());
+        let mut bytes = vec![0; self.size];
+        LzmaReader::new(self.compressed, self.size as u64, lc, lp, pb, WINDOW, None)
+            .and_then(|mut reader| reader.read_exact(&mut bytes))
             .expect("build.rs compressed this image");
-        if self.is_code() { unpack(&bytes) } else { bytes }
+        bytes
     }
 }
 
 /// The image of `stem` in this build with `kernel`, as [`choose_for`] finds it.
 pub fn image_for(stem: &str, kernel: &str, major: u32, minor: u32) -> Option<&'static Image> {
     choose_for(IMAGES, stem, kernel, major, minor)
+}
+
+/// Whether this build has machine code for a device of compute capability `major.minor`; else it has PTX, if anything.
+pub fn has_code_for(major: u32, minor: u32) -> bool {
+    IMAGES.iter().any(|image| image.is_code() && rank(image.target, major, minor).is_some())
 }
 
 /// The image of `stem` among `images` for a device of compute capability `major.minor`.
@@ -73,7 +85,7 @@ pub fn choose(images: &'static [Image], stem: &str, major: u32, minor: u32) -> O
 }
 
 /// The image of `stem` among `images` that has `kernel`, for a device of compute capability `major.minor`. Machine code leaves out
-/// what the devices that are known to run it do not take: one that takes it all the same finds it in PTX.
+/// what the devices that are known to run it do not take: one that has less shared memory finds what fits everywhere in PTX.
 #[must_use]
 pub fn choose_for(
     images: &'static [Image],
@@ -106,8 +118,8 @@ mod tests {
         serialized: false,
     }];
     static IMAGES: [Image; 2] = [
-        Image { stem: "a", target: "sm_100", size: 0, deflated: &[], kernels: &KERNELS },
-        Image { stem: "a", target: "compute_80", size: 0, deflated: &[], kernels: &[] },
+        Image { stem: "a", target: "sm_100", size: 0, compressed: &[], kernels: &KERNELS },
+        Image { stem: "a", target: "compute_80", size: 0, compressed: &[], kernels: &[] },
     ];
 
     #[test]

@@ -4,6 +4,7 @@
 pub(crate) mod arguments;
 pub(crate) mod batch;
 mod call;
+mod compression;
 pub(crate) mod device;
 mod driver;
 pub(crate) mod fitness;
@@ -11,7 +12,6 @@ pub(crate) mod images;
 pub(crate) mod launcher;
 mod matrix;
 pub(crate) mod mined;
-mod packing;
 pub(crate) mod paired;
 pub(crate) mod strip;
 pub(crate) mod sweep;

@@ -43,10 +43,9 @@ impl Strip {
         Self::fitting(Self::is_long(product, dim), product.planes(), Shared::of_device(device))
     }
 
-    /// As [`of`](Self::of), for kernels that keep much of each row: long rows take the narrow shape on every device.
+    /// As [`of`](Self::of), for kernels that keep much of each row.
     pub(crate) fn of_few_rows(product: &Product, dim: usize, device: &DeviceProperties) -> Self {
-        let names = if Self::is_long(product, dim) { ["narrow_long", "narrow_long"] } else { ["tall", "narrow"] };
-        Self::first_that_fits(names, product.planes(), Shared::of_device(device))
+        Self::fitting_few_rows(Self::is_long(product, dim), product.planes(), Shared::of_device(device))
     }
 
     /// Whether rows do not stay in shared memory.

@@ -95,6 +95,11 @@ impl Swept {
         }
     }
 
+    /// What `splits` blocks a row tile push one side's rows by without a sweep.
+    pub fn of_pushes(pushed: Address, splits: u32, which: usize) -> Self {
+        Self { pushed, splits, which: which as u32, ..Self::zeroed() }
+    }
+
     /// How many numbers are summed up for each row: by the sweep, and by the kernel after it.
     pub fn of_row(&self) -> usize {
         self.halves as usize + self.splits as usize

@@ -3,10 +3,10 @@
 #![allow(dead_code, reason = "each build reads its share")]
 
 use super::constants::{
-    BATCH_ALL_COUNT_SHARED, BATCH_CONTRASTIVE_SWEPT_SHARED, SHARED_OF_DRIVER, STRIP_BLOCKS, STRIP_NARROW,
-    STRIP_NARROW_LONG_SHARED, STRIP_NARROW_SHARED, STRIP_ROWS, STRIP_TALL, STRIP_TALL_SHARED, STRIP_WIDE_LONG,
-    STRIP_WIDE_LONG_SHARED, STRIP_WIDE_SINGLE, STRIP_WIDE_SINGLE_SHARED, STRIP_WIDE_SPLIT, STRIP_WIDE_SPLIT_SHARED,
-    SWEEP_GROUP_NARROW, SWEEP_GROUP_WIDE, SWEEP_NARROW_LONG_SHARED, SWEEP_SHORT_SHARED, SWEEP_WIDE_LONG_SHARED, TILE,
+    BATCH_ALL_COUNT_SHARED, SHARED_OF_DRIVER, STRIP_BLOCKS, STRIP_NARROW, STRIP_NARROW_LONG_SHARED,
+    STRIP_NARROW_SHARED, STRIP_ROWS, STRIP_TALL, STRIP_TALL_SHARED, STRIP_WIDE_LONG, STRIP_WIDE_LONG_SHARED,
+    STRIP_WIDE_SINGLE, STRIP_WIDE_SINGLE_SHARED, STRIP_WIDE_SPLIT, STRIP_WIDE_SPLIT_SHARED, SWEEP_GROUP_NARROW,
+    SWEEP_GROUP_WIDE, SWEEP_NARROW_LONG_SHARED, SWEEP_SHORT_SHARED, SWEEP_TERMS_SHARED, SWEEP_WIDE_LONG_SHARED, TILE,
 };
 
 /// The shape of the blocks of a strip.
@@ -63,6 +63,13 @@ impl Strip {
         Self::first_that_fits(if long { ["wide_long", "narrow_long"] } else { ["wide", "narrow"] }, planes, shared)
     }
 
+    /// As [`fitting`](Self::fitting), for kernels that keep much of each row: long rows take the narrow shape on every device.
+    #[must_use]
+    pub fn fitting_few_rows(long: bool, planes: u32, shared: Shared) -> Self {
+        let names = if long { ["narrow_long", "narrow_long"] } else { ["tall", "narrow"] };
+        Self::first_that_fits(names, planes, shared)
+    }
+
     /// The first of two shapes if a multiprocessor has shared memory for its blocks, else the second.
     #[must_use]
     pub fn first_that_fits(names: [&str; 2], planes: u32, shared: Shared) -> Self {
@@ -77,7 +84,8 @@ impl Strip {
 pub type OfLoss = fn(&str) -> u32;
 
 /// The losses that have sweeps, by the first part of their kernels' names.
-const SWEPT: [(&str, OfLoss); 2] = [("batch_all", of_batch_all), ("batch_contrastive", of_batch_contrastive)];
+const SWEPT: [(&str, OfLoss); 3] =
+    [("batch_all", of_batch_all), ("batch_contrastive", of_terms), ("pairwise_distance", of_terms)];
 
 /// What batch_all takes of the shared memory of a sweep.
 #[must_use]
@@ -85,10 +93,10 @@ pub fn of_batch_all(shape: &str) -> u32 {
     BATCH_ALL_COUNT_SHARED[if shape == "wide" { 0 } else { 1 }]
 }
 
-/// What batch_contrastive takes of the shared memory of a sweep.
+/// What a loss without thresholds takes of the shared memory of a sweep.
 #[must_use]
-pub fn of_batch_contrastive(shape: &str) -> u32 {
-    BATCH_CONTRASTIVE_SWEPT_SHARED[if shape.starts_with("wide") { 0 } else { 1 }]
+pub fn of_terms(shape: &str) -> u32 {
+    SWEEP_TERMS_SHARED[if shape.starts_with("wide") { 0 } else { 1 }]
 }
 
 /// The shape of the blocks of a sweep.
@@ -144,56 +152,78 @@ impl Sweep {
 /// The kinds of products that strips and sweeps have, by the middle part of their kernels' names, and their planes.
 const PRODUCTS: [(&str, u32); 2] = [("highest", 2), ("half", 1)];
 
-/// The last parts of the names of all kernels of strips, such as `highest_wide`, each with whether the image for `target` has
-/// it: some device that it runs on takes it. PTX, and code for devices that are not in [`DEVICES`], have all.
-pub fn strips(target: &str) -> Vec<(String, bool)> {
-    let devices: Vec<Shared> =
-        DEVICES.iter().filter(|((major, minor), _)| is_code_for(target, *major, *minor)).map(|(_, s)| *s).collect();
-    let mut strips = Vec::new();
+/// Whether the image for `target` has kernels that some devices take: one that it runs on takes them. PTX is for devices that are
+/// not known, which take what fits everywhere ([`Shared::LEAST`]); code for such devices has all.
+fn has(target: &str, takes: impl Fn(Shared) -> bool) -> bool {
+    if target.starts_with("compute_") {
+        return takes(Shared::LEAST);
+    }
+    let mut devices = DEVICES.iter().filter(|((major, minor), _)| is_code_for(target, *major, *minor)).peekable();
+    devices.peek().is_none() || devices.any(|(_, shared)| takes(*shared))
+}
+
+/// For each kind of product, and for rows that stay in shared memory and longer ones, the names of all shapes, such as
+/// `highest_wide`, each with whether the image for `target` has its kernels. fitting: the name of what a device takes.
+fn shapes(
+    target: &str,
+    names: [&[&str]; 2],
+    fitting: impl Fn(bool, u32, Shared) -> &'static str,
+) -> Vec<(String, bool)> {
+    let mut shapes = Vec::new();
     for (product, planes) in PRODUCTS {
-        for (long, names) in [(false, ["wide", "narrow"]), (true, ["wide_long", "narrow_long"])] {
+        for (long, names) in [false, true].into_iter().zip(names) {
             for name in names {
-                let taken = devices.iter().any(|shared| Strip::fitting(long, planes, *shared).name == name);
-                strips.push((format!("{product}_{name}"), taken || devices.is_empty()));
+                let taken = has(target, |shared| fitting(long, planes, shared) == *name);
+                shapes.push((format!("{product}_{name}"), taken));
             }
         }
     }
-    strips
+    shapes
+}
+
+/// The shapes of strips, and of sweeps.
+const SHAPES: [&[&str]; 2] = [&["wide", "narrow"], &["wide_long", "narrow_long"]];
+
+/// The last parts of the names of all kernels of strips, such as `highest_wide`, each with whether the image for `target` has it.
+pub fn strips(target: &str) -> Vec<(String, bool)> {
+    shapes(target, SHAPES, |long, planes, shared| Strip::fitting(long, planes, shared).name)
+}
+
+/// The same of the kernels that search candidates in strips.
+pub fn searches(target: &str) -> Vec<(String, bool)> {
+    let names: [&[&str]; 2] = [&["tall", "narrow"], &["narrow_long"]];
+    shapes(target, names, |long, planes, shared| Strip::fitting_few_rows(long, planes, shared).name)
 }
 
 /// The same of the kernels of a loss's sweeps, such as `batch_all_highest_wide`.
 pub fn sweeps(target: &str) -> Vec<(String, bool)> {
-    let devices: Vec<Shared> =
-        DEVICES.iter().filter(|((major, minor), _)| is_code_for(target, *major, *minor)).map(|(_, s)| *s).collect();
-    let mut sweeps = Vec::new();
-    for (loss, of_loss) in SWEPT {
-        for (product, planes) in PRODUCTS {
-            for (long, names) in [(false, ["wide", "narrow"]), (true, ["wide_long", "narrow_long"])] {
-                for name in names {
-                    let fitting = |shared: &Shared| Sweep::fitting(long, planes, of_loss, *shared).name == name;
-                    let taken = devices.is_empty() || devices.iter().any(fitting);
-                    sweeps.push((format!("{loss}_{product}_{name}"), taken));
-                }
-            }
-        }
-    }
-    sweeps
+    let of_loss = |(loss, of_loss): &(&str, OfLoss)| {
+        let shapes = shapes(target, SHAPES, |long, planes, shared| Sweep::fitting(long, planes, *of_loss, shared).name);
+        shapes.into_iter().map(|(name, taken)| (format!("{loss}_{name}"), taken)).collect::<Vec<_>>()
+    };
+    SWEPT.iter().flat_map(of_loss).collect()
 }
 
-/// The macros that say of each kernel of strips and of sweeps whether the image for `target` has it, 1 or 0.
+/// The macros that say of each of these kernels whether the image for `target` has it, 1 or 0.
 pub fn definitions(target: &str) -> Vec<(String, String)> {
-    let of_strips = strips(target).into_iter().map(|(name, taken)| (format!("TERCET_STRIP_{name}"), taken));
-    let of_sweeps = sweeps(target).into_iter().map(|(name, taken)| (format!("TERCET_SWEEP_{name}"), taken));
-    of_strips.chain(of_sweeps).map(|(name, taken)| (name, u32::from(taken).to_string())).collect()
+    [("STRIP", strips(target)), ("SEARCH", searches(target)), ("SWEEP", sweeps(target))]
+        .into_iter()
+        .flat_map(|(kind, kernels)| kernels.into_iter().map(move |(name, taken)| (kind, name, taken)))
+        .map(|(kind, name, taken)| (format!("TERCET_{kind}_{name}"), u32::from(taken).to_string()))
+        .collect()
 }
 
 /// Whether the image for `target` lacks a kernel that others have.
 #[must_use]
 pub fn is_left_out(target: &str, kernel: &str) -> bool {
+    let lacks =
+        |kernels: Vec<(String, bool)>, wanted: &str| kernels.iter().any(|(name, taken)| name == wanted && !taken);
     let strip = ["batch_hard_negatives_", "batch_hard_triangle_"].into_iter().find_map(|of| kernel.strip_prefix(of));
+    let search = kernel.split_once("_choose_").map(|(_, name)| name);
     let sweep = kernel.split_once("_sweep_").map(|(loss, name)| format!("{loss}_{}", name.trim_start_matches("root_")));
-    strip.is_some_and(|strip| strips(target).iter().any(|(name, taken)| name == strip && !taken))
-        || sweep.is_some_and(|sweep| sweeps(target).iter().any(|(name, taken)| *name == sweep && !taken))
+    strip.is_some_and(|name| lacks(strips(target), name))
+        || search.is_some_and(|name| lacks(searches(target), name))
+        || sweep.is_some_and(|name| lacks(sweeps(target), &name))
 }
 
 /// Bytes of shared memory.
@@ -206,6 +236,9 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// The least of [`DEVICES`].
+    pub const LEAST: Self = Self::kib(100);
+
     /// Of a multiprocessor with so many KiB, of which the driver keeps one for a block.
     const fn kib(of_multiprocessor: u32) -> Self {
         let of_multiprocessor = of_multiprocessor << 10;
@@ -280,7 +313,7 @@ mod tests {
 
     /// What each default target leaves out, written out.
     #[test]
-    fn images_have_the_strips_that_their_devices_take() {
+    fn images_have_the_shapes_that_their_devices_take() {
         let taken = |target: &str| -> Vec<String> {
             strips(target).into_iter().filter(|(_, taken)| *taken).map(|(name, _)| name).collect()
         };
@@ -295,9 +328,15 @@ mod tests {
         );
         // 8.0 has room for two blocks of one plane whose rows are long.
         assert_eq!(taken("sm_80"), taken("sm_86"));
-        for all in ["compute_80", "sm_900"] {
-            assert!(strips(all).iter().all(|(_, taken)| *taken) && strips(all).len() == 8, "{all}");
-        }
+        assert_eq!(taken("compute_80"), taken("sm_86"));
+        assert!(strips("sm_900").iter().all(|(_, taken)| *taken) && strips("sm_900").len() == 8);
+        let searches_taken = |target: &str| searches(target).into_iter().filter(|(_, taken)| *taken).count();
+        assert_eq!(["sm_90a", "sm_120", "sm_900"].map(searches_taken), [4, 4, 6]);
+        assert!(is_left_out("sm_90a", "batch_semi_hard_choose_half_narrow"));
+        assert!(!is_left_out("sm_90a", "batch_negative_drawn_choose_half"));
+        assert!(DEVICES.iter().all(|(_, shared)| {
+            shared.of_block >= Shared::LEAST.of_block && shared.of_multiprocessor >= Shared::LEAST.of_multiprocessor
+        }));
         assert!(is_left_out("sm_90a", "batch_hard_triangle_half_narrow_long"));
         assert!(!is_left_out("sm_90a", "batch_hard_triangle_half_wide_long"));
         assert!(!is_left_out("sm_90a", "batch_hard_finish_f32"));

@@ -13,7 +13,7 @@ use crate::support::property::{Limits, Worst, property_tests};
 
 type Case = mined::Case<BatchAllTripletLoss>;
 
-property_tests!(BatchAllTripletLoss, cpu: 250, emulator: 40, detector: 6);
+property_tests!(BatchAllTripletLoss, cpu: 250, emulator: 30, detector: 4);
 
 impl Mined for BatchAllTripletLoss {
     const STEM: &'static str = "batch_all";

@@ -91,7 +91,8 @@ fn large_classes_have_their_farthest_positives() {
             let mut emulator = Emulator::new(Options { seed: case as u64, ..Options::default() });
             emulator.properties_mut().multiprocessors = multiprocessors;
             as_the_oracle(&emulator, Distance::SquaredEuclidean, &lattice(rows, dim, labelling, None));
-            let mut emulator = Emulator::new(Options { detect: true, seed: 2 + case as u64, ..Options::default() });
+            let mut emulator =
+                Emulator::new(Options { detect: turn == case, seed: 2 + case as u64, ..Options::default() });
             emulator.properties_mut().multiprocessors = multiprocessors;
             as_the_oracle(&emulator, Distance::Euclidean, &lattice(131, 4, labelling, None));
             let set = Some(Set { rows: 140, own: OwnRows::Rows });

@@ -88,7 +88,7 @@ fn close_calls_are_right_on_the_emulator() {
 
     // Each seed is another device: wide strips and narrow ones. All tiles of few rows, and half of those of three blocks.
     let (loss_fn, devices) = (BatchHardTripletLoss::default(), CAPABILITIES.len() as u64);
-    for (make, groups, seeds) in [(Emulator::new as fn(Options) -> Emulator, 40, 0..devices), (halving, 66, 1..3)] {
+    for (make, groups, seeds) in [(Emulator::new as fn(Options) -> Emulator, 24, 0..devices), (halving, 66, 1..3)] {
         for seed in seeds {
             each_set(groups, |x, labels, dim| {
                 let emulator = make(Options { seed, ..Options::default() });

@@ -15,7 +15,7 @@ use super::nearest::limit;
 
 type Case = mined::Case<BatchHardTripletLoss>;
 
-property_tests!(BatchHardTripletLoss, cpu: 300, emulator: 100, detector: 12);
+property_tests!(BatchHardTripletLoss, cpu: 300, emulator: 60, detector: 8);
 
 impl Mined for BatchHardTripletLoss {
     const STEM: &'static str = "batch_hard";

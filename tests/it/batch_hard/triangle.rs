@@ -80,7 +80,7 @@ const CONTENTS: [Content; 6] = [
 fn all_tiles_choose_the_same() {
     let loss = BatchHardTripletLoss::default();
     for (case, content) in CONTENTS.into_iter().enumerate() {
-        for (rows, dim) in [(150, 16), (270, 5), (140, 140)] {
+        for (rows, dim) in [(150, 16), [(270, 5), (140, 140)][case % 2]] {
             let labelling = Labelling::Random { each: 4 };
             let batch = Batch { rows, dim, gap: 0, offset: 0, content, labelling, seed: case as u64, reference: None };
             let options = Options { seed: (case + dim) as u64 % 5, ..Options::default() };

@@ -20,7 +20,7 @@ fn the_probes_compile_for_every_device() {
     let targets = |images: &[Image]| images.iter().map(|image| image.target).collect::<BTreeSet<_>>();
     assert_eq!(targets(CONFORMANCE), targets(IMAGES));
     for image in CONFORMANCE {
-        let bytes = image.inflate();
+        let bytes = image.decompressed();
         for Probe { kernel, .. } in probes::all() {
             let found = bytes.windows(kernel.len()).any(|window| window == kernel.as_bytes());
             assert!(found, "{kernel} is not in the image for {}", image.target);
@@ -67,7 +67,7 @@ fn a_device_answers_as_defined() {
     let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
     let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
     let image = choose(CONFORMANCE, "conformance", major, minor).expect("an image for this device");
-    let bytes = image.inflate();
+    let bytes = image.decompressed();
     let code = match image.target.starts_with("sm_") {
         true => Ptx::from_binary(bytes),
         false => Ptx::from_src(String::from_utf8(bytes).unwrap().trim_end_matches('\0')),

@@ -200,6 +200,22 @@ fn step<L: OnDevice, T: Number>(recorder: &Recorder, loss: &L, shape: [usize; 2]
     done.unwrap();
 }
 
+/// The gradients of matrices of distances, of sizes as [`Large`] has them.
+fn gradients<T: Number>(recorder: &Recorder) {
+    let memory = Untouched::new(1);
+    let some = memory.address();
+    for (dim, precision) in [128, 512].into_iter().flat_map(|dim| PRECISIONS.map(|precision| (dim, precision))) {
+        for distance in [Distance::SquaredEuclidean, Distance::Euclidean] {
+            let op = PairwiseDistance { distance, precision, ..Default::default() };
+            let inputs = [Input { x: some, stride: dim, labels: 0 }; 2];
+            let (op, shapes) = ((&op, precision.into()), [[8192, dim], [12288, dim]]);
+            // SAFETY: a recorder runs nothing, so no address is used.
+            unsafe { internal::pairwise_distance_backward::<T, _>(op, recorder, shapes, &inputs, some, [some; 2]) }
+                .unwrap();
+        }
+    }
+}
+
 const PRECISIONS: [Precision; 3] = [Precision::Highest, Precision::High, Precision::Medium];
 
 /// The calls of a stem, by device.
@@ -239,7 +255,13 @@ static CALLS: LazyLock<BTreeMap<&'static str, Vec<Vec<Call>>>> = LazyLock::new(|
     mined!(BatchContrastiveLoss);
     recorded::<OfRows<TripletMarginLoss, 3>>(devices, &mut calls, |_| {});
     recorded::<OfRows<ContrastiveLoss, 2>>(devices, &mut calls, |_| {});
-    recorded::<PairwiseDistance>(devices, &mut calls, |_| {});
+    recorded::<PairwiseDistance>(devices, &mut calls, |recorders| {
+        for recorder in recorders {
+            gradients::<f32>(recorder);
+            gradients::<half::f16>(recorder);
+            gradients::<half::bf16>(recorder);
+        }
+    });
     calls
 });
 
@@ -277,7 +299,7 @@ fn each_stem_has_a_hash_of_its_machine_code_and_launches() {
             // What all mined losses launch of `batch` stands among theirs.
             let launches = calls.get(stem).map_or(String::new(), |of_devices| lines(&of_devices[at]));
             assert!(!launches.is_empty() || *stem == "batch", "no launches of {stem} were recorded");
-            let hash = hash::of_stem(&image(stem, target).inflate(), &launches).unwrap();
+            let hash = hash::of_stem(&image(stem, target).decompressed(), &launches).unwrap();
             let _ = writeln!(text, "{target} {stem} {hash}");
             hashes.insert(hash);
         }

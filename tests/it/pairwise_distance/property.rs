@@ -22,7 +22,7 @@ use crate::support::records::same_bits_on_cuda;
 use crate::support::records::{Bits, Listed, same_bits};
 use crate::support::{Numbers, poison};
 
-property_tests!(PairwiseDistance, cpu: 300, emulator: 120, detector: 20);
+property_tests!(PairwiseDistance, cpu: 300, emulator: 70, detector: 10);
 
 #[test]
 fn cpu_computes_what_it_did_on_one_thread() {
