@@ -104,11 +104,11 @@ KERNEL(pairwise_distance_units, BATCH_THREADS, const Args args) {
 static_assert(UNIT_ROWS <= BATCH_THREADS, "a thread describes a row");
 
 // By which power of two a row's weights are multiplied so that the largest is 2^13 .. 2^14 and, in two planes, exact to 2^-25.
-// False: it is too large for that. bits: of the largest.
+// False: it is too large for f32. bits: of the largest.
 DEVICE bool enlarging(u32 bits, float& enlarge) {
     const u32 exponent = bits >> 23, least = 20;  // of tiny numbers the power would not be finite
     enlarge = __uint_as_float((127 + 13 + 127 - (exponent < least ? least : exponent)) << 23);
-    return exponent < 254;
+    return exponent < 127 + 100;  // so that sums of weights are finite too
 }
 
 // pairwise_distance as a loss of a sweep. ROOT: the distance is Euclidean.

@@ -104,3 +104,65 @@ fn rows_far_from_the_others_keep_their_distance() {
         }
     }
 }
+
+/// Weights become f16 times a power of two for each row: that must fit upstream gradients of many decades in a row, tiny ones,
+/// and ones for whose largest there is no such power.
+#[test]
+fn upstream_gradients_of_any_size() {
+    type Kind = (&'static str, fn(&mut Numbers) -> f64);
+    const KINDS: [Kind; 4] = [
+        ("sixty decades", |numbers| numbers.unit() * 10f64.powf(30.0 * numbers.unit())),
+        ("subnormal numbers", |numbers| numbers.unit() * 1e-37),
+        ("the largest numbers", |numbers| numbers.unit() * 2f64.powi(120)),
+        ("few of all", |numbers| if numbers.below(70) == 0 { 1.0 } else { 0.0 }),
+    ];
+    let (rows, dim) = ([70usize, 90], 40usize);
+    for (kind, number) in KINDS {
+        let mut numbers = Numbers(7);
+        let x: Vec<f32> = (0..(rows[0] + rows[1]) * dim).map(|_| numbers.unit() as f32).collect();
+        let upstream: Vec<f32> = (0..rows[0] * rows[1]).map(|_| number(&mut numbers) as f32).collect();
+        let [exact, exact_upstream] = [&x, &upstream].map(|numbers| numbers.iter().map(|&x| f64::from(x)).collect());
+        let (exact, exact_upstream): (Vec<f64>, Vec<f64>) = (exact, exact_upstream);
+        let of_x = rows[0] * dim;
+        let sides = [&exact[..of_x], &exact[of_x..]].map(|side| Matrix::new(side, dim).unwrap());
+        for distance in [Distance::SquaredEuclidean, Distance::Euclidean, Distance::Cosine] {
+            let op = PairwiseDistance { distance, ..Default::default() };
+            let truth = oracle::run(&op, sides[0], sides[1], &exact_upstream).unwrap();
+            let emulator = Emulator::new(Options { seed: 2, ..Options::default() });
+            let (on_device, of_upstream) = (emulator.upload(&x), emulator.upload(&upstream));
+            let at = |row: usize| Input { x: on_device.address() + (row * dim * 4) as u64, stride: dim, labels: 0 };
+            let grads = rows.map(|rows| emulator.allocate(rows * dim * 4).expect("memory"));
+            let (shapes, inputs) = (rows.map(|rows| [rows, dim]), [at(0), at(rows[0])]);
+            let (op, to) = ((&op, op.precision.into()), grads.each_ref().map(Memory::address));
+            // SAFETY: buffers of the emulator, of the shapes that the call expects.
+            unsafe {
+                internal::pairwise_distance_backward::<f32, _>(
+                    op,
+                    &emulator,
+                    shapes,
+                    &inputs,
+                    of_upstream.address(),
+                    to,
+                )
+            }
+            .unwrap_or_else(|e| panic!("{e}"));
+            for which in 0..2 {
+                let found = grads[which].read::<f32>();
+                for (at, (found, expected)) in found.iter().zip(&truth.grads[which]).enumerate() {
+                    let row = at / dim;
+                    let of_row = |k: usize| if which == 0 { row * rows[1] + k } else { k * rows[1] + row };
+                    let total: f64 = (0..rows[1 - which]).map(|k| exact_upstream[of_row(k)].abs()).sum();
+                    // No slope of a distance is larger than these.
+                    let slope = match distance {
+                        Distance::SquaredEuclidean => 4.0,
+                        Distance::Euclidean => 1.0,
+                        _ => 2.0,
+                    };
+                    let bound = 1e-6 * total * slope + 1e-43;
+                    let what = format!("{kind}, {distance:?}: grads[{which}][{row}, {}]", at % dim);
+                    assert!((f64::from(*found) - expected).abs() <= bound, "{what}: {found} for {expected}");
+                }
+            }
+        }
+    }
+}
