@@ -134,9 +134,9 @@ fn as_on_the_cpu<L: MinedLoss + Mined + Copy + Debug>(loss: L, references: &[Opt
 
 #[test]
 fn many_rows_are_as_on_the_cpu() {
-    let (margin, itself, both) = (3.0, [None], [None, Some(Set { rows: 1100, own: OwnRows::Rows })]);
+    let (margin, itself, set) = (3.0, [None], [Some(Set { rows: 1100, own: OwnRows::Rows })]);
     as_on_the_cpu(BatchAllTripletLoss { margin, ..Default::default() }, &itself);
-    as_on_the_cpu(BatchSemiHardTripletLoss { margin, ..Default::default() }, &both);
+    as_on_the_cpu(BatchSemiHardTripletLoss { margin, ..Default::default() }, &set);
     as_on_the_cpu(BatchNegativeTripletLoss { margin, negative: Negative::Hardest, ..Default::default() }, &itself);
     as_on_the_cpu(BatchContrastiveLoss { margin, negatives: Negatives::Hardest, ..Default::default() }, &itself);
 }
