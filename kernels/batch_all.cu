@@ -400,16 +400,18 @@ template <class S, bool ROOT, int MOST> struct SweptTriplets : Weigh<S, ROOT> {
 };
 
 constexpr u32 count_bytes[2] = {TERCET_BATCH_ALL_COUNT_SHARED};
+// Rows of the largest class that a sweep takes: fewer where shared memory is short. S: the shape.
+template <class S> constexpr int most_of = S::across == 1 && !S::is_long ? int(COMPARED) : int(TERCET_COMPARED_FEW);
 // The shared memory of a sweep of batch_all.
-template <class P, class S, int MOST> struct SweepShared {
+template <class P, class S> struct SweepShared {
     typename Sweep<P, S>::Shared tiles;
-    CountShared<MOST> count;
+    CountShared<most_of<S>> count;
 };
 
 // A block takes a row tile with every `splits`-th column tile. P: the precision. S: the shape. ROOT: the distance is Euclidean.
-// MOST: rows of the largest class.
-template <class P, class S, bool ROOT, int MOST> DEVICE void sweep(const Args& args) {
-    using Shared = SweepShared<P, S, MOST>;
+template <class P, class S, bool ROOT> DEVICE void sweep(const Args& args) {
+    using Shared = SweepShared<P, S>;
+    constexpr int MOST = most_of<S>;
     SHARED_DYNAMIC(Shared, s);
     static_assert(sizeof(s.tiles) == S::shared_bytes[P::planes - 1] && sizeof(s.count) == (MOST == COMPARED ? count_bytes[0] : count_bytes[1]), "src/constants.rs");
     if (!fits(args)) return;
@@ -519,9 +521,7 @@ template <class P> DEVICE void left(const Args& args) {
     const u32 splits = sweep.splits, split = blockIdx.x % splits, row_base = blockIdx.x / splits * TILE;
     const u32 taken = sweep.taken(b.padded / TILE);
     const u8* const bytes = sweep.left_of_block();
-    const bool some = any_left(bytes, fits(args) ? taken : 0, any[0]);
-    if (threadIdx.x == 0) sweep.left_any[blockIdx.x] = some;
-    if (!some) return;
+    if (!sweep.has_left(fits(args) ? taken : 0, any[0])) return;
     // Two threads look at a row (or column) of the tile, every second distance each.
     const u32 mine = threadIdx.x / 2, half = threadIdx.x % 2;
     const Anchor row = rows_count ? Anchor::of(args, row_base + mine) : Anchor{0, 1, -MASKED};
@@ -723,18 +723,7 @@ template <class T, class P> DEVICE void backward(const Args& args) {
 
 KERNEL(batch_all_left_highest, TILE_THREADS, const Args args) { finish_tiles<Split>(args); }
 KERNEL(batch_all_left_half, TILE_THREADS, const Args args) { finish_tiles<Half>(args); }
-// The kernels of a precision P for each shape of a sweep.
-#define SWEEPS(precision, P)                                           \
-    SWEEP(precision, P, wide, SweepWide, COMPARED)                     \
-    SWEEP(precision, P, wide_long, SweepWideLong, TERCET_COMPARED_FEW) \
-    SWEEP(precision, P, narrow, SweepNarrow, TERCET_COMPARED_FEW)      \
-    SWEEP(precision, P, narrow_long, SweepNarrowLong, TERCET_COMPARED_FEW)
-#define SWEEP(precision, P, shape, S, most)                                                                                          \
-    IF_TAKEN(TERCET_SWEEP_batch_all_##precision##_##shape,                                                                           \
-        KERNEL_OF(S::blocks, batch_all_sweep_##precision##_##shape, S::threads, const Args args) { sweep<P, S, false, most>(args); } \
-        KERNEL_OF(S::blocks, batch_all_sweep_root_##precision##_##shape, S::threads, const Args args) { sweep<P, S, true, most>(args); })
-SWEEPS(highest, Split)
-SWEEPS(half, Half)
+SWEEPS(batch_all)
 // The kernels for rows of type T.
 #define OF_TYPE(dtype, T)                                                                                        \
     KERNEL(batch_all_pairs_##dtype, BATCH_THREADS, const Args args) { pairs<T>(args); }                          \

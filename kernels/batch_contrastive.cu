@@ -297,9 +297,7 @@ template <class P> DEVICE void left(const Args& args) {
     const u32 splits = sweep.splits, split = blockIdx.x % splits, row_base = blockIdx.x / splits * TILE;
     const u32 taken = sweep.taken(b.padded / TILE);
     const u8* const bytes = sweep.left_of_block();
-    const bool some = any_left(bytes, taken, any[0]);
-    if (threadIdx.x == 0) sweep.left_any[blockIdx.x] = some;
-    if (!some) return;
+    if (!sweep.has_left(taken, any[0])) return;
     // Two threads look at a row of the tile, every second distance each.
     const u32 mine = threadIdx.x / 2, half = threadIdx.x % 2, row = row_base + mine;
     const float margin = float(args.margin), infinity = __uint_as_float(0x7f800000), masked = nan_value<float>();
@@ -596,18 +594,7 @@ KERNEL(batch_contrastive_left_highest, TILE_THREADS, const Args args) { left<Spl
 KERNEL(batch_contrastive_left_half, TILE_THREADS, const Args args) { left<Half>(args); }
 KERNEL(batch_contrastive_pass_highest, TILE_THREADS, const Args args) { pass<Split>(args); }
 KERNEL(batch_contrastive_pass_half, TILE_THREADS, const Args args) { pass<Half>(args); }
-// The kernels of a precision P for each shape of a sweep.
-#define SWEEPS(precision, P)                      \
-    SWEEP(precision, P, wide, SweepWide)          \
-    SWEEP(precision, P, wide_long, SweepWideLong) \
-    SWEEP(precision, P, narrow, SweepNarrow)      \
-    SWEEP(precision, P, narrow_long, SweepNarrowLong)
-#define SWEEP(precision, P, shape, S)                                                                                                  \
-    IF_TAKEN(TERCET_SWEEP_batch_contrastive_##precision##_##shape,                                                                     \
-        KERNEL_OF(S::blocks, batch_contrastive_sweep_##precision##_##shape, S::threads, const Args args) { sweep<P, S, false>(args); } \
-        KERNEL_OF(S::blocks, batch_contrastive_sweep_root_##precision##_##shape, S::threads, const Args args) { sweep<P, S, true>(args); })
-SWEEPS(highest, Split)
-SWEEPS(half, Half)
+SWEEPS(batch_contrastive)
 // The kernels for rows of type T.
 #define OF_TYPE(dtype, T)                                                                                              \
     KERNEL(batch_contrastive_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); }                      \

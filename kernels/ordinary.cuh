@@ -94,6 +94,17 @@ struct Swept {
     // How many tiles the block takes of so many.
     DEVICE u32 taken(u32 tiles) const { return (tiles - blockIdx.x % splits + splits - 1) / splits; }
     DEVICE u8* left_of_block() const { return left + u64(blockIdx.x) * left_stride; }
+    // Whether the block has left anything of so many tiles; all threads get it, and it is written down. any: in shared memory.
+    DEVICE bool has_left(u32 tiles, u32& any) const {
+        const u8* const bytes = left_of_block();
+        if (threadIdx.x == 0) any = 0;
+        __syncthreads();  // `any` is there
+        for (u32 k = threadIdx.x; k < tiles; k += TILE_THREADS)
+            if (bytes[k]) atomicOr(&any, 1u);
+        __syncthreads();  // all threads have looked
+        if (threadIdx.x == 0) left_any[blockIdx.x] = any;
+        return any;
+    }
     // Whether there is a number for a row in part `part` of what is summed up: first come `halves` of the sweep, then `splits` of the
     // kernel after it.
     DEVICE bool has_part(u32 row, u32 part) const { return part < halves || left_any[row / TILE * splits + part - halves]; }
@@ -282,12 +293,19 @@ DEVICE void distances_left(TileBuffers<P>& buffers, const Batch& a, const Batch&
         });
 }
 
-// Whether the block has left anything; all threads get it. bytes: of the block's `tiles` tiles. any: in shared memory.
-DEVICE bool any_left(const u8* bytes, u32 tiles, u32& any) {
-    if (threadIdx.x == 0) any = 0;
-    __syncthreads();  // `any` is there
-    for (u32 k = threadIdx.x; k < tiles; k += TILE_THREADS)
-        if (bytes[k]) atomicOr(&any, 1u);
-    __syncthreads();  // all threads have looked
-    return any;
-}
+// ---- kernels ----
+
+// The sweeps of a loss: for each precision P and each shape S, with ROOT where the distance is Euclidean, the loss's
+// `sweep<P, S, ROOT>`.
+#define SWEEPS(stem)                \
+    SWEEPS_OF(stem, highest, Split) \
+    SWEEPS_OF(stem, half, Half)
+#define SWEEPS_OF(stem, precision, P)                   \
+    SWEEP(stem, precision, P, wide, SweepWide)          \
+    SWEEP(stem, precision, P, wide_long, SweepWideLong) \
+    SWEEP(stem, precision, P, narrow, SweepNarrow)      \
+    SWEEP(stem, precision, P, narrow_long, SweepNarrowLong)
+#define SWEEP(stem, precision, P, shape, S)                                                                               \
+    IF_TAKEN(TERCET_SWEEP_##stem##_##precision##_##shape,                                                                 \
+        KERNEL_OF(S::blocks, stem##_sweep_##precision##_##shape, S::threads, const Args args) { sweep<P, S, false>(args); } \
+        KERNEL_OF(S::blocks, stem##_sweep_root_##precision##_##shape, S::threads, const Args args) { sweep<P, S, true>(args); })

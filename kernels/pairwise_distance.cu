@@ -87,21 +87,27 @@ KERNEL(pairwise_distance_units, BATCH_THREADS, const Args args) {
     // A row of zeros adds nothing, whatever its weights.
     const auto factor = [&](const Batch& b, u32 row) { return root ? 8.f : b.norm[row] == 0.f ? 0.f : b.scale[row]; };
     const float of_y = there ? factor(y, j) : 0.f;
+    // One block's atomic a row, and not one of each warp.
+    SHARED(u32, of_rows, UNIT_ROWS);
+    if (threadIdx.x < UNIT_ROWS) of_rows[threadIdx.x] = 0;
+    __syncthreads();  // the zeros are there
     u32 of_column = 0;
 #pragma unroll 8
     for (u32 i = begin; i < end; ++i) {
         const float g = there ? fabsf(args.upstream[u64(i) * y.rows + j]) : 0.f;
         const u32 of_row = __reduce_max_sync(0xffffffff, __float_as_uint(g * of_y));
-        if (threadIdx.x % 32 == 0 && of_row > 0) atomicMax(&args.largest[0][i], of_row);
+        if (threadIdx.x % 32 == 0) atomicMax(&of_rows[i - begin], of_row);
         const u32 bits = __float_as_uint(g * factor(x, i));
         of_column = of_column > bits ? of_column : bits;
     }
     if (there && of_column > 0) atomicMax(&args.largest[1][j], of_column);
+    __syncthreads();  // all warps have looked at the rows
+    if (begin + threadIdx.x < end && of_rows[threadIdx.x] > 0) atomicMax(&args.largest[0][begin + threadIdx.x], of_rows[threadIdx.x]);
     const auto describe = [&](u32 side, const Batch& b, u32 row) { add_to_tile(args.tiles[side], row, b.norm[row], 0.f, 0, b.norm[row] > LARGEST_NORM); };
     if (begin == 0 && there) describe(1, y, j);
     if (column_block == 0 && begin + threadIdx.x < end) describe(0, x, begin + threadIdx.x);
 }
-static_assert(UNIT_ROWS <= BATCH_THREADS, "a thread describes a row");
+static_assert(UNIT_ROWS <= BATCH_THREADS, "a thread a row");
 
 // By which power of two a row's weights are multiplied so that the largest is 2^13 .. 2^14 and, in two planes, exact to 2^-25.
 // False: it is too large for f32. bits: of the largest.
@@ -223,9 +229,7 @@ template <class P> DEVICE void left(const Args& args) {
     const u32 splits = sweep.splits, split = blockIdx.x % splits, row_base = blockIdx.x / splits * TILE;
     const u32 taken = sweep.taken(b.padded / TILE);
     const u8* const bytes = sweep.left_of_block();
-    const bool some = any_left(bytes, taken, any[0]);
-    if (threadIdx.x == 0) sweep.left_any[blockIdx.x] = some;
-    if (!some) return;
+    if (!sweep.has_left(taken, any[0])) return;
     float weights = 0;  // of a row, of every OF_ROW-th column
     constexpr u32 OF_ROW = TILE_THREADS / TILE;
     const u32 row = row_base + threadIdx.x / OF_ROW;
@@ -310,18 +314,7 @@ KERNEL(pairwise_distance_tiles_half, TILE_THREADS, const Args args) { tiles<Half
 KERNEL(pairwise_distance_tiles_plain, TILE_THREADS, const Args args) { tiles<Plain>(args); }
 KERNEL(pairwise_distance_left_highest, TILE_THREADS, const Args args) { left<Split>(args); }
 KERNEL(pairwise_distance_left_half, TILE_THREADS, const Args args) { left<Half>(args); }
-// The kernels of a precision P for each shape of a sweep.
-#define SWEEPS(precision, P)                      \
-    SWEEP(precision, P, wide, SweepWide)          \
-    SWEEP(precision, P, wide_long, SweepWideLong) \
-    SWEEP(precision, P, narrow, SweepNarrow)      \
-    SWEEP(precision, P, narrow_long, SweepNarrowLong)
-#define SWEEP(precision, P, shape, S)                                                                                                  \
-    IF_TAKEN(TERCET_SWEEP_pairwise_distance_##precision##_##shape,                                                                     \
-        KERNEL_OF(S::blocks, pairwise_distance_sweep_##precision##_##shape, S::threads, const Args args) { sweep<P, S, false>(args); } \
-        KERNEL_OF(S::blocks, pairwise_distance_sweep_root_##precision##_##shape, S::threads, const Args args) { sweep<P, S, true>(args); })
-SWEEPS(highest, Split)
-SWEEPS(half, Half)
+SWEEPS(pairwise_distance)
 // The kernels for rows of type T.
 #define OF_TYPE(dtype, T)                                                                                              \
     KERNEL(pairwise_distance_finish_##dtype, BATCH_THREADS, const Args args) { finish<T>(args); }                      \
