@@ -3,16 +3,13 @@
 //! and `counts`.
 
 mod count;
-mod reference_set;
-mod rounds;
 mod thresholds;
+mod tiles;
 
 use crate::cpu::blocks;
 use crate::cpu::comparison::Comparison;
 use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Scalar, Stats};
-use count::Sums;
-use rounds::Rounds;
 use thresholds::{TASK_ROWS, Thresholds};
 
 /// The options and sizes of one call.
@@ -65,12 +62,7 @@ pub(crate) fn gradients<T: Element>(
             grad.fill(T::from_f64(f64::NAN));
             continue;
         }
-        let chunk = TASK_ROWS * problem.dim;
-        let parts = grad.chunks_mut(chunk).zip(from.chunks(chunk)).collect();
-        blocks::for_each(parts, |_, (to, from): (&mut [T], &[T::Scalar])| match T::as_scalars_mut(to) {
-            Some(to) => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from * factor),
-            None => T::narrow(&from.iter().map(|g| *g * factor).collect::<Vec<_>>(), to),
-        });
+        blocks::scale(from, factor, grad, TASK_ROWS * problem.dim);
     }
 }
 
@@ -95,27 +87,8 @@ fn run<A: Scalar>(problem: &Problem, comparison: &Comparison<A>, with_grad: [boo
     }
     let margin = A::from_f64(problem.options.margin);
     let Some(pairs) = Thresholds::new(comparison, margin) else { return Found::poisoned(valid) };
-    let sums = if comparison.is_itself() {
-        let rounds = Rounds::new(&comparison.anchors, &comparison.classes, &pairs, with_grad[0]);
-        let blocks = rounds.sweep();
-        if rounds.overflowed() {
-            return Found::poisoned(valid);
-        }
-        if with_grad[0] {
-            rounds::write_gradient(&rounds, &blocks, &mut found.grads[0]);
-        }
-        let mut sums = Sums { counts: Vec::new(), active_distances: Vec::new(), distances: Vec::new() };
-        for block in blocks {
-            sums.counts.extend(block.counts);
-            sums.active_distances.push(block.active_distances);
-            sums.distances.push(block.distances);
-        }
-        sums
-    } else {
-        match reference_set::sweep(comparison, &pairs, with_grad, &mut found.grads) {
-            Some(sums) => sums,
-            None => return Found::poisoned(valid),
-        }
+    let Some(sums) = tiles::count(comparison, &pairs, with_grad, &mut found.grads) else {
+        return Found::poisoned(valid);
     };
     let each = 1.0 / valid as f64;
     for i in 0..rows {

@@ -1,25 +1,23 @@
 //! The fused CPU version: positives by difference, negatives by tiles of products. The weight of a pair in the gradient
-//! depends on its distance alone, so the gradient is another sweep, for which only the rows and the hardest pairs are
-//! kept.
+//! depends on its distance alone, so one sweep gives the loss and the gradients, unless each anchor has an upstream gradient
+//! of its own: then these are another sweep, for which only the rows are kept.
 
 pub(crate) mod found;
 mod gradient;
 mod hardest;
-
-use pulp::{Simd, WithSimd};
+mod tiles;
 
 use super::options::{Negatives, Problem};
 use crate::cpu::blocks;
-use crate::cpu::comparison::{Comparison, around_class};
-use crate::cpu::distance_matrix::{DistanceMatrix, TASK_ROWS};
-use crate::cpu::simd::V;
+use crate::cpu::comparison::Comparison;
+use crate::cpu::rounds::TASK_ROWS;
 use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Reduction, Scalar, Stats};
 use found::Found;
 
-/// Selects the pairs of a batch, and sums up their losses.
-pub(crate) fn find<A: Scalar>(problem: &Problem, comparison: Comparison<A>) -> Found<A> {
-    A::of_scalar(&FIND_PAIRS)(problem, comparison)
+/// Selects the pairs of a batch, and sums up their losses. `with_grad`: for which gradients [`gradients`] may be called.
+pub(crate) fn find<A: Scalar>(problem: &Problem, comparison: Comparison<A>, with_grad: [bool; 2]) -> Found<A> {
+    A::of_scalar(&FIND_PAIRS)(problem, comparison, with_grad)
 }
 
 /// The gradients times `upstream` (one number, or one an anchor; `None`: 1).
@@ -33,47 +31,46 @@ pub(crate) fn gradients<T: Element>(
     let factor = upstream.filter(|_| !each).map_or(T::Scalar::ONE, |upstream| upstream[0]);
     let factor = factor / T::Scalar::from_f64(problem.divisor(&found.stats));
     let comparison = &found.comparison;
-    for (which, grad) in grads.into_iter().enumerate() {
+    let wanted = grads.each_ref().map(|grad| grad.is_some() && !comparison.poisoned());
+    let made;
+    let from = if found.grads.iter().zip(wanted).any(|(grad, wanted)| wanted && grad.is_empty()) {
+        made = T::Scalar::of_scalar(&GRADIENT)(problem, found, upstream.filter(|_| each), wanted);
+        &made
+    } else {
+        &found.grads
+    };
+    for (grad, from) in grads.into_iter().zip(from) {
         let Some(grad) = grad else { continue };
         if comparison.poisoned() {
             grad.fill(T::from_f64(f64::NAN));
             continue;
         }
-        let sorted = T::Scalar::of_scalar(&GRADIENT)(problem, found, upstream.filter(|_| each), which);
-        let (dim, classes) = (problem.dim, if which == 0 { &comparison.classes } else { comparison.other_classes() });
-        blocks::for_each(grad.chunks_mut(TASK_ROWS * dim).collect(), |task, to: &mut [T]| {
-            let mut wide = vec![T::Scalar::ZERO; dim];
-            for (to, &position) in to.chunks_exact_mut(dim).zip(&classes.position[task * TASK_ROWS..]) {
-                let from = &sorted[position as usize * dim..][..dim];
-                wide.iter_mut().zip(from).for_each(|(wide, from)| *wide = *from * factor);
-                T::narrow(&wide, to);
-            }
-        });
+        blocks::scale(from, factor, grad, TASK_ROWS * problem.dim);
     }
 }
 
 struct FindPairs;
 impl ScalarFn for FindPairs {
-    type Of<A: Scalar> = fn(&Problem, Comparison<A>) -> Found<A>;
+    type Of<A: Scalar> = fn(&Problem, Comparison<A>, [bool; 2]) -> Found<A>;
 }
 static FIND_PAIRS: ByScalar<FindPairs> = ByScalar { f32: find_pairs, f64: find_pairs };
 
 struct Gradient;
 impl ScalarFn for Gradient {
-    type Of<A: Scalar> = fn(&Problem, &Found<A>, Option<&[A]>, usize) -> Vec<A>;
+    type Of<A: Scalar> = fn(&Problem, &Found<A>, Option<&[A]>, [bool; 2]) -> [Vec<A>; 2];
 }
 static GRADIENT: ByScalar<Gradient> = ByScalar { f32: gradient::run, f64: gradient::run };
 
 /// What the pairs of one anchor add up to.
 #[derive(Clone, Copy, Default)]
-struct Sums {
+pub struct Sums {
     loss: f64,
     active: u64,
     /// The sums of the distances of pairs of one class, and of pairs of different classes.
     distances: [f64; 2],
 }
 
-fn find_pairs<A: Scalar>(problem: &Problem, comparison: Comparison<A>) -> Found<A> {
+fn find_pairs<A: Scalar>(problem: &Problem, comparison: Comparison<A>, with_grad: [bool; 2]) -> Found<A> {
     let rows = problem.rows;
     let count = |of: &dyn Fn(usize) -> usize| (0..rows).map(|i| of(i) as u64).sum::<u64>();
     let positives = count(&|i| comparison.count_positives(i));
@@ -88,13 +85,14 @@ fn find_pairs<A: Scalar>(problem: &Problem, comparison: Comparison<A>) -> Found<
         let of_anchor = |&i: &u32| if is_lost(i as usize) { A::NAN } else { A::ZERO };
         let losses = comparison.classes.position.iter().map(of_anchor).collect();
         let stats = Stats { valid, ..Stats::poisoned() };
-        return Found { comparison, hardest: Vec::new(), losses, sum: f64::NAN, stats };
+        return Found { comparison, hardest: Vec::new(), losses, sum: f64::NAN, stats, grads: Default::default() };
     }
     let margin = A::from_f64(problem.options.margin);
     let mut sums = vec![Sums::default(); rows];
-    let mut hardest = Vec::new();
-    if negatives > 0 && problem.options.extra == Negatives::All {
-        sweep_negatives(&comparison, margin, &mut sums);
+    let (mut hardest, mut grads) = (Vec::new(), Default::default());
+    if problem.options.extra == Negatives::All {
+        let with_grad = with_grad.map(|wanted| wanted && problem.options.reduction != Reduction::None);
+        grads = gradient::by_all(problem, &comparison, None, with_grad, Some(&mut sums));
     } else if negatives > 0 {
         hardest = hardest::select(&comparison, if comparison.is_itself() { negatives / 2 } else { negatives });
         for pair in &hardest {
@@ -123,7 +121,7 @@ fn find_pairs<A: Scalar>(problem: &Problem, comparison: Comparison<A>) -> Found<
     }
     stats.mean_positive_distance = distances[0] / positives.max(1) as f64;
     stats.mean_negative_distance = distances[1] / negatives.max(1) as f64;
-    Found { comparison, hardest, losses, sum, stats }
+    Found { comparison, hardest, losses, sum, stats, grads }
 }
 
 fn add_positives<A: Scalar>(comparison: &Comparison<A>, sums: &mut [Sums]) {
@@ -141,57 +139,4 @@ fn add_positives<A: Scalar>(comparison: &Comparison<A>, sums: &mut [Sums]) {
             }
         }
     });
-}
-
-/// Adds the losses and distances of all pairs of different classes to `sums`.
-fn sweep_negatives<A: Scalar>(comparison: &Comparison<A>, margin: A, sums: &mut [Sums]) {
-    let root = comparison.anchors.is_root();
-    let visit = |sums: &mut &mut [Sums], i: usize, columns: std::ops::Range<usize>, compared: &mut [A]| {
-        let (before, after) = around_class(&comparison.class(i), &columns);
-        let sums = &mut sums[i % TASK_ROWS];
-        for run in [&compared[..before], &compared[after..]] {
-            let [squares, distances, active] = pulp::Arch::new().dispatch(Run { compared: run, margin, root });
-            // A sum of finite numbers may overflow too.
-            let lost = !distances.is_finite() && run.iter().any(|compared| !compared.is_finite());
-            sums.loss += if lost { f64::NAN } else { squares.to_f64() / 2.0 };
-            sums.active += active.to_f64() as u64;
-            sums.distances[1] += distances.to_f64();
-        }
-    };
-    DistanceMatrix::new(&comparison.anchors, comparison.others()).sweep(sums.chunks_mut(TASK_ROWS).collect(), visit);
-}
-
-/// Computes `Σ max(m - d, 0)²`, `Σ d`, and how many d are below m, over distances d and the margin m.
-struct Run<'a, A> {
-    compared: &'a [A],
-    margin: A,
-    root: bool,
-}
-
-impl<A: Scalar> WithSimd for Run<'_, A> {
-    type Output = [A; 3];
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> [A; 3] {
-        let Self { compared, margin, root } = self;
-        let zero = V::<S, A>::splat(simd, A::ZERO);
-        let margins = V::<S, A>::splat(simd, margin);
-        let (mut squares, mut distances, mut active) = (zero, zero, zero);
-        let (whole, rest) = A::registers::<S>(compared);
-        for &register in whole {
-            let d = V::<S, A> { simd, register: if root { A::sqrt_of(simd, register) } else { register } };
-            let gap = (margins - d).max(zero);
-            squares = gap.mul_add(gap, squares);
-            distances = distances + d;
-            active = active + d.if_below(margins);
-        }
-        let mut sums = [squares.sum(), distances.sum(), active.sum()];
-        for &compared in rest {
-            let d = if root { compared.sqrt() } else { compared };
-            let gap = if d < margin { margin - d } else { A::ZERO };
-            sums[0] += gap * gap;
-            sums[1] += d;
-            sums[2] += if d < margin { A::ONE } else { A::ZERO };
-        }
-        sums
-    }
 }

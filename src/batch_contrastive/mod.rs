@@ -152,8 +152,8 @@ impl Loss for BatchContrastiveLoss {
         }
     }
 
-    fn find<T: Element>(problem: &Problem, slices: &Slices<'_, T>, _: [bool; 2]) -> Found<T::Scalar> {
-        cpu::find(problem, Comparison::new(problem, slices))
+    fn find<T: Element>(problem: &Problem, slices: &Slices<'_, T>, with_grad: [bool; 2]) -> Found<T::Scalar> {
+        cpu::find(problem, Comparison::new(problem, slices), with_grad)
     }
 
     fn loss<A: Scalar>(problem: &Problem, found: &Found<A>) -> A {

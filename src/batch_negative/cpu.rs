@@ -3,10 +3,14 @@
 
 use std::ops::Range;
 
+use pulp::{Simd, WithSimd};
+
 use super::options::{Negative, Pairs, Problem};
-use crate::cpu::comparison::{Comparison, NONE};
-use crate::cpu::distance_matrix::DistanceMatrix;
+use crate::cpu::anchors;
+use crate::cpu::batch::roots;
+use crate::cpu::comparison::{Comparison, NONE, around_class};
 use crate::cpu::nearest::nearest_negatives;
+use crate::cpu::rounds::EDGE;
 use crate::cpu::triplets::{ChosenTriplets, ClassPairs, hinge, poisoned};
 use crate::element::{ByScalar, ScalarFn};
 use crate::mined::Slices;
@@ -105,7 +109,6 @@ fn draw<A: Scalar>(
     let margin = A::from_f64(problem.options.margin);
     let nearer_than_positive = problem.options.extra.negative == Negative::Random;
 
-    let mut first: Vec<First> = vec![(u32::MAX, NONE, NONE); pairs.len()];
     let mut pair_words = vec![0u32; pairs.len()];
     for (i, &given) in comparison.classes.order.iter().enumerate() {
         let hash = hashes[given as usize];
@@ -113,29 +116,89 @@ fn draw<A: Scalar>(
             *word = random::pair_word(session, hash, other_hashes[comparison.given(p) as usize]);
         }
     }
-    let visit = |first: &mut &mut [First], i: usize, columns: Range<usize>, d: &mut [A]| {
-        let class = comparison.class(i);
+    // The first pair of a block of anchors, and what is known of all of them.
+    let block = |rows: Range<usize>| {
+        let pairs = pairs.start[rows.start]..pairs.start[rows.end];
+        (pairs.start, vec![(u32::MAX, NONE, NONE); pairs.len()])
+    };
+    let visit = |(base, first): &mut (usize, Vec<First>), i: usize, columns: Range<usize>, d: &mut [A]| {
+        let (before, after) = around_class(&comparison.class(i), &columns);
         if comparison.anchors.is_root() {
-            d.iter_mut().for_each(|d| *d = d.sqrt());
+            roots(d);
         }
+        let mut priorities = [0; EDGE];
         let of = pairs.of(i);
+        let first = &mut first[of.start - *base..of.end - *base];
         let words = pair_words[of.clone()].iter().zip(&distances[of]);
-        for (first, (&word, &d_ap)) in first[pairs.in_task(i)].iter_mut().zip(words) {
+        for (first, (&word, &d_ap)) in first.iter_mut().zip(words) {
             // NaN stands for no pair.
             if d_ap.is_nan() {
                 continue;
             }
-            for (j, &d_an) in columns.clone().zip(d.iter()) {
-                let is_candidate = d_ap - d_an + margin > A::ZERO && (nearer_than_positive || d_an > d_ap);
-                if is_candidate && !class.contains(&j) {
-                    let priority = random::priority(word, row_words[j]);
-                    if priority <= first.0 {
-                        *first = (*first).min((priority, comparison.given(j), j as u32));
+            for run in [0..before, after..columns.len()].into_iter().filter(|run| !run.is_empty()) {
+                let (d, start) = (&d[run.clone()], columns.start + run.start);
+                let (row_words, priorities) = (&row_words[start..][..d.len()], &mut priorities[..d.len()]);
+                let beyond = if nearer_than_positive { -A::INFINITY } else { d_ap };
+                let draw = Draw { word, d_ap, margin, beyond, distances: d, row_words, priorities };
+                let Some(least) = pulp::Arch::new().dispatch(draw).filter(|least| *least <= first.0) else { continue };
+                for (chunk, of_chunk) in priorities.chunks(GROUP).enumerate() {
+                    if of_chunk.iter().fold(false, |any, priority| any | (*priority == least)) {
+                        for k in (0..of_chunk.len()).filter(|&k| of_chunk[k] == least) {
+                            let at = chunk * GROUP + k;
+                            let j = start + at;
+                            // A candidate's priority may be the one of all others.
+                            if is_candidate(d_ap, d[at], margin, beyond) {
+                                *first = (*first).min((least, comparison.given(j), j as u32));
+                            }
+                        }
                     }
                 }
             }
         }
     };
-    DistanceMatrix::new(&comparison.anchors, comparison.others()).sweep(pairs.tasks(&mut first), visit);
+    let first = anchors::sweep(comparison, block, visit).into_iter().flat_map(|(_, first)| first);
     chosen.iter_mut().zip(first).for_each(|(chosen, first)| *chosen = first.2);
+}
+
+/// Priorities that are looked at together for one that is known to be among them.
+const GROUP: usize = 32;
+
+/// The priorities of a positive's candidates: negatives that violate the margin and are beyond `beyond`.
+struct Draw<'a, A> {
+    /// Of the pair.
+    word: u32,
+    d_ap: A,
+    margin: A,
+    beyond: A,
+    /// The distances and words of negatives.
+    distances: &'a [A],
+    row_words: &'a [u32],
+    /// Overwritten; [`NO_CANDIDATE`] for the others.
+    priorities: &'a mut [u32],
+}
+
+impl<A: Scalar> WithSimd for Draw<'_, A> {
+    /// The least priority; `None` without a candidate.
+    type Output = Option<u32>;
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> Option<u32> {
+        // A plain loop, which the compiler makes vectors of for the processor that it is compiled for.
+        let Self { word, d_ap, margin, beyond, distances, row_words, priorities } = self;
+        let (mut least, mut any) = (NO_CANDIDATE, false);
+        for ((priority, &d_an), &row_word) in priorities.iter_mut().zip(distances).zip(row_words) {
+            let is_candidate = is_candidate(d_ap, d_an, margin, beyond);
+            any |= is_candidate;
+            *priority = if is_candidate { random::priority(word, row_word) } else { NO_CANDIDATE };
+            least = least.min(*priority);
+        }
+        any.then_some(least)
+    }
+}
+
+/// The priority of what is no candidate.
+const NO_CANDIDATE: u32 = u32::MAX;
+
+#[inline(always)]
+fn is_candidate<A: Scalar>(d_ap: A, d_an: A, margin: A, beyond: A) -> bool {
+    (d_ap - d_an + margin > A::ZERO) & (d_an > beyond)
 }

@@ -113,6 +113,11 @@ impl<A: Scalar> Batch<A> {
         if self.is_root() { compared.sqrt() } else { compared }
     }
 
+    /// Whether no number of row `i` is NaN or infinite.
+    pub fn is_finite(&self, i: usize) -> bool {
+        self.row(i).iter().all(|x| x.is_finite())
+    }
+
     pub fn is_root(&self) -> bool {
         matches!(self.metric, Distance::Euclidean)
     }
@@ -209,17 +214,6 @@ pub struct Products<A> {
 }
 
 impl<A: Scalar> Products<A> {
-    pub fn new(batch: &Batch<A>) -> Self {
-        let mut all = Self::of([batch]);
-        all.pop().expect("as many as given")
-    }
-
-    /// The products of several batches, whose rows are moved together.
-    pub fn of<const K: usize>(batches: [&Batch<A>; K]) -> Vec<Self> {
-        let by = A::of_scalar(&SHIFT)(&batches);
-        batches.map(|batch| A::of_scalar(&BUILD)(batch, by.as_deref())).into()
-    }
-
     /// Moves the rows and takes their norms. With u the unit roundoff, products are off by `D u (n_i + n_j)` and norms
     /// by `(D / 4 + 8) u n` in the worst case, sums over rows themselves by `(D / 4 + 8) u d`, `d <= 2 (n_i + n_j)`;
     /// the move and the additions give 7 u, the root and the square of a threshold 8 u more. Together less than
@@ -278,6 +272,26 @@ impl<A: Scalar> Products<A> {
     }
 }
 
+/// The rows and the columns of products, moved together. The columns may be the rows.
+pub struct Both<A> {
+    pub rows: Products<A>,
+    columns: Option<Products<A>>,
+}
+
+impl<A: Scalar> Both<A> {
+    pub fn new(rows: &Batch<A>, columns: &Batch<A>) -> Self {
+        let columns = (!std::ptr::eq(rows, columns)).then_some(columns);
+        let batches: Vec<&Batch<A>> = std::iter::once(rows).chain(columns).collect();
+        let by = A::of_scalar(&SHIFT)(&batches);
+        let build = |batch| A::of_scalar(&BUILD)(batch, by.as_deref());
+        Self { rows: build(rows), columns: columns.map(build) }
+    }
+
+    pub fn columns(&self) -> &Products<A> {
+        self.columns.as_ref().unwrap_or(&self.rows)
+    }
+}
+
 /// The work of [`Products::to_distances`].
 struct FromProducts<'a, A> {
     to: &'a mut [A],
@@ -301,8 +315,7 @@ impl<A: Scalar> WithSimd for FromProducts<'_, A> {
         for (to, norm_j) in to.iter_mut().zip(norms) {
             let both = norm_i + load(*norm_j);
             let d = minus_factor.mul_add(load(*to), both);
-            let above = A::above(simd, (limit * both).register, d.register);
-            near_ones = near_ones + load(above);
+            near_ones = near_ones + d.if_below(limit * both);
             *to = d.register;
         }
         let mut found = near_ones.sum() > A::ZERO;
@@ -312,6 +325,27 @@ impl<A: Scalar> WithSimd for FromProducts<'_, A> {
         }
         found
     }
+}
+
+/// The work of [`roots`].
+struct Roots<'a, A>(&'a mut [A]);
+
+impl<A: Scalar> WithSimd for Roots<'_, A> {
+    type Output = ();
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let (whole, rest) = A::registers_mut::<S>(self.0);
+        whole.iter_mut().for_each(
+            #[inline(always)]
+            |x| *x = A::sqrt_of(simd, *x),
+        );
+        rest.iter_mut().for_each(|x| *x = x.sqrt());
+    }
+}
+
+/// Takes the square root of each number.
+pub fn roots<A: Scalar>(x: &mut [A]) {
+    pulp::Arch::new().dispatch(Roots(x));
 }
 
 /// The row that is nearest to the mean of all, if moving by it pays: the squared norm of the mean is then more than the
@@ -324,14 +358,14 @@ fn shift<A: Scalar>(batches: &[&Batch<A>]) -> Option<Vec<A>> {
     // Per task: how many rows, the sum of each column, and of all squares.
     let mut sums = Vec::new();
     let tasks: Vec<&[A]> = batches.iter().flat_map(|b| b.x.chunks(TASK_ROWS * dim)).collect();
-    sums.resize_with(tasks.len(), || (0usize, vec![0.0; dim], 0.0));
+    sums.resize_with(tasks.len(), || (0usize, vec![A::ZERO; dim], 0.0));
     blocks::for_each(tasks.iter().zip(&mut sums).collect(), |_, (x, (count, columns, total))| {
         for x in x.chunks_exact(dim) {
-            let square = x.iter().fold(0.0, |sum, x| sum + x.to_f64() * x.to_f64());
+            let square = squares(x);
             if square.is_finite() {
                 *count += 1;
-                *total += square;
-                columns.iter_mut().zip(x).for_each(|(sum, x)| *sum += x.to_f64());
+                *total += square.to_f64();
+                add_scaled(columns, A::ONE, x);
             }
         }
     });
@@ -339,7 +373,7 @@ fn shift<A: Scalar>(batches: &[&Batch<A>]) -> Option<Vec<A>> {
     for (c, columns, t) in &sums {
         count += c;
         total += t;
-        mean.iter_mut().zip(columns).for_each(|(sum, x)| *sum += x);
+        mean.iter_mut().zip(columns).for_each(|(sum, x)| *sum += x.to_f64());
     }
     drop(sums);
     let each = 1.0 / count as f64;
@@ -349,16 +383,17 @@ fn shift<A: Scalar>(batches: &[&Batch<A>]) -> Option<Vec<A>> {
     if count == 0 || offset.is_nan() || 2.0 * offset <= total * each {
         return None;
     }
-    let mut nearest = vec![(f64::INFINITY, 0); tasks.len()];
+    let mean: Vec<A> = mean.into_iter().map(A::from_f64).collect();
+    let mut nearest = vec![(A::INFINITY, 0); tasks.len()];
     blocks::for_each(tasks.iter().zip(&mut nearest).collect(), |_, (x, nearest)| {
         for (i, x) in x.chunks_exact(dim).enumerate() {
-            let d = x.iter().zip(&mean).fold(0.0, |sum, (x, m)| sum + (x.to_f64() - m) * (x.to_f64() - m));
+            let d = direct(Distance::SquaredEuclidean, x, &mean);
             if d < nearest.0 {
                 *nearest = (d, i);
             }
         }
     });
-    let mut best = (f64::INFINITY, None);
+    let mut best = (A::INFINITY, None);
     for (task, (d, i)) in tasks.iter().zip(nearest) {
         if d < best.0 {
             best = (d, Some(&task[i * dim..][..dim]));

@@ -3,6 +3,8 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use crate::Element;
+
 /// Numbers of one input in a block: small enough for the second-level cache with all its rows, large enough to be
 /// worth a task.
 const BLOCK_NUMBERS: usize = 16 * 1024;
@@ -54,4 +56,13 @@ pub(crate) fn cut<T>(slice: Option<&mut [T]>, block: usize, count: usize) -> Vec
         None => (0..count).map(|_| None).collect(),
         Some(slice) => slice.chunks_mut(block).map(Some).collect(),
     }
+}
+
+/// Writes `factor` times each number, `block` numbers a task.
+pub(crate) fn scale<T: Element>(from: &[T::Scalar], factor: T::Scalar, to: &mut [T], block: usize) {
+    let parts = to.chunks_mut(block).zip(from.chunks(block)).collect();
+    for_each(parts, |_, (to, from): (&mut [T], &[T::Scalar])| match T::as_scalars_mut(to) {
+        Some(to) => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from * factor),
+        None => T::narrow(&from.iter().map(|g| *g * factor).collect::<Vec<_>>(), to),
+    });
 }

@@ -1,6 +1,7 @@
 //! Anchors, and the other rows that their positives and negatives are taken from: the batch itself, or a reference set.
 
-use super::batch::{Batch, Classes};
+use super::batch::{Batch, Both, Classes};
+use super::distance_matrix::DistanceMatrix;
 use crate::mined::Slices;
 use crate::problem::{Options, Problem};
 use crate::{Element, Scalar};
@@ -120,6 +121,16 @@ impl<A: Scalar> Comparison<A> {
     /// What the distance of anchor i and row j is [compared](Batch::direct) by, from the rows themselves.
     pub fn direct(&self, i: usize, j: usize) -> A {
         super::batch::direct(self.anchors.metric, self.anchors.row(i), self.others().row(j))
+    }
+
+    /// The products of the anchors with the rows they are compared with.
+    pub fn products(&self) -> Both<A> {
+        Both::new(&self.anchors, self.others())
+    }
+
+    /// The distances of the anchors to the rows they are compared with. `products`: its own.
+    pub fn matrix<'a>(&'a self, products: &'a Both<A>) -> DistanceMatrix<'a, A> {
+        DistanceMatrix::new(&self.anchors, self.others(), products)
     }
 
     /// The given index of a sorted row that anchors are compared with.

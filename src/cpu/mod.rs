@@ -1,6 +1,7 @@
 //! The CPU engine: fixed blocks of rows on threads, vectorised loops over a row, stores past the cache; for paired
 //! losses one pass over their rows, for mined losses sorted batches and tiles of their distances.
 
+pub(crate) mod anchors;
 pub(crate) mod batch;
 pub(crate) mod blocks;
 pub(crate) mod call;
@@ -11,6 +12,7 @@ pub(crate) mod gemm;
 pub(crate) mod nearest;
 pub(crate) mod paired;
 pub(crate) mod pulls;
+pub(crate) mod rounds;
 pub(crate) mod rows;
 pub(crate) mod simd;
 pub(crate) mod store;

@@ -8,10 +8,10 @@ use std::sync::{Mutex, PoisonError};
 
 use pulp::{Simd, WithSimd};
 
-use super::batch::{Batch, Classes, Products};
+use super::batch::{Batch, Both, Classes};
 use super::blocks;
 use super::comparison::{Comparison, NONE};
-use super::distance_matrix::{self, DistanceMatrix};
+use super::distance_matrix;
 use super::simd::V;
 use super::tiles::Tiling;
 use crate::Scalar;
@@ -33,7 +33,8 @@ pub fn nearest_negatives<A: Scalar>(comparison: &Comparison<A>) -> Picked<A> {
 
 fn against_others<A: Scalar>(comparison: &Comparison<A>) -> Picked<A> {
     let rows = comparison.anchors.rows;
-    let tiled = DistanceMatrix::new(&comparison.anchors, comparison.others());
+    let products = comparison.products();
+    let tiled = comparison.matrix(&products);
     let mut found = Picked { compared: vec![A::INFINITY; rows], row: vec![NONE; rows] };
     let states = found
         .compared
@@ -63,8 +64,8 @@ fn against_others<A: Scalar>(comparison: &Comparison<A>) -> Picked<A> {
 }
 
 fn among_themselves<A: Scalar>(batch: &Batch<A>, classes: &Classes) -> Picked<A> {
-    let products = Products::new(batch);
-    let tiling = Tiling::new(batch.rows);
+    let products = Both::new(batch, batch).rows;
+    let tiling = Tiling::at_most(batch.rows, 256, 32);
     // A distance by products exceeds the exact one by at most the sum of what its two norms are lowered by.
     let half_tiny = products.tiny / (A::ONE + A::ONE);
     let lowered: Vec<A> = products.norms.iter().map(|&n| n - products.error * n - half_tiny).collect();

@@ -7,6 +7,9 @@ use pulp::Simd;
 
 /// `f32` or `f64` in vector registers.
 pub trait Vectorised: Pod {
+    /// 1.
+    #[doc(hidden)]
+    const UNIT: Self;
     #[doc(hidden)]
     type Register<S: Simd>: Pod;
     #[doc(hidden)]
@@ -27,6 +30,8 @@ pub trait Vectorised: Pod {
     fn sum<S: Simd>(simd: S, x: Self::Register<S>) -> Self;
     #[doc(hidden)]
     fn smallest<S: Simd>(simd: S, x: Self::Register<S>) -> Self;
+    #[doc(hidden)]
+    fn largest<S: Simd>(simd: S, x: Self::Register<S>) -> Self;
     /// The lesser of each two lanes; with NaN the processors differ.
     #[doc(hidden)]
     fn min<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
@@ -39,9 +44,15 @@ pub trait Vectorised: Pod {
     fn sqrt_of<S: Simd>(simd: S, x: Self::Register<S>) -> Self::Register<S>;
     #[doc(hidden)]
     fn div<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
-    /// 1 in lanes with `x > y`, else 0.
+    /// `then` in lanes with `x > y`, else `otherwise`.
     #[doc(hidden)]
-    fn above<S: Simd>(simd: S, x: Self::Register<S>, y: Self::Register<S>) -> Self::Register<S>;
+    fn if_above<S: Simd>(
+        simd: S,
+        x: Self::Register<S>,
+        y: Self::Register<S>,
+        then: Self::Register<S>,
+        otherwise: Self::Register<S>,
+    ) -> Self::Register<S>;
     /// The whole registers of a slice, and the numbers that are left.
     #[doc(hidden)]
     fn registers<S: Simd>(x: &[Self]) -> (&[Self::Register<S>], &[Self]);
@@ -57,9 +68,10 @@ pub trait Vectorised: Pod {
 
 macro_rules! vectorised {
     ($t:ident, $register:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $neg:ident, $mul_add:ident, $sum:ident,
-     $smallest:ident, $min:ident, $max:ident, $abs:ident, $sqrt:ident, $div:ident, $less_than:ident, $select:ident,
+     $smallest:ident, $largest:ident, $min:ident, $max:ident, $abs:ident, $sqrt:ident, $div:ident, $less_than:ident, $select:ident,
      $registers:ident, $registers_mut:ident, $load_part:ident, $store_part:ident) => {
         impl Vectorised for $t {
+            const UNIT: Self = 1.0;
             type Register<S: Simd> = S::$register;
             #[inline(always)]
             fn splat<S: Simd>(simd: S, x: Self) -> S::$register {
@@ -94,6 +106,10 @@ macro_rules! vectorised {
                 simd.$smallest(x)
             }
             #[inline(always)]
+            fn largest<S: Simd>(simd: S, x: S::$register) -> Self {
+                simd.$largest(x)
+            }
+            #[inline(always)]
             fn min<S: Simd>(simd: S, x: S::$register, y: S::$register) -> S::$register {
                 simd.$min(x, y)
             }
@@ -114,8 +130,14 @@ macro_rules! vectorised {
                 simd.$div(x, y)
             }
             #[inline(always)]
-            fn above<S: Simd>(simd: S, x: S::$register, y: S::$register) -> S::$register {
-                simd.$select(simd.$less_than(y, x), simd.$splat(1.0), simd.$splat(0.0))
+            fn if_above<S: Simd>(
+                simd: S,
+                x: S::$register,
+                y: S::$register,
+                then: S::$register,
+                otherwise: S::$register,
+            ) -> S::$register {
+                simd.$select(simd.$less_than(y, x), then, otherwise)
             }
             #[inline(always)]
             fn registers<S: Simd>(x: &[Self]) -> (&[S::$register], &[Self]) {
@@ -147,6 +169,7 @@ vectorised!(
     mul_add_e_f32s,
     reduce_sum_f32s,
     reduce_min_f32s,
+    reduce_max_f32s,
     min_f32s,
     max_f32s,
     abs_f32s,
@@ -170,6 +193,7 @@ vectorised!(
     mul_add_e_f64s,
     reduce_sum_f64s,
     reduce_min_f64s,
+    reduce_max_f64s,
     min_f64s,
     max_f64s,
     abs_f64s,
@@ -217,6 +241,11 @@ impl<S: Simd, A: Vectorised> V<S, A> {
     }
 
     #[inline(always)]
+    pub fn largest(self) -> A {
+        A::largest(self.simd, self.register)
+    }
+
+    #[inline(always)]
     pub fn min(self, other: Self) -> Self {
         Self { simd: self.simd, register: A::min(self.simd, self.register, other.register) }
     }
@@ -229,7 +258,14 @@ impl<S: Simd, A: Vectorised> V<S, A> {
     /// 1 in lanes below those of `limit`, else 0.
     #[inline(always)]
     pub fn if_below(self, limit: Self) -> Self {
-        Self { simd: self.simd, register: A::above(self.simd, limit.register, self.register) }
+        limit.if_above(self, Self::splat(self.simd, A::UNIT), Self::splat(self.simd, A::zeroed()))
+    }
+
+    /// `then` in lanes above those of `limit`, else `otherwise`.
+    #[inline(always)]
+    pub fn if_above(self, limit: Self, then: Self, otherwise: Self) -> Self {
+        let (simd, register) = (self.simd, self.register);
+        Self { simd, register: A::if_above(simd, register, limit.register, then.register, otherwise.register) }
     }
 
     #[inline(always)]

@@ -10,14 +10,9 @@ pub struct Tiling {
 }
 
 impl Tiling {
-    /// A tiling with enough tiles for many threads, each small enough for the second-level cache.
-    pub fn new(rows: usize) -> Self {
-        Self::at_most(rows, 256)
-    }
-
-    /// A tiling with blocks of at most `edge` rows, a multiple of 32.
-    pub fn at_most(rows: usize, edge: usize) -> Self {
-        Self { rows, edge: (rows / 8).next_multiple_of(32).clamp(32, edge) }
+    /// A tiling with enough tiles for many threads: blocks of at most `edge` rows, a multiple of `unit`.
+    pub fn at_most(rows: usize, edge: usize, unit: usize) -> Self {
+        Self { rows, edge: (rows / 8).next_multiple_of(unit).clamp(unit, edge) }
     }
 
     pub fn blocks(&self) -> usize {

@@ -1,9 +1,10 @@
-//! The CPU version: the tiles of distances that mined losses use too, written out.
+//! The CPU version: the tiles of distances that mined losses use too, written out; both gradients in one sweep.
 
 use std::ops::Range;
 
-use crate::cpu::batch::Batch;
-use crate::cpu::distance_matrix::{DistanceMatrix, TASK_ROWS, TILE_COLUMNS};
+use crate::cpu::batch::{Batch, Both};
+use crate::cpu::distance_matrix::{DistanceMatrix, Near};
+use crate::cpu::rounds::{Rounds, Tile, Weigh};
 use crate::element::{ByScalar, ScalarFn};
 use crate::matrix::check_len;
 use crate::{Distance, Element, Error, Matrix, Precision, Scalar};
@@ -31,78 +32,141 @@ impl PairwiseProblem {
     }
 }
 
-/// The distances between all rows of both matrices.
-pub(crate) fn distances<T: Element>(problem: &PairwiseProblem, matrices: [&Matrix<'_, T>; 2], to: &mut [T::Scalar]) {
-    T::Scalar::of_scalar(&DISTANCES)(&batches(problem, matrices), to);
+/// Both matrices, ready for products.
+pub(crate) struct Prepared<A> {
+    batches: [Batch<A>; 2],
+    both: Both<A>,
 }
 
-/// The gradients with respect to both matrices.
-pub(crate) fn gradients<T: Element>(
-    problem: &PairwiseProblem,
-    matrices: [&Matrix<'_, T>; 2],
-    upstream: &[T::Scalar],
-    grads: [Option<&mut [T]>; 2],
-) {
-    let batches = batches(problem, matrices);
-    for (which, grad) in grads.into_iter().enumerate() {
-        let Some(grad) = grad else { continue };
-        match T::as_scalars_mut(grad) {
-            Some(grad) => T::Scalar::of_scalar(&GRADIENT)(&batches, which, upstream, grad),
-            None => {
-                let mut wide = vec![T::Scalar::ZERO; grad.len()];
-                T::Scalar::of_scalar(&GRADIENT)(&batches, which, upstream, &mut wide);
-                T::narrow(&wide, grad);
+/// What a forward pass leaves to the gradients.
+#[derive(Clone, Copy)]
+pub(crate) struct Known<'a, A> {
+    pub near: &'a Near,
+    /// The distances, if gradients need them.
+    pub distances: Option<&'a [A]>,
+}
+
+impl<A: Scalar> Prepared<A> {
+    pub fn new<T: Element<Scalar = A>>(problem: &PairwiseProblem, matrices: [&Matrix<'_, T>; 2]) -> Self {
+        let batches = matrices.map(|matrix| {
+            let order: Vec<u32> = (0..).take(matrix.rows()).collect();
+            Batch::new(matrix, &order, problem.distance, problem.normalize)
+        });
+        Self { both: Both::new(&batches[0], &batches[1]), batches }
+    }
+
+    /// Writes the distances between all rows of both matrices.
+    pub fn distances(&self, to: &mut [A]) -> Near {
+        A::of_scalar(&DISTANCES)(self, to)
+    }
+
+    /// The gradients with respect to both matrices. `known`: what [`distances`](Self::distances) has found; `None`: it is
+    /// computed again.
+    pub fn gradients<T: Element<Scalar = A>>(
+        &self,
+        known: Option<Known<'_, A>>,
+        upstream: &[A],
+        mut grads: [Option<&mut [T]>; 2],
+    ) {
+        let mut wide = grads.each_ref().map(|grad| match (grad, T::as_scalars(&[])) {
+            (Some(grad), None) => vec![A::ZERO; grad.len()],
+            _ => Vec::new(),
+        });
+        let mut of_wide = wide.iter_mut();
+        let to = grads.each_mut().map(|grad| {
+            let wide = of_wide.next().expect("as many as gradients");
+            grad.as_mut().map(|grad| T::as_scalars_mut(grad).unwrap_or(wide))
+        });
+        A::of_scalar(&GRADIENTS)(self, known, upstream, to);
+        for (grad, wide) in grads.into_iter().zip(&wide) {
+            if let Some(grad) = grad.filter(|_| !wide.is_empty()) {
+                T::narrow(wide, grad);
             }
         }
     }
 }
 
-fn batches<T: Element>(problem: &PairwiseProblem, matrices: [&Matrix<'_, T>; 2]) -> [Batch<T::Scalar>; 2] {
-    matrices.map(|matrix| {
-        let order: Vec<u32> = (0..).take(matrix.rows()).collect();
-        Batch::new(matrix, &order, problem.distance, problem.normalize)
-    })
-}
-
 struct Distances;
 impl ScalarFn for Distances {
-    type Of<A: Scalar> = fn(&[Batch<A>; 2], &mut [A]);
+    type Of<A: Scalar> = fn(&Prepared<A>, &mut [A]) -> Near;
 }
 static DISTANCES: ByScalar<Distances> = ByScalar { f32: write_distances, f64: write_distances };
 
-struct Gradient;
-impl ScalarFn for Gradient {
-    type Of<A: Scalar> = fn(&[Batch<A>; 2], usize, &[A], &mut [A]);
+struct Gradients;
+impl ScalarFn for Gradients {
+    type Of<A: Scalar> = fn(&Prepared<A>, Option<Known<'_, A>>, &[A], [Option<&mut [A]>; 2]);
 }
-static GRADIENT: ByScalar<Gradient> = ByScalar { f32: write_gradient, f64: write_gradient };
+static GRADIENTS: ByScalar<Gradients> = ByScalar { f32: write_gradients, f64: write_gradients };
 
-fn write_distances<A: Scalar>([rows, columns]: &[Batch<A>; 2], to: &mut [A]) {
-    DistanceMatrix::new(rows, columns).distances(to);
+fn write_distances<A: Scalar>(prepared: &Prepared<A>, to: &mut [A]) -> Near {
+    let Prepared { batches: [rows, columns], both } = prepared;
+    DistanceMatrix::new(rows, columns, both).distances(to)
 }
 
-/// The gradient with respect to matrix `which`.
-fn write_gradient<A: Scalar>(batches: &[Batch<A>; 2], which: usize, upstream: &[A], to: &mut [A]) {
-    let (rows, columns) = (&batches[which], &batches[1 - which]);
-    let weigh = |patch: &mut Vec<A>, i: usize, run: Range<usize>, _: &mut [A], weights: &mut [A]| {
-        let k = i % TASK_ROWS;
-        let from = if which == 0 {
-            &upstream[i * columns.rows + run.start..]
-        } else {
-            // Rows of this side are columns of the upstream gradient. They are gathered for a task's rows at once: read
-            // one row at a time, each number would miss the caches.
-            if k == 0 {
-                let count = TASK_ROWS.min(rows.rows - i);
-                patch.resize(TASK_ROWS * TILE_COLUMNS, A::ZERO);
-                for (to, j) in run.clone().enumerate() {
-                    let from = &upstream[j * rows.rows + i..][..count];
-                    patch[to..].iter_mut().step_by(TILE_COLUMNS).zip(from).for_each(|(to, from)| *to = *from);
-                }
-            }
-            &patch[k * TILE_COLUMNS..]
-        };
-        weights[..run.len()].copy_from_slice(&from[..run.len()]);
+fn write_gradients<A: Scalar>(
+    prepared: &Prepared<A>,
+    known: Option<Known<'_, A>>,
+    upstream: &[A],
+    grads: [Option<&mut [A]>; 2],
+) {
+    let Prepared { batches: [rows, columns], both } = prepared;
+    let rounds = Rounds::new(rows, columns, both, grads.each_ref().map(Option::is_some));
+    let weights = Weights { metric: rows.metric, across: columns.rows, known, upstream };
+    let blocks = rounds.sweep(&weights);
+    for (side, (grad, blocks)) in grads.into_iter().zip(&blocks).enumerate() {
+        if let Some(grad) = grad {
+            rounds.gradient(side, blocks, grad, |row| row, |_, _| ());
+        }
+    }
+}
+
+/// The weights of pairs: the upstream gradient itself.
+struct Weights<'a, A> {
+    metric: Distance,
+    /// Columns of the matrix.
+    across: usize,
+    known: Option<Known<'a, A>>,
+    upstream: &'a [A],
+}
+
+impl<A: Scalar> Weights<'_, A> {
+    /// Copies the part of a matrix that a tile is, with `rest` after each row.
+    fn copy(&self, from: &[A], [rows, columns]: [&Range<usize>; 2], to: &mut [A], edge: usize, rest: A) {
+        for (i, to) in rows.clone().zip(to.chunks_exact_mut(edge)) {
+            let (to, after) = to.split_at_mut(columns.len());
+            to.copy_from_slice(&from[i * self.across..][columns.clone()]);
+            after.fill(rest);
+        }
+    }
+}
+
+impl<A: Scalar> Weigh<A> for Weights<'_, A> {
+    type Block = ();
+    type Scratch = ();
+
+    fn block(&self, _: usize, _: &Range<usize>) {}
+
+    fn left_out(&self, _: usize) -> Range<usize> {
+        0..0
+    }
+
+    fn knows(&self, tile: &mut Tile<A>) -> bool {
+        let Tile { rows, columns, distances, edge, .. } = tile;
+        match (self.metric, self.known) {
+            // The gradient of u·v needs no distance, and none is too near.
+            (Distance::Cosine, _) => true,
+            (_, Some(known)) if known.near.any(rows, columns) => false,
+            (Distance::SquaredEuclidean, known) => known.is_some(),
+            (Distance::Euclidean, known) => known.and_then(|known| known.distances).is_some_and(|d| {
+                self.copy(d, [rows, columns], distances, *edge, A::MAX);
+                true
+            }),
+        }
+    }
+
+    fn weigh(&self, tile: &mut Tile<A>, _: &mut (), _: &mut (), _: Option<&mut ()>) -> bool {
+        let Tile { rows, columns, weights, edge, .. } = tile;
+        self.copy(self.upstream, [rows, columns], weights, *edge, A::ZERO);
         true
-    };
-    let states = vec![Vec::new(); rows.rows.div_ceil(TASK_ROWS)];
-    DistanceMatrix::new(rows, columns).gradient(to, states, weigh, |_, _, _| ());
+    }
 }

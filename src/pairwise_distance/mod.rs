@@ -57,7 +57,7 @@ impl PairwiseDistance {
     pub fn distances<T: Element>(&self, x: Matrix<'_, T>, y: Matrix<'_, T>, to: &mut [T::Scalar]) -> Result<(), Error> {
         let problem = self.problem(&x, &y)?;
         check_len("to", to.len(), problem.rows[0] * problem.rows[1])?;
-        cpu::distances(&problem, [&x, &y], to);
+        cpu::Prepared::new(&problem, [&x, &y]).distances(to);
         Ok(())
     }
 
@@ -77,7 +77,7 @@ impl PairwiseDistance {
         let problem = self.problem(&x, &y)?;
         check_len("upstream", upstream.len(), problem.rows[0] * problem.rows[1])?;
         problem.check_grads(grads.each_ref().map(|grad| grad.as_ref().map(|grad| grad.len())))?;
-        cpu::gradients(&problem, [&x, &y], upstream, grads);
+        cpu::Prepared::new(&problem, [&x, &y]).gradients(None, upstream, grads);
         Ok(())
     }
 

@@ -6,11 +6,11 @@ use tch::{Device, Tensor};
 
 use super::PairwiseDistance;
 use super::cpu::{self, PairwiseProblem};
-use crate::Error;
 use crate::torch::tensors::{
     OfKind, as_in_memory, check_embeddings, matrix, slice, slice_mut, with_contiguous_rows, with_element,
 };
 use crate::torch::{CustomFunction, needs_grad, pool};
+use crate::{Distance, Error};
 
 const NAME: &str = "PairwiseDistance";
 
@@ -76,24 +76,32 @@ where
 {
     let shape = problem.rows.map(|rows| rows as i64);
     let mut output = pool::empty(&shape, T::Scalar::KIND)?;
-    let rows = [with_contiguous_rows(x)?, with_contiguous_rows(y)?];
-    let matrices = [matrix::<T>(&rows[0])?, matrix::<T>(&rows[1])?];
-    cpu::distances(&problem, [&matrices[0], &matrices[1]], slice_mut::<T::Scalar>(&mut output));
+    let prepared = {
+        let rows = [with_contiguous_rows(x)?, with_contiguous_rows(y)?];
+        cpu::Prepared::new(&problem, [&matrix::<T>(&rows[0])?, &matrix::<T>(&rows[1])?])
+    };
+    let near = prepared.distances(slice_mut::<T::Scalar>(&mut output));
     let wanted = [needs_grad(x), needs_grad(y)];
     if wanted == [false; 2] {
         return Ok(output);
     }
+    // The gradient of the root divides by it. The result is kept for that, as it is now: where it has been changed in
+    // place since, the distances are computed again.
+    let root = problem.distance == Distance::Euclidean;
+    let distances = root.then(|| (output.shallow_clone(), output.internal_version()));
+    // The matrices are saved so that a change in place is an error, as on CUDA; they are not read again.
     CustomFunction::new(NAME).inputs(&[x, y]).saved(&[x, y]).attach(&output, move |ctx| {
         let upstream = as_in_memory(ctx.upstream())?.f_contiguous()?;
-        let rows = [with_contiguous_rows(ctx.saved(0))?, with_contiguous_rows(ctx.saved(1))?];
-        let matrices = [matrix::<T>(&rows[0])?, matrix::<T>(&rows[1])?];
         let mut grads = [None, None];
-        for (which, (grad, rows)) in grads.iter_mut().zip(&rows).enumerate() {
+        for (which, grad) in grads.iter_mut().enumerate() {
             let wanted = wanted[which] && ctx.needs(which);
-            *grad = if wanted { Some(pool::empty(&rows.size(), T::KIND)?) } else { None };
+            let shape = [shape[which], problem.dim as i64];
+            *grad = if wanted { Some(pool::empty(&shape, T::KIND)?) } else { None };
         }
         let to = grads.each_mut().map(|grad| grad.as_mut().map(slice_mut::<T>));
-        cpu::gradients(&problem, [&matrices[0], &matrices[1]], slice::<T::Scalar>(&upstream), to);
+        let unchanged = distances.as_ref().filter(|(output, version)| output.internal_version() == *version);
+        let known = cpu::Known { near: &near, distances: unchanged.map(|(output, _)| slice::<T::Scalar>(output)) };
+        prepared.gradients(Some(known), slice::<T::Scalar>(&upstream), to);
         Ok(grads.into())
     })
 }

@@ -80,6 +80,7 @@ impl<L: MinedLoss> Call<'_, L, &Tensor> {
     }
 
     /// Checks the arguments and runs the loss on their device. `count`: whether the statistics will be read.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "the CPU counts always"))]
     fn run(self, count: bool) -> Result<(Tensor, Counted), Error> {
         let arguments = Arguments::new(&self)?;
         match self.embeddings.device() {

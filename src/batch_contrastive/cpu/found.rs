@@ -15,6 +15,9 @@ pub struct Found<A> {
     /// The sum of all pairs' losses.
     pub(super) sum: f64,
     pub(crate) stats: Stats,
+    /// The gradients with respect to the anchors and to the reference set, in the given order, for an upstream gradient of 1
+    /// and not divided; empty where they are computed when asked for.
+    pub(super) grads: [Vec<A>; 2],
 }
 
 /// The selected pairs of different classes, by anchor and then by negative; both orders of each pair if the batch is

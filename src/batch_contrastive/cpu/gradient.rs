@@ -3,12 +3,14 @@
 
 use std::ops::Range;
 
+use super::Sums;
 use super::found::Found;
+use super::tiles::Pairs;
 use crate::Scalar;
 use crate::batch_contrastive::options::{Negatives, Problem};
-use crate::cpu::batch::{Batch, direct};
-use crate::cpu::comparison::{Comparison, around_class};
-use crate::cpu::distance_matrix::{DistanceMatrix, TASK_ROWS};
+use crate::cpu::batch::{Batch, Classes, direct};
+use crate::cpu::comparison::Comparison;
+use crate::cpu::rounds::{Rounds, TASK_ROWS};
 use crate::cpu::{blocks, pulls};
 
 /// One side's rows, and those they are pulled by.
@@ -22,33 +24,73 @@ struct Pulled<'a, A> {
     anchors_of: Vec<Range<usize>>,
     margin: A,
     /// The upstream gradient of each anchor, in class order; `None`: 1 for all.
-    upstream: Option<Vec<A>>,
+    upstream: Option<&'a [A]>,
 }
 
-pub fn run<A: Scalar>(problem: &Problem, found: &Found<A>, upstream: Option<&[A]>, which: usize) -> Vec<A> {
+/// The gradients that are `wanted`, in the given order.
+pub fn run<A: Scalar>(problem: &Problem, found: &Found<A>, upstream: Option<&[A]>, wanted: [bool; 2]) -> [Vec<A>; 2] {
     let comparison = &found.comparison;
-    let (anchors, others) = (&comparison.anchors, comparison.others());
-    let (rows, columns) = if which == 0 { (anchors, others) } else { (others, anchors) };
-    let in_class_order =
-        |upstream: &[A]| comparison.classes.order.iter().map(|&given| upstream[given as usize]).collect();
-    let pulled = Pulled {
-        comparison,
-        which,
-        rows,
-        columns,
-        anchors_of: if which == 0 { Vec::new() } else { comparison.anchors_of_others() },
-        margin: A::from_f64(problem.options.margin),
-        upstream: upstream.map(in_class_order),
-    };
-    let mut to = vec![A::ZERO; rows.rows * rows.dim];
     match problem.options.extra {
-        Negatives::All => pulled.by_all(&mut to),
-        Negatives::Hardest => pulled.by_hardest(found, &mut to),
+        Negatives::All => by_all(problem, comparison, upstream, wanted, None),
+        Negatives::Hardest => {
+            let upstream = in_class_order(comparison, upstream);
+            [0, 1].map(|which| match wanted[which] {
+                true => Pulled::new(problem, comparison, upstream.as_deref(), which).by_hardest(found),
+                false => Vec::new(),
+            })
+        }
     }
-    to
 }
 
-impl<A: Scalar> Pulled<'_, A> {
+/// The gradients of all pairs that are `wanted`, in the given order. The losses and distances of pairs of different classes
+/// are added to `sums`, in class order.
+pub fn by_all<A: Scalar>(
+    problem: &Problem,
+    comparison: &Comparison<A>,
+    upstream: Option<&[A]>,
+    wanted: [bool; 2],
+    sums: Option<&mut [Sums]>,
+) -> [Vec<A>; 2] {
+    let upstream = in_class_order(comparison, upstream);
+    let both = comparison.products();
+    let rounds = Rounds::new(&comparison.anchors, comparison.others(), &both, wanted);
+    let margin = A::from_f64(problem.options.margin);
+    let pairs = Pairs { comparison, margin, upstream: upstream.as_deref(), is_huge: rounds.is_huge() };
+    let blocks = rounds.sweep(&pairs);
+    if let Some(sums) = sums {
+        sums.iter_mut().zip(blocks[0].iter().flat_map(|block| &block.of_loss)).for_each(|(to, from)| *to = *from);
+    }
+    [0, 1].map(|which| {
+        if !wanted[which] {
+            return Vec::new();
+        }
+        let pulled = Pulled::new(problem, comparison, upstream.as_deref(), which);
+        let mut to = vec![A::ZERO; pulled.rows.x.len()];
+        let place = |given: usize| pulled.classes().position[given] as usize;
+        rounds.gradient(which, &blocks[which], &mut to, place, |r, to| pulled.add_positives(r, to));
+        to
+    })
+}
+
+/// The upstream gradients of anchors, in the order of classes.
+fn in_class_order<A: Scalar>(comparison: &Comparison<A>, upstream: Option<&[A]>) -> Option<Vec<A>> {
+    upstream.map(|upstream| comparison.classes.order.iter().map(|&given| upstream[given as usize]).collect())
+}
+
+impl<'a, A: Scalar> Pulled<'a, A> {
+    fn new(problem: &Problem, comparison: &'a Comparison<A>, upstream: Option<&'a [A]>, which: usize) -> Self {
+        let (anchors, others) = (&comparison.anchors, comparison.others());
+        let (rows, columns) = if which == 0 { (anchors, others) } else { (others, anchors) };
+        let anchors_of = if which == 0 { Vec::new() } else { comparison.anchors_of_others() };
+        let margin = A::from_f64(problem.options.margin);
+        Self { comparison, which, rows, columns, anchors_of, margin, upstream }
+    }
+
+    /// The classes of the rows.
+    fn classes(&self) -> &Classes {
+        if self.which == 0 { &self.comparison.classes } else { self.comparison.other_classes() }
+    }
+
     /// The columns of row r's class.
     fn class(&self, r: usize) -> Range<usize> {
         if self.which == 0 { self.comparison.class(r) } else { self.anchors_of[r].clone() }
@@ -56,22 +98,11 @@ impl<A: Scalar> Pulled<'_, A> {
 
     /// What the loss of a pair is multiplied by; in a batch by itself the sum of both of its orders.
     fn upstream(&self, r: usize, c: usize) -> A {
-        match &self.upstream {
+        match self.upstream {
             None if self.comparison.is_itself() => A::ONE + A::ONE,
             None => A::ONE,
             Some(upstream) if self.comparison.is_itself() => upstream[r] + upstream[c],
             Some(upstream) => upstream[if self.which == 0 { r } else { c }],
-        }
-    }
-
-    /// The derivative of the loss of a pair of different classes.
-    fn derivative(&self, d: A) -> A {
-        if d < self.margin {
-            d - self.margin
-        } else if d.is_finite() {
-            A::ZERO
-        } else {
-            A::NAN
         }
     }
 
@@ -92,44 +123,16 @@ impl<A: Scalar> Pulled<'_, A> {
         }
     }
 
-    fn by_all(&self, to: &mut [A]) {
-        let alike = if self.upstream.is_some() { A::ONE } else { self.upstream(0, 0) };
-        let weigh = |_: &mut (), r: usize, columns: Range<usize>, d: &mut [A], weights: &mut [A]| {
-            let (before, after) = around_class(&self.class(r), &columns);
-            let mut any = false;
-            for run in [0..before, after..columns.len()] {
-                let (d, weights) = (&d[run.clone()], &mut weights[run.clone()]);
-                let mut lost = false;
-                for (&d, weight) in d.iter().zip(&mut *weights) {
-                    let active = d < self.margin;
-                    *weight = if active { (d - self.margin) * alike } else { A::ZERO };
-                    any |= active;
-                    lost |= !d.is_finite();
-                }
-                if lost {
-                    any = true;
-                    d.iter().zip(&mut *weights).for_each(|(&d, weight)| *weight = self.derivative(d) * alike);
-                }
-                if self.upstream.is_some() {
-                    let weights = weights.iter_mut().zip(columns.start + run.start..);
-                    weights.for_each(|(weight, c)| *weight = *weight * self.upstream(r, c));
-                }
-            }
-            any
-        };
-        let states = vec![(); self.rows.rows.div_ceil(TASK_ROWS)];
-        DistanceMatrix::new(self.rows, self.columns).gradient(to, states, weigh, |_, r, to| self.add_positives(r, to));
-    }
-
-    fn by_hardest(&self, found: &Found<A>, to: &mut [A]) {
+    fn by_hardest(&self, found: &Found<A>) -> Vec<A> {
         let lists = Lists::new(self.comparison, self.which, found);
         let dim = self.rows.dim;
+        let mut to = vec![A::ZERO; self.rows.x.len()];
         blocks::for_each(to.chunks_mut(TASK_ROWS * dim).collect(), |task, to: &mut [A]| {
             for (k, to) in to.chunks_exact_mut(dim).enumerate() {
-                let r = task * TASK_ROWS + k;
+                let r = self.classes().position[task * TASK_ROWS + k] as usize;
                 for &(c, compared) in &lists.pairs[lists.starts[r]..lists.starts[r + 1]] {
                     let d = self.rows.distance(compared);
-                    let derivative = self.derivative(d);
+                    let derivative = Pairs::derivative(self.margin, d);
                     if !(derivative == A::ZERO) {
                         let weight = derivative * self.rows.slope(d) * self.upstream(r, c as usize);
                         pulls::add(to, self.rows, r, self.columns, c as usize, weight);
@@ -139,6 +142,7 @@ impl<A: Scalar> Pulled<'_, A> {
                 self.rows.through_normalization(r, to);
             }
         });
+        to
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::Scalar;
 use crate::cpu::blocks;
 use crate::cpu::comparison::{Comparison, around_class};
-use crate::cpu::distance_matrix::{DistanceMatrix, TASK_ROWS};
+use crate::cpu::distance_matrix::TASK_ROWS;
 
 /// A pair of an anchor and another row, by given indices; in a batch by itself the lower one is the anchor.
 #[derive(Clone, Copy)]
@@ -94,7 +94,7 @@ pub fn select<A: Scalar>(comparison: &Comparison<A>, count: u64) -> Vec<Pair<A>>
         }
     };
     let states = vec![Vec::new(); comparison.anchors.rows.div_ceil(TASK_ROWS)];
-    DistanceMatrix::new(&comparison.anchors, comparison.others()).sweep_where(states, wanted, visit);
+    comparison.matrix(&comparison.products()).sweep_where(states, wanted, visit);
     let mut pairs = std::mem::take(&mut *hardest.pairs.lock().unwrap_or_else(PoisonError::into_inner));
     hardest.cut(&mut pairs);
     pairs.sort_unstable_by_key(|pair| (pair.anchor, pair.other));
