@@ -27,7 +27,7 @@ fn pairs(labels: &Tensor) -> (Tensor, Tensor) {
 
 pub fn bench() {
     let ours = BatchAllTripletLoss::default();
-    contest::bench(&[[256, 128], [1024, 128], [4096, 128]], |size| {
+    contest::bench(&mined::SIZES, |size| {
         let batch = batch(size);
         let pairs = pairs(&batch.1);
         let theirs = move |x: &Tensor, labels: &Tensor| in_tch_operations(x, labels, &pairs);

@@ -18,7 +18,7 @@ fn in_tch_operations(x: &Tensor, labels: &Tensor) -> Tensor {
 
 pub fn bench() {
     let ours = BatchHardTripletLoss::default();
-    contest::bench(&[[256, 128], [1024, 128], [4096, 128]], |size| {
+    contest::bench(&mined::SIZES, |size| {
         mined::contest("batch_hard", batch(size), |x, labels| ours.forward(x, labels), in_tch_operations)
     });
 }

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use tercet::{Distance, PairwiseDistance};
 
 use crate::support::contest::{self, Contest, Pair};
-use crate::support::{device, product_ms};
+use crate::support::{device, mined, product_ms};
 
 fn in_tch_operations([x, y]: &[Tensor; 2]) -> Tensor {
     let norms = |x: &Tensor| x.square().sum_dim_intlist(1, true, Kind::Float);
@@ -17,7 +17,7 @@ fn in_tch_operations([x, y]: &[Tensor; 2]) -> Tensor {
 pub fn bench() {
     let squared = PairwiseDistance { distance: Distance::SquaredEuclidean, ..Default::default() };
     let euclidean = PairwiseDistance { distance: Distance::Euclidean, ..Default::default() };
-    contest::bench(&[[256, 128], [1024, 128], [4096, 128]], |[rows, dim]| Contest {
+    contest::bench(&mined::SIZES, |[rows, dim]| Contest {
         size: format!("{rows}x{rows}x{dim}"),
         inputs: [(); 2].map(|()| Tensor::randn([rows, dim], (Kind::Float, device())).set_requires_grad(true)),
         pairs: vec![

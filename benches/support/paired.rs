@@ -12,7 +12,7 @@ use tercet::Matrix;
 use super::contest::{Contest, Pair};
 use super::{Clock, Row, copy, copy_bandwidth, device, gradients, medians, medians_of, recycling};
 
-pub const SIZES: [[i64; 2]; 4] = [[256, 128], [4096, 128], [4096, 512], [65536, 128]];
+pub const SIZES: [[i64; 2]; 6] = [[32, 128], [256, 128], [4096, 128], [4096, 512], [4096, 1024], [65536, 128]];
 
 /// Losses of K matrices; `on_slices` computes the first of them and its gradients.
 pub fn contest<'a, const K: usize>(

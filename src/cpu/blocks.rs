@@ -3,6 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use super::threads;
 use crate::Element;
 
 /// Numbers of one input in a block: small enough for the second-level cache with all its rows, large enough to be
@@ -29,24 +30,17 @@ pub(crate) fn sum_blocks<W: Send>(blocks: Vec<W>, rows: usize, dim: usize, f: im
 
 /// Calls `f(i, item)` for each item and its index, on all threads; items are begun in order.
 pub(crate) fn for_each<W: Send>(items: Vec<W>, f: impl Fn(usize, W) + Sync) {
-    let threads = rayon::current_num_threads().min(items.len());
+    let threads = threads::count().min(items.len());
     if threads <= 1 {
         return items.into_iter().enumerate().for_each(|(i, item)| f(i, item));
     }
     let queue = Mutex::new(items.into_iter().enumerate());
-    let work = || {
-        // The lock is poisoned only if another thread panicked in `next`, and that panic the scope passes on.
+    threads::run(threads, || {
+        // The lock is poisoned only if another thread panicked in `next`, and that panic is passed on.
         let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
         while let Some((i, item)) = next() {
             f(i, item);
         }
-    };
-    // In place: the caller works from the start, while the other threads wake up.
-    rayon::in_place_scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(|_| work());
-        }
-        work();
     });
 }
 

@@ -16,6 +16,7 @@ pub(crate) mod rounds;
 pub(crate) mod rows;
 pub(crate) mod simd;
 pub(crate) mod store;
+pub(crate) mod threads;
 pub(crate) mod tiles;
 pub(crate) mod triplets;
 

@@ -13,6 +13,7 @@ use super::blocks;
 use super::comparison::{Comparison, NONE};
 use super::distance_matrix;
 use super::simd::V;
+use super::threads;
 use super::tiles::Tiling;
 use crate::Scalar;
 
@@ -65,13 +66,13 @@ fn against_others<A: Scalar>(comparison: &Comparison<A>) -> Picked<A> {
 
 fn among_themselves<A: Scalar>(batch: &Batch<A>, classes: &Classes) -> Picked<A> {
     let products = Both::new(batch, batch).rows;
-    let tiling = Tiling::at_most(batch.rows, 256, 32);
+    let tiling = Tiling::at_most(batch.rows, 256, 32, 8);
     // A distance by products exceeds the exact one by at most the sum of what its two norms are lowered by.
     let half_tiny = products.tiny / (A::ONE + A::ONE);
     let lowered: Vec<A> = products.norms.iter().map(|&n| n - products.error * n - half_tiny).collect();
     let next = AtomicUsize::new(0);
     let all = Mutex::new(Vec::new());
-    let workers = rayon::current_num_threads().min(tiling.tiles());
+    let workers = threads::count().min(tiling.tiles());
     blocks::for_each(vec![(); workers], |_, ()| {
         let mut nearest = Nearest::new(batch, classes);
         let mut tile = Vec::new();

@@ -159,8 +159,10 @@ impl<'a, A: Scalar> Rounds<'a, A> {
             false => Vec::new(),
         });
         let tilings = match std::ptr::eq(rows, columns) {
-            true => [Tiling::at_most(rows.rows, EDGE, LEAST); 2],
-            false => [Tiling::at_most(rows.rows, EDGE, LEAST_ROWS), Tiling::at_most(columns.rows, EDGE, LEAST_COLUMNS)],
+            true => [Tiling::at_most(rows.rows, EDGE, LEAST, 8); 2],
+            false => {
+                [Tiling::at_most(rows.rows, EDGE, LEAST_ROWS, 4), Tiling::at_most(columns.rows, EDGE, LEAST_COLUMNS, 4)]
+            }
         };
         Self { sides, products: [&both.rows, both.columns()], tilings, with_grad, bad }
     }

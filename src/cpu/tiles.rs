@@ -10,9 +10,9 @@ pub struct Tiling {
 }
 
 impl Tiling {
-    /// A tiling with enough tiles for many threads: blocks of at most `edge` rows, a multiple of `unit`.
-    pub fn at_most(rows: usize, edge: usize, unit: usize) -> Self {
-        Self { rows, edge: (rows / 8).next_multiple_of(unit).clamp(unit, edge) }
+    /// A tiling with enough tiles for many threads: `parts` blocks or more, of at most `edge` rows, a multiple of `unit`.
+    pub fn at_most(rows: usize, edge: usize, unit: usize, parts: usize) -> Self {
+        Self { rows, edge: (rows / parts).next_multiple_of(unit).clamp(unit, edge) }
     }
 
     pub fn blocks(&self) -> usize {

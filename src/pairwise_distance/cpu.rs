@@ -46,6 +46,14 @@ pub(crate) struct Known<'a, A> {
     pub distances: Option<&'a [A]>,
 }
 
+/// A matrix of one number a pair, such as the upstream gradient: element (i, j) is number `i * steps[0] + j * steps[1]`; the second step is 1, or 0 where all
+/// columns have one number.
+#[derive(Clone, Copy)]
+pub(crate) struct OfPairs<'a, A> {
+    pub numbers: &'a [A],
+    pub steps: [usize; 2],
+}
+
 impl<A: Scalar> Prepared<A> {
     pub fn new<T: Element<Scalar = A>>(problem: &PairwiseProblem, matrices: [&Matrix<'_, T>; 2]) -> Self {
         let batches = matrices.map(|matrix| {
@@ -65,7 +73,7 @@ impl<A: Scalar> Prepared<A> {
     pub fn gradients<T: Element<Scalar = A>>(
         &self,
         known: Option<Known<'_, A>>,
-        upstream: &[A],
+        upstream: OfPairs<'_, A>,
         mut grads: [Option<&mut [T]>; 2],
     ) {
         let mut wide = grads.each_ref().map(|grad| match (grad, T::as_scalars(&[])) {
@@ -94,7 +102,7 @@ static DISTANCES: ByScalar<Distances> = ByScalar { f32: write_distances, f64: wr
 
 struct Gradients;
 impl ScalarFn for Gradients {
-    type Of<A: Scalar> = fn(&Prepared<A>, Option<Known<'_, A>>, &[A], [Option<&mut [A]>; 2]);
+    type Of<A: Scalar> = fn(&Prepared<A>, Option<Known<'_, A>>, OfPairs<'_, A>, [Option<&mut [A]>; 2]);
 }
 static GRADIENTS: ByScalar<Gradients> = ByScalar { f32: write_gradients, f64: write_gradients };
 
@@ -106,7 +114,7 @@ fn write_distances<A: Scalar>(prepared: &Prepared<A>, to: &mut [A]) -> Near {
 fn write_gradients<A: Scalar>(
     prepared: &Prepared<A>,
     known: Option<Known<'_, A>>,
-    upstream: &[A],
+    upstream: OfPairs<'_, A>,
     grads: [Option<&mut [A]>; 2],
 ) {
     let Prepared { batches: [rows, columns], both } = prepared;
@@ -126,15 +134,20 @@ struct Weights<'a, A> {
     /// Columns of the matrix.
     across: usize,
     known: Option<Known<'a, A>>,
-    upstream: &'a [A],
+    upstream: OfPairs<'a, A>,
 }
 
-impl<A: Scalar> Weights<'_, A> {
-    /// Copies the part of a matrix that a tile is, with `rest` after each row.
-    fn copy(&self, from: &[A], [rows, columns]: [&Range<usize>; 2], to: &mut [A], edge: usize, rest: A) {
+impl<A: Scalar> OfPairs<'_, A> {
+    /// Copies the part of the matrix that a tile is, with `rest` after each row.
+    fn copy(&self, [rows, columns]: [&Range<usize>; 2], to: &mut [A], edge: usize, rest: A) {
+        let [across, down] = [self.steps[1], self.steps[0]];
         for (i, to) in rows.clone().zip(to.chunks_exact_mut(edge)) {
             let (to, after) = to.split_at_mut(columns.len());
-            to.copy_from_slice(&from[i * self.across..][columns.clone()]);
+            let from = &self.numbers[i * down + columns.start * across..];
+            match across {
+                0 => to.fill(from[0]),
+                _ => to.copy_from_slice(&from[..columns.len()]),
+            }
             after.fill(rest);
         }
     }
@@ -157,8 +170,9 @@ impl<A: Scalar> Weigh<A> for Weights<'_, A> {
             (Distance::Cosine, _) => true,
             (_, Some(known)) if known.near.any(rows, columns) => false,
             (Distance::SquaredEuclidean, known) => known.is_some(),
-            (Distance::Euclidean, known) => known.and_then(|known| known.distances).is_some_and(|d| {
-                self.copy(d, [rows, columns], distances, *edge, A::MAX);
+            (Distance::Euclidean, known) => known.and_then(|known| known.distances).is_some_and(|numbers| {
+                let all = OfPairs { numbers, steps: [self.across, 1] };
+                all.copy([rows, columns], distances, *edge, A::MAX);
                 true
             }),
         }
@@ -166,7 +180,7 @@ impl<A: Scalar> Weigh<A> for Weights<'_, A> {
 
     fn weigh(&self, tile: &mut Tile<A>, _: &mut (), _: &mut (), _: Option<&mut ()>) -> bool {
         let Tile { rows, columns, weights, edge, .. } = tile;
-        self.copy(self.upstream, [rows, columns], weights, *edge, A::ZERO);
+        self.upstream.copy([rows, columns], weights, *edge, A::ZERO);
         true
     }
 }

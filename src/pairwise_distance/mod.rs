@@ -77,6 +77,7 @@ impl PairwiseDistance {
         let problem = self.problem(&x, &y)?;
         check_len("upstream", upstream.len(), problem.rows[0] * problem.rows[1])?;
         problem.check_grads(grads.each_ref().map(|grad| grad.as_ref().map(|grad| grad.len())))?;
+        let upstream = cpu::OfPairs { numbers: upstream, steps: [problem.rows[1], 1] };
         cpu::Prepared::new(&problem, [&x, &y]).gradients(None, upstream, grads);
         Ok(())
     }

@@ -7,8 +7,9 @@ use tch::{Device, Tensor};
 use super::PairwiseDistance;
 use super::cpu::{self, PairwiseProblem};
 use crate::torch::tensors::{
-    OfKind, as_in_memory, check_embeddings, matrix, slice, slice_mut, with_contiguous_rows, with_element,
+    OfKind, as_in_memory, check_embeddings, matrix, slice, slice_mut, strided, with_contiguous_rows, with_element,
 };
+use crate::torch::threads::on_libtorchs;
 use crate::torch::{CustomFunction, needs_grad, pool};
 use crate::{Distance, Error};
 
@@ -78,9 +79,10 @@ where
     let mut output = pool::empty(&shape, T::Scalar::KIND)?;
     let prepared = {
         let rows = [with_contiguous_rows(x)?, with_contiguous_rows(y)?];
-        cpu::Prepared::new(&problem, [&matrix::<T>(&rows[0])?, &matrix::<T>(&rows[1])?])
+        let matrices = [&matrix::<T>(&rows[0])?, &matrix::<T>(&rows[1])?];
+        on_libtorchs(|| cpu::Prepared::new(&problem, matrices))
     };
-    let near = prepared.distances(slice_mut::<T::Scalar>(&mut output));
+    let near = on_libtorchs(|| prepared.distances(slice_mut::<T::Scalar>(&mut output)));
     let wanted = [needs_grad(x), needs_grad(y)];
     if wanted == [false; 2] {
         return Ok(output);
@@ -91,7 +93,9 @@ where
     let distances = root.then(|| (output.shallow_clone(), output.internal_version()));
     // The matrices are saved so that a change in place is an error, as on CUDA; they are not read again.
     CustomFunction::new(NAME).inputs(&[x, y]).saved(&[x, y]).attach(&output, move |ctx| {
-        let upstream = as_in_memory(ctx.upstream())?.f_contiguous()?;
+        let upstream = as_in_memory(ctx.upstream())?;
+        // The upstream gradient of a sum is one number, expanded.
+        let upstream = if upstream.stride()[1] <= 1 { upstream } else { upstream.f_contiguous()? };
         let mut grads = [None, None];
         for (which, grad) in grads.iter_mut().enumerate() {
             let wanted = wanted[which] && ctx.needs(which);
@@ -101,7 +105,8 @@ where
         let to = grads.each_mut().map(|grad| grad.as_mut().map(slice_mut::<T>));
         let unchanged = distances.as_ref().filter(|(output, version)| output.internal_version() == *version);
         let known = cpu::Known { near: &near, distances: unchanged.map(|(output, _)| slice::<T::Scalar>(output)) };
-        prepared.gradients(Some(known), slice::<T::Scalar>(&upstream), to);
+        let (numbers, steps) = strided::<T::Scalar>(&upstream);
+        on_libtorchs(|| prepared.gradients(Some(known), cpu::OfPairs { numbers, steps }, to));
         Ok(grads.into())
     })
 }

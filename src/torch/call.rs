@@ -10,6 +10,7 @@ use super::tensors::{
 };
 #[cfg(feature = "cuda")]
 use super::tensors::{largest, row_stride};
+use super::threads::on_libtorchs;
 use crate::call::{Call, Input, sealed};
 use crate::mined::Slices;
 use crate::problem::Problem;
@@ -242,7 +243,7 @@ where
     let problem = Problem { step: step.unwrap_or(0), ..loss_fn.problem(&slices.sizes())? };
 
     let with_grad = arguments.with_grad();
-    let found = L::find(&problem, &slices, with_grad);
+    let found = on_libtorchs(|| L::find(&problem, &slices, with_grad));
     let per_row = problem.options.reduction == Reduction::None;
     let mut output = empty_output(per_row, arguments.embeddings)?;
     match per_row {
@@ -263,7 +264,7 @@ where
         }
         let mut slices = grads.iter_mut().map(|grad| grad.as_mut().map(slice_mut::<T>));
         let slices = [slices.next().flatten(), slices.next().flatten()];
-        L::gradients(&problem, &found, Some(slice::<T::Scalar>(&upstream)), slices);
+        on_libtorchs(|| L::gradients(&problem, &found, Some(slice::<T::Scalar>(&upstream)), slices));
         Ok(grads)
     })?;
     Ok((loss, counted))

@@ -8,6 +8,7 @@ mod memory;
 pub(crate) mod paired;
 pub(crate) mod pool;
 pub(crate) mod tensors;
+pub(crate) mod threads;
 
 pub use autograd::{Backward, BackwardError, CustomFunction, needs_grad};
 pub use call::{TensorStats, WithStats};

@@ -14,6 +14,7 @@ use super::pool;
 use super::tensors::{
     OfKind, as_in_memory, check_embeddings, check_like, matrix, slice, slice_mut, with_contiguous_rows, with_element,
 };
+use super::threads::on_libtorchs;
 use crate::cpu::paired::Pass;
 use crate::paired::PairedProblem;
 use crate::{Error, Reduction};
@@ -187,7 +188,7 @@ where
         losses,
         grads: grads.each_mut().map(|grad| grad.as_mut().map(|grad| slice_mut::<T>(grad))),
     };
-    let loss = loss.on_cpu(pass, others)?;
+    let loss = on_libtorchs(|| loss.on_cpu(pass, others))?;
     if let Some((tensor, true)) = output {
         slice_mut::<T::Scalar>(tensor)[0] = loss;
     }

@@ -221,6 +221,24 @@ pub(crate) fn slice<T: OfKind>(tensor: &Tensor) -> &[T] {
     }
 }
 
+/// The memory of a CPU matrix, and how many numbers apart its rows and its columns are; a tensor that was expanded has 0
+/// there.
+pub(crate) fn strided<T: OfKind>(tensor: &Tensor) -> (&[T], [usize; 2]) {
+    assert_eq!((tensor.kind(), tensor.device(), tensor.dim()), (T::KIND, Device::Cpu, 2));
+    let steps = [0, 1].map(|i| tensor.stride()[i] as usize);
+    match tensor.numel() {
+        0 => (&[], steps),
+        _ => {
+            let last: usize = [0, 1].map(|i| (tensor.size()[i] as usize - 1) * steps[i]).iter().sum();
+            // SAFETY: libtorch keeps all elements of a tensor in memory while it lives, and what lies between them is of
+            // the same memory; strides are never negative. As with any operation on tensors, nobody may write to it
+            // from another thread meanwhile.
+            let numbers = unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>().cast_const(), last + 1) };
+            (numbers, steps)
+        }
+    }
+}
+
 /// The numbers of a contiguous CPU tensor of bools.
 pub(crate) fn bools(tensor: &Tensor) -> Vec<bool> {
     assert_eq!((tensor.kind(), tensor.device(), tensor.is_contiguous()), (Kind::Bool, Device::Cpu, true));
