@@ -23,8 +23,25 @@ const TASK_ROWS: usize = 64;
 /// What a row was divided by, and whether that is `MIN_NORM`, because the row's norm is below it.
 type Norm<A> = (A, bool);
 
-/// Some rows, and their norms if rows are normalised.
-type Part<'a, A> = (&'a mut [A], Option<&'a mut [Norm<A>]>);
+/// The sums of a block of rows; rows whose squares overflow do not count.
+struct Sums<A> {
+    count: usize,
+    /// Of each column; empty for cosine, which needs none.
+    columns: Vec<A>,
+    /// Of all squares.
+    squares: f64,
+}
+
+/// A block of rows that is made ready.
+struct Part<'a, A> {
+    x: &'a mut [A],
+    /// If rows are normalised.
+    norms: Option<&'a mut [Norm<A>]>,
+    squares: &'a mut [A],
+    sums: &'a mut Sums<A>,
+    /// Whether a number is NaN or infinite.
+    bad: &'a mut bool,
+}
 
 /// Rows in the type of arithmetic, in the order asked for.
 pub struct Batch<A> {
@@ -35,6 +52,10 @@ pub struct Batch<A> {
     pub x: Vec<A>,
     /// The norm of each row; empty without normalisation.
     norms: Vec<Norm<A>>,
+    /// `‖x‖²` of each row.
+    squares: Vec<A>,
+    /// Of each block of [`TASK_ROWS`] rows.
+    sums: Vec<Sums<A>>,
     /// Whether a number is NaN or infinite, or a norm to divide by overflowed.
     pub poisoned: bool,
 }
@@ -48,45 +69,31 @@ impl<A: Scalar> Batch<A> {
         normalize: bool,
     ) -> Self {
         let (rows, dim) = (order.len(), matrix.dim());
+        let cosine = metric == Distance::Cosine;
+        let normalize = normalize || cosine;
+        let blocks = rows.div_ceil(TASK_ROWS);
         let mut x = vec![A::ZERO; rows * dim];
-        blocks::for_each(x.chunks_mut(TASK_ROWS * dim).collect(), |block, to| {
-            for (to, &from) in to.chunks_exact_mut(dim).zip(&order[block * TASK_ROWS..]) {
+        let mut norms = vec![(A::ONE, false); if normalize { rows } else { 0 }];
+        let mut squares = vec![A::ZERO; rows];
+        let sums = || Sums { count: 0, columns: vec![A::ZERO; if cosine { 0 } else { dim }], squares: 0.0 };
+        let mut sums: Vec<Sums<A>> = std::iter::repeat_with(sums).take(blocks).collect();
+        let mut bad = vec![false; blocks];
+        let of_norms = blocks::cut(normalize.then_some(&mut norms[..]), TASK_ROWS, blocks);
+        let parts = x.chunks_mut(TASK_ROWS * dim).zip(of_norms).zip(squares.chunks_mut(TASK_ROWS));
+        let parts = parts.zip(&mut sums).zip(&mut bad);
+        let parts = parts.map(|((((x, norms), squares), sums), bad)| Part { x, norms, squares, sums, bad }).collect();
+        // While a block is in the cache.
+        blocks::for_each(parts, |block, part: Part<'_, A>| {
+            for (to, &from) in part.x.chunks_exact_mut(dim).zip(&order[block * TASK_ROWS..]) {
                 T::widen(matrix.row(from as usize), to);
             }
+            A::of_scalar(&FINISH)(part, dim);
         });
-        let mut batch = Self { metric, rows, dim, x, norms: Vec::new(), poisoned: false };
-        A::of_scalar(&FINISH)(&mut batch, normalize || metric == Distance::Cosine);
-        batch
+        Self { metric, rows, dim, x, norms, squares, sums, poisoned: bad.contains(&true) }
     }
 
     pub fn row(&self, i: usize) -> &[A] {
         &self.x[i * self.dim..][..self.dim]
-    }
-
-    /// Normalises the rows, if asked to, and looks for numbers that are not finite.
-    fn finish(&mut self, normalize: bool) {
-        let dim = self.dim;
-        let mut norms = vec![(A::ONE, false); if normalize { self.rows } else { 0 }];
-        let blocks = self.rows.div_ceil(TASK_ROWS);
-        let mut bad = vec![false; blocks];
-        let parts = blocks::cut(normalize.then_some(&mut norms[..]), TASK_ROWS, blocks);
-        let parts = self.x.chunks_mut(TASK_ROWS * dim).zip(parts).zip(&mut bad).collect();
-        blocks::for_each(parts, |_, ((x, mut norms), bad): (Part<'_, A>, &mut bool)| {
-            for (i, x) in x.chunks_exact_mut(dim).enumerate() {
-                if let Some(norms) = &mut norms {
-                    let norm = squares(x).sqrt();
-                    let flat = norm < A::from_f64(MIN_NORM);
-                    let divisor = if flat { A::from_f64(MIN_NORM) } else { norm };
-                    // A norm that overflowed must not turn the row into zeros.
-                    let divisor = if norm.is_finite() { divisor } else { A::NAN };
-                    x.iter_mut().for_each(|x| *x = *x / divisor);
-                    norms[i] = (divisor, flat);
-                }
-                *bad |= x.iter().fold(false, |bad, x| bad | !x.is_finite());
-            }
-        });
-        self.poisoned = bad.contains(&true);
-        self.norms = norms;
     }
 
     /// Turns the gradient with respect to row `i` of `x` into that with respect to the given row, in place. The part
@@ -221,24 +228,17 @@ impl<A: Scalar> Products<A> {
     fn build(batch: &Batch<A>, by: Option<&[A]>) -> Self {
         let (dim, cosine) = (batch.dim, batch.metric == Distance::Cosine);
         let half = A::ONE / (A::ONE + A::ONE);
-        let mut norms = vec![half; batch.rows];
+        let mut norms = if cosine { vec![half; batch.rows] } else { batch.squares.clone() };
         let mut moved = by.map(|_| vec![A::ZERO; batch.x.len()]);
-        if !cosine {
-            let parts = blocks::cut(moved.as_deref_mut(), TASK_ROWS * dim, batch.rows.div_ceil(TASK_ROWS));
-            let parts = parts.into_iter().zip(norms.chunks_mut(TASK_ROWS)).collect();
-            blocks::for_each(parts, |block, (moved, norms): (Option<&mut [A]>, &mut [A])| {
-                let x = &batch.x[block * TASK_ROWS * dim..][..norms.len() * dim];
-                if let (Some(to), Some(by)) = (moved, by) {
-                    for ((to, x), norm) in to.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(norms) {
-                        for ((to, x), by) in to.iter_mut().zip(x).zip(by) {
-                            *to = *x - *by;
-                        }
-                        *norm = squares(to);
+        if let (Some(moved), Some(by)) = (&mut moved, by) {
+            let parts = moved.chunks_mut(TASK_ROWS * dim).zip(norms.chunks_mut(TASK_ROWS)).collect();
+            blocks::for_each(parts, |block, (moved, norms): (&mut [A], &mut [A])| {
+                let x = &batch.x[block * TASK_ROWS * dim..][..moved.len()];
+                for ((to, x), norm) in moved.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(norms) {
+                    for ((to, x), by) in to.iter_mut().zip(x).zip(by) {
+                        *to = *x - *by;
                     }
-                } else {
-                    for (x, norm) in x.chunks_exact(dim).zip(norms) {
-                        *norm = squares(x);
-                    }
+                    *norm = squares(to);
                 }
             });
         }
@@ -355,27 +355,12 @@ fn shift<A: Scalar>(batches: &[&Batch<A>]) -> Option<Vec<A>> {
         return None;
     }
     let dim = batches[0].dim;
-    // Per task: how many rows, the sum of each column, and of all squares.
-    let mut sums = Vec::new();
-    let tasks: Vec<&[A]> = batches.iter().flat_map(|b| b.x.chunks(TASK_ROWS * dim)).collect();
-    sums.resize_with(tasks.len(), || (0usize, vec![A::ZERO; dim], 0.0));
-    blocks::for_each(tasks.iter().zip(&mut sums).collect(), |_, (x, (count, columns, total))| {
-        for x in x.chunks_exact(dim) {
-            let square = squares(x);
-            if square.is_finite() {
-                *count += 1;
-                *total += square.to_f64();
-                add_scaled(columns, A::ONE, x);
-            }
-        }
-    });
     let (mut count, mut mean, mut total) = (0usize, vec![0.0; dim], 0.0);
-    for (c, columns, t) in &sums {
-        count += c;
-        total += t;
-        mean.iter_mut().zip(columns).for_each(|(sum, x)| *sum += x.to_f64());
+    for sums in batches.iter().flat_map(|batch| &batch.sums) {
+        count += sums.count;
+        total += sums.squares;
+        mean.iter_mut().zip(&sums.columns).for_each(|(sum, x)| *sum += x.to_f64());
     }
-    drop(sums);
     let each = 1.0 / count as f64;
     mean.iter_mut().for_each(|m| *m *= each);
     let offset: f64 = mean.iter().map(|m| m * m).sum();
@@ -383,6 +368,7 @@ fn shift<A: Scalar>(batches: &[&Batch<A>]) -> Option<Vec<A>> {
     if count == 0 || offset.is_nan() || 2.0 * offset <= total * each {
         return None;
     }
+    let tasks: Vec<&[A]> = batches.iter().flat_map(|b| b.x.chunks(TASK_ROWS * dim)).collect();
     let mean: Vec<A> = mean.into_iter().map(A::from_f64).collect();
     let mut nearest = vec![(A::INFINITY, 0); tasks.len()];
     blocks::for_each(tasks.iter().zip(&mut nearest).collect(), |_, (x, nearest)| {
@@ -404,9 +390,37 @@ fn shift<A: Scalar>(batches: &[&Batch<A>]) -> Option<Vec<A>> {
 
 struct Finish;
 impl ScalarFn for Finish {
-    type Of<A: Scalar> = fn(&mut Batch<A>, bool);
+    type Of<A: Scalar> = fn(Part<'_, A>, usize);
 }
-static FINISH: ByScalar<Finish> = ByScalar { f32: Batch::finish, f64: Batch::finish };
+static FINISH: ByScalar<Finish> = ByScalar { f32: finish, f64: finish };
+
+/// Normalises the rows of a block, if asked to, takes their squares and sums, and looks for numbers that are not finite.
+fn finish<A: Scalar>(mut part: Part<'_, A>, dim: usize) {
+    for (i, x) in part.x.chunks_exact_mut(dim).enumerate() {
+        let mut square = squares(x);
+        if let Some(norms) = &mut part.norms {
+            let norm = square.sqrt();
+            let flat = norm < A::from_f64(MIN_NORM);
+            let divisor = if flat { A::from_f64(MIN_NORM) } else { norm };
+            // A norm that overflowed must not turn the row into zeros.
+            let divisor = if norm.is_finite() { divisor } else { A::NAN };
+            x.iter_mut().for_each(|x| *x = *x / divisor);
+            norms[i] = (divisor, flat);
+            square = squares(x);
+        }
+        part.squares[i] = square;
+        if square.is_finite() {
+            part.sums.count += 1;
+            part.sums.squares += square.to_f64();
+            if !part.sums.columns.is_empty() {
+                add_scaled(&mut part.sums.columns, A::ONE, x);
+            }
+        } else {
+            // Squares overflow before numbers do.
+            *part.bad |= x.iter().any(|x| !x.is_finite());
+        }
+    }
+}
 
 struct Shift;
 impl ScalarFn for Shift {

@@ -25,6 +25,8 @@ pub struct DistanceMatrix<'a, A> {
 /// Which tiles of a matrix have pairs that were computed by difference.
 pub struct Near {
     tiles: Vec<bool>,
+    /// Rows of a tile.
+    rows: usize,
     /// Tiles in a row of tiles.
     across: usize,
 }
@@ -33,7 +35,7 @@ impl Near {
     /// Whether there may be such a pair among these rows and columns.
     pub fn any(&self, rows: &Range<usize>, columns: &Range<usize>) -> bool {
         let across = columns.start / TILE_COLUMNS..columns.end.div_ceil(TILE_COLUMNS);
-        (rows.start / TASK_ROWS..rows.end.div_ceil(TASK_ROWS))
+        (rows.start / self.rows..rows.end.div_ceil(self.rows))
             .any(|row| self.tiles[row * self.across..][across.clone()].contains(&true))
     }
 }
@@ -66,17 +68,20 @@ impl<'a, A: Scalar> DistanceMatrix<'a, A> {
     pub fn distances(&self, to: &mut [A]) -> Near {
         let columns = self.columns.rows;
         let across = columns.div_ceil(TILE_COLUMNS);
-        let mut near = vec![false; self.rows.rows.div_ceil(TASK_ROWS) * across];
-        let tasks = to.chunks_mut(TASK_ROWS * columns).zip(near.chunks_mut(across)).collect();
+        // Larger tiles where there are enough for many threads: what is made ready for a product serves more of them.
+        let rows = if self.rows.rows < 16 * TASK_ROWS { TASK_ROWS } else { 2 * TASK_ROWS };
+        let mut near = vec![false; self.rows.rows.div_ceil(rows) * across];
+        let tasks = to.chunks_mut(rows * columns).zip(near.chunks_mut(across)).collect();
         blocks::for_each(tasks, |task, (to, near): (&mut [A], &mut [bool])| {
+            let of_task = task * rows..self.rows.rows.min((task + 1) * rows);
             for (tile, near) in self.tiles().zip(near) {
-                *near = self.fill(self.task(task), tile.clone(), &mut to[tile.start..], columns);
+                *near = self.fill(of_task.clone(), tile.clone(), &mut to[tile.start..], columns);
                 if self.rows.is_root() {
                     to.chunks_exact_mut(columns).for_each(|row| roots(&mut row[tile.clone()]));
                 }
             }
         });
-        Near { tiles: near, across }
+        Near { tiles: near, rows, across }
     }
 
     /// Calls `visit(state, i, columns, compared)` for each row i and each run of columns from left to right, with what

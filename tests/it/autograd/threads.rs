@@ -5,7 +5,10 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 
 use tch::{Kind, Tensor};
-use tercet::TripletMarginLoss;
+use tercet::{
+    BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
+    BatchSemiHardTripletLoss, ContrastiveLoss, Distance, PairwiseDistance, TripletMarginLoss,
+};
 
 use super::drops::Drops;
 use super::functions::{custom, leaf, leaves};
@@ -32,6 +35,41 @@ fn threads_run_graphs_of_their_own() {
             });
         }
     });
+}
+
+/// Losses run on libtorch's threads, as many as this thread asks for.
+#[test]
+fn any_number_of_libtorchs_threads_gives_the_same_bits() {
+    let labels = Tensor::arange(300, (Kind::Int64, CPU)).remainder(40);
+    let [x, y, z] = leaves(&[300, 24], 15, Kind::Float, CPU);
+    let same = labels.remainder(2).to_kind(Kind::Bool);
+    let distances = PairwiseDistance { distance: Distance::Euclidean, ..Default::default() };
+    let losses: [(&str, &dyn Fn() -> Tensor); 8] = [
+        ("batch_all", &|| BatchAllTripletLoss::default().forward(&x, &labels)),
+        ("batch_contrastive", &|| BatchContrastiveLoss { margin: 6.0, ..Default::default() }.forward(&x, &labels)),
+        ("batch_hard", &|| BatchHardTripletLoss::default().forward(&x, &labels)),
+        ("batch_negative", &|| BatchNegativeTripletLoss { margin: 9.0, ..Default::default() }.forward(&x, &labels)),
+        ("batch_semi_hard", &|| BatchSemiHardTripletLoss::default().forward(&x, &labels)),
+        ("contrastive", &|| ContrastiveLoss::default().forward(&x, &y, &same)),
+        ("pairwise_distance", &|| distances.forward(&x, &y).max()),
+        ("triplet_margin", &|| TripletMarginLoss::default().forward(&x, &y, &z)),
+    ];
+    let before = tch::get_num_threads();
+    for (stem, loss) in losses {
+        let run = |threads: i32| {
+            tch::set_num_threads(threads);
+            let loss = loss();
+            let grad = run_backward(&loss, &[&x], false, false).unwrap().pop().unwrap();
+            (loss, grad)
+        };
+        let (loss, grad) = run(1);
+        assert!(loss.double_value(&[]) > 0.0, "{stem}");
+        for threads in [2, 5] {
+            let again = run(threads);
+            assert!(again.0.equal(&loss) && again.1.equal(&grad), "{stem} on {threads} threads");
+        }
+    }
+    tch::set_num_threads(before);
 }
 
 #[test]

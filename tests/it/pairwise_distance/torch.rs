@@ -2,7 +2,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, IndexOp, Kind, Tensor};
+use tercet::torch::CustomFunction;
 use tercet::{Distance, PairwiseDistance};
 
 fn matrices(kind: Kind) -> [Tensor; 2] {
@@ -106,6 +107,52 @@ fn rows_may_be_any_view() {
     let ones = Tensor::run_backward(&[op.forward(&x, &y).sum(Kind::Float)], &[&x], false, false).swap_remove(0);
     let expected = in_operations(&op, &x, &y).sum(Kind::Double);
     close(&ones, &Tensor::run_backward(&[expected], &[&x], false, false)[0], 1e-5, "expanded");
+}
+
+#[test]
+fn an_upstream_gradient_may_be_expanded_or_transposed() {
+    let [x, y] = matrices(Kind::Float);
+    let of_rows = Tensor::arange(24, (Kind::Float, Device::Cpu)).sin().unsqueeze(1);
+    let of_columns = Tensor::arange(17, (Kind::Float, Device::Cpu)).cos().unsqueeze(0);
+    for distance in [Distance::SquaredEuclidean, Distance::Euclidean, Distance::Cosine] {
+        let op = PairwiseDistance { distance, ..Default::default() };
+        for upstream in [
+            of_rows.expand([24, 17], false),
+            of_columns.expand([24, 17], false),
+            (of_rows.tr() + of_columns.tr()).tr(),
+            of_rows.i((.., 0)).i(0).expand([24, 17], false),
+        ] {
+            let grads = |upstream: &Tensor| {
+                let sum = (op.forward(&x, &y) * upstream).sum(Kind::Float);
+                Tensor::run_backward(&[sum], &[&x, &y], false, false)
+            };
+            // The product passes its other factor times 1 on: what is upstream has the strides of both.
+            let expected = grads(&upstream.contiguous());
+            let through = CustomFunction::new("Upstream").inputs(&[&op.forward(&x, &y)]).attach(
+                &Tensor::zeros([], (Kind::Float, Device::Cpu)),
+                {
+                    let upstream = upstream.shallow_clone();
+                    move |_| Ok(vec![Some(upstream.shallow_clone())])
+                },
+            );
+            let grads = Tensor::run_backward(&[through.unwrap()], &[&x, &y], false, false);
+            assert_eq!(grads, expected, "{distance:?}, strides {:?}", upstream.stride());
+        }
+    }
+}
+
+/// The gradient of the root divides by the result, which may be something else by then.
+#[test]
+fn the_result_may_be_changed_in_place_before_backward() {
+    let [x, y] = matrices(Kind::Float);
+    let op = PairwiseDistance { distance: Distance::Euclidean, ..Default::default() };
+    let expected = Tensor::run_backward(&[weighted(&op.forward(&x, &y))], &[&x, &y], false, false);
+    let mut d = op.forward(&x, &y);
+    let _ = d.g_add_scalar_(1.0);
+    let changed = Tensor::run_backward(&[weighted(&d)], &[&x, &y], false, false);
+    for (changed, expected) in changed.iter().zip(&expected) {
+        close(changed, expected, 1e-6, "after a change in place");
+    }
 }
 
 #[test]
