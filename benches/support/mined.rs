@@ -5,9 +5,10 @@ use tch::{Kind, Tensor};
 use super::contest::{Contest, Pair};
 use super::{device, product_ms};
 
-/// Small batches, those of most training, large ones, and wide rows.
-pub const SIZES: [[i64; 2]; 8] =
-    [[32, 128], [64, 128], [128, 128], [256, 128], [1024, 128], [4096, 128], [1024, 512], [1024, 1024]];
+/// Next to nothing, so that the host's own share is all: checks, the node of the graph, memory. Then small batches, large ones, and
+/// wide rows.
+pub const SIZES: [[i64; 2]; 9] =
+    [[16, 1], [32, 128], [64, 128], [128, 128], [256, 128], [1024, 128], [4096, 128], [1024, 512], [1024, 1024]];
 
 /// The number of rows in a class: each anchor has seven positives.
 pub const EACH: i64 = 8;

@@ -147,6 +147,16 @@ impl<'a, A: Scalar> Nearest<'a, A> {
         self.offer(j, compared, i);
     }
 
+    /// Looks at the pairs of row i and rows from `first` on that their products do not rule out.
+    fn offer_each(&mut self, i: usize, first: usize, products: &[A], lowered: &[A], factor: A) {
+        for (j, product) in (first..).zip(products) {
+            let bound = lowered[i] + lowered[j] - factor * *product;
+            if bound <= self.found.compared[i] || bound <= self.found.compared[j] {
+                self.meet(i, j);
+            }
+        }
+    }
+
     /// The first row after `i` of another class, within `cols` or at its end: the tiles are on and above the diagonal.
     fn first_negative(&self, i: usize, cols: &Range<usize>) -> usize {
         (self.classes.ranges[i].1 as usize).clamp(cols.start, cols.end)
@@ -197,14 +207,19 @@ impl<A: Scalar> WithSimd for Filter<'_, '_, A> {
                     let bound = minus_factor.mul_add(load(*p), lowered_i + load(*l));
                     least = least.min(bound - best_i.max(load(*b)));
                 }
-                // Only whole registers are ruled out at once.
-                let ruled_out = if least.smallest() > A::ZERO { products.len() - rest.len() } else { 0 };
-                for (j, product) in group.zip(products).skip(ruled_out) {
-                    let bound = lowered[i] + lowered[j] - factor * *product;
-                    if bound <= nearest.found.compared[i] || bound <= nearest.found.compared[j] {
-                        nearest.meet(i, j);
+                let lanes = V::<S, A>::LANES;
+                if !(least.smallest() > A::ZERO) {
+                    // What is left of a group: a register of it at a time, with what is the nearest by then.
+                    for (at, (&p, &l)) in (0..).step_by(lanes).zip(p.iter().zip(l)) {
+                        let bound = minus_factor.mul_add(load(p), lowered_i + load(l));
+                        let best_i = V::<S, A>::splat(simd, nearest.found.compared[i]);
+                        let (b, _) = A::registers::<S>(&nearest.found.compared[start + at..][..lanes]);
+                        if !((bound - best_i.max(load(b[0]))).smallest() > A::ZERO) {
+                            nearest.offer_each(i, start + at, &products[at..][..lanes], lowered, factor);
+                        }
                     }
                 }
+                nearest.offer_each(i, group.end - rest.len(), rest, lowered, factor);
             }
         }
     }
