@@ -6,6 +6,8 @@
 //! is farther from the origin than they are from their mean. They are moved by one of the rows, not by the mean:
 //! differences of numbers of one grid are exact, and equal distances stay equal.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 
 use super::blocks;
@@ -267,7 +269,7 @@ impl<A: Scalar> Products<A> {
     }
 
     /// Some of the rows that products are taken of.
-    pub fn rows<'a>(&'a self, batch: &'a Batch<A>, rows: &std::ops::Range<usize>) -> View<'a, A> {
+    pub fn rows<'a>(&'a self, batch: &'a Batch<A>, rows: &Range<usize>) -> View<'a, A> {
         View::new(&self.x(batch)[rows.start * batch.dim..], rows.len(), batch.dim, batch.dim)
     }
 }
@@ -289,6 +291,35 @@ impl<A: Scalar> Both<A> {
 
     pub fn columns(&self) -> &Products<A> {
         self.columns.as_ref().unwrap_or(&self.rows)
+    }
+
+    /// Whether squares overflow, so that products tell nothing and a distance may be infinite.
+    pub fn is_huge(&self) -> bool {
+        self.rows.huge || self.columns().huge
+    }
+
+    /// Turns the products of row i with a run of columns into what their distances are [compared](Batch::direct) by; if
+    /// products tell nothing, what `to` holds does not matter. Calls `near(k)` for each number k of the run that was computed
+    /// by difference. `out`: a part of the run that nobody looks at.
+    pub fn compare(
+        &self,
+        [rows, columns]: [&Batch<A>; 2],
+        i: usize,
+        run: &Range<usize>,
+        out: &Range<usize>,
+        to: &mut [A],
+        mut near: impl FnMut(usize),
+    ) {
+        let (norm, norms) = (self.rows.norms[i], &self.columns().norms[run.clone()]);
+        let by_difference = self.is_huge();
+        if by_difference || self.rows.to_distances(to, norm, norms) {
+            for k in (0..out.start).chain(out.end..to.len()) {
+                if by_difference || to[k] < self.rows.near * (norm + norms[k]) {
+                    to[k] = direct(rows.metric, rows.row(i), columns.row(run.start + k));
+                    near(k);
+                }
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::batch::{Batch, Both, direct, roots};
+use super::batch::{Batch, Both, roots};
 use super::blocks;
 use crate::Scalar;
 
@@ -49,7 +49,7 @@ impl<'a, A: Scalar> DistanceMatrix<'a, A> {
         Self { rows, columns, both, bad }
     }
 
-    /// The least that [`direct`] may be for row i and column j, whose distance by products is `compared`.
+    /// The least that [`Batch::direct`] may be for row i and column j, whose distance by products is `compared`.
     pub fn at_least(&self, i: usize, j: usize, compared: A) -> A {
         let (of_rows, of_columns) = (&self.both.rows, self.both.columns());
         compared - (of_rows.error * (of_rows.norms[i] + of_columns.norms[j]) + of_rows.tiny)
@@ -113,28 +113,18 @@ impl<'a, A: Scalar> DistanceMatrix<'a, A> {
     /// Fills a tile, whose rows are `step` numbers apart, with what distances are compared by; returns whether any was
     /// computed by difference.
     fn fill(&self, rows: Range<usize>, columns: Range<usize>, to: &mut [A], step: usize) -> bool {
-        let (of_rows, of_columns) = (&self.both.rows, self.both.columns());
-        let by_difference = of_rows.huge || of_columns.huge;
-        if !by_difference {
-            let (left, right) = (of_rows.rows(self.rows, &rows), of_columns.rows(self.columns, &columns).t());
-            A::product(to, step, false, left, right);
+        if !self.both.is_huge() {
+            let right = self.both.columns().rows(self.columns, &columns).t();
+            A::product(to, step, false, self.both.rows.rows(self.rows, &rows), right);
         }
-        let mut any = by_difference;
+        let mut any = false;
         for (k, i) in rows.enumerate() {
             let to = &mut to[k * step..][..columns.len()];
             if self.rows.poisoned && !self.rows.is_finite(i) {
                 to.fill(A::NAN);
                 continue;
             }
-            let (norm, norms) = (of_rows.norms[i], &of_columns.norms[columns.clone()]);
-            if by_difference || of_rows.to_distances(to, norm, norms) {
-                any = true;
-                for ((j, d), other) in columns.clone().zip(to.iter_mut()).zip(norms) {
-                    if by_difference || *d < of_rows.near * (norm + *other) {
-                        *d = direct(self.rows.metric, self.rows.row(i), self.columns.row(j));
-                    }
-                }
-            }
+            self.both.compare([self.rows, self.columns], i, &columns, &(0..0), to, |_| any = true);
             if !self.bad.is_empty() {
                 let bad = to.iter_mut().zip(&self.bad[columns.clone()]).filter(|(_, bad)| **bad);
                 bad.for_each(|(d, _)| *d = A::NAN);

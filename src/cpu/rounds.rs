@@ -126,7 +126,7 @@ struct Meeting<'a, A, B> {
 /// The rows and the columns of tiles, in blocks.
 pub struct Rounds<'a, A> {
     sides: [&'a Batch<A>; 2],
-    products: [&'a Products<A>; 2],
+    both: &'a Both<A>,
     /// Of the rows, and of the columns.
     pub tilings: [Tiling; 2],
     with_grad: [bool; 2],
@@ -164,16 +164,15 @@ impl<'a, A: Scalar> Rounds<'a, A> {
                 [Tiling::at_most(rows.rows, EDGE, LEAST_ROWS, 4), Tiling::at_most(columns.rows, EDGE, LEAST_COLUMNS, 4)]
             }
         };
-        Self { sides, products: [&both.rows, both.columns()], tilings, with_grad, bad }
-    }
-
-    /// Whether squares overflow, so that a distance may be infinite.
-    pub fn is_huge(&self) -> bool {
-        self.products.iter().any(|products| products.huge)
+        Self { sides, both, tilings, with_grad, bad }
     }
 
     fn is_itself(&self) -> bool {
         std::ptr::eq(self.sides[0], self.sides[1])
+    }
+
+    fn products(&self, side: usize) -> &'a Products<A> {
+        if side == 0 { &self.both.rows } else { self.both.columns() }
     }
 
     /// Works on all tiles; the blocks of rows, and of columns if these are not the rows.
@@ -304,7 +303,7 @@ impl<'a, A: Scalar> Rounds<'a, A> {
         let weights = View::new(weights, rows.len(), columns.len(), *edge);
         let (weights, others) = if transposed { (weights.t(), rows) } else { (weights, columns) };
         let other = if self.is_itself() { side } else { 1 - side };
-        let others = self.products[other].rows(self.sides[other], others);
+        let others = self.products(other).rows(self.sides[other], others);
         A::product(&mut block.pulled, dim, true, weights, others);
     }
 
@@ -331,27 +330,18 @@ impl<'a, A: Scalar> Rounds<'a, A> {
         if loss.knows(tile) {
             return true;
         }
-        let ([rows, columns], [of_rows, of_columns]) = (self.sides, self.products);
-        let by_difference = of_rows.huge || of_columns.huge;
-        if !by_difference {
-            let right = of_columns.rows(columns, &tile.columns).t();
-            A::product(&mut tile.distances, tile.edge, false, of_rows.rows(rows, &tile.rows), right);
+        let [rows, columns] = self.sides;
+        if !self.both.is_huge() {
+            let right = self.both.columns().rows(columns, &tile.columns).t();
+            A::product(&mut tile.distances, tile.edge, false, self.both.rows.rows(rows, &tile.rows), right);
         }
         let mut near = std::mem::take(&mut tile.near);
         for (k, i) in tile.rows.clone().enumerate() {
             let out = left_out(tile, i);
             let (to, rest) = tile.distances[k * tile.edge..][..tile.edge].split_at_mut(tile.columns.len());
             rest.fill(A::MAX);
-            let (norm, norms) = (of_rows.norms[i], &of_columns.norms[tile.columns.clone()]);
-            if by_difference || of_rows.to_distances(to, norm, norms) {
-                for k in (0..out.start).chain(out.end..to.len()) {
-                    if by_difference || to[k] < of_rows.near * (norm + norms[k]) {
-                        let j = tile.columns.start + k;
-                        to[k] = super::batch::direct(rows.metric, rows.row(i), columns.row(j));
-                        near.push((i, j, A::ZERO));
-                    }
-                }
-            }
+            let first = tile.columns.start;
+            self.both.compare(self.sides, i, &tile.columns, &out, to, |k| near.push((i, first + k, A::ZERO)));
             if L::ROOTS && rows.is_root() {
                 super::batch::roots(to);
             }
@@ -379,7 +369,7 @@ impl<'a, A: Scalar> Rounds<'a, A> {
         place: impl Fn(usize) -> usize + Sync,
         add: impl Fn(usize, &mut [A]) + Sync,
     ) {
-        let (batch, products) = (self.sides[side], self.products[side]);
+        let (batch, products) = (self.sides[side], self.products(side));
         let (dim, edge) = (batch.dim, self.tilings[side].edge);
         blocks::for_each(to.chunks_mut(TASK_ROWS * dim).collect(), |task, to: &mut [A]| {
             for (row, to) in to.chunks_exact_mut(dim).enumerate() {

@@ -86,7 +86,7 @@ pub fn count<A: Scalar>(
     let (anchors, others) = (&comparison.anchors, comparison.others());
     let both = comparison.products();
     let rounds = Rounds::new(anchors, others, &both, with_grad);
-    let triplets = Triplets { comparison, pairs, is_huge: rounds.is_huge(), overflow: AtomicBool::new(false) };
+    let triplets = Triplets { comparison, pairs, is_huge: both.is_huge(), overflow: AtomicBool::new(false) };
     let mut blocks = rounds.sweep(&triplets);
     if triplets.overflow.into_inner() {
         return None;

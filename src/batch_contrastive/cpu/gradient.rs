@@ -55,7 +55,7 @@ pub fn by_all<A: Scalar>(
     let both = comparison.products();
     let rounds = Rounds::new(&comparison.anchors, comparison.others(), &both, wanted);
     let margin = A::from_f64(problem.options.margin);
-    let pairs = Pairs { comparison, margin, upstream: upstream.as_deref(), is_huge: rounds.is_huge() };
+    let pairs = Pairs { comparison, margin, upstream: upstream.as_deref(), is_huge: both.is_huge() };
     let blocks = rounds.sweep(&pairs);
     if let Some(sums) = sums {
         sums.iter_mut().zip(blocks[0].iter().flat_map(|block| &block.of_loss)).for_each(|(to, from)| *to = *from);
