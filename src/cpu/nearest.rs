@@ -208,13 +208,15 @@ impl<A: Scalar> WithSimd for Filter<'_, '_, A> {
                     least = least.min(bound - best_i.max(load(*b)));
                 }
                 let lanes = V::<S, A>::LANES;
-                if !(least.smallest() > A::ZERO) {
+                let ruled_out = least.smallest() > A::ZERO;
+                if !ruled_out {
                     // What is left of a group: a register of it at a time, with what is the nearest by then.
                     for (at, (&p, &l)) in (0..).step_by(lanes).zip(p.iter().zip(l)) {
                         let bound = minus_factor.mul_add(load(p), lowered_i + load(l));
                         let best_i = V::<S, A>::splat(simd, nearest.found.compared[i]);
                         let (b, _) = A::registers::<S>(&nearest.found.compared[start + at..][..lanes]);
-                        if !((bound - best_i.max(load(b[0]))).smallest() > A::ZERO) {
+                        let ruled_out = (bound - best_i.max(load(b[0]))).smallest() > A::ZERO;
+                        if !ruled_out {
                             nearest.offer_each(i, start + at, &products[at..][..lanes], lowered, factor);
                         }
                     }
