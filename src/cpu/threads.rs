@@ -8,8 +8,8 @@ use std::cell::Cell;
 pub(crate) struct Threads {
     /// How many there are, the caller among them.
     pub count: fn() -> usize,
-    /// Calls the function on each of so many threads, the caller among them, and waits for all.
-    pub run: fn(usize, &(dyn Fn() + Sync)),
+    /// Calls the function on each of them, the caller among them, and waits for all.
+    pub run: fn(&(dyn Fn() + Sync)),
 }
 
 thread_local! {
@@ -35,10 +35,10 @@ pub(crate) fn count() -> usize {
     CURRENT.get().map_or_else(rayon::current_num_threads, |threads| (threads.count)().max(1))
 }
 
-/// Calls `work` on `count` threads, the caller among them; `count` is at least 1 and not above [`count()`].
+/// Calls `work` on `count` threads or more, the caller among them; `count` is at least 1 and not above [`count()`].
 pub(crate) fn run(count: usize, work: impl Fn() + Sync) {
     match CURRENT.get() {
-        Some(threads) => (threads.run)(count, &work),
+        Some(threads) => (threads.run)(&work),
         // In place: the caller works from the start, while the other threads wake up.
         None => rayon::in_place_scope(|scope| {
             for _ in 1..count {

@@ -46,8 +46,8 @@ pub(crate) struct Known<'a, A> {
     pub distances: Option<&'a [A]>,
 }
 
-/// A matrix of one number a pair, such as the upstream gradient: element (i, j) is number `i * steps[0] + j * steps[1]`; the second step is 1, or 0 where all
-/// columns have one number.
+/// A matrix of one number a pair, such as the upstream gradient: element (i, j) is number `i * steps[0] + j * steps[1]`. The
+/// second step is 1, or 0 where all columns have one number.
 #[derive(Clone, Copy)]
 pub(crate) struct OfPairs<'a, A> {
     pub numbers: &'a [A],

@@ -20,7 +20,8 @@ impl PairwiseDistance {
     ///
     /// Both are f32, f16, bf16 or on the CPU f64, of one dtype, on the CPU or one CUDA device; the rows may be views
     /// with any strides, and both may be the same tensor. The result is f64 for f64 and f32 for all others. On CUDA
-    /// nothing waits for the device.
+    /// nothing waits for the device. On the CPU the graph holds copies of both matrices and, for Euclidean distances, the
+    /// result.
     ///
     /// # Panics
     /// If [`f_forward`](Self::f_forward) returns an error, with its text.

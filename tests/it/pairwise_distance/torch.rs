@@ -126,8 +126,8 @@ fn an_upstream_gradient_may_be_expanded_or_transposed() {
                 let sum = (op.forward(&x, &y) * upstream).sum(Kind::Float);
                 Tensor::run_backward(&[sum], &[&x, &y], false, false)
             };
-            // The product passes its other factor times 1 on: what is upstream has the strides of both.
             let expected = grads(&upstream.contiguous());
+            // This node hands the upstream gradient on with its strides.
             let through = CustomFunction::new("Upstream").inputs(&[&op.forward(&x, &y)]).attach(
                 &Tensor::zeros([], (Kind::Float, Device::Cpu)),
                 {

@@ -1,6 +1,6 @@
 //! Threads that decode and augment images while the encoder works on earlier ones.
 //!
-//! They are not rayon's global threads, on which the losses compute and would wait behind images.
+//! They are not rayon's global threads, on which what else the trainer computes would wait behind images.
 
 use crate::process::bad_input::bad_input;
 use anyhow::Result;
