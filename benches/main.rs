@@ -23,11 +23,12 @@ mod growth;
 mod on_device;
 mod pairwise_distance;
 mod support;
+mod top_k;
 mod triplet_margin;
 
 type Module = (&'static str, fn());
 
-const STEMS: [Module; 8] = [
+const STEMS: [Module; 9] = [
     ("batch_all", batch_all::bench),
     ("batch_contrastive", batch_contrastive::bench),
     ("batch_hard", batch_hard::bench),
@@ -35,6 +36,7 @@ const STEMS: [Module; 8] = [
     ("batch_semi_hard", batch_semi_hard::bench),
     ("contrastive", contrastive::bench),
     ("pairwise_distance", pairwise_distance::bench),
+    ("top_k", top_k::bench),
     ("triplet_margin", triplet_margin::bench),
 ];
 

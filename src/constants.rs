@@ -281,6 +281,11 @@ shared! {
     /// Choices of hubs that one block of `batch_hard_hubs` sums up.
     pub const BATCH_HARD_HUB_PIECE: u32 = 1024;
 
+    // ---- top_k ----
+
+    /// Keys that a block of `top_k_merge` sorts: a query's nearest rows so far, and rows on its list.
+    pub const TOP_K_SORTED: u32 = 2048;
+
     // ---- batch_semi_hard and batch_negative ----
 
     /// Dynamic shared memory of a block of `draw`.
@@ -306,6 +311,12 @@ pub const CHOOSE_RESIDENT: u32 = 2;
 /// Up to so many rows of either side a block of the backward pass of a loss that chooses a negative for each pair looks at all
 /// pairs for those that chose its rows. Beyond, launches of their own list the pairs of all rows.
 pub const TRIPLETS_SEARCHED: u32 = 2048;
+
+/// The largest `k` of a search on a device: half of the keys that are sorted, so that as many rows come to them at a time.
+pub const TOP_K_MOST: usize = TOP_K_SORTED as usize / 2;
+
+/// Numbers of the rows that a search on a device prepares at a time.
+pub const TOP_K_CHUNK: usize = 1 << 23;
 
 /// Bytes of shared memory of a multiprocessor that the driver keeps for each block.
 pub const SHARED_OF_DRIVER: u32 = 1 << 10;

@@ -18,6 +18,7 @@ mod on_device {
     pub use crate::cuda::mined::OnDevice;
     pub use crate::cuda::paired::{Pass, Plan, RowAccess};
     pub use crate::cuda::targets::{OfLoss, Shared, Strip, Sweep, is_left_out, of_batch_all, of_terms};
+    pub use crate::top_k::cuda::{Chunks, Dtype, SearchInputs, StoredInput};
     #[cfg(feature = "torch")]
     pub use crate::torch::launcher::on_pool_stream;
 
@@ -25,7 +26,9 @@ mod on_device {
     use crate::cuda::workspace::WorkspaceLayout;
     use crate::element::largest;
     use crate::problem::{Problem, Sizes};
-    use crate::{ContrastiveLoss, Distance, Element, Error, PairwiseDistance, Precision, Reference, TripletMarginLoss};
+    use crate::{
+        ContrastiveLoss, Distance, Element, Error, PairwiseDistance, Precision, Reference, TopK, TripletMarginLoss,
+    };
 
     /// The forward pass of a mined loss on the launcher's memory, for anchors `[rows, dim]`.
     ///
@@ -227,5 +230,27 @@ mod on_device {
         let problem = op.0.checked(shapes.map(|[rows, _]| rows), shapes.map(|[_, dim]| dim))?;
         // SAFETY: the caller's contract.
         unsafe { crate::pairwise_distance::cuda::backward::<T, D>(launcher, &problem, op.1, inputs, upstream, grads) }
+    }
+
+    /// A search for queries `[Q, dim]` among rows `[M, dim]` in the launcher's memory. `chunks`: `None` for what a search takes
+    /// by itself.
+    ///
+    /// # Safety
+    /// The inputs are device memory of the launcher, of these shapes; the outputs are `[Q, k]` of f32 and of i64; all alive
+    /// until the kernels have run.
+    ///
+    /// # Errors
+    /// If an option is out of range, there is no query, or the device refuses.
+    pub unsafe fn top_k<D: Launcher>(
+        top_k: &TopK,
+        launcher: &D,
+        shapes: [[usize; 2]; 2],
+        inputs: &SearchInputs,
+        outputs: [Address; 2],
+        chunks: Option<Chunks>,
+    ) -> Result<(), Error> {
+        let problem = top_k.checked(shapes[0], shapes[1])?;
+        // SAFETY: the caller's contract.
+        unsafe { crate::top_k::cuda::search(launcher, &problem, inputs, outputs, chunks) }
     }
 }

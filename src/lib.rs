@@ -60,6 +60,7 @@
 //!
 //! | Beside the losses | What it is |
 //! |---|---|
+//! | [`TopK`] | the nearest rows of many for each query: exact search, among rows of fewer bits too |
 //! | [`Reference`] | positives and negatives from a memory bank, or from the batches of all devices |
 //! | [`torch::CrossBatchMemory`] | the embeddings of the last batches, as such a reference set |
 //! | [`Stats`], [`torch::TensorStats`] | how many triplets are valid and active, and the mean distances |
@@ -127,6 +128,7 @@ mod random;
 mod reduction;
 mod reference;
 mod stats;
+pub mod top_k;
 #[cfg(feature = "torch")]
 pub mod torch;
 pub mod triplet_margin;
@@ -148,6 +150,7 @@ pub use precision::Precision;
 pub use reduction::{MeanOver, Reduction};
 pub use reference::{Own, Reference};
 pub use stats::Stats;
+pub use top_k::{Int8Rows, Search, Stored, TopK};
 pub use triplet_margin::TripletMarginLoss;
 
 /// The README, whose Rust code is compiled and run by `cargo test --doc`.

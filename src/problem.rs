@@ -123,10 +123,18 @@ const MAX_DIM: usize = 1 << 24;
 
 /// The check of a matrix, `[rows, columns]`, of rows that are compared with each other.
 pub(crate) fn check_rows(argument: &'static str, shape: [usize; 2]) -> Result<(), Error> {
+    match shape {
+        [0, _] | [_, 0] => Err(Error::argument(argument, "at least one row and one column", format!("{shape:?}"))),
+        _ => check_sizes(argument, shape),
+    }
+}
+
+/// The check of a matrix that may have no rows.
+pub(crate) fn check_sizes(argument: &'static str, shape: [usize; 2]) -> Result<(), Error> {
     let [rows, dim] = shape;
     let refused = |expected: String| Err(Error::argument(argument, expected, format!("{shape:?}")));
     match shape {
-        [0, _] | [_, 0] => refused("at least one row and one column".into()),
+        [_, 0] => refused("at least one column".into()),
         _ if rows > MAX_ROWS => refused(format!("at most {MAX_ROWS} rows")),
         _ if dim > MAX_DIM => refused(format!("at most {MAX_DIM} columns")),
         _ => Ok(()),

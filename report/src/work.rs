@@ -112,6 +112,7 @@ impl Work {
     pub fn of(kernel: &str) -> Option<Self> {
         for (family, half) in [
             ("batch_hard_negatives_", false),
+            ("top_k_sweep_", false),
             ("batch_hard_triangle_", true),
             // As many pairs of a row as registers hold; rows of more take all tiles again.
             ("batch_semi_hard_choose_", false),

@@ -425,18 +425,30 @@ impl ScalarFn for Finish {
 }
 static FINISH: ByScalar<Finish> = ByScalar { f32: finish, f64: finish };
 
+/// Divides a row, whose squared norm is `square`, by its norm; returns what it was divided by.
+fn divide_by_norm<A: Scalar>(x: &mut [A], square: A) -> Norm<A> {
+    let norm = square.sqrt();
+    let flat = norm < A::from_f64(MIN_NORM);
+    let divisor = if flat { A::from_f64(MIN_NORM) } else { norm };
+    // A norm that overflowed must not turn the row into zeros.
+    let divisor = if norm.is_finite() { divisor } else { A::NAN };
+    x.iter_mut().for_each(|x| *x = *x / divisor);
+    (divisor, flat)
+}
+
+/// Divides a row by its norm, as a [`Batch`] does; returns its squared norm before.
+pub fn normalize_row<A: Scalar>(x: &mut [A]) -> A {
+    let square = squares(x);
+    divide_by_norm(x, square);
+    square
+}
+
 /// Normalises the rows of a block, if asked to, takes their squares and sums, and looks for numbers that are not finite.
 fn finish<A: Scalar>(mut part: Part<'_, A>, dim: usize) {
     for (i, x) in part.x.chunks_exact_mut(dim).enumerate() {
         let mut square = squares(x);
         if let Some(norms) = &mut part.norms {
-            let norm = square.sqrt();
-            let flat = norm < A::from_f64(MIN_NORM);
-            let divisor = if flat { A::from_f64(MIN_NORM) } else { norm };
-            // A norm that overflowed must not turn the row into zeros.
-            let divisor = if norm.is_finite() { divisor } else { A::NAN };
-            x.iter_mut().for_each(|x| *x = *x / divisor);
-            norms[i] = (divisor, flat);
+            norms[i] = divide_by_norm(x, square);
             square = squares(x);
         }
         part.squares[i] = square;
@@ -511,11 +523,13 @@ fn product_sum<S: Simd, A: Scalar>(simd: S, x: &[A], y: &[A]) -> A {
     sum
 }
 
-fn squares<A: Scalar>(x: &[A]) -> A {
+/// `‖x‖²`.
+pub fn squares<A: Scalar>(x: &[A]) -> A {
     pulp::Arch::new().dispatch(Loop::Squares(x))
 }
 
-fn dot<A: Scalar>(x: &[A], y: &[A]) -> A {
+/// `x·y`.
+pub fn dot<A: Scalar>(x: &[A], y: &[A]) -> A {
     pulp::Arch::new().dispatch(Loop::Dot(x, y))
 }
 

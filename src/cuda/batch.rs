@@ -233,6 +233,11 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// Nothing but the length of rows, for kernels that look at no more.
+    pub fn of_dim(dim: usize) -> Self {
+        Self { dim: dim as u32, ..Self::zeroed() }
+    }
+
     /// Where `order`, `position`, `first` and `end` lie.
     pub fn class_order(&self) -> [Address; 4] {
         [self.order, self.position, self.first, self.end]

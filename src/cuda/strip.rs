@@ -19,11 +19,34 @@ pub(crate) fn error_of(product: &Product, dim: usize) -> f32 {
     if product.planes() == 1 {
         return 0.0;
     }
+    let halved = 2.0 * 4.0 + 4.0 + (dim as f32).sqrt();
+    3.0 * truncated(dim) + (halved + rounded(dim)) * UNIT
+}
+
+/// The same for the rows as their planes have them, which are off by [`rounded_of`] of their norm: of lower precision too.
+pub(crate) fn error_of_planes(product: &Product, dim: usize) -> f32 {
+    match product.planes() {
+        1 => truncated(dim) + rounded(dim) * UNIT,
+        _ => error_of(product, dim),
+    }
+}
+
+/// How far a row may be from what its planes hold, over its norm: each number by 2^-11 of itself, or 2^-25 of the row's largest.
+/// What two planes lose is part of [`error_of`].
+pub(crate) fn rounded_of(product: &Product, dim: usize) -> f32 {
+    match product.planes() {
+        1 => (1.0 / 2048.0 + (dim as f32).sqrt() * UNIT / 2.0) * 1.001,
+        _ => 0.0,
+    }
+}
+
+fn truncated(dim: usize) -> f32 {
+    2.0 * (dim.min(256) as f32 / 16.0).ceil() * UNIT
+}
+
+fn rounded(dim: usize) -> f32 {
     let dim = dim as f32;
-    let truncated = 2.0 * 3.0 * (dim.min(256.0) / 16.0).ceil();
-    let halved = 2.0 * 4.0 + 4.0 + dim.sqrt();
-    let rounded = dim / 256.0 + (dim / 32.0 + 6.0) + 3.0 + 4.0;
-    (truncated + halved + rounded) * UNIT
+    dim / 256.0 + (dim / 32.0 + 6.0) + 3.0 + 4.0
 }
 
 /// What the errors of f32 are counted in: half of the last place of a number below 2.

@@ -218,9 +218,12 @@ pub fn definitions(target: &str) -> Vec<(String, String)> {
 pub fn is_left_out(target: &str, kernel: &str) -> bool {
     let lacks =
         |kernels: Vec<(String, bool)>, wanted: &str| kernels.iter().any(|(name, taken)| name == wanted && !taken);
-    let strip = ["batch_hard_negatives_", "batch_hard_triangle_"].into_iter().find_map(|of| kernel.strip_prefix(of));
+    let strip = ["batch_hard_negatives_", "batch_hard_triangle_", "top_k_sweep_"]
+        .into_iter()
+        .find_map(|of| kernel.strip_prefix(of));
     let search = kernel.split_once("_choose_").map(|(_, name)| name);
-    let sweep = kernel.split_once("_sweep_").map(|(loss, name)| format!("{loss}_{}", name.trim_start_matches("root_")));
+    let swept = kernel.split_once("_sweep_").filter(|(loss, _)| *loss != "top_k");
+    let sweep = swept.map(|(loss, name)| format!("{loss}_{}", name.trim_start_matches("root_")));
     strip.is_some_and(|name| lacks(strips(target), name))
         || search.is_some_and(|name| lacks(searches(target), name))
         || sweep.is_some_and(|name| lacks(sweeps(target), &name))

@@ -7,7 +7,8 @@ use tch::{Device, Tensor};
 use super::PairwiseDistance;
 use super::cpu::{self, PairwiseProblem};
 use crate::torch::tensors::{
-    OfKind, as_in_memory, check_embeddings, matrix, slice, slice_mut, strided, with_contiguous_rows, with_element,
+    InTensors, OfKind, as_in_memory, check_embeddings, matrix, slice, slice_mut, strided, with_contiguous_rows,
+    with_element,
 };
 use crate::torch::threads::on_libtorchs;
 use crate::torch::{CustomFunction, needs_grad, pool};

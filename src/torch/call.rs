@@ -235,10 +235,10 @@ where
     T::Scalar: OfKind,
 {
     let reference = arguments.reference.as_ref();
-    let reference = reference.map(|set| set.try_map(matrix::<T>, |_, numbers| Ok::<_, Error>(labels_of(numbers))));
+    let reference = reference.map(|set| set.try_map(matrix::<T>, |_, numbers| Ok::<_, Error>(slice::<i64>(numbers))));
     let reference = reference.transpose()?;
     let step = arguments.step.as_ref().map(|step| step.f_int64_value(&[])).transpose()?;
-    let (embeddings, labels) = (matrix::<T>(&arguments.rows)?, labels_of(&arguments.labels));
+    let (embeddings, labels) = (matrix::<T>(&arguments.rows)?, slice::<i64>(&arguments.labels));
     let slices = Slices { embeddings, labels, reference: reference.as_ref() };
     let problem = Problem { step: step.unwrap_or(0), ..loss_fn.problem(&slices.sizes())? };
 
@@ -364,17 +364,6 @@ pub(crate) fn integers(
 fn integer(argument: &'static str, tensor: &Tensor, other: &'static str, model: &Tensor) -> Result<Tensor, Error> {
     check_scalar(argument, tensor, Kind::Int64, other, model)?;
     Ok(as_in_memory(tensor)?.f_contiguous()?)
-}
-
-/// The memory of a contiguous CPU tensor of i64.
-fn labels_of(labels: &Tensor) -> &[i64] {
-    assert_eq!((labels.kind(), labels.device(), labels.is_contiguous()), (Kind::Int64, Device::Cpu, true));
-    match labels.numel() {
-        0 => &[],
-        // SAFETY: the tensor is contiguous i64 on the CPU (asserted), so libtorch keeps `numel` of them there while it
-        // lives; the slice borrows the tensor, and nothing writes to it during a call.
-        len => unsafe { std::slice::from_raw_parts(labels.data_ptr().cast::<i64>().cast_const(), len) },
-    }
 }
 
 /// An uninitialised tensor for the loss of embeddings like these: a scalar, or with `per_row` one number a row.

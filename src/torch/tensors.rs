@@ -5,22 +5,33 @@ use torch_sys::C_tensor;
 
 use crate::{Element, Error, Matrix};
 
-/// An element type, with the kind of its tensors.
-pub(crate) trait OfKind: Element {
+/// A type of numbers in tensors.
+pub(crate) trait InTensors: Copy {
+    /// The kind of the tensors that hold such numbers, and no others.
     const KIND: Kind;
 }
-impl OfKind for f32 {
+impl InTensors for f32 {
     const KIND: Kind = Kind::Float;
 }
-impl OfKind for f64 {
+impl InTensors for f64 {
     const KIND: Kind = Kind::Double;
 }
-impl OfKind for half::f16 {
+impl InTensors for half::f16 {
     const KIND: Kind = Kind::Half;
 }
-impl OfKind for half::bf16 {
+impl InTensors for half::bf16 {
     const KIND: Kind = Kind::BFloat16;
 }
+impl InTensors for i64 {
+    const KIND: Kind = Kind::Int64;
+}
+impl InTensors for i8 {
+    const KIND: Kind = Kind::Int8;
+}
+
+/// An element type, with the kind of its tensors.
+pub(crate) trait OfKind: Element + InTensors {}
+impl<T: Element + InTensors> OfKind for T {}
 
 /// Runs `$body` with `$T` as the element type of `$kind`, which [`check_embeddings`] has accepted.
 macro_rules! with_element {
@@ -62,6 +73,11 @@ pub(crate) fn check_embeddings(argument: &'static str, tensor: &Tensor) -> Resul
     if !matches!(kind, Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16) {
         return Err(Error::argument(argument, "dtype f32, f64, f16 or bf16", format!("{kind:?}")));
     }
+    check_matrix(argument, tensor)
+}
+
+/// Checks that a defined tensor is dense, of shape `[B, D]`, and on the CPU or a CUDA device.
+pub(crate) fn check_matrix(argument: &'static str, tensor: &Tensor) -> Result<(), Error> {
     check_dense(argument, tensor)?;
     if tensor.dim() != 2 {
         return Err(Error::argument(argument, "shape [B, D]", format!("{:?}", tensor.size())));
@@ -157,7 +173,12 @@ pub(crate) fn check_per_row(
     check_device(argument, tensor, other, model)
 }
 
-fn check_device(argument: &'static str, tensor: &Tensor, other: &'static str, model: &Tensor) -> Result<(), Error> {
+pub(crate) fn check_device(
+    argument: &'static str,
+    tensor: &Tensor,
+    other: &'static str,
+    model: &Tensor,
+) -> Result<(), Error> {
     let (actual, expected) = (tensor.device(), model.device());
     if actual != expected {
         let expected = format!("the device of {other}, {expected:?}");
@@ -210,7 +231,7 @@ pub(crate) fn matrix<T: OfKind>(tensor: &Tensor) -> Result<Matrix<'_, T>, Error>
 }
 
 /// The memory of a contiguous CPU tensor.
-pub(crate) fn slice<T: OfKind>(tensor: &Tensor) -> &[T] {
+pub(crate) fn slice<T: InTensors>(tensor: &Tensor) -> &[T] {
     assert_eq!((tensor.kind(), tensor.device()), (T::KIND, Device::Cpu));
     assert!(tensor.is_contiguous());
     match tensor.numel() {
@@ -255,7 +276,7 @@ pub(crate) fn bools(tensor: &Tensor) -> Vec<bool> {
 }
 
 /// The memory of a contiguous CPU tensor, to write to.
-pub(crate) fn slice_mut<T: OfKind>(tensor: &mut Tensor) -> &mut [T] {
+pub(crate) fn slice_mut<T: InTensors>(tensor: &mut Tensor) -> &mut [T] {
     assert_eq!((tensor.kind(), tensor.device()), (T::KIND, Device::Cpu));
     assert!(tensor.is_contiguous());
     match tensor.numel() {

@@ -24,5 +24,6 @@ mod mined;
 mod paired;
 mod pairwise_distance;
 mod parity;
+mod top_k;
 mod triplet_margin;
 mod triplets;

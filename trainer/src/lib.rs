@@ -5,6 +5,7 @@
 //! ```text
 //! commands                    the command line, and what each command does
 //! training    report          the loop of a run; charts and pages
+//! gallery                     the people that a model can recognise
 //! evaluation                  how well embeddings tell identities apart
 //! model                       the encoder, its weights and embeddings
 //! data        run_folder      images in memory; the folder of one run
@@ -18,6 +19,7 @@
 mod commands;
 mod data;
 mod evaluation;
+mod gallery;
 mod model;
 mod process;
 mod report;
@@ -26,7 +28,7 @@ mod training;
 
 use clap::{CommandFactory, FromArgMatches};
 use commands::cli::{Cli, Command, given};
-use commands::{compare, embed, eval, generate, pairs, train, verify};
+use commands::{compare, embed, enroll, eval, generate, identify, pairs, people, train, verify};
 use process::interrupt::Interrupted;
 use process::{bad_input, say, waiting};
 use std::process::ExitCode;
@@ -47,7 +49,11 @@ pub mod readers {
 pub fn run() -> ExitCode {
     let matches = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    if !matches!(cli.command, Command::Generate(_) | Command::Compare(_)) {
+    let without_model = matches!(
+        cli.command,
+        Command::Generate(_) | Command::Compare(_) | Command::List(_) | Command::Rename(_) | Command::Remove(_)
+    );
+    if !without_model {
         waiting::sleep_instead_of_spinning();
     }
     let result = match cli.command {
@@ -58,6 +64,11 @@ pub fn run() -> ExitCode {
         Command::Eval(args) => eval::eval(&args),
         Command::Pairs(args) => pairs::make(&args),
         Command::Compare(args) => compare::compare(&args),
+        Command::Enroll(args) => enroll::enroll(&args),
+        Command::Identify(args) => identify::identify(&args),
+        Command::List(args) => people::list(&args),
+        Command::Rename(args) => people::rename(&args),
+        Command::Remove(args) => people::remove(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -137,6 +137,14 @@ const BUDGETS: &[Budget] = &[
     budget("pairwise_distance_sweep_root_highest_wide_long", [LEFT_OUT, (67.1, 0), (67.0, 3), LEFT_OUT], "2026-11-29", SWEEPS),
     budget("pairwise_distance_tiles_half", [(111.4, 128), (122.6, 128), (117.3, 128), (118.2, 128)], "2026-11-29", COUNTED),
     budget("pairwise_distance_tiles_highest", [(120.2, 128), (131.4, 128), (126.1, 128), (129.3, 128)], "2026-11-29", COUNTED),
+    budget("top_k_sweep_half_narrow", [(12.0, 0), LEFT_OUT, LEFT_OUT, (12.8, 0)], "2026-11-30", STRIPS),
+    budget("top_k_sweep_half_narrow_long", [(16.0, 0), LEFT_OUT, LEFT_OUT, (16.4, 0)], "2026-11-30", STRIPS),
+    budget("top_k_sweep_half_wide", [LEFT_OUT, (8.1, 0), (7.4, 0), LEFT_OUT], "2026-11-30", STRIPS),
+    budget("top_k_sweep_half_wide_long", [(13.1, 0), (13.5, 0), (12.0, 0), LEFT_OUT], "2026-11-30", STRIPS),
+    budget("top_k_sweep_highest_narrow", [(17.3, 0), LEFT_OUT, LEFT_OUT, (21.5, 0)], "2026-11-30", STRIPS),
+    budget("top_k_sweep_highest_narrow_long", [(22.5, 0), LEFT_OUT, LEFT_OUT, (25.6, 0)], "2026-11-30", STRIPS),
+    budget("top_k_sweep_highest_wide", [LEFT_OUT, (14.6, 0), (13.9, 0), LEFT_OUT], "2026-11-30", STRIPS),
+    budget("top_k_sweep_highest_wide_long", [LEFT_OUT, (19.2, 0), (17.9, 0), LEFT_OUT], "2026-11-30", STRIPS),
 ];
 
 /// What a kernel takes.

@@ -11,13 +11,13 @@ use std::sync::LazyLock;
 
 use bytemuck::Pod;
 use tercet::internal::{
-    self, Address, DeviceProperties, Grid, IMAGES, Image, Input, Inputs, Launcher, Memory, OnDevice, Output,
-    ReferenceInput,
+    self, Address, DeviceProperties, Dtype, Grid, IMAGES, Image, Input, Inputs, Launcher, Memory, OnDevice, Output,
+    ReferenceInput, SearchInputs, StoredInput,
 };
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
     BatchSemiHardTripletLoss, ContrastiveLoss, Distance, Error, Negative, Own, PairwiseDistance, Precision, Reduction,
-    TripletMarginLoss,
+    TopK, TripletMarginLoss,
 };
 use tercet_kernel_report::devices::{self, Multiprocessor};
 use tercet_kernel_report::hash;
@@ -216,6 +216,25 @@ fn gradients<T: Number>(recorder: &Recorder) {
     }
 }
 
+/// Searches among rows of every type, of sizes as [`Large`] has them.
+fn searches(recorder: &Recorder) {
+    let memory = Untouched::new(1);
+    let some = memory.address();
+    for (dim, precision) in [128, 512].into_iter().flat_map(|dim| PRECISIONS.map(|precision| (dim, precision))) {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::Int8] {
+            let top = TopK { k: 10, precision, ..Default::default() };
+            let queries = StoredInput { x: some, stride: dim, dtype: Dtype::F32, scales: 0 };
+            let scales = if dtype == Dtype::Int8 { some } else { 0 };
+            let exact = (dtype != Dtype::F32).then_some(Input { x: some, stride: dim, labels: 0 });
+            let inputs =
+                SearchInputs { queries, stored: StoredInput { dtype, scales, ..queries }, exact, own: Own::None };
+            // SAFETY: a recorder runs nothing, so no address is used.
+            unsafe { internal::top_k(&top, recorder, [[1000, dim], [200_000, dim]], &inputs, [some; 2], None) }
+                .unwrap();
+        }
+    }
+}
+
 const PRECISIONS: [Precision; 3] = [Precision::Highest, Precision::High, Precision::Medium];
 
 /// The calls of a stem, by device.
@@ -262,6 +281,7 @@ static CALLS: LazyLock<BTreeMap<&'static str, Vec<Vec<Call>>>> = LazyLock::new(|
             gradients::<half::bf16>(recorder);
         }
     });
+    recorded::<TopK>(devices, &mut calls, |recorders| recorders.iter().for_each(searches));
     calls
 });
 

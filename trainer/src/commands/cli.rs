@@ -2,6 +2,7 @@
 
 use crate::data::collections::PatternArgs;
 use crate::data::images::OnBadImage;
+use crate::gallery::By;
 use crate::model::device::{self, Job};
 use crate::model::encoder::{Architecture, Precision};
 use crate::training::batch::Forwards;
@@ -47,6 +48,19 @@ pub enum Command {
     Pairs(PairsArgs),
     /// Put finished runs beside each other: a table of their error rates, best first, and one picture.
     Compare(CompareArgs),
+    /// Enrol people in a gallery: images whose people `tercet identify` then recognises.
+    ///
+    /// The gallery is one file, which is made if there is none; beside it lies an index that may be removed. What was
+    /// enrolled stays, whatever happens to the program; a picture that a person has already is left out.
+    Enroll(EnrollArgs),
+    /// Say whose pictures these are: the nearest people of a gallery, or nobody.
+    Identify(IdentifyArgs),
+    /// List the people of a gallery.
+    List(ListArgs),
+    /// Give a person of a gallery another name.
+    Rename(RenameArgs),
+    /// Remove a person of a gallery, or one of their samples.
+    Remove(RemoveArgs),
 }
 
 /// The options of `train`. A run's checkpoint keeps them by the names of the fields, which are those of the options.
@@ -418,6 +432,112 @@ pub struct CompareArgs {
     /// Draw the equal error rates and recall@1 to this .png file
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct EnrollArgs {
+    /// The gallery, which is made if there is none
+    #[arg(value_name = "GALLERY")]
+    pub gallery: PathBuf,
+
+    /// An image, or folders of images; each folder that directly holds images is one person
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+
+    /// Whose images these are, all of them
+    #[arg(long, value_name = "NAME", conflicts_with = "identity")]
+    pub name: Option<String>,
+
+    #[command(flatten)]
+    pub patterns: PatternArgs,
+
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// A note that each sample keeps
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+
+    /// What to do about an image that cannot be read
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "skip")]
+    pub on_bad_image: OnBadImage,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(allow_negative_numbers = true)] // so that a negative threshold is refused as such
+pub struct IdentifyArgs {
+    /// The gallery
+    #[arg(value_name = "GALLERY")]
+    pub gallery: PathBuf,
+
+    /// An image, or a folder of images, at any depth
+    #[arg(value_name = "PATH")]
+    pub path: PathBuf,
+
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// How many people to name for each image, nearest first
+    #[arg(long, value_name = "N", default_value = "5", value_parser = count)]
+    pub top: usize,
+
+    /// What a person with several samples counts by
+    #[arg(long, value_enum, default_value = "nearest")]
+    pub by: By,
+
+    /// Nobody is farther than this [default: the model's calibrated threshold, which is for pairs: more people find
+    /// somebody by accident]
+    #[arg(long, value_name = "DISTANCE", value_parser = threshold)]
+    pub threshold: Option<f32>,
+
+    /// What to do about an image that cannot be read
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "skip")]
+    pub on_bad_image: OnBadImage,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ListArgs {
+    /// The gallery
+    #[arg(value_name = "GALLERY")]
+    pub gallery: PathBuf,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RenameArgs {
+    /// The gallery
+    #[arg(value_name = "GALLERY")]
+    pub gallery: PathBuf,
+
+    /// The person
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// Their new name, which nobody has
+    #[arg(value_name = "NEW")]
+    pub to: String,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct RemoveArgs {
+    /// The gallery
+    #[arg(value_name = "GALLERY")]
+    pub gallery: PathBuf,
+
+    /// The person
+    #[arg(value_name = "NAME")]
+    pub name: String,
+
+    /// Only the sample that came from this image, as `identify` names it
+    #[arg(long, value_name = "IMAGE")]
+    pub sample: Option<String>,
 }
 
 impl ModelArgs {

@@ -3,8 +3,11 @@
 pub mod cli;
 pub mod compare;
 pub mod embed;
+pub mod enroll;
 pub mod eval;
 pub mod generate;
+pub mod identify;
 pub mod pairs;
+pub mod people;
 pub mod train;
 pub mod verify;

@@ -10,7 +10,7 @@ use crate::model::vectors::Vectors;
 use crate::model::weights;
 use crate::process::atomic;
 use crate::process::bad_input::bad_input;
-use crate::process::fingerprint::Fingerprint;
+use crate::process::fingerprint::{Fingerprint, Sequence};
 use crate::process::shell;
 use crate::run_folder;
 use anyhow::{Context, Result};
@@ -79,6 +79,16 @@ impl Settings {
         }
     }
 
+    /// The fingerprint of weights and of what else an embedding and its distances depend on.
+    fn fingerprint(&self, weights: Fingerprint) -> Fingerprint {
+        let Self { encoder, embedding_dim, image_size, normalize, distance, .. } = self;
+        let text = format!("{encoder} {embedding_dim} {image_size} {normalize} {distance}");
+        let mut all = Sequence::default();
+        all.fingerprint(weights);
+        all.fingerprint(Fingerprint::of(text.as_bytes()));
+        all.end()
+    }
+
     /// Reads the settings of a run folder.
     fn read(folder: &Path) -> Result<(Self, Architecture, Distance)> {
         let wrong = |what: String| bad_input(format!("--model {}: {SETTINGS}: {what}", folder.display()));
@@ -141,6 +151,7 @@ pub struct Model {
     distance: Distance,
     encoder: Encoder,
     device: Device,
+    fingerprint: Fingerprint,
 }
 
 impl Model {
@@ -160,8 +171,21 @@ impl Model {
         let (settings, architecture, distance) = Settings::read(folder)?;
         let vs = nn::VarStore::new(device);
         let encoder = Encoder::new(&vs.root(), architecture, settings.embedding_dim);
-        weights::load_all(&vs, &folder.join(WEIGHTS), "--model")?;
-        Ok(Self { settings, distance, encoder, device })
+        let file = folder.join(WEIGHTS);
+        weights::load_all(&vs, &file, "--model")?;
+        let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let fingerprint = settings.fingerprint(Fingerprint::of(&bytes));
+        Ok(Self { settings, distance, encoder, device, fingerprint })
+    }
+
+    /// The fingerprint of everything that an embedding depends on.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// The distance that embeddings are compared by.
+    pub fn distance(&self) -> Distance {
+        self.distance
     }
 
     /// The calibrated threshold.

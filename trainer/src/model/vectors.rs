@@ -29,6 +29,11 @@ impl Vectors {
         Ok(Self { rows, dim, distance })
     }
 
+    /// Takes rows of `dim` numbers, one after another, as they are.
+    pub fn new(rows: Vec<f32>, dim: usize, distance: Distance) -> Self {
+        Self { rows, dim, distance }
+    }
+
     /// Takes the rows of [`to_tensor`](Self::to_tensor) as they are.
     pub fn restored(rows: &Tensor, distance: Distance) -> Result<Self> {
         let dim = rows.size2()?.1 as usize;

@@ -8,20 +8,20 @@ use std::sync::OnceLock;
 
 /// What the program prints; fails unless it succeeds.
 #[track_caller]
-fn stdout(arguments: &[&str]) -> String {
+pub fn stdout(arguments: &[&str]) -> String {
     let output = tercet(arguments);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[track_caller]
-fn json(arguments: &[&str]) -> Value {
+pub fn json(arguments: &[&str]) -> Value {
     let text = stdout(&[arguments, &["--json"]].concat());
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}"))
 }
 
 #[track_caller]
-fn refused(arguments: &[&str], words: &[&str]) {
+pub fn refused(arguments: &[&str], words: &[&str]) {
     let output = tercet(arguments);
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(2), "{text}");
@@ -32,11 +32,11 @@ fn refused(arguments: &[&str], words: &[&str]) {
 }
 
 /// A run and a data set, made once for all tests of this file.
-struct World {
+pub struct World {
     _dir: tempfile::TempDir,
     root: PathBuf,
-    run: String,
-    genuine: String,
+    pub run: String,
+    pub genuine: String,
     forged: String,
 }
 
@@ -45,12 +45,12 @@ impl World {
         self.root.join(name).to_str().unwrap().to_owned()
     }
 
-    fn image(&self, signer: usize, index: usize) -> String {
+    pub fn image(&self, signer: usize, index: usize) -> String {
         format!("{}/generated-{signer:04}/{index:04}.png", self.genuine)
     }
 }
 
-fn world() -> &'static World {
+pub fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
     WORLD.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();

@@ -30,6 +30,13 @@ pub struct Found {
     pub forged: Identities,
 }
 
+/// All pictures below `root`, at any depth, whosever they are; says what was left out.
+pub fn all(root: &Path) -> Result<Vec<PathBuf>> {
+    let listing = walk::list(root)?;
+    listing.say(root);
+    Ok(listing.pictures)
+}
+
 /// Finds the pictures below `root`, at any depth, and says what was left out.
 pub fn find(root: &Path, patterns: &Patterns) -> Result<Found> {
     if !root.is_dir() {

@@ -1,0 +1,104 @@
+//! `tercet enroll`, `identify`, `list`, `rename` and `remove`, as a user runs them.
+
+use crate::program::{stderr, tercet};
+use crate::verification::{json, refused, stdout, world};
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// A gallery of the world's signers but the last, made once for a test.
+fn enrolled(dir: &tempfile::TempDir) -> String {
+    let gallery = dir.path().join("people.gallery").to_str().unwrap().to_owned();
+    let text = stdout(&["enroll", &gallery, &world().genuine, "--model", &world().run, "--device", "cpu"]);
+    assert_eq!(text, format!("16 new samples; 16 samples of 4 people in {gallery}\n"));
+    gallery
+}
+
+#[test]
+fn people_are_enrolled_and_identified() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), world());
+    let gallery = enrolled(&dir);
+    let model = ["--model", &world.run, "--device", "cpu"];
+    let again = tercet(&[&["enroll", &gallery, &world.genuine][..], &model].concat());
+    assert!(stderr(&again).contains("16 pictures were enrolled already"), "{}", stderr(&again));
+
+    let image = world.image(2, 1);
+    let answers = json(&[&["identify", &gallery, &image, "--top", "2"][..], &model].concat());
+    let answer = &answers[0];
+    assert_eq!((&answer["image"], &answer["person"]), (&Value::from(image.clone()), &"generated-0002".into()));
+    let nearest = answer["nearest"].as_array().unwrap();
+    assert_eq!((nearest.len(), &nearest[0]["name"]), (2, &Value::from("generated-0002")));
+    // Of another batch a picture's embedding is rounded in another way.
+    assert!(nearest[0]["distance"].as_f64().unwrap() < 1e-6 && nearest[0]["sample"] == image.as_str(), "{answer}");
+    assert!(nearest[1]["distance"].as_f64() >= nearest[0]["distance"].as_f64());
+
+    let mean = json(&[&["identify", &gallery, &image, "--by", "mean"][..], &model].concat());
+    assert_eq!(mean[0]["nearest"].as_array().unwrap().len(), 4);
+    assert!(mean[0]["nearest"][0]["sample"].is_null());
+
+    // Nobody is as near as that, but for the pictures themselves.
+    stdout(&["remove", &gallery, "generated-0002", "--sample", &image]);
+    let text = stdout(&[&["identify", &gallery, &image, "--threshold", "1e-9"][..], &model].concat());
+    assert!(text.contains(&format!("{image}: nobody\n")), "{text}");
+    let folder = json(&[&["identify", &gallery, &world.genuine][..], &model].concat());
+    assert_eq!(folder.as_array().unwrap().len(), 16);
+}
+
+#[test]
+fn people_are_listed_renamed_and_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let gallery = enrolled(&dir);
+    stdout(&["rename", &gallery, "generated-0001", "Ada Lovelace"]);
+    assert_eq!(stdout(&["remove", &gallery, "generated-0003"]), "removed 4 samples and generated-0003\n");
+    let people = json(&["list", &gallery]);
+    let names: Vec<&str> = people.as_array().unwrap().iter().map(|person| person["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["Ada Lovelace", "generated-0000", "generated-0002"]);
+    let text = stdout(&["list", &gallery]);
+    assert!(text.contains("     4  Ada Lovelace\n") && text.ends_with("12 samples of 3 people\n"), "{text}");
+}
+
+#[test]
+fn bad_input_is_refused_and_nothing_is_overwritten() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), world());
+    let gallery = enrolled(&dir);
+    let model = ["--model", &world.run, "--device", "cpu"];
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let with_model = |arguments: &[&str]| -> Vec<String> {
+        arguments.iter().chain(&model).map(|argument| argument.to_string()).collect()
+    };
+    let check = |arguments: &[&str], words: &[&str]| {
+        let all = with_model(arguments);
+        refused(&all.iter().map(String::as_str).collect::<Vec<_>>(), words);
+    };
+    let (letter, empty) = (at("letter.gallery"), at("empty"));
+    std::fs::write(&letter, "Dear Ada, this is a letter and no database at all. Yours truly, Emmy.").unwrap();
+    std::fs::create_dir(&empty).unwrap();
+    let image = world.image(0, 0);
+    check(&["enroll", &letter, &world.genuine], &["letter.gallery"]);
+    assert!(std::fs::read_to_string(&letter).unwrap().starts_with("Dear Ada"));
+    check(&["enroll", &at("new"), &image], &["--name says whose it is"]);
+    check(&["enroll", &at("new"), &image, "--name", " "], &["--name", "expected a name"]);
+    check(&["enroll", &at("new"), &empty, "--name", "Ada"], &["no images in", "empty"]);
+    check(&["enroll", &at("new"), &at("absent"), "--name", "Ada"], &["no such image or folder"]);
+    assert!(!PathBuf::from(at("new")).exists(), "nothing was made");
+    check(&["identify", &at("absent"), &image], &["absent", "no such gallery"]);
+    check(&["identify", &gallery, &at("nowhere")], &["no such image or folder"]);
+    check(&["identify", &gallery, &image, "--threshold", "-1"], &["--threshold"]);
+    refused(&["list", &at("absent")], &["no such gallery"]);
+    refused(&["rename", &gallery, "X", "Y"], &["nobody is called \"X\""]);
+    refused(&["rename", &gallery, "generated-0000", "generated-0001"], &["is enrolled already"]);
+    refused(&["remove", &gallery, "X"], &["nobody is called \"X\""]);
+
+    // A gallery of another model: its pictures were of another size.
+    let other = at("other");
+    std::fs::create_dir(&other).unwrap();
+    for file in ["encoder.safetensors", "model.json"] {
+        std::fs::copy(format!("{}/{file}", world.run), format!("{other}/{file}")).unwrap();
+    }
+    let settings = std::fs::read_to_string(format!("{other}/model.json")).unwrap();
+    let changed = settings.replace("\"image_size\": 32", "\"image_size\": 40");
+    assert_ne!(settings, changed);
+    std::fs::write(format!("{other}/model.json"), changed).unwrap();
+    refused(&["identify", &gallery, &image, "--model", &other, "--device", "cpu"], &["of another model (resnet18"]);
+    refused(&["enroll", &gallery, &image, "--name", "X", "--model", &other, "--device", "cpu"], &["of another model"]);
+    assert_eq!(json(&["list", &gallery]).as_array().unwrap().len(), 4);
+}
