@@ -28,7 +28,7 @@ mod training;
 
 use clap::{CommandFactory, FromArgMatches};
 use commands::cli::{Cli, Command, given};
-use commands::{compare, embed, enroll, eval, generate, identify, pairs, people, train, verify};
+use commands::{compare, embed, enroll, eval, generate, identify, pairs, people, train, transfer, verify};
 use process::interrupt::Interrupted;
 use process::{bad_input, say, waiting};
 use std::process::ExitCode;
@@ -51,7 +51,12 @@ pub fn run() -> ExitCode {
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let without_model = matches!(
         cli.command,
-        Command::Generate(_) | Command::Compare(_) | Command::List(_) | Command::Rename(_) | Command::Remove(_)
+        Command::Generate(_)
+            | Command::Compare(_)
+            | Command::List(_)
+            | Command::Rename(_)
+            | Command::Remove(_)
+            | Command::Export(_)
     );
     if !without_model {
         waiting::sleep_instead_of_spinning();
@@ -69,6 +74,8 @@ pub fn run() -> ExitCode {
         Command::List(args) => people::list(&args),
         Command::Rename(args) => people::rename(&args),
         Command::Remove(args) => people::remove(&args),
+        Command::Export(args) => transfer::export(&args),
+        Command::Import(args) => transfer::import(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -409,6 +409,17 @@ fn room_for_pairs_takes_as_many_bytes_as_documented() {
         step::<L, f32>(&recorder, loss, [4096, 128], None);
         recorder.bytes.get()
     }
+    // What is not said is what `capacity` says; mined::room tells what happens beyond it.
+    let room = Some(internal::capacity(4096, 4096, None));
+    assert_ne!(room, Some(4096 * 4096));
+    assert_eq!(
+        bytes(&BatchAllTripletLoss::default()),
+        bytes(&BatchAllTripletLoss { pairs_at_once: room, ..Default::default() })
+    );
+    assert_eq!(
+        bytes(&BatchSemiHardTripletLoss::default()),
+        bytes(&BatchSemiHardTripletLoss { pairs_at_once: room, ..Default::default() })
+    );
     // Multiples of what parts of memory are aligned to.
     let rooms = [1 << 16, 3 << 16].map(Some);
     let of_pair = |[few, many]: [usize; 2]| (many - few) as f64 / f64::from(2 << 16);

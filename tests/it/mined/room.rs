@@ -69,32 +69,18 @@ fn room_decides_whether_batch_negative_is_a_number() {
     room_decides::<BatchNegativeTripletLoss>();
 }
 
-/// Rows of two classes of 1450 each, more pairs than there is room for by default, and whether that is told.
-fn two_classes_beyond_the_default<L: Lists>(loss: &L) -> u64 {
-    let rows = 2900usize;
-    assert!(rows * rows / 2 > tercet::internal::capacity(rows, rows, None));
-    assert_eq!(tercet::internal::capacity(rows, rows, Some(rows * rows / 2)), rows * rows / 2);
-    assert_eq!(tercet::internal::capacity(rows, rows, Some(usize::MAX)), rows * rows, "no more than there could be");
-    let labels: Vec<i64> = (0..rows as i64).map(|i| i % 2).collect();
-    let x: Vec<f32> = (0..rows).map(|i| (i as f32).sin()).collect();
-    let emulator = Emulator::new(Options { os_threads: 2, ..Options::default() });
-    let mined = mine::<f32, _, _>(&emulator, loss, &OnDevice::itself(&emulator, &x, 1, &labels), 0, &[&[1.0]]);
-    assert!(mined.loss.is_nan() && mined.stats.too_many_pairs, "{loss:?}");
-    assert!(mined.grads[0][0].iter().all(|g| g.is_nan()), "{loss:?}");
-    mined.stats.valid
-}
-
+/// What there is room for by default, and never for more pairs than there could be.
 #[test]
-fn triplets_of_two_classes_beyond_the_default_are_told_and_counted() {
-    let rows = 2900usize;
-    let valid = two_classes_beyond_the_default(&BatchAllTripletLoss::default());
-    assert_eq!(valid, (rows * (rows / 2 - 1) * (rows / 2)) as u64);
-}
-
-/// batch_negative lists its pairs as batch_semi_hard does.
-#[test]
-fn pairs_of_two_classes_beyond_the_default_are_told() {
-    two_classes_beyond_the_default(&BatchSemiHardTripletLoss::default());
+fn the_default_is_as_documented() {
+    use tercet::internal::capacity;
+    let (pairs, of_row) = (1 << 22, 128);
+    for (rows, others, expected) in
+        [(1000, 1000, 1_000_000), (2900, 2900, pairs), (1 << 17, 1 << 17, of_row << 17), (10, 1 << 22, pairs)]
+    {
+        assert_eq!(capacity(rows, others, None), expected);
+        assert_eq!(capacity(rows, others, Some(7)), 7);
+        assert_eq!(capacity(rows, others, Some(usize::MAX)), rows * others);
+    }
 }
 
 /// NaN in the rows, and distances that overflow, are another thing.

@@ -61,6 +61,10 @@ pub enum Command {
     Rename(RenameArgs),
     /// Remove a person of a gallery, or one of their samples.
     Remove(RemoveArgs),
+    /// Write the samples of a gallery to a .safetensors file, or to a .npy file and a .csv file beside it.
+    Export(ExportArgs),
+    /// Enrol embeddings that are there already, from such files or those of `tercet embed`.
+    Import(ImportArgs),
 }
 
 /// The options of `train`. A run's checkpoint keeps them by the names of the fields, which are those of the options.
@@ -538,6 +542,37 @@ pub struct RemoveArgs {
     /// Only the sample that came from this image, as `identify` names it
     #[arg(long, value_name = "IMAGE")]
     pub sample: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ExportArgs {
+    /// The gallery
+    #[arg(value_name = "GALLERY")]
+    pub gallery: PathBuf,
+
+    /// The file to write, which must not be there yet; .safetensors or .npy
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct ImportArgs {
+    /// The gallery, which is made if there is none
+    #[arg(value_name = "GALLERY")]
+    pub gallery: PathBuf,
+
+    /// A .safetensors file with embeddings [N, D], labels [N], and the metadata names and identities; or a .npy file of
+    /// embeddings [N, D]
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// Whose the embeddings of a .npy file are: CSV with the columns person and source, a line for each [default: FILE.csv]
+    #[arg(long, value_name = "CSV")]
+    pub people: Option<PathBuf>,
+
+    /// The model that made the embeddings
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 impl ModelArgs {

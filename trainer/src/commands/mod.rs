@@ -10,4 +10,5 @@ pub mod identify;
 pub mod pairs;
 pub mod people;
 pub mod train;
+pub mod transfer;
 pub mod verify;

@@ -80,7 +80,7 @@ impl Index {
             let tensor = tensors.tensor(name)?;
             ensure!(tensor.dtype() == dtype, "{name}: {:?}", tensor.dtype());
             let start = tensor.data().as_ptr() as usize - map.as_ptr() as usize;
-            ensure!(start % size == 0, "{name}: not aligned");
+            ensure!(start.is_multiple_of(size), "{name}: not aligned");
             Ok(start..start + tensor.data().len())
         };
         let (embeddings, people) = (range("embeddings", Dtype::F32, 4)?, range("people", Dtype::I64, 8)?);

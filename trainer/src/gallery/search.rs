@@ -156,6 +156,9 @@ mod tests {
     use crate::model::distance::Distance;
     use crate::process::fingerprint::Fingerprint;
 
+    /// The nearest people with their distances, and who it is.
+    type Told = (Vec<(String, f32)>, Option<String>);
+
     /// Ada at 0 and 10, Emmy at 4, Sofia at 7 and 8.
     fn gallery(dir: &std::path::Path, distance: Distance) -> Gallery {
         let made = Made { model: Fingerprint::of(b"m"), encoder: "resnet18".into(), dim: 1, distance };
@@ -176,7 +179,7 @@ mod tests {
             let gallery = gallery(dir.path(), distance);
             let index = Index::of(&gallery).unwrap();
             let queries = Vectors::new(vec![9.5, 3.0], 1, distance);
-            let told = |top, by, threshold| -> Vec<(Vec<(String, f32)>, Option<String>)> {
+            let told = |top, by, threshold| -> Vec<Told> {
                 let answers = search(&gallery, &index, &queries, top, by, threshold).unwrap();
                 let of = |answer: Answer| {
                     (answer.nearest.into_iter().map(|m| (m.name, m.distance)).collect(), answer.person)

@@ -78,6 +78,14 @@ pub struct Person {
     pub note: Option<String>,
 }
 
+/// A sample, without its embedding.
+pub struct Sample {
+    pub name: String,
+    pub source: String,
+    /// The fingerprint of the picture.
+    pub picture: String,
+}
+
 /// A gallery that is open.
 pub struct Gallery {
     file: PathBuf,
@@ -262,6 +270,20 @@ impl Gallery {
             of.push([row.get(0)?, row.get(1)?]);
         }
         Ok((Vectors::new(rows, self.made.dim, self.made.distance), of, changes))
+    }
+
+    /// All samples, and what is known of each.
+    pub fn described(&self) -> Result<(Vectors, Vec<Sample>)> {
+        let (vectors, of, _) = self.samples()?;
+        let mut select = self.connection.prepare(
+            "SELECT name, source, picture FROM sample JOIN person ON person = person.id WHERE sample.id = ?1",
+        )?;
+        let described = of.iter().map(|[_, sample]| {
+            select
+                .query_row([sample], |row| Ok(Sample { name: row.get(0)?, source: row.get(1)?, picture: row.get(2)? }))
+        });
+        let described = described.collect::<Result<_, _>>()?;
+        Ok((vectors, described))
     }
 
     /// A person's name.

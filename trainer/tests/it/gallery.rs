@@ -57,6 +57,64 @@ fn people_are_listed_renamed_and_removed() {
 }
 
 #[test]
+fn galleries_are_exported_and_imported() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), world());
+    let gallery = enrolled(&dir);
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let model = ["--model", &world.run, "--device", "cpu"];
+    for form in ["safetensors", "npy"] {
+        let (out, copy) = (at(&format!("out.{form}")), at(&format!("{form}.gallery")));
+        assert_eq!(stdout(&["export", &gallery, &out]), format!("16 samples of 4 people\n{out}\n"));
+        refused(&["export", &gallery, &out], &["OUT", "already there"]);
+        let text = stdout(&[&["import", &copy, &out][..], &model].concat());
+        assert_eq!(text, format!("16 new samples in {copy}\n"));
+        assert_eq!(json(&["list", &copy]), json(&["list", &gallery]));
+        let again = tercet(&[&["import", &gallery, &out][..], &model].concat());
+        assert!(stderr(&again).contains("16 samples were enrolled already"), "{}", stderr(&again));
+        let back = at(&format!("back.{form}"));
+        stdout(&["export", &copy, &back]);
+        assert_eq!(std::fs::read(&back).unwrap().len(), std::fs::read(&out).unwrap().len());
+    }
+    assert_eq!(std::fs::read(at("out.npy")).unwrap(), std::fs::read(at("back.npy")).unwrap());
+    let lines = std::fs::read_to_string(at("out.npy.csv")).unwrap();
+    assert_eq!(lines, std::fs::read_to_string(at("back.npy.csv")).unwrap());
+    assert!(lines.starts_with("person,source,picture\ngenerated-0000,"), "{lines}");
+
+    // What `tercet embed` writes is taken too.
+    let embedded = at("embedded.safetensors");
+    stdout(&[&["embed", &world.genuine, "--out", &embedded][..], &model].concat());
+    stdout(&[&["import", &at("of-embed"), &embedded][..], &model].concat());
+    assert_eq!(json(&["list", &at("of-embed")]), json(&["list", &gallery]));
+
+    let check = |file: &str, words: &[&str]| {
+        refused(&[&["import", &at("new"), file][..], &model].concat(), words);
+        assert!(!PathBuf::from(at("new")).exists(), "{file}: nothing was made");
+    };
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(at(name), bytes).unwrap();
+        at(name)
+    };
+    check(&at("absent.npy"), &["absent.npy", "No such file"]);
+    check(&world.image(0, 0), &["FILE", ".safetensors or .npy"]);
+    check(&write("torn.safetensors", b"torn"), &["torn.safetensors"]);
+    check(&write("torn.npy", b"torn"), &["torn.npy"]);
+    let whole = std::fs::read(at("out.npy")).unwrap();
+    let alone = write("alone.npy", &whole);
+    check(&alone, &["alone.npy.csv"]);
+    write("alone.npy.csv", lines.lines().take(9).collect::<Vec<_>>().join("\n").as_bytes());
+    check(&alone, &["16 embeddings, but 8 people"]);
+    write("alone.npy.csv", lines.replace("generated-0001", " ").as_bytes());
+    check(&alone, &["\" \" is no name"]);
+    write("alone.npy.csv", lines.as_bytes());
+    let mut bad = whole.clone();
+    let end = bad.len();
+    bad[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    check(&write("alone.npy", &bad), &["NaN or infinity"]);
+    bad[end - 4..].copy_from_slice(&9f32.to_le_bytes());
+    check(&write("alone.npy", &bad), &["not of length 1"]);
+}
+
+#[test]
 fn bad_input_is_refused_and_nothing_is_overwritten() {
     let (dir, world) = (tempfile::tempdir().unwrap(), world());
     let gallery = enrolled(&dir);
