@@ -28,7 +28,7 @@ mod training;
 
 use clap::{CommandFactory, FromArgMatches};
 use commands::cli::{Cli, Command, given};
-use commands::{compare, embed, enroll, eval, generate, identify, pairs, people, train, transfer, verify};
+use commands::{compare, embed, enroll, eval, generate, identify, mine, pairs, people, train, transfer, verify};
 use process::interrupt::Interrupted;
 use process::{bad_input, say, waiting};
 use std::process::ExitCode;
@@ -71,6 +71,7 @@ pub fn run() -> ExitCode {
         Command::Compare(args) => compare::compare(&args),
         Command::Enroll(args) => enroll::enroll(&args),
         Command::Identify(args) => identify::identify(&args),
+        Command::Mine(args) => mine::mine(&args),
         Command::List(args) => people::list(&args),
         Command::Rename(args) => people::rename(&args),
         Command::Remove(args) => people::remove(&args),

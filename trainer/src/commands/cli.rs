@@ -55,6 +55,8 @@ pub enum Command {
     Enroll(EnrollArgs),
     /// Say whose pictures these are: the nearest people of a gallery, or nobody.
     Identify(IdentifyArgs),
+    /// Write a folder's hardest triplets or pairs to a CSV file: what a model confuses most.
+    Mine(MineArgs),
     /// List the people of a gallery.
     List(ListArgs),
     /// Give a person of a gallery another name.
@@ -410,11 +412,19 @@ pub struct EvalArgs {
     #[arg(long, value_name = "N", default_value = "1000", value_parser = count)]
     pub trials: usize,
 
+    /// Measure recognition too: half of the identities are enrolled, and images of both halves are searched for
+    #[arg(long)]
+    pub gallery: bool,
+
+    /// Images of each person that are enrolled
+    #[arg(long, value_name = "N", default_value = "1", requires = "gallery", value_parser = count)]
+    pub enrolled: usize,
+
     /// What to do about an image that cannot be read
     #[arg(long, value_name = "WHAT", value_enum, default_value = "skip")]
     pub on_bad_image: OnBadImage,
 
-    /// Seed of the one-shot trials
+    /// Seed of the one-shot trials and of who is enrolled
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 
@@ -489,8 +499,8 @@ pub struct IdentifyArgs {
     #[arg(long, value_enum, default_value = "nearest")]
     pub by: By,
 
-    /// Nobody is farther than this [default: the model's calibrated threshold, which is for pairs: more people find
-    /// somebody by accident]
+    /// Nobody is farther than this [default: where 1 per cent of strangers find somebody among so many people as the gallery
+    /// has, by the run's validation images]
     #[arg(long, value_name = "DISTANCE", value_parser = threshold)]
     pub threshold: Option<f32>,
 
@@ -501,6 +511,44 @@ pub struct IdentifyArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// What `mine` writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Mined {
+    /// Each image with its farthest positive, and one of its nearest negatives.
+    Triplets,
+    /// Pairs of images of two identities, the nearest first, no pair twice.
+    Pairs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct MineArgs {
+    /// Folders of images; each folder that directly holds images is one identity
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
+
+    #[command(flatten)]
+    pub patterns: PatternArgs,
+
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// What to write: lines of anchor,positive,negative and both distances, or of image1,image2 and their distance
+    #[arg(long = "as", value_enum, default_value = "triplets")]
+    pub mined: Mined,
+
+    /// The hardest negatives of each image
+    #[arg(long, value_name = "K", default_value = "1", value_parser = count)]
+    pub top: usize,
+
+    /// The CSV file to write, which must not be there yet
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    /// What to do about an image that cannot be read
+    #[arg(long, value_name = "WHAT", value_enum, default_value = "skip")]
+    pub on_bad_image: OnBadImage,
 }
 
 #[derive(Clone, Debug, Args)]

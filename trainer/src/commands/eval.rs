@@ -8,6 +8,7 @@ use crate::data::folders::{self, Found, Identities};
 use crate::data::images::{Budget, OnBadImage, Reader};
 use crate::evaluation::evaluate::skilled;
 use crate::evaluation::metrics::{Comparison, Verification, at_threshold, text_of};
+use crate::evaluation::open_set::{OpenSet, open_set};
 use crate::evaluation::ranking::{OneShot, Ranking, one_shot, rank};
 use crate::evaluation::tally::Tally;
 use crate::model::calibration::Operating;
@@ -18,6 +19,7 @@ use crate::process::bad_input::bad_input;
 use crate::process::fingerprint::Fingerprint;
 use crate::process::say::{say, say_path};
 use crate::process::shell;
+use crate::report::chart;
 use crate::report::page::{Compare, Number, Page, data_title};
 use crate::report::plot::thumbnail;
 use crate::run_folder;
@@ -43,6 +45,8 @@ struct Outcome {
     skilled: Option<Skilled>,
     ranking: Ranking,
     one_shot: Vec<OneShot>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    open_set: Option<OpenSet>,
     version: &'static str,
 }
 
@@ -122,6 +126,10 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     let one_shot = args.ways.iter().filter_map(|&ways| one_shot(&set.identity, distance, ways, args.trials, args.seed));
     let one_shot: Vec<_> = one_shot.collect();
     let skilled = forged.as_ref().and_then(|f| skilled(&set.vectors, &set.identity, &f.vectors, &f.identity));
+    let open_set = match args.gallery {
+        true => Some(recognised(args, &set, &model)?),
+        false => None,
+    };
     let threshold = model.threshold();
     let (genuine_pairs, impostor_pairs) = random.tally.totals();
     let mut owners = set.identity.clone();
@@ -147,6 +155,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         }),
         ranking,
         one_shot,
+        open_set,
         version: env!("CARGO_PKG_VERSION"),
     };
     match args.json {
@@ -187,6 +196,21 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// How well people of a gallery are recognised, and strangers are not.
+fn recognised(args: &EvalArgs, set: &Set, model: &Model) -> Result<OpenSet> {
+    let between = |i: usize, j: usize| set.vectors.distance(i, j);
+    let thresholds = model.settings.calibration.identification.as_ref();
+    let threshold = |people| thresholds.map(|thresholds| thresholds.threshold(people).0);
+    open_set(&set.identity, between, args.enrolled, &args.recall_at, threshold, args.seed).ok_or_else(|| {
+        bad_input(format!(
+            "--gallery: {} has too few identities with more than {} readable images; needed are one of them to enrol, and \
+             another identity of strangers",
+            args.folder.display(),
+            args.enrolled
+        ))
+    })
 }
 
 /// Refuses a set without two identities and one pair: it has no ROC curve. `identity` is sorted.
@@ -250,6 +274,22 @@ fn text(outcome: &Outcome, model: &Model) -> String {
             shot.ways, shot.accuracy, shot.standard_error, shot.trials
         ));
     }
+    if let Some(open) = &outcome.open_set {
+        line(format!(
+            "recognition, {} people of {} samples; {} searches for them and {} of strangers",
+            open.people, open.samples, open.mated, open.strangers
+        ));
+        for (k, share) in &open.cmc {
+            line(format!("  among the {k:<6} {share:.4}"));
+        }
+        for point in &open.fnir_at_fpir {
+            line(format!("  FNIR at FPIR {:<4} {:.4}  (threshold {})", point.at, point.fnir, text_of(point.threshold)));
+        }
+        if let Some(at) = &open.at_threshold {
+            let threshold = text_of(at.threshold);
+            line(format!("  at the model's threshold {threshold}: FPIR {:.4}, FNIR {:.4}", at.fpir, at.fnir));
+        }
+    }
     lines.join("\n")
 }
 
@@ -275,7 +315,7 @@ fn page(args: &EvalArgs, outcome: &Outcome, model: &Model, compare: &Compare) ->
         ),
         warning: None,
         numbers,
-        charts: compare.charts(None)?,
+        charts: compare.charts(None)?.into_iter().chain(outcome.open_set.as_ref().map(chart::open_set)).collect(),
         hardest: compare.hardest()?,
         settings: vec![
             ("folder", outcome.data.clone()),

@@ -17,6 +17,8 @@ use std::fmt::Write as _;
 struct Identified {
     image: String,
     threshold: f32,
+    /// Where the threshold comes from.
+    threshold_origin: String,
     #[serde(flatten)]
     answer: Answer,
 }
@@ -33,17 +35,30 @@ pub fn identify(args: &IdentifyArgs) -> Result<()> {
     if kept.is_empty() {
         return Err(bad_input(format!("{}: no readable image", args.path.display())));
     }
-    let threshold = args.threshold.unwrap_or(model.threshold());
+    let (threshold, origin) = match (args.threshold, &model.settings.calibration.identification) {
+        (Some(threshold), _) => (threshold, "given".into()),
+        (None, Some(identification)) => {
+            let people = gallery.people()?.len();
+            let (threshold, origin) = identification.threshold(people);
+            let share = 100.0 * identification.fpir;
+            (threshold, format!("at which {share} % of strangers find somebody among {people} people, {origin}"))
+        }
+        (None, None) => (model.threshold(), "the model's for pairs: it knows none for many people".into()),
+    };
     let answers = search(&gallery, &index, &vectors, args.top, args.by, threshold)?;
     let identified: Vec<Identified> = kept
         .iter()
         .zip(answers)
-        .map(|(&file, answer)| Identified { image: names::text(&files[file]), threshold, answer })
+        .map(|(&file, answer)| Identified {
+            image: names::text(&files[file]),
+            threshold,
+            threshold_origin: origin.clone(),
+            answer,
+        })
         .collect();
     if args.json {
         return say(&serde_json::to_string_pretty(&identified)?);
     }
-    let origin = if args.threshold.is_some() { "given" } else { "the model's, for pairs" };
     let by = if args.by == By::Mean { "the mean of their samples" } else { "their nearest sample" };
     let mut text =
         format!("threshold {} ({origin}); {}; people by {by}\n", text_of(threshold), model.settings.distance);

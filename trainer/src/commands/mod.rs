@@ -7,6 +7,7 @@ pub mod enroll;
 pub mod eval;
 pub mod generate;
 pub mod identify;
+pub mod mine;
 pub mod pairs;
 pub mod people;
 pub mod train;

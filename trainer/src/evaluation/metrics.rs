@@ -84,7 +84,8 @@ impl Verification {
     /// The calibration that follows from these scores of this many identities and images.
     pub fn calibration(&self, identities: usize, images: usize) -> Calibration {
         let skilled = self.skilled.as_ref().map(|c| at_threshold(&c.tally, self.operating.threshold).far);
-        Calibration { operating: self.operating, eer: self.eer, far_skilled: skilled, identities, images }
+        let (operating, eer) = (self.operating, self.eer);
+        Calibration { operating, eer, far_skilled: skilled, identities, images, identification: None }
     }
 }
 

@@ -2,8 +2,10 @@
 
 pub mod evaluate;
 pub mod folds;
+pub mod identification;
 pub mod metrics;
 pub mod mistakes;
+pub mod open_set;
 pub mod ranking;
 #[cfg(test)]
 mod recorded;

@@ -2,11 +2,10 @@
 
 use crate::gallery::index::Index;
 use crate::gallery::store::Gallery;
+use crate::model::nearest::nearest_rows;
 use crate::model::vectors::Vectors;
 use anyhow::Result;
-use rayon::prelude::*;
 use serde::Serialize;
-use tercet::{Matrix, TopK};
 
 /// What a person with several samples counts by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -118,35 +117,6 @@ fn of_means(index: &Index, queries: &Vectors, top: usize) -> Vec<Vec<Found>> {
     let nearest = nearest_rows(&means, dim, queries, &all, top.min(people.len()));
     let person = |(row, distance): (usize, f32)| Found { person: people[row], sample: None, distance };
     nearest.into_iter().map(|rows| rows.into_iter().map(person).collect()).collect()
-}
-
-/// The `k` nearest rows of some of the queries, and how far they are.
-fn nearest_rows(rows: &[f32], dim: usize, queries: &Vectors, some: &[usize], k: usize) -> Vec<Vec<(usize, f32)>> {
-    let between = |query: usize, row: usize| queries.measure().between(queries.row(query), &rows[row * dim..][..dim]);
-    if k == 0 {
-        return vec![Vec::new(); some.len()];
-    }
-    let Some(distance) = queries.measure().of_batches() else {
-        // No other distance has a search of its own.
-        let all = |&query: &usize| {
-            let mut all: Vec<(usize, f32)> = (0..rows.len() / dim).map(|row| (row, between(query, row))).collect();
-            all.sort_by(|x, y| x.1.total_cmp(&y.1).then(x.0.cmp(&y.0)));
-            all.truncate(k);
-            all
-        };
-        return some.par_iter().map(all).collect();
-    };
-    let of_some: Vec<f32> = some.iter().flat_map(|&query| queries.row(query)).copied().collect();
-    let (mut distances, mut indices) = (vec![0.0; some.len() * k], vec![0; some.len() * k]);
-    let top = TopK { k, distance, ..Default::default() };
-    let matrix = |rows| Matrix::new(rows, dim).expect("whole rows");
-    top.on(matrix(&of_some), matrix(rows)).search(&mut distances, &mut indices).expect("shapes that go together");
-    // The distances as `verify` computes them.
-    let nearest = some.iter().zip(indices.chunks_exact(k)).map(|(&query, rows)| {
-        let found = rows.iter().filter(|row| **row >= 0).map(|&row| (row as usize, between(query, row as usize)));
-        found.collect()
-    });
-    nearest.collect()
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ pub mod calibration;
 pub mod device;
 pub mod distance;
 pub mod encoder;
+pub mod nearest;
 pub mod saved;
 pub mod vectors;
 pub mod weights;

@@ -122,6 +122,16 @@ pub fn parse(text: &str) -> Result<(Settings, Architecture, Distance), String> {
     if !(threshold.is_finite() && threshold >= 0.0) {
         return Err(format!("threshold {threshold}; expected a distance"));
     }
+    if let Some(identification) = &settings.calibration.identification {
+        let of_pairs = identification.matches.iter().map(|(_, threshold)| threshold);
+        let mut thresholds = identification.searches.iter().map(|(_, threshold)| threshold).chain(of_pairs);
+        if let Some(wrong) = thresholds.find(|threshold| !(threshold.is_finite() && **threshold >= 0.0)) {
+            return Err(format!("identification: threshold {wrong}; expected a distance"));
+        }
+        if !(identification.fpir > 0.0 && identification.fpir < 1.0) {
+            return Err(format!("identification: fpir {}; expected a number between 0 and 1", identification.fpir));
+        }
+    }
     Ok((settings, architecture, distance))
 }
 
@@ -238,7 +248,8 @@ mod tests {
 
     fn settings() -> Settings {
         let operating = Operating { threshold: 0.7, far: 0.1, frr: 0.11 };
-        let calibration = Calibration { operating, eer: 0.105, far_skilled: None, identities: 9, images: 40 };
+        let calibration =
+            Calibration { operating, eer: 0.105, far_skilled: None, identities: 9, images: 40, identification: None };
         Settings::new(Architecture::Resnet18, 8, 32, true, Distance::Euclidean, calibration, "a folder")
     }
 

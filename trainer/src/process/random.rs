@@ -36,6 +36,8 @@ pub enum Purpose {
     Trial = 21,
     /// The folds and pairs of `tercet pairs`.
     Pairs = 22,
+    /// The people and samples of an open-set evaluation's gallery.
+    Gallery = 23,
 }
 
 /// The stream of draws for one purpose at one (epoch, step).

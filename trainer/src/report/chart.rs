@@ -1,6 +1,7 @@
 //! What a run's charts show, whoever draws them: `plot.rs` draws pictures, and SVG for the report.
 
 use crate::evaluation::metrics::{Comparison, Measured, RocPoint, Verification, text_of};
+use crate::evaluation::open_set::{OpenSet, Point};
 use crate::model::distance::Distance;
 use crate::model::vectors::Vectors;
 use anyhow::Result;
@@ -198,6 +199,32 @@ pub fn roc(before: Option<&Verification>, after: &Verification, title: &str) -> 
                of impostors that it lets through."
             .into(),
         legend: Corner::LowerRight,
+    }
+}
+
+/// How many enrolled people are missed at each share of strangers that are taken for somebody.
+pub fn open_set(measured: &OpenSet) -> Chart {
+    let points = |curve: &[Point]| curve.iter().map(|point| (point.fpir, point.fnir)).collect();
+    let mut series = vec![Series {
+        label: format!("rank 1 {:.1} %", 100.0 * measured.rank_1()),
+        tone: Tone::After,
+        mark: Mark::Line,
+        points: points(&measured.det),
+    }];
+    if let Some(at) = &measured.at_threshold {
+        let label = format!("the model's threshold, {}", text_of(at.threshold));
+        series.push(Series { label, tone: Tone::Guide, mark: Mark::Dots, points: points(std::slice::from_ref(at)) });
+    }
+    Chart {
+        name: "open-set",
+        title: format!("Recognition among {} people", measured.people),
+        x: Axis::new("false positive identification rate", 0.0, 1.0),
+        y: Axis::new("false negative identification rate", 0.0, 1.0),
+        series,
+        note: "Searches in a gallery of half of the identities: how many of its people are missed, for each share of \
+               strangers that find somebody."
+            .into(),
+        legend: Corner::UpperRight,
     }
 }
 

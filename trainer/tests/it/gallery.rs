@@ -24,12 +24,17 @@ fn people_are_enrolled_and_identified() {
     let image = world.image(2, 1);
     let answers = json(&[&["identify", &gallery, &image, "--top", "2"][..], &model].concat());
     let answer = &answers[0];
-    assert_eq!((&answer["image"], &answer["person"]), (&Value::from(image.clone()), &"generated-0002".into()));
+    let person =
+        json(&[&["identify", &gallery, &image, "--threshold", "1e-6"][..], &model].concat())[0]["person"].clone();
+    assert_eq!((&answer["image"], &person), (&Value::from(image.clone()), &"generated-0002".into()));
     let nearest = answer["nearest"].as_array().unwrap();
     assert_eq!((nearest.len(), &nearest[0]["name"]), (2, &Value::from("generated-0002")));
     // Of another batch a picture's embedding is rounded in another way.
     assert!(nearest[0]["distance"].as_f64().unwrap() < 1e-6 && nearest[0]["sample"] == image.as_str(), "{answer}");
     assert!(nearest[1]["distance"].as_f64() >= nearest[0]["distance"].as_f64());
+
+    let origin = answer["threshold_origin"].as_str().unwrap();
+    assert!(origin.contains("1 % of strangers find somebody among 4 people, by the nearest"), "{origin}");
 
     let mean = json(&[&["identify", &gallery, &image, "--by", "mean"][..], &model].concat());
     assert_eq!(mean[0]["nearest"].as_array().unwrap().len(), 4);
@@ -159,4 +164,57 @@ fn bad_input_is_refused_and_nothing_is_overwritten() {
     refused(&["identify", &gallery, &image, "--model", &other, "--device", "cpu"], &["of another model (resnet18"]);
     refused(&["enroll", &gallery, &image, "--name", "X", "--model", &other, "--device", "cpu"], &["of another model"]);
     assert_eq!(json(&["list", &gallery]).as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn the_hardest_triplets_and_pairs_are_mined() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), world());
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let mine = |kind: &str, out: &str| {
+        let model = ["--model", &world.run, "--device", "cpu", "--as", kind, "--top", "2", "--out", out];
+        stdout(&[&["mine", &world.genuine][..], &model].concat())
+    };
+    let (triplets, pairs) = (at("triplets.csv"), at("pairs.csv"));
+    assert_eq!(mine("triplets", &triplets), format!("32 triplets of 16 images\n{triplets}\n"));
+    let lines = std::fs::read_to_string(&triplets).unwrap();
+    let mut lines = lines.lines();
+    assert_eq!(lines.next(), Some("anchor,positive,negative,distance_positive,distance_negative"));
+    for line in lines {
+        let cells: Vec<&str> = line.split(',').collect();
+        let owner = |cell: &str| cell.split_once('/').unwrap().0.to_owned();
+        assert!(owner(cells[0]) == owner(cells[1]) && owner(cells[0]) != owner(cells[2]), "{line}");
+    }
+    assert!(mine("pairs", &pairs).ends_with(&format!("pairs of 16 images\n{pairs}\n")));
+    let text = std::fs::read_to_string(&pairs).unwrap();
+    let distances: Vec<f64> =
+        text.lines().skip(1).map(|line| line.rsplit_once(',').unwrap().1.parse().unwrap()).collect();
+    assert!(distances.len() >= 16 && distances.is_sorted());
+    refused(
+        &["mine", &world.genuine, "--model", &world.run, "--device", "cpu", "--out", &pairs],
+        &["--out", "already there"],
+    );
+    let alone = format!("{}/generated-0000", world.genuine);
+    refused(&["mine", &alone, "--model", &world.run, "--device", "cpu", "--out", &at("x.csv")], &["generated-0000"]);
+}
+
+#[test]
+fn recognition_is_measured() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), world());
+    let out = dir.path().join("evaluation").to_str().unwrap().to_owned();
+    let model = ["--model", &world.run, "--device", "cpu"];
+    let measured =
+        json(&[&["eval", &world.genuine, "--gallery", "--enrolled", "2", "--out", &out][..], &model].concat());
+    let open = &measured["open_set"];
+    let counts = ["people", "samples", "mated", "strangers"].map(|key| open[key].as_u64().unwrap());
+    assert_eq!(counts, [2, 4, 4, 8]);
+    assert!(open["at_threshold"]["fpir"].is_number() && open["cmc"][0][0] == 1);
+    assert!(image::open(format!("{out}/open-set.png")).is_ok());
+    assert!(std::fs::read_to_string(format!("{out}/report.html")).unwrap().contains("Recognition among 2 people"));
+    let text = stdout(&[&["eval", &world.genuine, "--gallery"][..], &model].concat());
+    assert!(text.contains("recognition, 2 people of 2 samples; 6 searches for them and 8 of strangers"), "{text}");
+    assert!(text.contains("FNIR at FPIR 0.01"), "{text}");
+    refused(
+        &[&["eval", &world.genuine, "--gallery", "--enrolled", "4"][..], &model].concat(),
+        &["--gallery", "too few"],
+    );
 }

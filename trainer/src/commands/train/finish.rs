@@ -5,6 +5,7 @@ use crate::commands::train::report::RunReport;
 use crate::commands::train::source::Source;
 use crate::commands::train::summary::Summary;
 use crate::evaluation::evaluate::{Evaluated, Evaluation};
+use crate::evaluation::identification;
 use crate::model::saved::{self, Settings};
 use crate::process::interrupt::Interrupt;
 use crate::process::say::{note, say, say_path};
@@ -64,7 +65,10 @@ pub fn finish(run: &Finished) -> Result<()> {
     let level = plan.loss.of_equal_embeddings();
 
     run.interrupt.check()?;
-    let calibration = after.scores.calibration(val.members.len(), evaluation.len());
+    let mut calibration = after.scores.calibration(val.members.len(), evaluation.len());
+    let (subjects, vectors) = (evaluation.images(), &after.vectors);
+    let between = |i: usize, j: usize| vectors.distance(i, j);
+    calibration.identification = identification::calibrate(&subjects.identity, between, &after.scores.random.tally);
     let settings = Settings::new(
         args.encoder,
         args.embedding_dim,

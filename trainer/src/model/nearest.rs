@@ -1,0 +1,34 @@
+//! The nearest embeddings of many, in memory for the results alone.
+
+use crate::model::vectors::Vectors;
+use rayon::prelude::*;
+use tercet::{Matrix, TopK};
+
+/// The `k` nearest of rows of `dim` numbers for some of the queries, and how far they are; of equally far ones the first.
+pub fn nearest_rows(rows: &[f32], dim: usize, queries: &Vectors, some: &[usize], k: usize) -> Vec<Vec<(usize, f32)>> {
+    let between = |query: usize, row: usize| queries.measure().between(queries.row(query), &rows[row * dim..][..dim]);
+    if k == 0 {
+        return vec![Vec::new(); some.len()];
+    }
+    let Some(distance) = queries.measure().of_batches() else {
+        // No other distance has a search of its own.
+        let all = |&query: &usize| {
+            let mut all: Vec<(usize, f32)> = (0..rows.len() / dim).map(|row| (row, between(query, row))).collect();
+            all.sort_by(|x, y| x.1.total_cmp(&y.1).then(x.0.cmp(&y.0)));
+            all.truncate(k);
+            all
+        };
+        return some.par_iter().map(all).collect();
+    };
+    let of_some: Vec<f32> = some.iter().flat_map(|&query| queries.row(query)).copied().collect();
+    let (mut distances, mut indices) = (vec![0.0; some.len() * k], vec![0; some.len() * k]);
+    let top = TopK { k, distance, ..Default::default() };
+    let matrix = |rows| Matrix::new(rows, dim).expect("whole rows");
+    top.on(matrix(&of_some), matrix(rows)).search(&mut distances, &mut indices).expect("shapes that go together");
+    // The distances as `verify` computes them.
+    let nearest = some.iter().zip(indices.chunks_exact(k)).map(|(&query, rows)| {
+        let found = rows.iter().filter(|row| **row >= 0).map(|&row| (row as usize, between(query, row as usize)));
+        found.collect()
+    });
+    nearest.collect()
+}
