@@ -60,8 +60,8 @@ pub fn identify(args: &IdentifyArgs) -> Result<()> {
         return say(&serde_json::to_string_pretty(&identified)?);
     }
     let by = if args.by == By::Mean { "the mean of their samples" } else { "their nearest sample" };
-    let mut text =
-        format!("threshold {} ({origin}); {}; people by {by}\n", text_of(threshold), model.settings.distance);
+    let measure = &model.settings.distance;
+    let mut text = format!("threshold {} ({origin})\n{measure}; people by {by}\n", text_of(threshold));
     for Identified { image, answer, .. } in &identified {
         let _ = writeln!(text, "{image}: {}", answer.person.as_deref().unwrap_or("nobody"));
         for found in &answer.nearest {

@@ -213,7 +213,7 @@ pub fn open_set(measured: &OpenSet) -> Chart {
     }];
     if let Some(at) = &measured.at_threshold {
         let label = format!("the model's threshold, {}", text_of(at.threshold));
-        series.push(Series { label, tone: Tone::Guide, mark: Mark::Dots, points: points(std::slice::from_ref(at)) });
+        series.push(Series { label, tone: Tone::Guide, mark: Mark::Knots, points: points(std::slice::from_ref(at)) });
     }
     Chart {
         name: "open-set",
