@@ -6,6 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use cudarc::driver::{CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr};
 use half::{bf16, f16};
 
+use super::stored::{INT8_ROUNDING, rounding_of};
 use super::{Search, SearchInput, TopKProblem, check_exact};
 use crate::constants::{OWN_NONE, OWN_OFFSET, OWN_ROWS, TOP_K_CHUNK, TOP_K_MOST, TOP_K_SORTED};
 use crate::cuda::arguments::Input;
@@ -92,10 +93,10 @@ impl Dtype {
     /// times the row's scale.
     fn rounding(self) -> [f32; 2] {
         match self {
-            Self::F32 => [0.0; 2],
-            Self::F16 => [1.0 / 2048.0, 1.0 / (1 << 25) as f32],
-            Self::Bf16 => [1.0 / 256.0, 0.0],
-            Self::Int8 => [0.0, 0.5],
+            Self::F32 => rounding_of::<f32>().map(|x| x as f32),
+            Self::F16 => rounding_of::<f16>().map(|x| x as f32),
+            Self::Bf16 => rounding_of::<bf16>().map(|x| x as f32),
+            Self::Int8 => [0.0, INT8_ROUNDING],
         }
     }
 }

@@ -145,6 +145,20 @@ impl<'a> Int8Rows<'a> {
     }
 }
 
+/// By how much a number of T may differ from the one that was rounded to it: the first times its size, and the second.
+pub(crate) fn rounding_of<T: Element>() -> [f64; 2] {
+    match T::NAME {
+        // Half a unit of the last place, and half of the least number.
+        "f16" => [1.0 / 2048.0, 1.0 / f64::from(1 << 25)],
+        // Half of the least number is below what f32 computes with.
+        "bf16" => [1.0 / 256.0, 0.0],
+        _ => [0.0; 2],
+    }
+}
+
+/// By how much a number of [`Int8Rows`] may differ from the one that was rounded to it, over the row's scale.
+pub(crate) const INT8_ROUNDING: f32 = 0.5;
+
 /// Stored rows as a search reads them.
 pub(crate) trait Source<A>: Sync {
     /// Row j in place, if it is stored in the type of arithmetic.
@@ -205,17 +219,11 @@ impl<T: Element> Source<T::Scalar> for Matrix<'_, T> {
     }
 
     fn relative(&self) -> T::Scalar {
-        // Half a unit of the last place.
-        T::Scalar::from_f64(match T::NAME {
-            "f16" => 2f64.powi(-11),
-            "bf16" => 2f64.powi(-8),
-            _ => 0.0,
-        })
+        T::Scalar::from_f64(rounding_of::<T>()[0])
     }
 
     fn absolute(&self, _: usize, to: &mut [T::Scalar]) {
-        // Half of the least number; that of bf16 is below what f32 computes with.
-        to.fill(T::Scalar::from_f64(if T::NAME == "f16" { 2f64.powi(-25) } else { 0.0 }));
+        to.fill(T::Scalar::from_f64(rounding_of::<T>()[1]));
     }
 }
 
@@ -259,7 +267,7 @@ impl Source<f32> for Int8Rows<'_> {
 
     fn absolute(&self, first: usize, to: &mut [f32]) {
         // Integers are 127 at most: what is lost where they are multiplied is less than a thousandth of this.
-        to.iter_mut().zip(&self.scales[first..]).for_each(|(to, scale)| *to = scale.abs() * 0.5);
+        to.iter_mut().zip(&self.scales[first..]).for_each(|(to, scale)| *to = scale.abs() * INT8_ROUNDING);
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::commands::cli::EnrollArgs;
 use crate::data::collections::Patterns;
 use crate::data::folders::{self, names};
-use crate::gallery::{Gallery, Made, New};
+use crate::gallery::{Gallery, Made, New, check_name};
 use crate::model::saved::{Embedded, Model};
 use crate::process::bad_input::bad_input;
 use crate::process::interrupt::Interrupt;
@@ -21,7 +21,7 @@ pub fn enroll(args: &EnrollArgs) -> Result<()> {
     let device = args.model.device()?;
     let images = images(args)?;
     let model = Model::load(&args.model.model, device)?;
-    let mut gallery = Gallery::open_or_make(&args.gallery, &Made::by(&model))?;
+    let mut gallery = Gallery::open_or_make(&args.gallery, &Made::by(&model)?)?;
     let (mut added, mut read) = (0, 0);
     for some in images.chunks(TOGETHER) {
         interrupt.check()?;
@@ -69,10 +69,12 @@ fn images(args: &EnrollArgs) -> Result<Vec<(String, PathBuf)>> {
         let Some(name) = &args.name else {
             return Err(bad_input(format!("{}: an image; --name says whose it is", args.path.display())));
         };
-        return Ok(vec![(checked(name)?, args.path.clone())]);
+        check_name("--name", name)?;
+        return Ok(vec![(name.clone(), args.path.clone())]);
     }
     if let Some(name) = &args.name {
-        let (name, files) = (checked(name)?, all_images(&args.path)?);
+        check_name("--name", name)?;
+        let files = all_images(&args.path)?;
         return Ok(files.into_iter().map(|file| (name.clone(), file)).collect());
     }
     let patterns = Patterns::new(&args.patterns)?;
@@ -83,14 +85,6 @@ fn images(args: &EnrollArgs) -> Result<Vec<(String, PathBuf)>> {
     }
     let of_person = |(name, files): (String, Vec<PathBuf>)| files.into_iter().map(move |file| (name.clone(), file));
     Ok(found.genuine.into_iter().flat_map(of_person).collect())
-}
-
-/// A name that can be shown and typed.
-fn checked(name: &str) -> Result<String> {
-    if name.trim().is_empty() || name.chars().any(char::is_control) {
-        return Err(bad_input(format!("--name {name:?}: expected a name")));
-    }
-    Ok(name.into())
 }
 
 /// All images of a folder, at any depth.

@@ -29,7 +29,7 @@ pub fn identify(args: &IdentifyArgs) -> Result<()> {
     let files = if args.path.is_file() { vec![args.path.clone()] } else { all_images(&args.path)? };
     let gallery = Gallery::open(&args.gallery)?;
     let model = Model::load(&args.model.model, device)?;
-    gallery.check(&Made::by(&model))?;
+    gallery.check(&Made::by(&model)?)?;
     let index = Index::of(&gallery)?;
     let Embedded { vectors, kept, .. } = model.embed(&files, args.on_bad_image)?;
     if kept.is_empty() {

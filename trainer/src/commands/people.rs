@@ -1,8 +1,7 @@
 //! `tercet list`, `rename` and `remove`: the people of a gallery.
 
 use crate::commands::cli::{ListArgs, RemoveArgs, RenameArgs};
-use crate::gallery::Gallery;
-use crate::process::bad_input::bad_input;
+use crate::gallery::{Gallery, check_name};
 use crate::process::named::plural;
 use crate::process::say::say;
 use anyhow::Result;
@@ -31,9 +30,7 @@ pub fn list(args: &ListArgs) -> Result<()> {
 
 /// Gives a person another name.
 pub fn rename(args: &RenameArgs) -> Result<()> {
-    if args.to.trim().is_empty() || args.to.chars().any(char::is_control) {
-        return Err(bad_input(format!("NEW {:?}: expected a name", args.to)));
-    }
+    check_name("NEW", &args.to)?;
     Gallery::open(&args.gallery)?.rename(&args.name, &args.to)?;
     say(&format!("{} is now {}", args.name, args.to))
 }

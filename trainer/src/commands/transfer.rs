@@ -5,7 +5,7 @@
 //! `person,source,picture`.
 
 use crate::commands::cli::{ExportArgs, ImportArgs};
-use crate::gallery::{Gallery, Made, New, Sample};
+use crate::gallery::{Gallery, Made, New, Sample, check_name};
 use crate::model::saved::Model;
 use crate::model::vectors::Vectors;
 use crate::process::atomic;
@@ -129,16 +129,14 @@ pub fn import(args: &ImportArgs) -> Result<()> {
     if lines.len() != rows.len() / dim {
         return Err(wrong(&format!("{} embeddings, but {} people and sources", rows.len() / dim, lines.len())));
     }
-    if let Some(line) =
-        lines.iter().find(|line| line.person.trim().is_empty() || line.person.chars().any(char::is_control))
-    {
-        return Err(wrong(&format!("{:?} is no name", line.person)));
+    for line in &lines {
+        check_name(&format!("{}: person", args.file.display()), &line.person)?;
     }
     if rows.iter().any(|x| !x.is_finite()) {
         return Err(wrong("an embedding with NaN or infinity"));
     }
     let model = Model::load(&args.model.model, device)?;
-    let made = Made::by(&model);
+    let made = Made::by(&model)?;
     if dim != made.dim {
         return Err(wrong(&format!("embeddings of {dim} numbers; the model's have {}", made.dim)));
     }

@@ -6,4 +6,4 @@ mod store;
 
 pub use index::Index;
 pub use search::{Answer, By, search};
-pub use store::{Gallery, Made, New, Sample};
+pub use store::{Gallery, Made, New, Sample, check_name};

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! about    one row: the model's fingerprint, how embeddings are compared, and how often people have changed
-//! person   a name, once; a note
+//! person   a name, once
 //! sample   a picture of a person: its fingerprint, where it came from, its embedding (f32, little-endian), a note
 //! ```
 
@@ -28,7 +28,7 @@ const TABLES: &str = "
 CREATE TABLE about (
     model TEXT NOT NULL, encoder TEXT NOT NULL, dim INTEGER NOT NULL, distance TEXT NOT NULL, changes INTEGER NOT NULL
 ) STRICT;
-CREATE TABLE person (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, note TEXT) STRICT;
+CREATE TABLE person (id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE) STRICT;
 CREATE TABLE sample (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     person INTEGER NOT NULL REFERENCES person (id) ON DELETE CASCADE,
@@ -51,13 +51,13 @@ pub struct Made {
 
 impl Made {
     /// By this model.
-    pub fn by(model: &Model) -> Self {
-        Self {
-            model: model.fingerprint(),
+    pub fn by(model: &Model) -> Result<Self> {
+        Ok(Self {
+            model: model.fingerprint()?,
             encoder: model.settings.encoder.clone(),
             dim: model.settings.embedding_dim as usize,
             distance: model.distance(),
-        }
+        })
     }
 }
 
@@ -75,7 +75,6 @@ pub struct New<'a> {
 pub struct Person {
     pub name: String,
     pub samples: usize,
-    pub note: Option<String>,
 }
 
 /// A sample, without its embedding.
@@ -201,12 +200,11 @@ impl Gallery {
     /// All people, by name.
     pub fn people(&self) -> Result<Vec<Person>> {
         let mut select = self.connection.prepare(
-            "SELECT name, count(sample.id), person.note FROM person LEFT JOIN sample ON person = person.id
+            "SELECT name, count(sample.id) FROM person LEFT JOIN sample ON person = person.id
              GROUP BY person.id ORDER BY name",
         )?;
-        let people = select.query_map([], |row| {
-            Ok(Person { name: row.get(0)?, samples: row.get::<_, i64>(1)? as usize, note: row.get(2)? })
-        })?;
+        let people =
+            select.query_map([], |row| Ok(Person { name: row.get(0)?, samples: row.get::<_, i64>(1)? as usize }))?;
         Ok(people.collect::<Result<_, _>>()?)
     }
 
@@ -319,6 +317,14 @@ fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(PATIENCE)?;
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "foreign_keys", true)
+}
+
+/// Refuses what cannot be shown and typed as a name. `option` is how the user gave it.
+pub fn check_name(option: &str, name: &str) -> Result<()> {
+    match name.trim().is_empty() || name.chars().any(char::is_control) {
+        true => Err(bad_input(format!("{option} {name:?}: expected a name"))),
+        false => Ok(()),
+    }
 }
 
 fn wrong(file: &Path, what: &(impl std::fmt::Display + ?Sized)) -> anyhow::Error {

@@ -161,7 +161,8 @@ pub struct Model {
     distance: Distance,
     encoder: Encoder,
     device: Device,
-    fingerprint: Fingerprint,
+    /// The file of the weights.
+    weights: PathBuf,
 }
 
 impl Model {
@@ -183,14 +184,13 @@ impl Model {
         let encoder = Encoder::new(&vs.root(), architecture, settings.embedding_dim);
         let file = folder.join(WEIGHTS);
         weights::load_all(&vs, &file, "--model")?;
-        let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let fingerprint = settings.fingerprint(Fingerprint::of(&bytes));
-        Ok(Self { settings, distance, encoder, device, fingerprint })
+        Ok(Self { settings, distance, encoder, device, weights: file })
     }
 
-    /// The fingerprint of everything that an embedding depends on.
-    pub fn fingerprint(&self) -> Fingerprint {
-        self.fingerprint
+    /// The fingerprint of everything that an embedding depends on. Reads the weights' file once more.
+    pub fn fingerprint(&self) -> Result<Fingerprint> {
+        let bytes = std::fs::read(&self.weights).with_context(|| format!("cannot read {}", self.weights.display()))?;
+        Ok(self.settings.fingerprint(Fingerprint::of(&bytes)))
     }
 
     /// The distance that embeddings are compared by.

@@ -109,7 +109,7 @@ fn galleries_are_exported_and_imported() {
     write("alone.npy.csv", lines.lines().take(9).collect::<Vec<_>>().join("\n").as_bytes());
     check(&alone, &["16 embeddings, but 8 people"]);
     write("alone.npy.csv", lines.replace("generated-0001", " ").as_bytes());
-    check(&alone, &["\" \" is no name"]);
+    check(&alone, &["person \" \": expected a name"]);
     write("alone.npy.csv", lines.as_bytes());
     let mut bad = whole.clone();
     let end = bad.len();
