@@ -6,6 +6,7 @@ use crate::data::folders::{self, names};
 use crate::gallery::{Gallery, Made, New, check_name};
 use crate::model::saved::{Embedded, Model};
 use crate::process::bad_input::bad_input;
+use crate::process::bar::Bar;
 use crate::process::interrupt::Interrupt;
 use crate::process::named::plural;
 use crate::process::say::{note, say};
@@ -21,12 +22,22 @@ pub fn enroll(args: &EnrollArgs) -> Result<()> {
     let device = args.model.device()?;
     let images = images(args)?;
     let model = Model::load(&args.model.model, device)?;
-    let mut gallery = Gallery::open_or_make(&args.gallery, &Made::by(&model)?)?;
+    let made = Made::by(&model)?;
+    // One that is there must be this model's, before anything is read; a new one is made with its first samples.
+    let mut gallery = match args.gallery.exists() {
+        true => Some(Gallery::open_or_make(&args.gallery, &made)?),
+        false => None,
+    };
+    let mut bar = Bar::new(images.len(), "images");
     let (mut added, mut read) = (0, 0);
     for some in images.chunks(TOGETHER) {
         interrupt.check()?;
         let files: Vec<PathBuf> = some.iter().map(|(_, file)| file.clone()).collect();
         let Embedded { vectors, kept, hashes } = model.embed(&files, args.on_bad_image)?;
+        bar.add(some.len());
+        if kept.is_empty() {
+            continue;
+        }
         let sources: Vec<String> = files.iter().map(|file| names::text(file)).collect();
         let samples: Vec<New<'_>> = kept
             .iter()
@@ -40,12 +51,17 @@ pub fn enroll(args: &EnrollArgs) -> Result<()> {
                 note: args.note.as_deref(),
             })
             .collect();
-        added += gallery.enroll(&samples)?;
+        let open = match gallery.take() {
+            Some(open) => open,
+            None => Gallery::open_or_make(&args.gallery, &made)?,
+        };
+        added += gallery.insert(open).enroll(&samples)?;
         read += kept.len();
     }
-    if read == 0 {
+    drop(bar);
+    let Some(gallery) = gallery.filter(|_| read > 0) else {
         return Err(bad_input(format!("{}: no readable image", args.path.display())));
-    }
+    };
     if added < read {
         let known = read - added;
         note(&format!("{known} {} enrolled already", plural(known, "picture was", "pictures were")));

@@ -122,7 +122,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
 
     let distance = |i: usize, j: usize| set.vectors.distance(i, j);
     let random = Comparison::new(Tally::of_all(&set.identity, distance));
-    let ranking = rank(&set.identity, distance, &args.recall_at);
+    let ranking = rank(&set.identity, &set.vectors, &args.recall_at);
     let one_shot = args.ways.iter().filter_map(|&ways| one_shot(&set.identity, distance, ways, args.trials, args.seed));
     let one_shot: Vec<_> = one_shot.collect();
     let skilled = forged.as_ref().and_then(|f| skilled(&set.vectors, &set.identity, &f.vectors, &f.identity));
@@ -306,6 +306,7 @@ fn page(args: &EvalArgs, outcome: &Outcome, model: &Model, compare: &Compare) ->
     let shots = shots.map(|s| format!("{}-way {:.1} ± {:.1} %", s.ways, 100.0 * s.accuracy, 100.0 * s.standard_error));
     let recall = outcome.ranking.recall.iter().map(|(k, recall)| format!("@{k} {:.1} %", 100.0 * recall));
     let there = outcome.at_threshold;
+    let searches = outcome.open_set.as_ref().map(|open| compare.hardest_searches(open)).transpose()?;
     Ok(Page {
         title: format!("Evaluation of {}", data_title(&outcome.data)),
         context: data_title(&outcome.data),
@@ -316,7 +317,7 @@ fn page(args: &EvalArgs, outcome: &Outcome, model: &Model, compare: &Compare) ->
         warning: None,
         numbers,
         charts: compare.charts(None)?.into_iter().chain(outcome.open_set.as_ref().map(chart::open_set)).collect(),
-        hardest: compare.hardest()?,
+        hardest: compare.hardest()?.into_iter().chain(searches.into_iter().flatten()).collect(),
         settings: vec![
             ("folder", outcome.data.clone()),
             ("pairs", format!("{} genuine, {} impostor", outcome.genuine_pairs, outcome.impostor_pairs)),

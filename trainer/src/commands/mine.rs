@@ -4,7 +4,7 @@
 use crate::commands::cli::{MineArgs, Mined};
 use crate::data::collections::Patterns;
 use crate::data::folders::{self, below};
-use crate::model::nearest::nearest_rows;
+use crate::model::nearest::for_nearest_others;
 use crate::model::saved::{Embedded, Model};
 use crate::model::vectors::Vectors;
 use crate::process::atomic;
@@ -77,11 +77,11 @@ fn nearest_negatives(vectors: &Vectors, owners: &[usize], top: usize) -> Vec<Vec
     owners.iter().enumerate().for_each(|(image, owner)| sizes.entry(of_owner[owner]).or_default().push(image));
     let mut negatives = vec![Vec::new(); owners.len()];
     for (size, images) in sizes {
-        let k = (top + size).min(owners.len());
-        let nearest = nearest_rows(vectors.as_slice(), vectors.dim(), vectors, &images, k);
-        for (image, near) in images.into_iter().zip(nearest) {
-            negatives[image] = near.into_iter().filter(|(j, _)| owners[*j] != owners[image]).take(top).collect();
-        }
+        let of_others = |image: usize, near: &[(usize, f32)]| -> Vec<(usize, f32)> {
+            near.iter().filter(|(j, _)| owners[*j] != owners[image]).take(top).copied().collect()
+        };
+        let found = for_nearest_others(vectors, &images, (top + size - 1).min(owners.len() - 1), of_others);
+        images.into_iter().zip(found).for_each(|(image, near)| negatives[image] = near);
     }
     negatives
 }

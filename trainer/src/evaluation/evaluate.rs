@@ -138,7 +138,7 @@ impl Evaluation {
     /// Computes the metrics of these embeddings.
     fn scored(&self, vectors: Vectors, forged: Vectors) -> Evaluated {
         let identity = &self.images.identity;
-        let mut scores = verify(identity, |i, j| vectors.distance(i, j));
+        let mut scores = verify(identity, &vectors);
         if let Some((_, subjects)) = &self.forgeries {
             scores.skilled = skilled(&vectors, identity, &forged, &subjects.identity);
         }

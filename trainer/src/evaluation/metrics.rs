@@ -6,6 +6,7 @@
 use crate::evaluation::ranking::{self, Ranking};
 use crate::evaluation::tally::Tally;
 use crate::model::calibration::{Calibration, Operating};
+use crate::model::vectors::Vectors;
 use serde::{Deserialize, Serialize};
 
 /// One operating point of the ROC curve.
@@ -99,11 +100,11 @@ impl std::fmt::Display for Verification {
     }
 }
 
-/// All metrics of the rows. `distance(i, j)` is symmetric; `identity[i]` is the identity of image `i`. There must be
-/// two identities, and one of them must have two images.
-pub fn verify(identity: &[usize], distance: impl Fn(usize, usize) -> f32 + Sync) -> Verification {
-    let random = Comparison::new(Tally::of_all(identity, &distance));
-    let ranking = ranking::rank(identity, &distance, &[1]);
+/// All metrics of the embeddings; `identity[i]` is the identity of row `i`. There must be two identities, and one of them
+/// must have two rows.
+pub fn verify(identity: &[usize], vectors: &Vectors) -> Verification {
+    let random = Comparison::new(Tally::of_all(identity, |i, j| vectors.distance(i, j)));
+    let ranking = ranking::rank(identity, vectors, &[1]);
     let operating = at_equal_error(&random.roc);
     Verification {
         eer: random.eer,
@@ -219,6 +220,7 @@ fn between(distance: f32, next: Option<f32>) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::distance::Distance;
 
     fn curve(genuine: &[f32], impostor: &[f32]) -> Vec<RocPoint> {
         let genuine = genuine.iter().map(|&d| (d, true));
@@ -329,8 +331,8 @@ mod tests {
 
     #[test]
     fn verify_counts_each_pair_once() {
-        let at = [0.0f32, 0.1, 5.0, 5.1];
-        let v = verify(&[0, 0, 1, 1], |i, j| (at[i] - at[j]).abs());
+        let at = Vectors::new(vec![0.0, 0.1, 5.0, 5.1], 1, Distance::Euclidean);
+        let v = verify(&[0, 0, 1, 1], &at);
         assert_eq!((v.eer, v.auc, v.recall_at_1), (0.0, 1.0, 1.0));
     }
 }

@@ -64,7 +64,8 @@ pub fn hardest_forgeries(
     pairs.into_iter().filter(|pair| taken.insert(pair.first)).take(count).collect()
 }
 
-fn once_each(sorted: &[Pair], count: usize) -> Vec<Pair> {
+/// The first `count` pairs that have no image of an earlier one.
+pub fn once_each(sorted: &[Pair], count: usize) -> Vec<Pair> {
     let mut taken = std::collections::HashSet::new();
     let mut fresh = |pair: &&Pair| {
         let new = !taken.contains(&pair.first) && !taken.contains(&pair.second);

@@ -10,6 +10,7 @@
 //!
 //! A person counts by the nearest of their samples; of equally far people the first is nearer.
 
+use crate::evaluation::mistakes::Pair;
 use crate::process::random::{Purpose, stream};
 use rand::seq::SliceRandom;
 use rayon::prelude::*;
@@ -54,7 +55,20 @@ pub struct OpenSet {
     /// The curve of both rates, from the smallest threshold on.
     #[serde(skip)]
     pub det: Vec<Point>,
+    #[serde(skip)]
+    pub hardest: HardestSearches,
     rank_1: f64,
+}
+
+/// The searches that mislead most: of each pair the first image is searched for, and the second is enrolled.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HardestSearches {
+    /// Strangers, with the sample that is nearest to them; the nearest first.
+    pub strangers: Vec<Pair>,
+    /// Enrolled people, with the sample of another person that is nearer than their own; the nearest first.
+    pub confused: Vec<Pair>,
+    /// Enrolled people, with the nearest of their own samples; the farthest first.
+    pub far: Vec<Pair>,
 }
 
 impl OpenSet {
@@ -62,13 +76,20 @@ impl OpenSet {
     pub fn rank_1(&self) -> f64 {
         self.rank_1
     }
+
+    /// The threshold that decides searches: the model's for so many people, or else that of the lowest FPIR here.
+    pub fn threshold(&self) -> f32 {
+        self.at_threshold.map_or(self.fnir_at_fpir[0].threshold, |at| at.threshold)
+    }
 }
 
-/// The outcome of a search for an enrolled person: how many people are nearer, and how far the person is.
+/// The outcome of a search for an enrolled person: how many people are nearer, the nearest sample of the person, and the
+/// nearest of somebody who is nearer.
 #[derive(Clone, Copy)]
 struct Mated {
     nearer: usize,
-    distance: f32,
+    own: Pair,
+    other: Option<Pair>,
 }
 
 /// Enrols half of the identities, drawn by the seed, with `each` of their images, and searches for all other images. Only
@@ -103,47 +124,62 @@ pub fn open_set(
     if people.is_empty() || strangers.is_empty() {
         return None;
     }
+    // Of equally far samples the first.
     let to_person = |image: usize, person: usize| {
-        people[person].iter().map(|&sample| distance(image, sample)).fold(f32::INFINITY, f32::min)
+        let pairs = people[person].iter().map(|&sample| Pair {
+            first: image,
+            second: sample,
+            distance: distance(image, sample),
+        });
+        pairs.min_by(|x, y| x.distance.total_cmp(&y.distance)).expect("each person has a sample")
     };
+    let nearest_of = |pairs: &mut dyn Iterator<Item = Pair>| pairs.min_by(|x, y| x.distance.total_cmp(&y.distance));
     let found: Vec<Mated> = mated
         .par_iter()
-        .map(|&(own, image)| {
-            let distance = to_person(image, own);
-            let is_nearer = |person: usize| {
-                let other = to_person(image, person);
-                other < distance || (other == distance && person < own)
-            };
-            Mated { nearer: (0..people.len()).filter(|&person| person != own && is_nearer(person)).count(), distance }
+        .map(|&(person, image)| {
+            let own = to_person(image, person);
+            let mut nearer = 0;
+            let other = nearest_of(&mut (0..people.len()).filter(|&other| other != person).filter_map(|other| {
+                let pair = to_person(image, other);
+                let is_nearer = pair.distance < own.distance || (pair.distance == own.distance && other < person);
+                nearer += usize::from(is_nearer);
+                is_nearer.then_some(pair)
+            }));
+            Mated { nearer, own, other }
         })
         .collect();
-    let mut nearest: Vec<f32> = strangers
+    let mut nearest: Vec<Pair> = strangers
         .par_iter()
-        .map(|&image| (0..people.len()).map(|person| to_person(image, person)).fold(f32::INFINITY, f32::min))
+        .filter_map(|&image| nearest_of(&mut (0..people.len()).map(|person| to_person(image, person))))
         .collect();
-    nearest.sort_by(f32::total_cmp);
+    nearest.sort_by(|x, y| x.distance.total_cmp(&y.distance));
 
     let share = |count: usize, of: usize| count as f64 / of.max(1) as f64;
     let at = |threshold: f32| Point {
         threshold,
-        fpir: share(nearest.partition_point(|x| *x <= threshold), nearest.len()),
-        fnir: share(found.iter().filter(|f| f.nearer > 0 || f.distance > threshold).count(), found.len()),
+        fpir: share(nearest.partition_point(|pair| pair.distance <= threshold), nearest.len()),
+        fnir: share(found.iter().filter(|f| f.nearer > 0 || f.own.distance > threshold).count(), found.len()),
     };
     // Just below the nearest stranger that is one too many.
     let most = |rate: f64| match nearest.get((rate * nearest.len() as f64) as usize) {
-        Some(next) => next.next_down().max(0.0),
-        None => nearest[nearest.len() - 1],
+        Some(next) => next.distance.next_down().max(0.0),
+        None => nearest[nearest.len() - 1].distance,
     };
     let fnir_at_fpir = RATES.map(|rate| {
         let Point { threshold, fnir, .. } = at(most(rate));
         AtRate { at: rate, fnir, threshold }
     });
-    let mut thresholds: Vec<f32> = nearest.iter().copied().chain(found.iter().map(|f| f.distance)).collect();
+    let distances = nearest.iter().chain(found.iter().map(|f| &f.own)).map(|pair| pair.distance);
+    let mut thresholds: Vec<f32> = distances.collect();
     thresholds.sort_by(f32::total_cmp);
     thresholds.dedup();
     let step = thresholds.len().div_ceil(POINTS);
     let det = std::iter::once(0.0).chain(thresholds.iter().copied().step_by(step)).chain(thresholds.last().copied());
     let within = |k: usize| share(found.iter().filter(|f| f.nearer < k).count(), found.len());
+    let mut confused: Vec<Pair> = found.iter().filter_map(|f| f.other).collect();
+    confused.sort_by(|x, y| x.distance.total_cmp(&y.distance));
+    let mut far: Vec<Pair> = found.iter().map(|f| f.own).collect();
+    far.sort_by(|x, y| y.distance.total_cmp(&x.distance));
     Some(OpenSet {
         people: people.len(),
         samples: people.iter().map(Vec::len).sum(),
@@ -153,6 +189,7 @@ pub fn open_set(
         fnir_at_fpir: fnir_at_fpir.to_vec(),
         at_threshold: threshold(people.len()).map(at),
         det: det.map(at).collect(),
+        hardest: HardestSearches { strangers: nearest, confused, far },
         rank_1: within(1),
     })
 }
@@ -177,6 +214,11 @@ mod tests {
         assert_eq!(open.det.last().map(|point| (point.fpir, point.fnir)), Some((1.0, 0.0)));
         assert!(open.det.is_sorted_by(|x, y| x.fpir <= y.fpir && x.fnir >= y.fnir));
         assert_eq!(open, open_set(&identity, distance, 1, &[1, 3], |people| Some(people as f32 / 5.0), 4).unwrap());
+        let HardestSearches { strangers, confused, far } = &open.hardest;
+        assert_eq!((strangers.len(), confused.len(), far.len()), (30, 0, 20));
+        assert!(strangers.is_sorted_by(|x, y| x.distance <= y.distance) && strangers[0].distance >= 8.0);
+        assert!(far.is_sorted_by(|x, y| x.distance >= y.distance) && far[0].distance <= 2.0);
+        assert!(far.iter().all(|pair| identity[pair.first] == identity[pair.second] && pair.first != pair.second));
     }
 
     #[test]
@@ -195,5 +237,8 @@ mod tests {
         let open = open_set(&identity, |_, _| 0.0, 1, &[1, 2], |_| Some(0.0), 0).unwrap();
         assert_eq!(open.cmc, [(1, 0.5), (2, 1.0)]);
         assert_eq!(open.at_threshold, Some(Point { threshold: 0.0, fpir: 1.0, fnir: 0.5 }));
+        let [confused] = open.hardest.confused[..] else { panic!("{:?}", open.hardest) };
+        assert_ne!(identity[confused.first], identity[confused.second]);
+        assert_eq!(open.hardest.far.len(), 2);
     }
 }

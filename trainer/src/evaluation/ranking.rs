@@ -11,6 +11,8 @@
 //! each averaged over the queries that have such others (Musgrave et al., 2020, "A metric learning reality check"). Of
 //! equally near images the one with the lower index is nearer.
 
+use crate::model::nearest::for_nearest_others;
+use crate::model::vectors::Vectors;
 use crate::process::random::{Purpose, stream};
 use rand::seq::index;
 use rayon::prelude::*;
@@ -30,42 +32,41 @@ pub struct Ranking {
     pub queries: usize,
 }
 
-/// Ranks all other images for each image, with one row of distances at a time for each thread.
-pub fn rank(identity: &[usize], distance: impl Fn(usize, usize) -> f32 + Sync, ks: &[usize]) -> Ranking {
-    let rows = identity.len();
+/// Ranks the other images for each image, as far as one of the metrics asks: no more than these are in memory.
+pub fn rank(identity: &[usize], vectors: &Vectors, ks: &[usize]) -> Ranking {
     let mut images: BTreeMap<usize, usize> = BTreeMap::new();
     identity.iter().for_each(|&owner| *images.entry(owner).or_default() += 1);
+    // Queries that have equally many others of their identity are searched for together.
+    let mut queries: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    identity.iter().enumerate().for_each(|(image, owner)| queries.entry(images[owner] - 1).or_default().push(image));
+    queries.remove(&0);
     let deepest = ks.iter().copied().max().unwrap_or(1);
 
     /// The result of one query: at which place the first image of its identity is, and the two precisions.
+    #[derive(Clone, Copy)]
     struct Answer {
         first: usize,
         r_precision: f64,
         map_at_r: f64,
     }
-    let answer = |near: &mut Vec<u64>, i: usize| {
-        let wanted = images[&identity[i]] - 1;
-        if wanted == 0 {
-            return None;
-        }
-        near.clear();
-        // Distances are not negative, so their bits are ordered as they are; the index breaks ties.
-        let key = |j: usize| u64::from((distance(i, j) + 0.0).to_bits()) << 32 | j as u64;
-        near.extend((0..rows).filter(|&j| j != i).map(key));
-        let depth = deepest.max(wanted).min(near.len());
-        near.select_nth_unstable(depth - 1);
-        near[..depth].sort_unstable();
-        let relevant = |place: usize| identity[near[place] as u32 as usize] == identity[i];
-        let (mut found, mut precisions) = (0, 0.0);
-        for place in (0..wanted).filter(|&place| relevant(place)) {
-            found += 1;
-            precisions += f64::from(found) / (place + 1) as f64;
-        }
-        let r = wanted as f64;
-        let first = (0..depth).find(|&place| relevant(place)).unwrap_or(depth);
-        Some(Answer { first, r_precision: f64::from(found) / r, map_at_r: precisions / r })
-    };
-    let answers: Vec<Answer> = (0..rows).into_par_iter().map_init(Vec::new, answer).flatten_iter().collect();
+    let mut answers: Vec<Option<Answer>> = vec![None; identity.len()];
+    for (wanted, some) in queries {
+        let of = |query: usize, nearest: &[(usize, f32)]| {
+            let relevant = |place: usize| identity[nearest[place].0] == identity[query];
+            let (mut found, mut precisions) = (0, 0.0);
+            for place in (0..wanted).filter(|&place| relevant(place)) {
+                found += 1;
+                precisions += f64::from(found) / (place + 1) as f64;
+            }
+            let r = wanted as f64;
+            let first = (0..nearest.len()).find(|&place| relevant(place)).unwrap_or(nearest.len());
+            Answer { first, r_precision: f64::from(found) / r, map_at_r: precisions / r }
+        };
+        let found = for_nearest_others(vectors, &some, deepest.max(wanted).min(identity.len() - 1), of);
+        some.into_iter().zip(found).for_each(|(query, answer)| answers[query] = Some(answer));
+    }
+    // In the order of the images, so that the sums do not depend on the sizes of identities.
+    let answers: Vec<Answer> = answers.into_iter().flatten().collect();
     let mean = |value: &dyn Fn(&Answer) -> f64| answers.iter().map(value).sum::<f64>() / answers.len().max(1) as f64;
     Ranking {
         recall: ks.iter().map(|&k| (k, mean(&|a| f64::from(u8::from(a.first < k))))).collect(),
@@ -137,21 +138,21 @@ pub fn mean_and_error(values: &[f64]) -> (f64, f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::distance::Distance;
 
-    fn recall_at_1(identity: &[usize], distance: impl Fn(usize, usize) -> f32 + Sync) -> f64 {
-        rank(identity, distance, &[1]).recall[0].1
+    /// Images on a line.
+    fn line(at: &[f32]) -> Vectors {
+        Vectors::new(at.to_vec(), 1, Distance::Euclidean)
     }
 
     #[test]
     fn recall_by_hand() {
         // On a line: A at 0, A at 1, B at 1.5, B at 9, C (alone) at 8.5. Nearest: to A(0) A, to A(1) B, to B(1.5) A, to
         // B(9) C. C has no second image and is no query: 1 of 4.
-        let at = [0.0f32, 1.0, 1.5, 9.0, 8.5];
-        let identity = [0, 0, 1, 1, 2];
-        let distance = |i: usize, j: usize| (at[i] - at[j]).abs();
-        assert_eq!(recall_at_1(&identity, distance), 0.25);
+        let recall_at_1 = |identity: &[usize], at: &[f32]| rank(identity, &line(at), &[1]).recall[0].1;
+        assert_eq!(recall_at_1(&[0, 0, 1, 1, 2], &[0.0, 1.0, 1.5, 9.0, 8.5]), 0.25);
         // Equal distances: the lowest index wins.
-        assert_eq!(recall_at_1(&[0, 1, 0, 1], |_, _| 1.0), 0.25);
+        assert_eq!(recall_at_1(&[0, 1, 0, 1], &[1.0; 4]), 0.25);
     }
 
     #[test]
@@ -159,9 +160,7 @@ mod tests {
         // A at 0, 2 and 5 (R = 2), B at 1 and 9 (R = 1). The two nearest to A(0) are B A: precision 1/2, MAP@R 1/2 *
         // 1/2. To A(2): B A, the same. To A(5): A B: 1/2, and 1/2 * 1. The nearest to B(1) is A(0), to B(9) A(5). The
         // first of the own identity is at places 2, 2, 1, 4 (A A A B) and 3 (A A B).
-        let at = [0.0f32, 2.0, 5.0, 1.0, 9.0];
-        let distance = |i: usize, j: usize| (at[i] - at[j]).abs();
-        let ranking = rank(&[0, 0, 0, 1, 1], distance, &[1, 2, 3, 4, 100]);
+        let ranking = rank(&[0, 0, 0, 1, 1], &line(&[0.0, 2.0, 5.0, 1.0, 9.0]), &[1, 2, 3, 4, 100]);
         assert!((ranking.r_precision - 1.5 / 5.0).abs() < 1e-15);
         assert!((ranking.map_at_r - (0.25 + 0.25 + 0.5) / 5.0).abs() < 1e-15);
         assert_eq!(ranking.recall, [(1, 0.2), (2, 0.6), (3, 0.8), (4, 1.0), (100, 1.0)]);

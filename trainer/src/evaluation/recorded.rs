@@ -4,7 +4,8 @@
 use crate::evaluation::folds::cross_validated;
 use crate::evaluation::metrics::verify;
 use crate::evaluation::ranking::rank;
-use crate::model::distance::squared_distance;
+use crate::model::distance::{Distance, squared_distance};
+use crate::model::vectors::Vectors;
 use serde::Deserialize;
 
 /// The bound on differences: both sides compute from the same counts, in f64.
@@ -55,6 +56,10 @@ fn close(what: &str, case: &Case, got: f64, expected: f64) {
     assert!((got - expected).abs() <= BOUND, "{} of {}: {got}, recorded {expected}", what, case.name);
 }
 
+fn vectors(case: &Case) -> Vectors {
+    Vectors::new(points(case).concat(), case.points[0].len(), Distance::SquaredEuclidean)
+}
+
 fn points(case: &Case) -> Vec<Vec<f32>> {
     case.points.iter().map(|row| row.iter().map(|v| v / case.scale).collect()).collect()
 }
@@ -62,8 +67,7 @@ fn points(case: &Case) -> Vec<Vec<f32>> {
 #[test]
 fn roc_curves_are_scikit_learns() {
     for case in &cases() {
-        let points = points(case);
-        let scores = verify(&case.labels, |i, j| squared_distance(&points[i], &points[j]));
+        let scores = verify(&case.labels, &vectors(case));
         let roc = &scores.random.roc;
         assert_eq!(roc.len(), case.far.len(), "points of {}", case.name);
         for (i, point) in roc.iter().enumerate() {
@@ -84,9 +88,8 @@ fn roc_curves_are_scikit_learns() {
 #[test]
 fn retrieval_is_pytorch_metric_learnings() {
     for case in &cases() {
-        let points = points(case);
         let ks: Vec<usize> = case.recall.iter().map(|r| r.0).collect();
-        let ranking = rank(&case.labels, |i, j| squared_distance(&points[i], &points[j]), &ks);
+        let ranking = rank(&case.labels, &vectors(case), &ks);
         close("precision at 1", case, ranking.recall[0].1, case.precision_at_1);
         close("r-precision", case, ranking.r_precision, case.r_precision);
         close("map@r", case, ranking.map_at_r, case.mean_average_precision_at_r);

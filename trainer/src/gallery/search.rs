@@ -5,6 +5,7 @@ use crate::gallery::store::Gallery;
 use crate::model::nearest::nearest_rows;
 use crate::model::vectors::Vectors;
 use anyhow::Result;
+use rayon::prelude::*;
 use serde::Serialize;
 
 /// What a person with several samples counts by.
@@ -97,25 +98,33 @@ fn of_samples(index: &Index, queries: &Vectors, top: usize) -> Vec<Vec<Found>> {
 
 /// People by the means of their samples.
 fn of_means(index: &Index, queries: &Vectors, top: usize) -> Vec<Vec<Found>> {
-    let (dim, distance) = (index.dim(), index.distance());
-    let (mut people, mut means): (Vec<i64>, Vec<f32>) = Default::default();
-    let mut first = 0;
+    let (dim, of_directions) = (index.dim(), index.distance().of_directions());
+    let mut people: Vec<(i64, &[f32])> = Vec::new();
+    let mut rest = index.embeddings();
     for of in index.people().chunk_by(|one, next| one == next) {
-        let mut mean = vec![0f64; dim];
-        for row in index.embeddings()[first * dim..][..of.len() * dim].chunks_exact(dim) {
-            mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
-        }
-        first += of.len();
-        mean.iter_mut().for_each(|x| *x /= of.len() as f64);
-        // Directions are compared as vectors of length 1.
-        let length =
-            if distance.of_directions() { mean.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12) } else { 1.0 };
-        people.push(of[0]);
-        means.extend(mean.iter().map(|x| (x / length) as f32));
+        let (own, others) = rest.split_at(of.len() * dim);
+        people.push((of[0], own));
+        rest = others;
     }
+    let mut means = vec![0f32; people.len() * dim];
+    means.par_chunks_exact_mut(dim).zip(&people).for_each_init(
+        || vec![0f64; dim],
+        |mean, (out, (_, rows))| {
+            mean.fill(0.0);
+            for row in rows.chunks_exact(dim) {
+                mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
+            }
+            // Directions are compared as vectors of length 1, whatever the sum is divided by.
+            let divisor = match of_directions {
+                true => mean.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12),
+                false => (rows.len() / dim) as f64,
+            };
+            out.iter_mut().zip(mean.iter()).for_each(|(out, x)| *out = (x / divisor) as f32);
+        },
+    );
     let all: Vec<usize> = (0..queries.len()).collect();
     let nearest = nearest_rows(&means, dim, queries, &all, top.min(people.len()));
-    let person = |(row, distance): (usize, f32)| Found { person: people[row], sample: None, distance };
+    let person = |(row, distance): (usize, f32)| Found { person: people[row].0, sample: None, distance };
     nearest.into_iter().map(|rows| rows.into_iter().map(person).collect()).collect()
 }
 

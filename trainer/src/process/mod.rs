@@ -1,7 +1,8 @@
-//! What the program is as a process of its system: messages and exit codes, signals, files that appear whole, seeds.
+//! What the program is as a process of its system: messages, progress and exit codes, signals, files that appear whole, seeds.
 
 pub mod atomic;
 pub mod bad_input;
+pub mod bar;
 pub mod fingerprint;
 pub mod interrupt;
 pub mod named;

@@ -1,8 +1,10 @@
 //! Results on standard output, notes on standard error.
 
 use anyhow::Result;
+use indicatif::ProgressBar;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// Prints lines to standard output. Whoever reads them may stop reading (`| head`): that is no error.
 pub fn say(text: &str) -> Result<()> {
@@ -22,12 +24,33 @@ fn say_bytes(line: &[u8]) -> Result<()> {
     }
 }
 
-/// Writes a line to standard error. `eprintln!` panics if nobody reads it any more, and a run of days must not end
-/// because its terminal or its `| tee` has.
+/// The bar that lines of text must not be written into.
+static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// Shows this bar, or none any more.
+pub fn show(bar: Option<ProgressBar>) {
+    *SHOWN.lock().unwrap_or_else(PoisonError::into_inner) = bar;
+}
+
+/// Changes the bar that is shown, if there is one.
+pub fn shown(change: impl FnOnce(&ProgressBar)) {
+    if let Some(bar) = &*SHOWN.lock().unwrap_or_else(PoisonError::into_inner) {
+        change(bar);
+    }
+}
+
+/// Writes a line to standard error, above a bar that is shown. `eprintln!` panics if nobody reads it any more, and a run of
+/// days must not end because its terminal or its `| tee` has.
 pub fn note(text: &str) {
-    if cfg!(test) {
-        eprintln!("{text}"); // the test runner keeps it, and shows it if the test fails
-    } else {
-        let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+    let write = || {
+        if cfg!(test) {
+            eprintln!("{text}"); // the test runner keeps it, and shows it if the test fails
+        } else {
+            let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+        }
+    };
+    match &*SHOWN.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(bar) => bar.suspend(write),
+        None => write(),
     }
 }

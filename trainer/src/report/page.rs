@@ -1,7 +1,8 @@
 //! `report.html`: a run or an evaluation on one page, with all pictures inside the file.
 
 use crate::evaluation::metrics::{Measured, Verification, text_of};
-use crate::evaluation::mistakes::{Pair, hardest, hardest_forgeries};
+use crate::evaluation::mistakes::{Pair, hardest, hardest_forgeries, once_each};
+use crate::evaluation::open_set::{HardestSearches, OpenSet};
 use crate::model::vectors::Vectors;
 use crate::process::atomic;
 use crate::report::chart::{self, Chart, Mark};
@@ -175,22 +176,11 @@ impl Compare<'_> {
     pub fn hardest(&self) -> Result<Vec<(String, Vec<Compared>)>> {
         let threshold = self.scores.operating.threshold;
         let hardest = hardest(self.identity, |i, j| self.vectors.distance(i, j), HARDEST);
-        let name = |row: usize| self.names[self.identity[row]].as_str();
         let group = |what: &str, how: &str, pairs: Vec<Compared>| {
             let wrong = pairs.iter().filter(|pair| pair.wrong).count();
             (format!("{what}: {wrong} of {} falsely {how}", pairs.len()), pairs)
         };
-        let compared = |pair: &Pair, second: RgbImage, genuine: bool, names: String| -> Result<Compared> {
-            let wrong = (pair.distance <= threshold) != genuine;
-            Ok(Compared { first: (self.picture)(pair.first)?, second, distance: pair.distance, wrong, names })
-        };
-        let own = |pair: &Pair, genuine: bool| {
-            let (first, second) = (name(pair.first), name(pair.second));
-            let names = if genuine { first.to_owned() } else { format!("{first} and {second}") };
-            compared(pair, (self.picture)(pair.second)?, genuine, names)
-        };
-        let of =
-            |pairs: &[Pair], genuine: bool| pairs.iter().map(|pair| own(pair, genuine)).collect::<Result<Vec<_>>>();
+        let of = |pairs: &[Pair], genuine| self.pairs(pairs, |distance| (distance <= threshold) != genuine);
         let mut groups = vec![
             group("Nearest impostors", "accepted", of(&hardest.impostor, false)?),
             group("Farthest genuine pairs", "rejected", of(&hardest.genuine, true)?),
@@ -199,12 +189,58 @@ impl Compare<'_> {
         if !owners.is_empty() {
             let distance = |i: usize, f: usize| self.vectors.distance_to(i, forged, f);
             let nearest = hardest_forgeries(self.identity, owners, distance, HARDEST);
-            let pairs = nearest.iter().map(|pair| {
-                compared(pair, (self.forgery)(pair.second)?, false, format!("{}, and a forgery", name(pair.first)))
+            let pairs = nearest.iter().map(|pair| -> Result<Compared> {
+                Ok(Compared {
+                    first: (self.picture)(pair.first)?,
+                    second: (self.forgery)(pair.second)?,
+                    distance: pair.distance,
+                    wrong: pair.distance <= threshold,
+                    names: format!("{}, and a forgery", self.name(pair.first)),
+                })
             });
             groups.push(group("Nearest skilled forgeries", "accepted", pairs.collect::<Result<Vec<_>>>()?));
         }
         Ok(groups)
+    }
+
+    /// The searches in a gallery that go wrong, or nearly so.
+    pub fn hardest_searches(&self, open: &OpenSet) -> Result<Vec<(String, Vec<Compared>)>> {
+        let HardestSearches { strangers, confused, far } = &open.hardest;
+        let threshold = open.threshold();
+        let (near, far_off) = (|distance: f32| distance <= threshold, |distance: f32| distance > threshold);
+        let group = |what: &str, how: &str, pairs: &[Pair], counts: &dyn Fn(f32) -> bool| -> Result<_> {
+            let pairs = self.pairs(&once_each(pairs, HARDEST), counts)?;
+            let count = pairs.iter().filter(|pair| pair.wrong).count();
+            Ok((format!("Search at {}: {what}, {count} of {} {how}", text_of(threshold), pairs.len()), pairs))
+        };
+        let mut groups = vec![group("strangers near to somebody", "taken for them", strangers, &near)?];
+        if !confused.is_empty() {
+            let (title, mut pairs) = group("people nearer to somebody else", "taken for them", confused, &near)?;
+            // Whoever is not taken for somebody else is not found.
+            pairs.iter_mut().for_each(|pair| pair.wrong = true);
+            groups.push((title, pairs));
+        }
+        groups.push(group("people far from their samples", "not found", far, &far_off)?);
+        Ok(groups)
+    }
+
+    fn name(&self, row: usize) -> &str {
+        &self.names[self.identity[row]]
+    }
+
+    /// The pictures of pairs; `wrong` says it of a distance.
+    fn pairs(&self, pairs: &[Pair], wrong: impl Fn(f32) -> bool) -> Result<Vec<Compared>> {
+        let compared = |pair: &Pair| -> Result<Compared> {
+            let (first, second) = (self.name(pair.first), self.name(pair.second));
+            Ok(Compared {
+                first: (self.picture)(pair.first)?,
+                second: (self.picture)(pair.second)?,
+                distance: pair.distance,
+                wrong: wrong(pair.distance),
+                names: if first == second { first.to_owned() } else { format!("{first} and {second}") },
+            })
+        };
+        pairs.iter().map(compared).collect()
     }
 }
 

@@ -142,6 +142,10 @@ fn bad_input_is_refused_and_nothing_is_overwritten() {
     check(&["enroll", &at("new"), &image, "--name", " "], &["--name", "expected a name"]);
     check(&["enroll", &at("new"), &empty, "--name", "Ada"], &["no images in", "empty"]);
     check(&["enroll", &at("new"), &at("absent"), "--name", "Ada"], &["no such image or folder"]);
+    let torn = at("torn.png");
+    std::fs::write(&torn, &std::fs::read(&image).unwrap()[..60]).unwrap();
+    check(&["enroll", &at("new"), &torn, "--name", "Ada"], &["torn.png: no readable image"]);
+    check(&["enroll", &gallery, &torn, "--name", "Ada"], &["torn.png: no readable image"]);
     assert!(!PathBuf::from(at("new")).exists(), "nothing was made");
     check(&["identify", &at("absent"), &image], &["absent", "no such gallery"]);
     check(&["identify", &gallery, &at("nowhere")], &["no such image or folder"]);
@@ -209,7 +213,11 @@ fn recognition_is_measured() {
     assert_eq!(counts, [2, 4, 4, 8]);
     assert!(open["at_threshold"]["fpir"].is_number() && open["cmc"][0][0] == 1);
     assert!(image::open(format!("{out}/open-set.png")).is_ok());
-    assert!(std::fs::read_to_string(format!("{out}/report.html")).unwrap().contains("Recognition among 2 people"));
+    let report = std::fs::read_to_string(format!("{out}/report.html")).unwrap();
+    assert!(report.contains("Recognition among 2 people"));
+    for group in ["strangers near to somebody", "people far from their samples"] {
+        assert!(report.contains(&format!(": {group}, ")), "{group}");
+    }
     let text = stdout(&[&["eval", &world.genuine, "--gallery"][..], &model].concat());
     assert!(text.contains("recognition, 2 people of 2 samples; 6 searches for them and 8 of strangers"), "{text}");
     assert!(text.contains("FNIR at FPIR 0.01"), "{text}");
