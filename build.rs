@@ -1,4 +1,5 @@
-//! Compiles the kernels (`build/kernels.rs`) and the autograd node (`build/libtorch.rs`), as the features ask.
+//! Compiles the kernels (`build/kernels.rs`), the autograd node (`build/libtorch.rs`) and process groups (`build/c10d.rs`), as the
+//! features ask.
 
 #[cfg(feature = "cuda")]
 #[path = "build/arguments.rs"]
@@ -6,6 +7,9 @@ mod arguments;
 #[cfg(feature = "cuda")]
 #[path = "build/assembler.rs"]
 mod assembler;
+#[cfg(feature = "distributed")]
+#[path = "build/c10d.rs"]
+mod c10d;
 #[cfg(any(feature = "cuda", feature = "torch"))]
 #[path = "build/cache.rs"]
 mod cache;
@@ -36,5 +40,11 @@ fn main() {
     #[cfg(feature = "cuda")]
     kernels::build();
     #[cfg(feature = "torch")]
-    libtorch::build();
+    {
+        let libtorch = libtorch::build();
+        #[cfg(feature = "distributed")]
+        c10d::build(libtorch.as_ref());
+        // After both objects, which refer to it.
+        libtorch.iter().for_each(libtorch::Libtorch::link);
+    }
 }

@@ -8,13 +8,27 @@ use crate::script::{doc_only, fail};
 use crate::{cache, headers};
 
 const SOURCE: &str = "src/torch/autograd.cpp";
+/// What both sources include.
+pub const SHARED: &str = "src/torch/messages.h";
 /// torch-sys's own variable, by which the user asks for another release of libtorch all the same.
 const BYPASS: &str = "LIBTORCH_BYPASS_VERSION_CHECK";
 
-pub fn build() {
-    println!("cargo:rerun-if-changed={SOURCE}");
+/// The libtorch that torch-sys took.
+pub struct Libtorch {
+    /// The folder of its libraries.
+    pub lib: PathBuf,
+    /// The folder of its headers.
+    pub include: PathBuf,
+    pub with_cuda: bool,
+}
+
+/// Compiles the node, says what to link, and returns what else is to be compiled against; `None` for documentation alone.
+pub fn build() -> Option<Libtorch> {
+    for source in [SOURCE, SHARED] {
+        println!("cargo:rerun-if-changed={source}");
+    }
     if doc_only() {
-        return;
+        return None;
     }
     for variable in ["LIBTORCH", "LIBTORCH_INCLUDE", "LIBTORCH_LIB", "LIBTORCH_USE_PYTORCH", BYPASS] {
         println!("cargo:rerun-if-env-changed={variable}");
@@ -28,50 +42,76 @@ pub fn build() {
         fail(&why);
     }
 
-    let with_cuda = lib.join("libtorch_cuda.so").is_file();
-    let mut shim = cc::Build::new();
-    shim.cpp(true).std("c++17").warnings(false).opt_level(1);
-    shim.include(&include).include(include.join("torch/csrc/api/include"));
-    shim.file(SOURCE);
-    if with_cuda {
+    let libtorch = Libtorch { with_cuda: lib.join("libtorch_cuda.so").is_file(), lib, include };
+    let mut shim = libtorch.shim();
+    if libtorch.with_cuda {
         shim.define("TERCET_WITH_TORCH_CUDA", None);
     }
-    // The C++ ABI that torch-sys takes; old libtorch builds use the other one.
-    let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
-    shim.define("_GLIBCXX_USE_CXX11_ABI", abi.as_str());
-    let object = compile_cached(&shim, &include).unwrap_or_else(|e| fail(&format!("{SOURCE}: {e}")));
+    let object = libtorch.compiled(&mut shim, SOURCE, &[SHARED], |_| Ok(()));
+    let object = object.unwrap_or_else(|e| fail(&format!("{SOURCE}: {e}")));
     cc::Build::new().cpp(true).object(object).compile("tercet_torch");
-
-    println!("cargo:rustc-link-search=native={}", lib.display());
-    if with_cuda {
-        // Linkers drop a library that nothing refers to, and without libtorch_cuda there are no CUDA tensors:
-        // autograd.cpp refers to it.
-        println!("cargo:rustc-link-lib=torch_cuda");
-    }
-    println!("cargo:rustc-link-lib=torch_cpu");
-    println!("cargo:rustc-link-lib=c10");
-    // Reaches this package's own tests, benches and examples; dependents set their own from DEP_TERCET_LIBTORCH_LIB.
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
-    println!("cargo:libtorch_lib={}", lib.display());
+    Some(libtorch)
 }
 
-/// The object file, from the cache if it was compiled before: libtorch's headers take half a minute.
-fn compile_cached(shim: &cc::Build, include: &Path) -> std::io::Result<PathBuf> {
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let mut hasher = DefaultHasher::new();
-    fs::read(SOURCE)?.hash(&mut hasher);
-    let compiler = shim.get_compiler();
-    let version = compiler.to_command().arg("--version").output()?.stdout;
-    (compiler.path(), compiler.args(), version).hash(&mut hasher);
-    // `.libtorch` is a link that may have come to point elsewhere.
-    fs::canonicalize(include)?.hash(&mut hasher);
-    for version in ["torch/version.h", "torch/headeronly/version.h"] {
-        fs::read(include.join(version)).unwrap_or_default().hash(&mut hasher);
+impl Libtorch {
+    /// Says what to link: after the objects that refer to it.
+    pub fn link(&self) {
+        let lib = self.lib.display();
+        println!("cargo:rustc-link-search=native={lib}");
+        if self.with_cuda {
+            // Linkers drop a library that nothing refers to, and without libtorch_cuda there are no CUDA tensors:
+            // autograd.cpp refers to it.
+            println!("cargo:rustc-link-lib=torch_cuda");
+        }
+        println!("cargo:rustc-link-lib=torch_cpu");
+        println!("cargo:rustc-link-lib=c10");
+        // Reaches this package's own tests, benches and examples; dependents set their own from DEP_TERCET_LIBTORCH_LIB.
+        println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+        println!("cargo:libtorch_lib={lib}");
     }
-    let cached = cache::folder(&out, "tercet-libtorch")?.join(format!("autograd-{:016x}.o", hasher.finish()));
-    if !cached.is_file() {
-        let objects = shim.compile_intermediates();
-        cache::write_whole(&cached, &fs::read(&objects[0])?)?;
+
+    /// How a source is compiled against this libtorch.
+    pub fn shim(&self) -> cc::Build {
+        let mut shim = cc::Build::new();
+        shim.cpp(true).std("c++17").warnings(false).opt_level(1);
+        shim.include(&self.include).include(self.include.join("torch/csrc/api/include"));
+        // The C++ ABI that torch-sys takes; old libtorch builds use the other one.
+        let abi = env::var("LIBTORCH_CXX11_ABI").unwrap_or_else(|_| "1".into());
+        shim.define("_GLIBCXX_USE_CXX11_ABI", abi.as_str());
+        shim
     }
-    Ok(cached)
+
+    /// The object of a source, from the cache if it was compiled before: libtorch's headers take half a minute. A new object goes
+    /// to the cache if `accept` has nothing against it.
+    pub fn compiled(
+        &self,
+        shim: &mut cc::Build,
+        source: &str,
+        included: &[&str],
+        accept: impl FnOnce(&Path) -> Result<(), String>,
+    ) -> Result<PathBuf, String> {
+        let said = |error: std::io::Error| error.to_string();
+        let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+        let mut hasher = DefaultHasher::new();
+        for file in [source].iter().chain(included) {
+            fs::read(file).map_err(said)?.hash(&mut hasher);
+        }
+        let compiler = shim.get_compiler();
+        let version = compiler.to_command().arg("--version").output().map_err(said)?.stdout;
+        (compiler.path(), compiler.args(), version).hash(&mut hasher);
+        // `.libtorch` is a link that may have come to point elsewhere.
+        fs::canonicalize(&self.include).map_err(said)?.hash(&mut hasher);
+        for version in ["torch/version.h", "torch/headeronly/version.h"] {
+            fs::read(self.include.join(version)).unwrap_or_default().hash(&mut hasher);
+        }
+        let stem = Path::new(source).file_stem().unwrap_or_default().display();
+        let folder = cache::folder(&out, "tercet-libtorch").map_err(said)?;
+        let cached = folder.join(format!("{stem}-{:016x}.o", hasher.finish()));
+        if !cached.is_file() {
+            let objects = shim.file(source).try_compile_intermediates().map_err(|error| error.to_string())?;
+            accept(&objects[0])?;
+            fs::read(&objects[0]).and_then(|bytes| cache::write_whole(&cached, &bytes)).map_err(said)?;
+        }
+        Ok(cached)
+    }
 }

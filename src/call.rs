@@ -5,13 +5,14 @@
 use crate::problem::Problem;
 use crate::{Element, Matrix, Reference};
 
-/// One call of a mined loss, begun by the loss's [`on`](crate::BatchHardTripletLoss::on). A reference set or a step may
-/// be added to it, and the last method runs it:
+/// One call of a mined loss, begun by the loss's [`on`](crate::BatchHardTripletLoss::on). A reference set, a step or
+/// processes may be added to it, and the last method runs it:
 ///
 /// ```text
 /// loss_fn.on(embeddings, labels)   the batch: tensors, slices in memory, or cudarc slices
 ///     .against(&reference)         positives and negatives come from a reference set
 ///     .step(step)                  the draws of a step, for a loss that draws
+///     .over(&shards)               tensors: the batch lies over several processes
 ///     .f_forward()?                tensors: forward, forward_with_stats, or an f_ twin
 ///     .loss()?                     slices: loss, losses, loss_and_grad, grad, select ..
 ///     .loss(&stream, &mut loss)?   cudarc: loss, loss_and_grad, grad ..
@@ -41,6 +42,9 @@ pub struct Call<'a, L, I: Input> {
     pub(crate) labels: I::Labels,
     pub(crate) reference: Option<&'a Reference<I, I::Labels>>,
     pub(crate) step: Option<I::Step>,
+    /// How the batch lies over processes; `None`: all of it is here.
+    #[cfg(feature = "distributed")]
+    pub(crate) shards: Option<&'a crate::torch::distributed::Shards>,
 }
 
 impl<L: Copy, I: Input + Copy> Clone for Call<'_, L, I> {
@@ -54,7 +58,15 @@ impl<'a, L: MinedLoss, I: Input> Call<'a, L, I> {
     /// Begins a call of any mined loss, for code that is generic over the loss; for a known loss
     /// `loss_fn.on(embeddings, labels)` does the same.
     pub fn new(loss_fn: &L, embeddings: I, labels: I::Labels) -> Self {
-        Self { loss_fn: *loss_fn, embeddings, labels, reference: None, step: None }
+        Self {
+            loss_fn: *loss_fn,
+            embeddings,
+            labels,
+            reference: None,
+            step: None,
+            #[cfg(feature = "distributed")]
+            shards: None,
+        }
     }
 
     /// Takes positives and negatives from a reference set instead of the batch: from a memory bank, or from the batches

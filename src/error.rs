@@ -23,6 +23,17 @@ pub enum Error {
         /// What the driver said.
         reason: String,
     },
+    /// A process group could not do something together: a process is lost or too late, or the calls differ.
+    #[cfg(feature = "distributed")]
+    #[error("process {rank} of {size}: {reason}")]
+    Process {
+        /// The process that says it: this one, or that of rank 0 where its error is the error of all.
+        rank: usize,
+        /// How many processes the group has.
+        size: usize,
+        /// What went wrong.
+        reason: String,
+    },
     /// libtorch reported an error.
     #[cfg(feature = "torch")]
     #[error(transparent)]

@@ -37,6 +37,9 @@ pub trait Loss: Copy + Debug + Send + Sync + 'static {
     /// Whether a backward pass on a device reads the embeddings again, which must then be unchanged. On the CPU none
     /// does: what `find` returns has all that `gradients` needs.
     const READS_AGAIN_ON_DEVICE: bool;
+    /// Whether the mean distances are over the pairs of one class, and over those of different classes: each over its own kind. If
+    /// not, both are over what `valid` counts.
+    const DISTANCES_BY_KIND: bool = false;
     /// The options that this loss alone has.
     type Extra: Copy + Debug + Send + Sync + 'static;
     /// What a forward pass on the CPU found.
@@ -47,6 +50,11 @@ pub trait Loss: Copy + Debug + Send + Sync + 'static {
     fn check(&self, sizes: &Sizes) -> Result<(), Error> {
         let _ = sizes;
         Ok(())
+    }
+    /// Whether each anchor's losses depend on no other anchor, so that parts of the anchors, each against the whole batch, add up
+    /// to the loss of the batch.
+    fn is_sum_over_anchors(&self) -> bool {
+        true
     }
     /// The options and sizes of a call, checked.
     fn problem(&self, sizes: &Sizes) -> Result<Problem<Self::Extra>, Error> {
@@ -61,8 +69,12 @@ pub trait Loss: Copy + Debug + Send + Sync + 'static {
         slices: &Slices<'_, T>,
         with_grad: [bool; 2],
     ) -> Self::Found<T::Scalar>;
+    /// The sum of all losses; NaN if the loss is.
+    fn sum<A: Scalar>(found: &Self::Found<A>) -> f64;
     /// The loss, reduced by mean or sum.
-    fn loss<A: Scalar>(problem: &Problem<Self::Extra>, found: &Self::Found<A>) -> A;
+    fn loss<A: Scalar>(problem: &Problem<Self::Extra>, found: &Self::Found<A>) -> A {
+        A::from_f64(Self::sum(found) / problem.divisor(&Self::stats(found)))
+    }
     /// The loss of each anchor; empty for a loss that has no number for each anchor, and so refuses `Reduction::None`.
     fn losses<A: Scalar>(found: &Self::Found<A>) -> &[A];
     fn stats<A: Scalar>(found: &Self::Found<A>) -> Stats;

@@ -54,8 +54,8 @@ impl<L: ChoosesNegatives> Loss for L {
         (comparison, chosen)
     }
 
-    fn loss<A: Scalar>(problem: &Problem<Self::Extra>, (_, chosen): &Self::Found<A>) -> A {
-        A::from_f64(chosen.sum / problem.divisor(&chosen.stats))
+    fn sum<A: Scalar>((_, chosen): &Self::Found<A>) -> f64 {
+        chosen.sum
     }
 
     fn losses<A: Scalar>((_, chosen): &Self::Found<A>) -> &[A] {

@@ -17,8 +17,8 @@ pub(crate) type Problem = crate::problem::Problem<()>;
 
 /// The loss of a batch, not yet divided, its statistics and its gradients.
 pub struct Found<A> {
-    /// The sum of the triplets' losses.
-    sum: f64,
+    /// The sum of the triplets' losses; NaN if the batch is poisoned.
+    pub(crate) sum: f64,
     pub(crate) stats: Stats,
     /// The gradients with respect to the anchors and to the reference set, in the given order, not divided; empty if
     /// not asked for, or if the batch is poisoned.
@@ -28,14 +28,6 @@ pub struct Found<A> {
 }
 
 impl<A: Scalar> Found<A> {
-    /// The reduced loss; NaN if the batch is poisoned.
-    pub(crate) fn loss(&self, problem: &Problem) -> A {
-        if self.poisoned {
-            return A::NAN;
-        }
-        A::from_f64(self.sum / problem.divisor(&self.stats))
-    }
-
     fn poisoned(valid: u64) -> Self {
         let stats = Stats { valid, ..Stats::poisoned() };
         Self { sum: f64::NAN, stats, grads: [Vec::new(), Vec::new()], poisoned: true }

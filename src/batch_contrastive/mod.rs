@@ -135,6 +135,7 @@ impl BatchContrastiveLoss {
 impl Loss for BatchContrastiveLoss {
     const NAME: &'static str = "BatchContrastiveLoss";
     const READS_AGAIN_ON_DEVICE: bool = true;
+    const DISTANCES_BY_KIND: bool = true;
     type Extra = Negatives;
     type Found<A: Scalar> = Found<A>;
 
@@ -156,8 +157,12 @@ impl Loss for BatchContrastiveLoss {
         cpu::find(problem, Comparison::new(problem, slices), with_grad)
     }
 
-    fn loss<A: Scalar>(problem: &Problem, found: &Found<A>) -> A {
-        found.loss(problem)
+    fn is_sum_over_anchors(&self) -> bool {
+        self.negatives == Negatives::All
+    }
+
+    fn sum<A: Scalar>(found: &Found<A>) -> f64 {
+        found.sum
     }
 
     fn losses<A: Scalar>(found: &Found<A>) -> &[A] {

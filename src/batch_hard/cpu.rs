@@ -34,13 +34,12 @@ pub struct Selection<A> {
 }
 
 impl<A: Scalar> Selection<A> {
-    /// The reduced loss.
-    pub(crate) fn loss(&self, problem: &Problem) -> A {
+    /// The sum of the anchors' losses.
+    pub(crate) fn sum(&self) -> f64 {
         if self.poisoned {
-            return A::NAN;
+            return f64::NAN;
         }
-        let sum: f64 = self.losses.iter().map(|loss| loss.to_f64()).sum();
-        A::from_f64(sum / problem.divisor(&self.stats))
+        self.losses.iter().map(|loss| loss.to_f64()).sum()
     }
 }
 

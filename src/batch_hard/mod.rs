@@ -147,8 +147,8 @@ impl Loss for BatchHardTripletLoss {
         cpu::select(problem, Comparison::new(problem, slices))
     }
 
-    fn loss<A: Scalar>(problem: &Problem, (_, selection): &Self::Found<A>) -> A {
-        selection.loss(problem)
+    fn sum<A: Scalar>((_, selection): &Self::Found<A>) -> f64 {
+        selection.sum()
     }
 
     fn losses<A: Scalar>((_, selection): &Self::Found<A>) -> &[A] {

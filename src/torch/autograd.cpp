@@ -1,8 +1,7 @@
 // An autograd node whose backward is a Rust closure, and the few other things of libtorch that tch does not offer.
-// Nothing here throws into Rust: every function that can fail returns an error message, for `tercet_free_message`, or null.
+// Nothing here throws into Rust: see messages.h.
 
 #include <atomic>
-#include <cstring>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -21,6 +20,8 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/version.h>
 
+#include "messages.h"
+
 #ifdef TERCET_WITH_TORCH_CUDA
 namespace at::cuda {
 int warp_size();
@@ -29,6 +30,9 @@ int warp_size();
 
 namespace {
 
+using tercet::free_message;
+using tercet::guarded;
+using tercet::message_of;
 using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
@@ -48,32 +52,6 @@ struct RustBackward {
     char* (*apply)(void* state, at::Tensor* upstream, at::Tensor** saved, const uint8_t* needed, bool keep_graph, at::Tensor** grads);
     void (*drop)(void* state);
 };
-
-// What is said when there is no memory for a message: null would mean that all is well.
-char no_memory_for_a_message[] = "out of memory";
-
-char* message_of(const char* text) {
-    char* copy = strdup(text);
-    return copy ? copy : no_memory_for_a_message;
-}
-
-void free_message(char* message) {
-    if (message != no_memory_for_a_message) free(message);
-}
-
-// Runs f; an exception becomes a message.
-template <class F> char* guarded(F f) {
-    try {
-        f();
-        return nullptr;
-    } catch (const c10::Error& e) {
-        return message_of(e.what_without_backtrace());
-    } catch (const std::exception& e) {
-        return message_of(e.what());
-    } catch (...) {
-        return message_of("an exception that is not std::exception");
-    }
-}
 
 // A node whose backward is the Rust closure of `rust`.
 class RustNode : public Node {
@@ -198,7 +176,7 @@ char* tercet_attach(at::Tensor** result, const at::Tensor* output, at::Tensor* c
 void tercet_free_message(char* message) { free_message(message); }
 
 // What Rust returns as a message if it has no memory for one.
-char* tercet_no_memory_for_a_message() { return no_memory_for_a_message; }
+char* tercet_no_memory_for_a_message() { return tercet::no_memory_for_a_message; }
 
 bool tercet_grad_enabled() { return at::GradMode::is_enabled(); }
 

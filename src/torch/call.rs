@@ -13,9 +13,7 @@ use super::tensors::{largest, row_stride};
 use super::threads::on_libtorchs;
 use crate::call::{Call, Input, sealed};
 use crate::mined::Slices;
-use crate::problem::Problem;
-#[cfg(feature = "cuda")]
-use crate::problem::Sizes;
+use crate::problem::{Problem, Sizes};
 use crate::{Error, MinedLoss, Reduction, Reference, Stats};
 
 impl<'a> Input for &'a Tensor {
@@ -80,15 +78,29 @@ impl<L: MinedLoss> Call<'_, L, &Tensor> {
         Ok(WithStats { loss, stats: counted.read()? })
     }
 
-    /// Checks the arguments and runs the loss on their device. `count`: whether the statistics will be read.
-    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "the CPU counts always"))]
+    /// Checks the arguments and runs the loss. `count`: whether the statistics will be read.
     fn run(self, count: bool) -> Result<(Tensor, Counted), Error> {
+        #[cfg(feature = "distributed")]
+        if let Some(shards) = self.shards {
+            return super::distributed::loss::run(self, shards, count);
+        }
+        self.run_here(None, count)
+    }
+
+    /// Checks the arguments and runs the loss on their device, with `reduction` in place of the loss's own.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "the CPU counts always"))]
+    pub(super) fn run_here(self, reduction: Option<Reduction>, count: bool) -> Result<(Tensor, Counted), Error> {
         let arguments = Arguments::new(&self)?;
+        let problem = |sizes: &Sizes| -> Result<Problem<L::Extra>, Error> {
+            let mut problem = self.loss_fn.problem(sizes)?;
+            problem.options.reduction = reduction.unwrap_or(problem.options.reduction);
+            Ok(problem)
+        };
         match self.embeddings.device() {
-            Device::Cpu => with_element!(self.embeddings.kind(), T => on_cpu::<L, T>(&self.loss_fn, &arguments)),
+            Device::Cpu => with_element!(self.embeddings.kind(), T => on_cpu::<L, T>(problem, &arguments)),
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
-                let problem = self.loss_fn.problem(&arguments.sizes())?;
+                let problem = problem(&arguments.sizes())?;
                 match self.embeddings.kind() {
                     Kind::Half => on_cuda::<L, half::f16>(problem, ordinal, &arguments, count),
                     Kind::BFloat16 => on_cuda::<L, half::bf16>(problem, ordinal, &arguments, count),
@@ -127,19 +139,27 @@ pub struct TensorStats {
 }
 
 /// Statistics not yet made into tensors of their own.
-enum Counted {
-    OnHost(Stats),
+pub(super) enum Counted {
+    OnHost {
+        stats: Stats,
+        /// The sum of the losses, which the loss as a tensor has rounded.
+        #[cfg_attr(not(feature = "distributed"), expect(dead_code, reason = "sums of processes are added up"))]
+        sum: f64,
+    },
     /// A tensor of numbers, as [`Output::stats`](crate::cuda::arguments::Output::stats) says.
     #[cfg(feature = "cuda")]
     OnDevice(Tensor),
-    #[cfg(feature = "cuda")]
+    /// Those of the batch of all processes.
+    #[cfg(feature = "distributed")]
+    OfAll(TensorStats),
+    #[cfg(any(feature = "cuda", feature = "distributed"))]
     Unasked,
 }
 
 impl Counted {
-    fn read(self) -> Result<TensorStats, Error> {
+    pub(super) fn read(self) -> Result<TensorStats, Error> {
         match self {
-            Self::OnHost(stats) => Ok(TensorStats {
+            Self::OnHost { stats, .. } => Ok(TensorStats {
                 valid: Tensor::from(stats.valid as i64),
                 active: Tensor::from(stats.active as i64),
                 mean_positive_distance: Tensor::from(stats.mean_positive_distance),
@@ -159,7 +179,9 @@ impl Counted {
                     too_many_pairs: stats.f_narrow(0, 5, 1)?.f_view_dtype(Kind::Bool)?.f_get(0)?,
                 })
             }
-            #[cfg(feature = "cuda")]
+            #[cfg(feature = "distributed")]
+            Self::OfAll(stats) => Ok(stats),
+            #[cfg(any(feature = "cuda", feature = "distributed"))]
             Self::Unasked => unreachable!("whoever reads statistics asks for them"),
         }
     }
@@ -167,7 +189,7 @@ impl Counted {
 
 /// The tensors of a call, checked and in readable form: contiguous rows; labels, indices and the step as contiguous
 /// i64.
-struct Arguments<'a> {
+pub(super) struct Arguments<'a> {
     embeddings: &'a Tensor,
     rows: Tensor,
     labels: Tensor,
@@ -177,7 +199,7 @@ struct Arguments<'a> {
 }
 
 impl<'a> Arguments<'a> {
-    fn new<L>(call: &Call<'_, L, &'a Tensor>) -> Result<Self, Error> {
+    pub(super) fn new<L>(call: &Call<'_, L, &'a Tensor>) -> Result<Self, Error> {
         let embeddings = call.embeddings;
         check_embeddings("embeddings", embeddings)?;
         if embeddings.device() != Device::Cpu {
@@ -229,8 +251,11 @@ impl<'a> Arguments<'a> {
     }
 }
 
-/// Runs a call on the memory of CPU tensors.
-fn on_cpu<L: MinedLoss, T: OfKind>(loss_fn: &L, arguments: &Arguments<'_>) -> Result<(Tensor, Counted), Error>
+/// Runs a call on the memory of CPU tensors. `problem` checks its sizes.
+fn on_cpu<L: MinedLoss, T: OfKind>(
+    problem: impl FnOnce(&Sizes) -> Result<Problem<L::Extra>, Error>,
+    arguments: &Arguments<'_>,
+) -> Result<(Tensor, Counted), Error>
 where
     T::Scalar: OfKind,
 {
@@ -240,7 +265,7 @@ where
     let step = arguments.step.as_ref().map(|step| step.f_int64_value(&[])).transpose()?;
     let (embeddings, labels) = (matrix::<T>(&arguments.rows)?, slice::<i64>(&arguments.labels));
     let slices = Slices { embeddings, labels, reference: reference.as_ref() };
-    let problem = Problem { step: step.unwrap_or(0), ..loss_fn.problem(&slices.sizes())? };
+    let problem = Problem { step: step.unwrap_or(0), ..problem(&slices.sizes())? };
 
     let with_grad = arguments.with_grad();
     let found = on_libtorchs(|| L::find(&problem, &slices, with_grad));
@@ -250,7 +275,7 @@ where
         true => slice_mut::<T::Scalar>(&mut output).copy_from_slice(L::losses(&found)),
         false => slice_mut::<T::Scalar>(&mut output)[0] = L::loss(&problem, &found),
     }
-    let counted = Counted::OnHost(L::stats(&found));
+    let counted = Counted::OnHost { stats: L::stats(&found), sum: L::sum(&found) };
     if with_grad == [false; 2] {
         return Ok((output, counted));
     }

@@ -33,6 +33,9 @@ use crate::{Call, Error, MinedLoss, Own, Reference};
 /// backward pass of a loss reads the memory again: run it before the next `enqueue`, or PyTorch reports a tensor that
 /// was changed in place.
 ///
+/// Of a call over several processes ([`Call::over`]) each process enqueues the batch of all, so that their memories are the
+/// same, bit for bit, and the numbers are those of one process; one of the memories is all that a checkpoint needs.
+///
 /// ```
 /// use tch::{Device, Kind, Tensor};
 /// use tercet::BatchHardTripletLoss;
@@ -268,17 +271,30 @@ impl CrossBatchMemory {
         call: Call<'_, L, &Tensor>,
         run: impl FnOnce(Call<'_, L, &Tensor>) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        let Call { loss_fn, embeddings, labels, reference, step } = call;
-        if reference.is_some() {
+        if call.reference.is_some() {
             return Err(Error::argument("reference", "none: the memory is the reference set", "one"));
         }
-        self.f_enqueue(embeddings, labels)?;
+        let [batch, first, rows] = self.enqueue_batch(&call)?;
         if !self.is_warm() {
             return run(call);
         }
-        let own = self.f_newest(embeddings.size()[0] as usize)?;
+        let own = self.f_newest(batch as usize)?.f_narrow(0, first, rows)?;
         let reference = Reference { own: Own::Rows(&own), ..self.reference() };
-        run(Call { loss_fn, embeddings, labels, reference: Some(&reference), step })
+        run(Call { reference: Some(&reference), ..call })
+    }
+
+    /// Enqueues the batch of a call, that of all processes if it lies over several. Returns how many rows it has, the first of
+    /// them that is here, and how many are here.
+    fn enqueue_batch<L: MinedLoss>(&mut self, call: &Call<'_, L, &Tensor>) -> Result<[i64; 3], Error> {
+        #[cfg(feature = "distributed")]
+        if let Some(shards) = call.shards {
+            let (embeddings, labels) = super::distributed::loss::batch_of_all(call, shards, [self.len, self.next])?;
+            self.f_enqueue(&embeddings, &labels)?;
+            return Ok([shards.total(), shards.first(), shards.own()]);
+        }
+        self.f_enqueue(call.embeddings, call.labels)?;
+        let rows = call.embeddings.size()[0];
+        Ok([rows, 0, rows])
     }
 
     /// Takes over what another memory held, bit for bit: the tensors of its [`reference`](Self::reference), which may

@@ -1,7 +1,9 @@
-//! The losses on `tch` tensors, and what tch lacks for them: custom backward passes.
+//! The losses on `tch` tensors, and what tch lacks for them: custom backward passes, and process groups.
 
 mod autograd;
 pub(crate) mod call;
+#[cfg(feature = "distributed")]
+pub mod distributed;
 #[cfg(feature = "cuda")]
 pub(crate) mod launcher;
 mod memory;

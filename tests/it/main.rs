@@ -16,6 +16,8 @@ mod conformance;
 mod contrastive;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "distributed")]
+mod distributed;
 #[cfg(feature = "cuda")]
 mod kernels;
 #[cfg(feature = "torch")]

@@ -13,7 +13,7 @@ pub struct Found<A> {
     /// The loss of each anchor, in the order given.
     pub(crate) losses: Vec<A>,
     /// The sum of all pairs' losses.
-    pub(super) sum: f64,
+    pub(crate) sum: f64,
     pub(crate) stats: Stats,
     /// The gradients with respect to the anchors and to the reference set, in the given order, for an upstream gradient of 1
     /// and not divided; empty where they are computed when asked for.
@@ -34,11 +34,6 @@ pub struct Selection<A> {
 }
 
 impl<A: Scalar> Found<A> {
-    /// The reduced loss.
-    pub(crate) fn loss(&self, problem: &Problem) -> A {
-        A::from_f64(self.sum / problem.divisor(&self.stats))
-    }
-
     pub(crate) fn selection(&self, problem: &Problem) -> Selection<A> {
         let comparison = &self.comparison;
         let mut pairs: Vec<(u32, u32, A)> = Vec::new();

@@ -14,6 +14,8 @@ pub mod graph;
 pub mod made_up;
 #[cfg(feature = "cuda")]
 pub mod process;
+#[cfg(feature = "distributed")]
+pub mod processes;
 pub mod property;
 pub mod records;
 pub mod skipped;

@@ -1,0 +1,2 @@
+// A stand-in without declarations; algorithm.h says for what.
+#pragma once
