@@ -9,7 +9,7 @@
 //! evaluation                  how well embeddings tell identities apart
 //! model                       the encoder, its weights and embeddings
 //! data        run_folder      images in memory; the folder of one run
-//! process                     messages, signals, files that appear whole, seeds
+//! process                     messages, signals, other processes, files that appear whole, seeds
 //! ```
 //!
 //! What other crates may use is [`run`], and for fuzz targets [`readers`].
@@ -30,6 +30,7 @@ use clap::{CommandFactory, FromArgMatches};
 use commands::cli::{Cli, Command, given};
 use commands::{compare, embed, enroll, eval, generate, identify, mine, pairs, people, train, transfer, verify};
 use process::interrupt::Interrupted;
+use process::ranks::OfFirst;
 use process::{bad_input, say, waiting};
 use std::process::ExitCode;
 
@@ -78,14 +79,13 @@ pub fn run() -> ExitCode {
         Command::Export(args) => transfer::export(&args),
         Command::Import(args) => transfer::import(&args),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => match error.downcast_ref::<Interrupted>() {
-            Some(interrupted) => ExitCode::from(interrupted.exit_code()),
-            None => {
-                say::note(&format!("error: {error:#}"));
-                ExitCode::from(bad_input::exit_code(&error))
-            }
-        },
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
+        return ExitCode::from(interrupted.exit_code());
     }
+    if let Some(said) = error.downcast_ref::<OfFirst>() {
+        return ExitCode::from(said.code);
+    }
+    say::error(&format!("{error:#}"));
+    ExitCode::from(bad_input::exit_code(&error))
 }

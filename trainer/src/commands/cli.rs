@@ -218,6 +218,12 @@ pub struct TrainArgs {
     #[arg(long, value_enum, default_value = "f32", help_heading = "Training")]
     pub precision: Precision,
 
+    /// With several processes, normalise a batch by the statistics of all its images instead of each process's share: the
+    /// numbers are then those of one process, but for rounding
+    #[arg(long, help_heading = "Training")]
+    #[serde(default)]
+    pub sync_batch_norm: bool,
+
     /// Measure the validation identities each N epochs; 0 is only before and after training [default: 0,
     /// with --patience 1]
     #[arg(long, value_name = "N", help_heading = "Training")]
@@ -257,6 +263,12 @@ pub struct TrainArgs {
     #[arg(long, value_name = "RUN", conflicts_with = "out", help_heading = "Run")]
     #[serde(skip)]
     pub resume: Option<PathBuf>,
+
+    /// Go on with the run in --out if there is one, else begin one there: for schedulers that start a program again.
+    /// When torchrun starts processes anew, they do so by themselves
+    #[arg(long, requires = "out", conflicts_with = "resume", help_heading = "Run")]
+    #[serde(skip)]
+    pub resume_if_any: bool,
 }
 
 /// The names of the command's fields whose options are on the command line.

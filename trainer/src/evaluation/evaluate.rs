@@ -10,13 +10,16 @@ use crate::model::encoder::{Encoder, Pass};
 use crate::model::vectors::Vectors;
 use crate::process::interrupt::Interrupt;
 use crate::process::random::{Purpose, stream};
+use crate::process::ranks::Ranks;
 use anyhow::Result;
 use rand::Rng;
 use std::collections::BTreeMap;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Images per forward pass.
 const BATCH: usize = 64;
+/// Embeddings on the host.
+const FLOAT: (Kind, Device) = (Kind::Float, Device::Cpu);
 /// Batches that batch norm's statistics are estimated on.
 const STATISTICS: u64 = 4;
 
@@ -97,6 +100,8 @@ impl Evaluation {
     /// short run the outputs in evaluation mode can be meaningless. So they are re-estimated before each evaluation;
     /// validation images have no part in it.
     ///
+    /// Each process takes its share of the batches, and all have all the embeddings at the end.
+    ///
     /// # Errors
     /// Among others [`Interrupted`](crate::process::interrupt::Interrupted), as soon as somebody asks to stop.
     pub fn run(
@@ -105,22 +110,28 @@ impl Evaluation {
         workers: &Workers,
         [train, val]: [&Dataset; 2],
         interrupt: &Interrupt,
+        ranks: &Ranks,
     ) -> Result<Evaluated> {
         let _guard = tch::no_grad_guard();
-        let make = |before: u64| {
-            let mut rng = stream(self.seed, Purpose::Statistics, 0, before);
+        let make = |number: u64| {
+            let mut rng = stream(self.seed, Purpose::Statistics, 0, number);
             let mut draw = || (rng.random_range(0..train.images.len()), Affine::IDENTITY);
             let views: Vec<_> = (0..BATCH).map(|_| draw()).collect();
             tensor(&train.images, &views, self.device)
         };
+        let own = ranks.share().of(STATISTICS as usize);
         std::thread::scope(|scope| -> Result<()> {
-            for (before, xs) in workers.ahead(scope, 0..STATISTICS, &make).enumerate() {
-                interrupt.check()?;
-                let _ = encoder.forward(&xs?, Pass::Estimate { before });
+            let mut batches = workers.ahead(scope, own.start as u64..own.end as u64, &make);
+            for before in 0..ranks.share().most(STATISTICS as usize) {
+                ranks.check(interrupt)?;
+                if let Some(xs) = batches.next() {
+                    let _ = encoder.forward(&xs?, Pass::Estimate { before })?;
+                }
             }
             Ok(())
         })?;
-        let embed = |set, subjects| self.embed(encoder, workers, set, subjects, interrupt);
+        mean_statistics(encoder, own.len(), ranks)?;
+        let embed = |set, subjects| self.embed(encoder, workers, set, subjects, (interrupt, ranks));
         let vectors = embed(val, &self.images)?;
         let forged = match &self.forgeries {
             Some((set, subjects)) => embed(set, subjects)?,
@@ -151,23 +162,53 @@ impl Evaluation {
         workers: &Workers,
         set: &Dataset,
         subjects: &Subjects,
-        interrupt: &Interrupt,
+        (interrupt, ranks): (&Interrupt, &Ranks),
     ) -> Result<Vectors> {
-        let batches: Vec<&[usize]> = subjects.image.chunks(BATCH).collect();
+        // Whole batches, the same for any number of processes.
+        let all: Vec<&[usize]> = subjects.image.chunks(BATCH).collect();
+        let batches = &all[ranks.share().of(all.len())];
         let make = |n: u64| {
             let views: Vec<_> = batches[n as usize].iter().map(|&image| (image, Affine::IDENTITY)).collect();
             tensor(&set.images, &views, self.device)
         };
         let mut vectors = Vectors::default();
-        std::thread::scope(|scope| {
-            for xs in workers.ahead(scope, 0..batches.len() as u64, &make) {
-                interrupt.check()?;
-                let embeddings: Tensor = encoder.forward(&xs?, Pass::Evaluate);
-                vectors.extend(&Vectors::from_tensor(&embeddings, self.normalize, self.distance)?);
+        std::thread::scope(|scope| -> Result<()> {
+            let mut ahead = workers.ahead(scope, 0..batches.len() as u64, &make);
+            for _ in 0..ranks.share().most(all.len()) {
+                ranks.check(interrupt)?;
+                if let Some(xs) = ahead.next() {
+                    let embeddings: Tensor = encoder.forward(&xs?, Pass::Evaluate)?;
+                    vectors.extend(&Vectors::from_tensor(&embeddings, self.normalize, self.distance)?);
+                }
             }
-            Ok(vectors)
-        })
+            Ok(())
+        })?;
+        if ranks.is_alone() {
+            return Ok(vectors);
+        }
+        let own = if vectors.len() > 0 { vectors.to_tensor() } else { Tensor::f_zeros([0, encoder.dim()], FLOAT)? };
+        Vectors::restored(&ranks.gather(&own)?, self.distance)
     }
+}
+
+/// The running statistics of all batches, of which this process has estimated them on so many.
+fn mean_statistics(encoder: &Encoder, batches: usize, ranks: &Ranks) -> Result<()> {
+    if ranks.is_alone() {
+        return Ok(());
+    }
+    let statistics = encoder.statistics();
+    let flat: Vec<Tensor> = statistics.iter().map(|tensor| tensor.reshape([-1])).collect();
+    let mut all = Tensor::f_cat(&flat, 0)?;
+    // The mean over processes of what each has, weighed by its batches. Without a batch its numbers are old ones.
+    let weight = (batches * ranks.size()) as f64 / STATISTICS as f64;
+    all = if batches > 0 { all * weight } else { all.zeros_like() };
+    let mut all = [all];
+    ranks.average(&mut all)?;
+    let lengths: Vec<i64> = statistics.iter().map(|tensor| tensor.numel() as i64).collect();
+    for (mut tensor, mean) in statistics.into_iter().zip(all[0].f_split_with_sizes(lengths, 0)?) {
+        tensor.f_copy_(&mean)?;
+    }
+    Ok(())
 }
 
 /// Compares genuine pairs with pairs of an image and a forgery of its identity: the question of a bank's clerk, whose

@@ -1,6 +1,7 @@
 //! The device that `--device` names, or the best that the machine has.
 
 use crate::process::bad_input::bad_input;
+use crate::process::ranks::Ranks;
 use crate::process::say::note;
 use anyhow::Result;
 use tch::{Cuda, Device, Kind, Tensor};
@@ -22,6 +23,41 @@ pub fn device(name: &str, job: Job) -> Result<Device> {
         note(&why);
     }
     Ok(device)
+}
+
+/// The device of one process among those of a run, which are all on GPUs or all on the CPU: `auto` and `cuda` are the GPU whose number is
+/// the process's place among those of its host.
+pub fn of_rank(name: &str, job: Job, ranks: &Ranks) -> Result<Device> {
+    if ranks.is_alone() {
+        return device(name, job);
+    }
+    let there = Cuda::device_count().max(0) as usize;
+    let chosen = match (name, ranks.own_device()) {
+        ("auto", _) if there == 0 => Device::Cpu,
+        ("auto" | "cuda", Device::Cuda(own)) => device(&format!("cuda:{own}"), job)?,
+        ("auto" | "cuda", _) => {
+            let processes = ranks.on_this_host();
+            return Err(bad_input(format!(
+                "--device {name}: {processes} processes on a host with {there} GPUs; --device cpu uses none, and with \
+                 TERCET_GLOO=1 processes share them"
+            )));
+        }
+        ("cpu", _) => Device::Cpu,
+        _ => {
+            return Err(bad_input(format!(
+                "--device {name}: expected auto, cpu or cuda where there are {} processes: each has a GPU of its own",
+                ranks.size()
+            )));
+        }
+    };
+    let all = ranks.group().exchange(&[chosen.is_cuda().into()])?;
+    match all.iter().position(|theirs| theirs != &all[0]) {
+        Some(other) => Err(bad_input(format!(
+            "--device {name}: process 0 is on {} and process {other} is not; expected all on GPUs, or all on the CPU",
+            if all[0][0] == 0 { "the CPU" } else { "a GPU" }
+        ))),
+        None => Ok(chosen),
+    }
 }
 
 /// The device's name as `--device` takes it.

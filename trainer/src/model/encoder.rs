@@ -4,9 +4,11 @@
 //! start at 1 (tch draws them from 0..1), its running statistics can be re-estimated, and convolutions
 //! start as torchvision's do (`kaiming_normal`, fan out).
 
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::nn::{self, Init, Module};
 use tch::{Kind, Tensor};
+use tercet::torch::distributed::{ProcessGroup, batch_norm};
 
 /// Which network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
@@ -78,11 +80,18 @@ pub enum Pass {
     Evaluate,
 }
 
+/// The share of a batch's statistics in the running ones.
+const MOMENTUM: f64 = 0.1;
+/// What is added to a variance, which may be 0.
+const EPSILON: f64 = 1e-5;
+
 struct BatchNorm {
     weight: Tensor,
     bias: Tensor,
     mean: Tensor,
     var: Tensor,
+    /// The processes whose images a training batch is made of, if it is normalised by all of them.
+    group: Option<ProcessGroup>,
 }
 
 impl BatchNorm {
@@ -92,10 +101,15 @@ impl BatchNorm {
             bias: p.var("bias", &[channels], Init::Const(0.0)),
             mean: p.zeros_no_train("running_mean", &[channels]),
             var: p.ones_no_train("running_var", &[channels]),
+            group: None,
         }
     }
 
-    fn forward(&self, xs: &Tensor, pass: Pass) -> Tensor {
+    fn forward(&self, xs: &Tensor, pass: Pass) -> Result<Tensor> {
+        if let (Pass::Train, Some(group)) = (pass, &self.group) {
+            let (affine, running) = ([&self.weight, &self.bias], [&self.mean, &self.var]);
+            return Ok(batch_norm(xs, Some(affine), Some(running), MOMENTUM, EPSILON, group)?);
+        }
         if let Pass::Estimate { before: 0 } = pass {
             // Momentum 1 multiplies the old statistics by 0, which makes NaN of an infinity that an overflow in 16 bits
             // has left.
@@ -103,13 +117,13 @@ impl BatchNorm {
             let _ = (self.mean.shallow_clone().zero_(), self.var.shallow_clone().zero_());
         }
         let (training, momentum) = match pass {
-            Pass::Train => (true, 0.1),
+            Pass::Train => (true, MOMENTUM),
             Pass::Estimate { before } => (true, 1.0 / (before as f64 + 1.0)),
             Pass::Evaluate => (false, 0.0),
         };
         let (w, b) = (Some(&self.weight), Some(&self.bias));
         let (mean, var) = (Some(&self.mean), Some(&self.var));
-        xs.batch_norm(w, b, mean, var, training, momentum, 1e-5, true)
+        Ok(xs.f_batch_norm(w, b, mean, var, training, momentum, EPSILON, true)?)
     }
 }
 
@@ -136,10 +150,10 @@ impl ConvNorm {
     }
 
     /// Computes in the dtype of `xs`: tch's autocast knows f16 on CUDA and nothing else.
-    fn forward(&self, xs: &Tensor, pass: Pass) -> Tensor {
+    fn forward(&self, xs: &Tensor, pass: Pass) -> Result<Tensor> {
         let weight = self.weight.to_kind(xs.kind());
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        self.norm.forward(&xs.conv2d(&weight, None::<Tensor>, stride, padding, [1i64, 1], 1), pass)
+        self.norm.forward(&xs.f_conv2d(&weight, None::<Tensor>, stride, padding, [1i64, 1], 1)?, pass)
     }
 }
 
@@ -171,18 +185,18 @@ impl Block {
         Self { branch, shortcut }
     }
 
-    fn forward(&self, xs: &Tensor, pass: Pass) -> Tensor {
+    fn forward(&self, xs: &Tensor, pass: Pass) -> Result<Tensor> {
         let (last, first) = self.branch.split_last().expect("a block has layers");
         let mut ys = xs.shallow_clone();
         for layer in first {
-            ys = layer.forward(&ys, pass).relu_();
+            ys = layer.forward(&ys, pass)?.relu_();
         }
-        let ys = last.forward(&ys, pass);
+        let ys = last.forward(&ys, pass)?;
         let shortcut = match &self.shortcut {
-            Some(layer) => layer.forward(xs, pass),
+            Some(layer) => layer.forward(xs, pass)?,
             None => xs.shallow_clone(),
         };
-        (ys + shortcut).relu_()
+        Ok((ys + shortcut).relu_())
     }
 }
 
@@ -225,15 +239,44 @@ impl Encoder {
         self
     }
 
+    /// Normalises training batches by the images of all processes of the group.
+    pub fn normalise_over(&mut self, group: &ProcessGroup) {
+        self.layers_mut().for_each(|layer| layer.norm.group = Some(group.clone()));
+    }
+
+    /// Batch norm's running means and variances; no copies.
+    pub fn statistics(&self) -> Vec<Tensor> {
+        let of_layer = |layer: &ConvNorm| [&layer.norm.mean, &layer.norm.var].map(Tensor::shallow_clone);
+        self.layers().flat_map(of_layer).collect()
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &ConvNorm> {
+        let of_blocks = self.blocks.iter().flat_map(|block| block.branch.iter().chain(&block.shortcut));
+        std::iter::once(&self.stem).chain(of_blocks)
+    }
+
+    fn layers_mut(&mut self) -> impl Iterator<Item = &mut ConvNorm> {
+        let of_blocks = self.blocks.iter_mut().flat_map(|block| block.branch.iter_mut().chain(&mut block.shortcut));
+        std::iter::once(&mut self.stem).chain(of_blocks)
+    }
+
+    /// The numbers of an embedding.
+    pub fn dim(&self) -> i64 {
+        self.fc.ws.size()[0]
+    }
+
     /// The embeddings in f32, not normalised.
-    pub fn forward(&self, xs: &Tensor, pass: Pass) -> Tensor {
+    ///
+    /// # Errors
+    /// libtorch's, and those of the other processes where batches are normalised over them.
+    pub fn forward(&self, xs: &Tensor, pass: Pass) -> Result<Tensor> {
         let kind = if matches!(pass, Pass::Train) { self.precision.kind() } else { Kind::Float };
-        let xs = self.stem.forward(&xs.to_kind(kind), pass).relu_();
+        let xs = self.stem.forward(&xs.to_kind(kind), pass)?.relu_();
         let mut xs = xs.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         for block in &self.blocks {
-            xs = block.forward(&xs, pass);
+            xs = block.forward(&xs, pass)?;
         }
-        self.fc.forward(&xs.mean_dim([2i64, 3].as_slice(), false, Kind::Float))
+        Ok(self.fc.forward(&xs.mean_dim([2i64, 3].as_slice(), false, Kind::Float)))
     }
 }
 
@@ -278,12 +321,12 @@ mod tests {
         let mut last = block.branch[2].norm.weight.shallow_clone();
         let _ = last.fill_(1.0); // it starts at 0, and the branch would not count
         let xs = Tensor::randn([4, 16, 8, 8], (Kind::Float, Device::Cpu));
-        let exact = block.forward(&xs, Pass::Train);
+        let exact = block.forward(&xs, Pass::Train).unwrap();
         for kind in [Kind::BFloat16, Kind::Half] {
-            let narrow = block.forward(&xs.to_kind(kind), Pass::Train);
+            let narrow = block.forward(&xs.to_kind(kind), Pass::Train).unwrap();
             assert_eq!(narrow.kind(), kind);
             // One rounding, of the input, against some twelve: of weights, outputs and norms of four layers.
-            let bound = 6.0 * far(&exact, &block.forward(&xs.to_kind(kind).to_kind(Kind::Float), Pass::Train));
+            let bound = 6.0 * far(&exact, &block.forward(&xs.to_kind(kind).to_kind(Kind::Float), Pass::Train).unwrap());
             let error = far(&exact, &narrow);
             assert!(error > 0.0 && error <= bound, "{kind:?}: {error} of {bound}");
         }
@@ -297,7 +340,7 @@ mod tests {
         let xs = Tensor::randn([4, 3, 32, 32], (Kind::Float, Device::Cpu));
         let mut embed = |precision, pass| {
             encoder.precision = precision;
-            encoder.forward(&xs, pass)
+            encoder.forward(&xs, pass).unwrap()
         };
         let [exact, narrow] = [Precision::F32, Precision::Bf16].map(|p| embed(p, Pass::Train));
         assert_eq!(narrow.kind(), Kind::Float);
@@ -313,7 +356,7 @@ mod tests {
         let norm = BatchNorm::new(&vs.root(), 2, 1.0);
         let batches: Vec<_> = (0..3).map(|i| Tensor::randn([4, 2, 3, 3], (Kind::Float, Device::Cpu)) + i).collect();
         for (before, xs) in batches.iter().enumerate() {
-            let _ = norm.forward(xs, Pass::Estimate { before });
+            let _ = norm.forward(xs, Pass::Estimate { before }).unwrap();
         }
         let means: Vec<_> = batches.iter().map(|xs| xs.mean_dim([0i64, 2, 3].as_slice(), false, None)).collect();
         let expected = Tensor::stack(&means, 0).mean_dim([0i64].as_slice(), false, None);

@@ -233,7 +233,7 @@ impl Model {
     fn encode(&self, images: &Images, vectors: &mut Vectors) -> Result<()> {
         let all: Vec<_> = (0..images.len()).map(|image| (image, Affine::IDENTITY)).collect();
         for views in all.chunks(BATCH) {
-            let embeddings: Tensor = self.encoder.forward(&tensor(images, views, self.device)?, Pass::Evaluate);
+            let embeddings: Tensor = self.encoder.forward(&tensor(images, views, self.device)?, Pass::Evaluate)?;
             let rows = Vectors::from_tensor(&embeddings, self.settings.normalize, self.distance);
             vectors.extend(&rows.context("the model cannot be used")?);
         }

@@ -20,7 +20,7 @@ pub struct Bar {
 impl Bar {
     /// Nothing done yet of so many; `what` are they, such as "images".
     pub fn new(of: usize, what: &'static str) -> Self {
-        let shown = std::io::stderr().is_terminal();
+        let shown = std::io::stderr().is_terminal() && !say::is_silent();
         if shown {
             let style = ProgressStyle::with_template("{bar:24} {pos} of {len} {msg}  {eta} left");
             let bar = ProgressBar::new(of as u64).with_style(style.expect("the template is valid"));

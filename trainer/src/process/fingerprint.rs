@@ -14,6 +14,11 @@ impl Fingerprint {
     pub fn of(bytes: &[u8]) -> Self {
         Self(xxh3_128(bytes))
     }
+
+    /// Its bits as two numbers.
+    pub fn halves(self) -> [i64; 2] {
+        [self.0 as i64, (self.0 >> 64) as i64]
+    }
 }
 
 impl From<Fingerprint> for String {

@@ -22,6 +22,12 @@ pub struct Interrupted {
 }
 
 impl Interrupted {
+    /// The interruption that has this exit code, if it is one's.
+    pub fn of(exit_code: u8) -> Option<Self> {
+        let signal = i32::from(exit_code) - code(0);
+        (signal > 0).then_some(Self { signal })
+    }
+
     /// The code that shells give for a program that the signal has ended: 130 for Ctrl-C, 143 for SIGTERM.
     pub fn exit_code(&self) -> u8 {
         code(self.signal) as u8
@@ -52,6 +58,17 @@ impl Interrupt {
                 .context("cannot watch for signals")?;
         }
         Ok(new)
+    }
+
+    /// The number of the signal that asked; 0 for none.
+    pub fn signal(&self) -> i32 {
+        if self.asked() { self.signal.load(Ordering::SeqCst) as i32 } else { 0 }
+    }
+
+    /// Asks to stop, as the signal does that another process of the run has got.
+    pub fn ask(&self, signal: i32) {
+        self.signal.store(signal as usize, Ordering::SeqCst);
+        self.asked.store(true, Ordering::SeqCst);
     }
 
     /// Whether somebody has asked to stop.

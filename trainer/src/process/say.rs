@@ -4,7 +4,20 @@ use anyhow::Result;
 use indicatif::ProgressBar;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// This process among several, if there are several.
+static RANK: OnceLock<(usize, usize)> = OnceLock::new();
+
+/// From now on this is one process of several: only the first one says anything but its errors.
+pub fn as_rank(rank: usize, size: usize) {
+    let _ = RANK.set((rank, size)); // it is the same one
+}
+
+/// Whether what is said comes from another process.
+pub fn is_silent() -> bool {
+    RANK.get().is_some_and(|(rank, _)| *rank > 0)
+}
 
 /// Prints lines to standard output. Whoever reads them may stop reading (`| head`): that is no error.
 pub fn say(text: &str) -> Result<()> {
@@ -17,6 +30,9 @@ pub fn say_path(path: &Path) -> Result<()> {
 }
 
 fn say_bytes(line: &[u8]) -> Result<()> {
+    if is_silent() {
+        return Ok(());
+    }
     let mut out = std::io::stdout().lock();
     match out.write_all(line).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
@@ -42,6 +58,20 @@ pub fn shown(change: impl FnOnce(&ProgressBar)) {
 /// Writes a line to standard error, above a bar that is shown. `eprintln!` panics if nobody reads it any more, and a run of
 /// days must not end because its terminal or its `| tee` has.
 pub fn note(text: &str) {
+    if !is_silent() {
+        write_error_line(text);
+    }
+}
+
+/// Says why the program ends. One process of several names itself.
+pub fn error(text: &str) {
+    match RANK.get() {
+        Some((rank, size)) if *rank > 0 => write_error_line(&format!("error: process {rank} of {size}: {text}")),
+        _ => write_error_line(&format!("error: {text}")),
+    }
+}
+
+fn write_error_line(text: &str) {
     let write = || {
         if cfg!(test) {
             eprintln!("{text}"); // the test runner keeps it, and shows it if the test fails

@@ -8,6 +8,7 @@
 //! batch statistics.
 
 use crate::process::random::{Purpose, stream};
+use crate::process::ranks::Share;
 use rand::{Rng, seq::index};
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +64,35 @@ impl TripletBatch {
             Forwards::One => self.labels.len(),
             Forwards::Three => 3 * self.anchor.len(),
         }
+    }
+}
+
+/// A step's batch, and what one of the run's processes does of it.
+#[derive(Debug, PartialEq)]
+pub struct OwnBatch {
+    /// The batch of all processes.
+    pub whole: TripletBatch,
+    /// The rows of the batch that this process encodes, in order.
+    pub rows: Vec<usize>,
+    /// If roles are encoded apart, this process's anchors, positives and negatives, as places in `rows`.
+    pub roles: [Vec<i64>; 3],
+}
+
+impl OwnBatch {
+    /// A share of the images, or of the triplets if roles are encoded apart.
+    pub fn new(whole: TripletBatch, forwards: Forwards, share: Share) -> Self {
+        if forwards == Forwards::One {
+            let rows = share.of(whole.labels.len()).collect();
+            return Self { whole, rows, roles: Default::default() };
+        }
+        let own = share.of(whole.anchor.len());
+        let roles = whole.roles().map(|rows| rows[own.clone()].to_vec());
+        let mut rows: Vec<usize> = roles.iter().flatten().map(|&row| row as usize).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        let place = |row: i64| rows.partition_point(|other| *other < row as usize) as i64;
+        let roles = roles.map(|all| all.into_iter().map(place).collect());
+        Self { whole, rows, roles }
     }
 }
 
@@ -160,6 +190,26 @@ mod tests {
                 let [a, p, n] =
                     [&batch.anchor, &batch.positive, &batch.negative].map(|rows| batch.images[rows[i] as usize]);
                 assert!(a != p && owner(a) == owner(p) && owner(a) != owner(n));
+            }
+        }
+    }
+
+    #[test]
+    fn the_shares_of_processes_are_the_whole_batch() {
+        let members = members(&[3, 5, 2, 4, 7, 3]);
+        let batch = || draw(&members, &[], SHAPE, 5, 0, 2);
+        for forwards in [Forwards::One, Forwards::Three] {
+            let shares: Vec<OwnBatch> =
+                (0..3).map(|rank| OwnBatch::new(batch(), forwards, Share::new(rank, 3))).collect();
+            if forwards == Forwards::One {
+                let rows: Vec<usize> = shares.iter().flat_map(|share| share.rows.clone()).collect();
+                assert!(rows.into_iter().eq(0..batch().labels.len()));
+            }
+            for (role, all) in batch().roles().into_iter().enumerate() {
+                let of =
+                    |share: &OwnBatch| share.roles[role].iter().map(|&at| share.rows[at as usize] as i64).collect();
+                let rows: Vec<i64> = shares.iter().flat_map(|share| -> Vec<i64> { of(share) }).collect();
+                assert_eq!(rows, if forwards == Forwards::Three { all } else { &[] });
             }
         }
     }

@@ -185,6 +185,11 @@ pub fn parse(bytes: &[u8]) -> Result<Checkpoint, String> {
     Ok(Checkpoint { folder: PathBuf::new(), origin, state, tensors })
 }
 
+/// The error of a checkpoint that cannot be used.
+fn wrong(folder: &Path, what: &dyn std::fmt::Display) -> anyhow::Error {
+    bad_input(format!("--resume {}: {CHECKPOINT}: {what}", folder.display()))
+}
+
 impl Checkpoint {
     /// Refuses a run folder without a checkpoint.
     pub fn must_exist(folder: &Path) -> Result<()> {
@@ -198,11 +203,21 @@ impl Checkpoint {
         Err(bad_input(format!("--resume {}: {why}", folder.display())))
     }
 
+    /// The bytes of the checkpoint of a run folder.
+    pub fn bytes(folder: &Path) -> Result<Vec<u8>> {
+        std::fs::read(run_folder::checkpoint(folder)).map_err(|error| wrong(folder, &error))
+    }
+
+    /// The checkpoint of a run folder in its bytes.
+    pub fn of(folder: &Path, bytes: &[u8]) -> Result<Self> {
+        let checkpoint = parse(bytes).map_err(|what| wrong(folder, &what))?;
+        Ok(Self { folder: folder.to_owned(), ..checkpoint })
+    }
+
     /// Reads the checkpoint of a run folder.
+    #[cfg(test)]
     pub fn read(folder: &Path) -> Result<Self> {
-        let wrong = |what: String| bad_input(format!("--resume {}: {CHECKPOINT}: {what}", folder.display()));
-        let bytes = std::fs::read(run_folder::checkpoint(folder)).map_err(|error| wrong(error.to_string()))?;
-        Ok(Self { folder: folder.to_owned(), ..parse(&bytes).map_err(wrong)? })
+        Self::of(folder, &Self::bytes(folder)?)
     }
 
     /// Takes a tensor out of the checkpoint.

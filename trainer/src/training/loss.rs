@@ -1,11 +1,13 @@
 //! The losses that the trainer offers, on the batches that it draws.
 
+use crate::process::ranks::Ranks;
 use crate::training::batch::TripletBatch;
 use crate::training::loss_options::{LossName, LossOptions, MeanOverName, NegativeName, PairsName, ReductionName};
 use anyhow::{Result, bail};
 use std::f64::consts::LN_2;
 use tch::{Kind, Tensor};
 use tercet::internal::capacity;
+use tercet::torch::distributed::Shards;
 use tercet::torch::{CrossBatchMemory, WithStats};
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchNegativeTripletLoss,
@@ -183,29 +185,39 @@ impl Loss {
         }
     }
 
-    /// The loss of the batch with these embeddings, one row per image. They are also put into the memory, which is
-    /// mined with them once it is warm; random draws are those of `step`.
+    /// The loss of the batch with these embeddings, one row per image; of several processes each gives its share of the rows, and
+    /// gets the loss of the whole batch, whose gradients they average. The rows are also put into the memory, which is mined
+    /// with them once it is warm; random draws are those of `step`.
     pub fn of(
         &self,
         embeddings: &Tensor,
         batch: &TripletBatch,
         step: u64,
         memory: Option<&mut CrossBatchMemory>,
+        ranks: &Ranks,
     ) -> Result<Lost> {
         let on_device = |rows: &[i64]| Tensor::from_slice(rows).to_device(embeddings.device());
-        let labels = on_device(&batch.labels);
+        let shards = ranks.shards(batch.labels.len())?;
+        let shards = shards.as_ref();
+        let labels = on_device(&batch.labels[ranks.share().of(batch.labels.len())]);
         let WithStats { loss, stats, .. } = match self {
             Self::Triplet(_) | Self::Contrastive(_) => {
-                let [a, p, n] = batch.roles().map(|rows| embeddings.index_select(0, &on_device(rows)));
+                let all = shards.map(|shards| shards.gather_with_grad(embeddings)).transpose()?;
+                let all = all.as_ref().unwrap_or(embeddings);
+                let [a, p, n] = batch.roles().map(|rows| all.index_select(0, &on_device(rows)));
                 return self.of_roles(&a, &p, &n);
             }
-            Self::BatchAll(loss) => mined(loss.on(embeddings, &labels), memory)?,
+            Self::BatchAll(loss) => mined(loss.on(embeddings, &labels), memory, shards)?,
             Self::BatchHard(loss) if loss.soft_margin => {
                 let mut memory = memory;
-                let loss_of = mined(loss.on(embeddings, &labels), memory.as_deref_mut())?.loss;
-                // Every term of a soft margin is above 0: what is counted instead is a hinge's.
+                let loss_of = mined(loss.on(embeddings, &labels), memory.as_deref_mut(), shards)?.loss;
+                // Every term of a soft margin is above 0: what is counted instead is a hinge's, of the whole batch.
                 let hinge = BatchHardTripletLoss { soft_margin: false, margin: STILL_ACTIVE, ..*loss };
-                let (rows, embeddings) = (batch.labels.len(), embeddings.detach());
+                let (rows, labels) = (batch.labels.len(), on_device(&batch.labels));
+                let embeddings = match shards {
+                    Some(shards) => shards.gather(embeddings)?,
+                    None => embeddings.detach(),
+                };
                 let mut counted = match memory.filter(|memory| memory.is_warm()) {
                     Some(memory) => {
                         let own = memory.f_newest(rows)?;
@@ -217,12 +229,12 @@ impl Loss {
                 counted.loss = loss_of;
                 counted
             }
-            Self::BatchHard(loss) => mined(loss.on(embeddings, &labels), memory)?,
-            Self::BatchSemiHard(loss) => mined(loss.on(embeddings, &labels), memory)?,
-            Self::BatchContrastive(loss) => mined(loss.on(embeddings, &labels), memory)?,
+            Self::BatchHard(loss) => mined(loss.on(embeddings, &labels), memory, shards)?,
+            Self::BatchSemiHard(loss) => mined(loss.on(embeddings, &labels), memory, shards)?,
+            Self::BatchContrastive(loss) => mined(loss.on(embeddings, &labels), memory, shards)?,
             Self::BatchNegative(loss) => {
                 let step = on_device(&[step as i64]);
-                mined(loss.on(embeddings, &labels).step(&step), memory)?
+                mined(loss.on(embeddings, &labels).step(&step), memory, shards)?
             }
         };
         let active = stats.active.to_kind(Kind::Double) / stats.valid.clamp_min(1);
@@ -255,8 +267,25 @@ impl Loss {
     }
 }
 
-/// The loss of a batch, against the memory if there is one.
-fn mined<L: MinedLoss>(call: Call<'_, L, &Tensor>, memory: Option<&mut CrossBatchMemory>) -> Result<WithStats> {
+impl Lost {
+    /// Of one of so many processes, whose share of the triplets it is: what has the whole batch's numbers as its mean over the
+    /// processes.
+    pub fn weighed(self, processes: f64, share: f64, loss: &Loss) -> Self {
+        let of_loss = if loss.reduction() == Reduction::Sum { processes } else { processes * share };
+        Self { loss: self.loss * of_loss, active: self.active * (processes * share), ..self }
+    }
+}
+
+/// The loss of a batch, over the processes if there are several, and against the memory if there is one.
+fn mined<'a, L: MinedLoss>(
+    call: Call<'a, L, &'a Tensor>,
+    memory: Option<&mut CrossBatchMemory>,
+    shards: Option<&'a Shards>,
+) -> Result<WithStats> {
+    let call = match shards {
+        Some(shards) => call.over(shards),
+        None => call,
+    };
     Ok(match memory {
         Some(memory) => memory.f_forward_with_stats(call)?,
         None => call.f_forward_with_stats()?,
@@ -309,7 +338,7 @@ mod tests {
             ..Default::default()
         };
         let words = "--distance squared-euclidean --margin 0.2 --normalize false";
-        let of = |name| loss(name, words).of(&xs, &batch, 0, None).unwrap();
+        let of = |name| loss(name, words).of(&xs, &batch, 0, None, &Ranks::alone()).unwrap();
         let active = |name| f64::try_from(of(name).active).unwrap();
         // The four triplets: 1 + 0.2 > 0.25; 1 + 0.2 < 81; 1 + 0.2 > 0.25; 72.25 + 0.2 > 0.25.
         assert_eq!(active(LossName::Triplet), 0.75);
@@ -338,7 +367,9 @@ mod tests {
             negative: vec![2, 0],
             ..Default::default()
         };
-        let lost = loss(LossName::Contrastive, "--margin 2 --normalize false").of(&xs, &batch, 0, None).unwrap();
+        let lost = loss(LossName::Contrastive, "--margin 2 --normalize false")
+            .of(&xs, &batch, 0, None, &Ranks::alone())
+            .unwrap();
         // Positive pairs at 1 and 8.5, negative ones at 0.5 and 0.5: 0.5 d² and 0.5 (2 - d)².
         let expected = (0.5 + 0.5 * 8.5 * 8.5 + 2.0 * 0.5 * 1.5 * 1.5) / 4.0;
         assert!((f64::try_from(lost.loss).unwrap() - expected).abs() < 1e-5);
@@ -377,7 +408,7 @@ mod tests {
                 let Ok(options) = options(*name, words) else { continue };
                 tried += 1;
                 let loss = Loss::new(&options, 5);
-                let Lost { loss: got, active, .. } = loss.of(&xs, &batch, 3, None).unwrap();
+                let Lost { loss: got, active, .. } = loss.of(&xs, &batch, 3, None, &Ranks::alone()).unwrap();
                 let got = f64::try_from(got).unwrap();
                 assert!((got - loss.of_equal_embeddings()).abs() < 1e-6, "{name:?} {words}: {got}");
                 if *name == LossName::BatchHard {
@@ -395,7 +426,7 @@ mod tests {
         let xs = Tensor::from_slice(&[0.0f32, 1.0, 3.0, 6.0]).reshape([4, 1]);
         let batch = TripletBatch { images: vec![0, 1, 2, 3], labels: vec![0, 0, 1, 1], ..Default::default() };
         let loss = loss(LossName::BatchHard, "--normalize false");
-        let of = |memory: Option<&mut CrossBatchMemory>| loss.of(&xs, &batch, 0, memory).unwrap();
+        let of = |memory: Option<&mut CrossBatchMemory>| loss.of(&xs, &batch, 0, memory, &Ranks::alone()).unwrap();
         // d_ap and d_an of the anchors: 1 and 3, 1 and 2, 3 and 2, 3 and 5.
         assert_eq!(f64::try_from(of(None).active).unwrap(), 0.25);
         let mut memory = CrossBatchMemory::new(4, 1, Kind::Float, Device::Cpu).warm_up(4);
@@ -438,13 +469,15 @@ mod tests {
             (LossName::Contrastive, "--margin 2", (4.5 + 8.0 + 0.5) / 4.0),
         ] {
             let options = options(name, &format!("{words} --normalize false")).unwrap();
-            let got = f64::try_from(Loss::new(&options, 5).of(&xs, &batch, 0, None).unwrap().loss).unwrap();
+            let got =
+                f64::try_from(Loss::new(&options, 5).of(&xs, &batch, 0, None, &Ranks::alone()).unwrap().loss).unwrap();
             assert!((got - expected).abs() < 1e-5, "{name:?} {words}: {got}, not {expected}");
         }
         // All 8 triplets are active at a margin of 9, and those with d_ap > d_an at a margin of 0.
         let all = |words: &str| {
             let options = options(LossName::BatchAll, &format!("{words} --normalize false --distance euclidean"));
-            f64::try_from(Loss::new(&options.unwrap(), 5).of(&xs, &batch, 0, None).unwrap().loss).unwrap()
+            f64::try_from(Loss::new(&options.unwrap(), 5).of(&xs, &batch, 0, None, &Ranks::alone()).unwrap().loss)
+                .unwrap()
         };
         let (active, valid) = (all("--margin 0 --mean-over active"), all("--margin 0 --mean-over valid"));
         let each = [[3.0, 1.0], [3.0, 5.0], [3.0, 2.0], [3.0, 2.0], [4.0, 1.0], [4.0, 2.0], [4.0, 5.0], [4.0, 2.0]];
@@ -455,7 +488,7 @@ mod tests {
         // With each pair once, about half of the triplets are selected.
         let pairs = |words: &str| {
             let loss = loss(LossName::BatchNegative, &format!("--negative hardest --margin 9 --reduction sum {words}"));
-            f64::try_from(loss.of(&xs, &batch, 0, None).unwrap().loss).unwrap()
+            f64::try_from(loss.of(&xs, &batch, 0, None, &Ranks::alone()).unwrap().loss).unwrap()
         };
         assert!(pairs("--pairs once") > 0.0 && pairs("--pairs once") < 0.75 * pairs("--pairs ordered"));
     }
@@ -523,7 +556,7 @@ mod tests {
             let loss = loss(name, &format!("--margin 9 --distance squared-euclidean --normalize false {negative}"));
             let mut memory = CrossBatchMemory::new(4, 1, Kind::Float, Device::Cpu).warm_up(4);
             let mut of = |xs: &Tensor, labels: &[i64]| {
-                let lost = loss.of(xs, &batch(labels), 0, Some(&mut memory)).unwrap();
+                let lost = loss.of(xs, &batch(labels), 0, Some(&mut memory), &Ranks::alone()).unwrap();
                 f64::try_from(lost.loss).unwrap()
             };
             assert_eq!(of(&first, &[7, 8]), 0.0, "{name:?}: the batch alone");

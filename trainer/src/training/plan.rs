@@ -5,7 +5,8 @@ use crate::data::view::{Affine, tensor};
 use crate::model::encoder::Precision;
 use crate::process::bad_input::bad_input;
 use crate::process::random::{Purpose, stream};
-use crate::training::batch::{self, BatchShape, Forwards, TripletBatch};
+use crate::process::ranks::{Ranks, Share};
+use crate::training::batch::{self, BatchShape, Forwards, OwnBatch};
 use crate::training::checkpoint::State;
 use crate::training::loss::Loss;
 use crate::training::schedule::Schedule;
@@ -70,6 +71,22 @@ impl Plan {
         Ok(())
     }
 
+    /// Refuses batches of which a process would have too little: batch norm needs two images to normalise.
+    pub fn check_share(&self, ranks: &Ranks) -> Result<()> {
+        let processes = ranks.size();
+        let (have, what, least) = match self.forwards {
+            Forwards::One => (self.shape.identities.saturating_mul(self.shape.images), "images", 2),
+            Forwards::Three => (self.shape.triplets, "triplets", 2),
+        };
+        if ranks.is_alone() || have / processes >= least {
+            return Ok(());
+        }
+        Err(bad_input(format!(
+            "a batch has {have} {what} for {processes} processes; each needs {least}: a greater --classes-per-batch, \
+             --samples-per-class or --batch-triplets"
+        )))
+    }
+
     /// Why there is nothing left to do at `state`; `None` if there is.
     pub fn over(&self, state: &State, train: &Dataset) -> Option<String> {
         if self.given_up(state) {
@@ -99,21 +116,34 @@ impl Plan {
         }
     }
 
-    /// A batch and its views: a function of (seed, epoch, step within the epoch).
-    pub fn batch(&self, train: &Dataset, device: Device, epoch: u64, step: u64) -> Result<(TripletBatch, Tensor)> {
+    /// A batch, and the views of this process's share of it: a function of (seed, epoch, step within the epoch), whatever the
+    /// number of processes.
+    pub fn batch(
+        &self,
+        train: &Dataset,
+        device: Device,
+        (epoch, step): (u64, u64),
+        share: Share,
+    ) -> Result<(OwnBatch, Tensor)> {
         let forgeries = train.forgeries.as_deref();
         let forged = forgeries.map_or(&[][..], |forgeries| &forgeries.members);
         let batch = batch::draw(&train.members, forged, self.shape, self.seed, epoch, step);
         let mut rng = stream(self.seed, Purpose::Augment, epoch, step);
         let mut view = |&image: &usize| (image, Affine::random(&mut rng, self.augment));
-        let views: Vec<_> = batch.images.iter().map(&mut view).collect();
+        // The views of all rows are drawn, so that each is the same in whichever process.
+        let genuine: Vec<_> = batch.images.iter().map(&mut view).collect();
+        let forged: Vec<_> = batch.forged.iter().map(view).collect();
+        let own = OwnBatch::new(batch, self.forwards, share);
+        let at = own.rows.partition_point(|row| *row < genuine.len());
+        let (of_genuine, of_forged) = own.rows.split_at(at);
+        let views: Vec<_> = of_genuine.iter().map(|&row| genuine[row]).collect();
         let mut xs = tensor(&train.images, &views, device)?;
-        if let Some(forgeries) = forgeries.filter(|_| !batch.forged.is_empty()) {
-            let views: Vec<_> = batch.forged.iter().map(view).collect();
+        if let Some(forgeries) = forgeries.filter(|_| !of_forged.is_empty()) {
+            let views: Vec<_> = of_forged.iter().map(|&row| forged[row - genuine.len()]).collect();
             // Joined along the first dimension, the rows keep their layout, channels last.
             xs = Tensor::f_cat(&[xs, tensor(&forgeries.images, &views, device)?], 0)?;
         }
-        Ok((batch, xs))
+        Ok((own, xs))
     }
 
     /// The fraction done and the time left, by steps or by the clock, whichever ends first. Time

@@ -1,6 +1,6 @@
 //! Progress as a bar on a terminal, and as a line every ten seconds elsewhere: a log has no use for a bar.
 
-use crate::process::say::note;
+use crate::process::say::{is_silent, note};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ pub struct Progress {
 impl Progress {
     /// Starts the display with nothing done.
     pub fn start() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = (std::io::stderr().is_terminal() && !is_silent()).then(|| {
             let style = ProgressStyle::with_template("{bar:24} {percent:>3} %  {msg}");
             ProgressBar::new(RESOLUTION).with_style(style.expect("the template is valid"))
         });

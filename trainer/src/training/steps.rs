@@ -9,8 +9,9 @@ use crate::model::encoder::{Encoder, Pass, Precision};
 use crate::model::vectors::Vectors;
 use crate::process::bad_input::bad_input;
 use crate::process::interrupt::{Interrupt, Interrupted};
+use crate::process::ranks::Ranks;
 use crate::run_folder::metrics_csv::{Line, MetricsCsv};
-use crate::training::batch::{Forwards, TripletBatch};
+use crate::training::batch::{Forwards, OwnBatch, TripletBatch};
 use crate::training::checkpoint::{self, Checkpoint, Origin, State};
 use crate::training::loss::Lost;
 use crate::training::optimiser::Adam;
@@ -51,6 +52,8 @@ pub struct Surroundings<'a> {
     pub evaluate: &'a dyn Fn(u64) -> Result<Measured>,
     /// Tells whether to stop.
     pub interrupt: &'a Interrupt,
+    /// The run's processes.
+    pub ranks: &'a Ranks,
 }
 
 /// A run in progress.
@@ -134,8 +137,8 @@ impl<'a> Training<'a> {
     }
 
     /// Runs the loop until training ends, and says why it did.
-    pub fn run(&mut self, csv: &mut MetricsCsv, around: &Surroundings) -> Result<End> {
-        let plan = self.plan;
+    pub fn run(&mut self, csv: &mut Option<MetricsCsv>, around: &Surroundings) -> Result<End> {
+        let (plan, ranks) = (self.plan, around.ranks);
         let per_epoch = plan.steps_per_epoch(around.train);
         let (total, mut end) = plan.total(per_epoch);
         let rate = Rate { base: plan.learning_rate, schedule: plan.schedule, warmup: plan.warmup, total };
@@ -158,18 +161,29 @@ impl<'a> Training<'a> {
         let mut paused = Duration::ZERO; // for evaluations and checkpoints
         let mut said = self.state.skipped() > 0;
         let (device, train) = (self.vs.device(), around.train);
-        let make = |n: u64| plan.batch(train, device, n / per_epoch, n % per_epoch);
+        let share = ranks.share();
+        let make = |n: u64| plan.batch(train, device, (n / per_epoch, n % per_epoch), share);
         std::thread::scope(|scope| -> Result<()> {
             let mut batches = around.workers.ahead(scope, first..total, &make);
+            let mut over = false;
             // An error or a break drops the batches that are ahead, and no more are made.
             for n in first.. {
                 let Some(batch) = batches.next() else { break };
                 let (batch, xs) = batch?;
-                if around.interrupt.asked() {
-                    end = End::Interrupted;
-                    break;
+                // All processes end before the same step, whichever of them was asked.
+                match ranks.asked(around.interrupt, over)? {
+                    [true, _] => {
+                        end = End::Interrupted;
+                        break;
+                    }
+                    [_, true] => {
+                        end = End::TimeLimit;
+                        break;
+                    }
+                    _ => {}
                 }
-                let Stepped { loss, active, skipped } = self.step(&batch, &xs, rate.at(n))?;
+                let Stepped { loss, active, skipped } = self.step(&batch, &xs, rate.at(n), ranks)?;
+                let batch = &batch.whole;
                 ensure!(skipped || loss.is_finite(), "the loss is {loss} at step {}", n + 1);
                 if skipped && !said {
                     said = true;
@@ -189,16 +203,18 @@ impl<'a> Training<'a> {
                 let epoch = n / per_epoch + 1;
                 let images_per_second = self.state.images as f64 / self.state.seconds;
                 let (seconds, waited, learning_rate) = (self.state.seconds, self.state.waited, rate.at(n));
-                csv.line(&Line {
-                    epoch,
-                    step: n + 1,
-                    loss,
-                    seconds,
-                    images_per_second,
-                    active,
-                    learning_rate,
-                    waited,
-                })?;
+                if let Some(csv) = csv {
+                    csv.line(&Line {
+                        epoch,
+                        step: n + 1,
+                        loss,
+                        seconds,
+                        images_per_second,
+                        active,
+                        learning_rate,
+                        waited,
+                    })?;
+                }
                 if !warned && watch::collapsed(&self.state.losses, &self.state.active, collapsed) {
                     warned = true;
                     progress.note(&format!("warning: {}", watch::collapse(n + 1, collapsed)));
@@ -212,7 +228,7 @@ impl<'a> Training<'a> {
                 }
                 if due(plan.checkpoint_every) {
                     self.state.run_seconds = before.1 + around.start.elapsed().as_secs_f64();
-                    self.save(Some(csv), around)?;
+                    self.save(csv.as_ref(), around)?;
                 }
                 paused += pause.elapsed();
                 let (fraction, left) = plan.left(n + 1 - first, total - first, start, self.saving);
@@ -230,17 +246,14 @@ impl<'a> Training<'a> {
                     end = End::Patience;
                     break;
                 }
-                if left.is_zero() && n + 1 < total {
-                    end = End::TimeLimit;
-                    break;
-                }
+                over = left.is_zero();
             }
             Ok(())
         })?;
         progress.finish();
         self.state.run_seconds = before.1 + around.start.elapsed().as_secs_f64();
         if plan.checkpoint_every > 0 || end == End::Interrupted {
-            self.save_once(Some(csv), around)?;
+            self.save_once(csv.as_ref(), around)?;
         }
         Ok(end)
     }
@@ -261,15 +274,18 @@ impl<'a> Training<'a> {
     }
 
     /// One update. An overflow in 16 bits leaves it out; it is an error if it repeats whatever the scale.
-    fn step(&mut self, batch: &TripletBatch, xs: &Tensor, rate: f64) -> Result<Stepped> {
+    fn step(&mut self, batch: &OwnBatch, xs: &Tensor, rate: f64, ranks: &Ranks) -> Result<Stepped> {
+        let rows = batch.whole.labels.len();
         let overwritten = match &self.memory {
-            Some(memory) if self.plan.precision == Precision::F16 => Some(Overwritten::by(batch.labels.len(), memory)?),
+            Some(memory) if self.plan.precision == Precision::F16 => Some(Overwritten::by(rows, memory)?),
             _ => None,
         };
-        let Lost { loss, active, too_many_pairs } = self.loss(batch, xs)?;
+        let Lost { loss, active, too_many_pairs } = self.loss(batch, xs, ranks)?;
         let scaling = self.plan.precision == Precision::F16;
         let scaled = if scaling { &loss * self.state.scaler.scale() } else { loss.shallow_clone() };
         let mut gradients = self.adam.gradients(&scaled)?;
+        // From here on all processes have the same numbers, and make the same of them.
+        ranks.average(&mut gradients)?;
         let mut scalars = vec![loss.detach(), active, too_many_pairs];
         if scaling {
             let sums: Vec<Tensor> = gradients.iter().map(|g| g.isfinite().all()).collect();
@@ -279,9 +295,14 @@ impl<'a> Training<'a> {
         }
         // One wait for the device: with a scaler before the update, which depends on it, else after it.
         let scalars: Vec<Tensor> = scalars.iter().map(|scalar| scalar.to_kind(Kind::Double)).collect();
-        let values: Vec<f64> = Tensor::f_stack(&scalars, 0)?.try_into()?;
+        let mut values = [Tensor::f_stack(&scalars, 0)?];
+        if self.plan.forwards == Forwards::Three {
+            ranks.average(&mut values)?; // each process has the loss of its own triplets
+        }
+        let [values] = values;
+        let values: Vec<f64> = values.try_into()?;
         let (loss, active) = (values[0], values[1]);
-        self.check_room(batch, values[2] != 0.0)?;
+        self.check_room(&batch.whole, values[2] != 0.0)?;
         let mut skipped = false;
         if let Some(&finite) = values.get(3) {
             let scale = self.state.scaler.scale();
@@ -326,14 +347,18 @@ impl<'a> Training<'a> {
         Ok(())
     }
 
-    fn loss(&mut self, batch: &TripletBatch, xs: &Tensor) -> Result<Lost> {
+    fn loss(&mut self, batch: &OwnBatch, xs: &Tensor, ranks: &Ranks) -> Result<Lost> {
         let encode = |xs: &Tensor| self.encoder.forward(xs, Pass::Train);
+        let OwnBatch { whole, roles, .. } = batch;
         match self.plan.forwards {
-            Forwards::One => self.plan.loss.of(&encode(xs), batch, self.state.step, self.memory.as_mut()),
+            Forwards::One => self.plan.loss.of(&encode(xs)?, whole, self.state.step, self.memory.as_mut(), ranks),
             Forwards::Three => {
-                let pick = |rows: &[i64]| xs.index_select(0, &Tensor::from_slice(rows).to_device(xs.device()));
-                let [a, p, n] = batch.roles().map(|rows| encode(&pick(rows)));
-                self.plan.loss.of_roles(&a, &p, &n)
+                let pick = |rows: &Vec<i64>| xs.index_select(0, &Tensor::from_slice(rows).to_device(xs.device()));
+                let [a, p, n] = [&roles[0], &roles[1], &roles[2]].map(|rows| encode(&pick(rows)));
+                let lost = self.plan.loss.of_roles(&a?, &p?, &n?)?;
+                // The mean over processes is then that of all triplets, or their sum.
+                let (own, all) = (roles[0].len() as f64, whole.anchor.len() as f64);
+                Ok(if ranks.is_alone() { lost } else { lost.weighed(ranks.size() as f64, own / all, &self.plan.loss) })
             }
         }
     }
@@ -367,7 +392,6 @@ impl<'a> Training<'a> {
 
     fn save(&mut self, csv: Option<&MetricsCsv>, around: &Surroundings) -> Result<()> {
         let clock = Instant::now();
-        csv.map_or(Ok(()), MetricsCsv::sync)?; // a checkpoint never has steps that metrics.csv has not
         let (before, evaluating) = around.before;
         self.state.evaluating = evaluating;
         let embeddings = [&before.vectors, &before.forged].map(Vectors::to_tensor);
@@ -382,7 +406,10 @@ impl<'a> Training<'a> {
         let moments = self.adam.moments().filter(|_| self.state.updates > 0); // they are zeros before
         let before = BEFORE.map(str::to_owned).into_iter().zip(&embeddings);
         let tensors = encoder.chain(moments).chain(best).chain(filled).chain(before);
-        checkpoint::write(around.folder, around.origin, &self.state, tensors)?;
+        around.ranks.first(|| {
+            csv.map_or(Ok(()), MetricsCsv::sync)?; // a checkpoint never has steps that metrics.csv has not
+            checkpoint::write(around.folder, around.origin, &self.state, tensors)
+        })?;
         self.saved = Some(self.state.step);
         self.saving = self.saving.max(clock.elapsed());
         Ok(())
@@ -409,6 +436,7 @@ fn recent(values: &[f64]) -> f64 {
 mod tests {
     use super::*;
     use crate::model::encoder::Architecture;
+    use crate::process::ranks::Share;
     use crate::training::batch::BatchShape;
     use crate::training::loss::Loss;
     use crate::training::schedule::Schedule;
@@ -445,7 +473,7 @@ mod tests {
         let training = Training::new(&plan, &encoder, 4, &vs).unwrap();
         let batch = TripletBatch { images: (0..4).collect(), labels: vec![0, 0, 1, 1], ..Default::default() };
         let xs = Tensor::randn([4, 4], (Kind::Float, Device::Cpu));
-        let lost = plan.loss.of(&xs, &batch, 0, None).unwrap();
+        let lost = plan.loss.of(&xs, &batch, 0, None, &Ranks::alone()).unwrap();
         assert!(!bool::try_from(lost.too_many_pairs).unwrap());
         training.check_room(&batch, false).unwrap();
         let text = training.check_room(&batch, true).unwrap_err().to_string();
@@ -461,9 +489,10 @@ mod tests {
         let encoder = Encoder::new(&vs.root(), Architecture::Resnet18, 4).train_in(plan.precision);
         let mut training = Training::new(&plan, &encoder, 4, &vs).unwrap();
         let batch = TripletBatch { images: (0..4).collect(), labels: vec![0, 0, 1, 1], ..Default::default() };
+        let batch = OwnBatch::new(batch, Forwards::One, Share::ALL);
         let xs = Tensor::randn([4, 3, 8, 8], (Kind::Float, Device::Cpu));
         let step = |training: &mut Training, xs: &Tensor| {
-            let stepped = training.step(&batch, xs, 1e-3);
+            let stepped = training.step(&batch, xs, 1e-3, &Ranks::alone());
             training.state.step += u64::from(stepped.is_ok());
             stepped
         };
@@ -486,8 +515,8 @@ mod tests {
         assert_eq!((training.state.updates, training.state.skipped()), (2, training.state.step - 2));
         // Statistics are estimated anew, whatever the overflow has left in them.
         let sum = tch::no_grad(|| {
-            let _ = encoder.forward(&xs, Pass::Estimate { before: 0 });
-            encoder.forward(&xs, Pass::Evaluate).sum(Kind::Double)
+            let _ = encoder.forward(&xs, Pass::Estimate { before: 0 }).unwrap();
+            encoder.forward(&xs, Pass::Evaluate).unwrap().sum(Kind::Double)
         });
         assert!(f64::try_from(sum).unwrap().is_finite());
         // If the overflow does not end, the run does.

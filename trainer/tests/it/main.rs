@@ -3,6 +3,7 @@
 mod cli;
 mod collections;
 mod corpus;
+mod distributed;
 mod gallery;
 mod machines;
 mod program;

@@ -39,19 +39,20 @@ pub struct Finished<'a> {
     /// Whether the encoder has the weights of the lowest EER instead of the last ones.
     pub best: bool,
     pub ended_by: End,
-    /// Evaluates the encoder.
-    pub evaluate: &'a dyn Fn() -> Result<Evaluated>,
+    /// The evaluation after training.
+    pub after: &'a Evaluated,
+    /// How many processes the run has.
+    pub processes: usize,
     pub interrupt: &'a Interrupt,
 }
 
-/// Evaluates, writes everything, `summary.json` last, and says what came of it.
+/// Writes everything, `summary.json` last, and says what came of it.
 ///
 /// # Errors
 /// [`Interrupted`](crate::process::interrupt::Interrupted) if somebody has asked to stop: all of this can be done again.
 pub fn finish(run: &Finished) -> Result<()> {
-    let Finished { start, earlier, folder, args, plan, source, evaluation, state, .. } = *run;
+    let Finished { start, earlier, folder, args, plan, source, evaluation, state, after, .. } = *run;
     let (val, size) = (&source.val, source.val.images.size());
-    let after = (run.evaluate)()?;
     note(&format!("after:  {}", after.scores));
     let slow = state.waited > 0.1 * state.seconds;
     let advice = if slow { "; more --workers or a greater --image-cache may help" } else { "" };
@@ -99,6 +100,7 @@ pub fn finish(run: &Finished) -> Result<()> {
         images_per_second: state.images as f64 / state.seconds.max(1e-9),
         seconds_waited: state.waited,
         device: args.device.clone(),
+        processes: run.processes,
         seed: args.seed,
         data: source.description.clone(),
         encoder: settings.encoder.clone(),
@@ -121,7 +123,7 @@ pub fn finish(run: &Finished) -> Result<()> {
         equal: level,
         history: &History { losses: state.losses.clone(), active: state.active.clone(), measured },
         before: was,
-        after: &after,
+        after,
         evaluation,
         val,
     }

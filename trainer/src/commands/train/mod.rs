@@ -17,6 +17,7 @@ use crate::model::weights;
 use crate::process::bad_input::bad_input;
 use crate::process::interrupt::{Interrupt, Interrupted};
 use crate::process::random::{Purpose, stream};
+use crate::process::ranks::Ranks;
 use crate::process::say::{note, say_path};
 use crate::process::shell;
 use crate::report::plot;
@@ -50,8 +51,10 @@ struct Run {
     evaluation: Evaluation,
     origin: Origin,
     interrupt: Interrupt,
-    /// The folder of a run that goes on, and its lock.
-    resumed: Option<(PathBuf, Lock)>,
+    /// The run's processes.
+    ranks: Ranks,
+    /// The folder of a run that goes on, and in the first process its lock.
+    resumed: Option<(PathBuf, Option<Lock>)>,
 }
 
 /// The encoder and its variables.
@@ -77,7 +80,7 @@ pub fn train(args: TrainArgs, given: &[String]) -> Result<()> {
     let network = network(&run)?;
     let (folder, _held_to_the_end) = match run.resumed.take() {
         Some(resumed) => resumed,
-        None => run_folder::claim(run.args.out.as_deref())?,
+        None => claim(&run)?,
     };
     let before = measure(&run, &network, checkpoint.as_mut())?;
     run.plan.until = until(run.start, &run.args, run.device, before.seconds);
@@ -89,8 +92,12 @@ pub fn train(args: TrainArgs, given: &[String]) -> Result<()> {
         before: (&before.evaluated, before.seconds),
         train: &run.source.train,
         workers: &run.workers,
-        evaluate: &|step| Ok(run.evaluate(&network)?.scores.measured(step)),
+        evaluate: &|step| {
+            let measured = run.evaluate(&network)?.scores.measured(step);
+            run.ranks.first(|| Ok(measured)) // what follows from it must not differ by a rounding
+        },
         interrupt: &run.interrupt,
+        ranks: &run.ranks,
     };
     let mut training = begin(&run, &network, checkpoint, &around)?;
     let earlier = training.state().run_seconds;
@@ -98,45 +105,51 @@ pub fn train(args: TrainArgs, given: &[String]) -> Result<()> {
     if ended_by == End::Interrupted {
         return stopped(&training, &around, "");
     }
-    end(&run, &network, training, &csv, (ended_by, earlier), &around)
+    end(&run, &network, training, csv.as_ref(), (ended_by, earlier), &around)
 }
 
 impl Run {
     fn evaluate(&self, network: &Network) -> Result<Evaluated> {
         let Source { train, val, .. } = &self.source;
-        self.evaluation.run(&network.encoder, &self.workers, [train, val], &self.interrupt)
+        self.evaluation.run(&network.encoder, &self.workers, [train, val], &self.interrupt, &self.ranks)
     }
 }
 
 /// Settles the options, those of the run to resume among them, and reads the images.
 fn open(mut args: TrainArgs, given: &[String]) -> Result<(Run, Option<Checkpoint>)> {
     let start = Instant::now();
+    let ranks = Ranks::from_env()?;
+    let resumed = ranks.first_path(|| resume::folder(&mut args, &ranks))?;
     // Take the lock before anything is read that another process could still write.
-    let resumed = match args.resume.take() {
-        Some(folder) => {
-            Checkpoint::must_exist(&folder)?; // no file is made in a folder without a run
-            let lock = Lock::take(&folder, "--resume")?;
-            Some((folder, lock))
-        }
-        None => {
-            run_folder::check("--out", args.out.as_deref().unwrap_or(Path::new(run_folder::RUNS)))?;
-            None
-        }
-    };
-    let checkpoint = resumed.as_ref().map(|(folder, _)| Checkpoint::read(folder)).transpose()?;
+    let mut lock = None;
+    if let Some(folder) = &resumed {
+        args.out = None;
+        ranks.first(|| {
+            Checkpoint::must_exist(folder)?; // no file is made in a folder without a run
+            lock = Some(Lock::take(folder, "--resume")?);
+            Ok(())
+        })?;
+    }
+    let read = |folder: &PathBuf| Checkpoint::of(folder, &ranks.first_bytes(|| Checkpoint::bytes(folder))?);
+    let checkpoint = resumed.as_ref().map(read).transpose()?;
     if let Some(checkpoint) = &checkpoint {
         if given.iter().any(|option| option == "device") {
-            args.device = device::name(device::device(&args.device, Job::Train)?); // the form in which it is stored
+            args.device = device::name(device::of_rank(&args.device, Job::Train, &ranks)?); // the form in which it is stored
         }
         args = resume::resumed(&checkpoint.origin.options, &args, given)?;
+        if !ranks.is_alone() && args.device.starts_with("cuda:") {
+            args.device = "cuda".into(); // each process has its own
+        }
     }
-    let device = device::device(&args.device, Job::Train)?;
+    let device = device::of_rank(&args.device, Job::Train, &ranks)?;
     let size = args.image_size.unwrap_or(if device == Device::Cpu { 32 } else { 224 }) as usize;
     (args.device, args.image_size) = (device::name(device), Some(size as u64));
     args.loss = args.loss.resolved()?;
     let plan = plan(&args)?;
-    let workers = Workers::new(args.workers)?;
-    let mut source = workers.run(|| source::open(&args, size))?;
+    plan.check_share(&ranks)?;
+    let workers = Workers::new(args.workers.or_else(|| (!ranks.is_alone()).then(|| ranks.threads() as u64)))?;
+    let cache = args.image_cache / ranks.on_this_host() as u64;
+    let mut source = workers.run(|| source::open(&args, size, cache))?;
     // From here on there may be something to save.
     let interrupt = Interrupt::watch()?;
     let forged = source.forged.take();
@@ -147,13 +160,26 @@ fn open(mut args: TrainArgs, given: &[String]) -> Result<(Run, Option<Checkpoint
         data: checkpoint::fingerprint(&sets),
         weights: args.weights.as_deref().map(weights::fingerprint).transpose()?,
     };
+    ranks.check_same("the images", origin.data)?;
     let comparing = (args.loss.normalize(), args.loss.distance());
     let mut evaluation = Evaluation::new(&source.val, args.val_images as usize, comparing, args.seed, device);
     if let Some(forged) = forged {
         evaluation = evaluation.with_forgeries(forged);
     }
-    let run = Run { start, args, plan, device, workers, source, evaluation, origin, interrupt, resumed };
+    let resumed = resumed.map(|folder| (folder, lock));
+    let run = Run { start, args, plan, device, workers, source, evaluation, origin, interrupt, ranks, resumed };
     Ok((run, checkpoint))
+}
+
+/// The folder of a new run, and in the first process its lock.
+fn claim(run: &Run) -> Result<(PathBuf, Option<Lock>)> {
+    let mut lock = None;
+    let folder = run.ranks.first_path(|| {
+        let (folder, held) = run_folder::claim(run.args.out.as_deref())?;
+        lock = Some(held);
+        Ok(Some(folder))
+    })?;
+    Ok((folder.expect("one is claimed"), lock))
 }
 
 /// Refuses a run that cannot go on as it began, one that has nothing left to do, and batches that there is no room for.
@@ -181,9 +207,15 @@ fn network(run: &Run) -> Result<Network> {
     let Run { args, device, .. } = run;
     tch::manual_seed(stream(args.seed, Purpose::Weights, 0, 0).random());
     let vs = nn::VarStore::new(*device);
-    let encoder = Encoder::new(&vs.root(), args.encoder, args.embedding_dim).train_in(args.precision);
+    let mut encoder = Encoder::new(&vs.root(), args.encoder, args.embedding_dim).train_in(args.precision);
+    if args.sync_batch_norm && !run.ranks.is_alone() {
+        encoder.normalise_over(run.ranks.group());
+    }
     if let Some(file) = &args.weights {
         weights::load(&vs, file)?;
+    }
+    if !run.ranks.is_alone() {
+        run.ranks.group().broadcast_all(&vs)?;
     }
     Ok(Network { vs, encoder })
 }
@@ -193,10 +225,11 @@ fn network(run: &Run) -> Result<Network> {
 fn measure(run: &Run, network: &Network, checkpoint: Option<&mut Checkpoint>) -> Result<Before> {
     let Run { args, source: Source { train, val, description, .. }, evaluation, .. } = run;
     note(&format!(
-        "{} on {}: {} px, trained on {} images of {} identities of {description} with {}; \
+        "{} on {}{}: {} px, trained on {} images of {} identities of {description} with {}; \
          evaluated on {} images of {} others",
         format!("{:?}", args.encoder).to_lowercase(),
-        args.device,
+        if run.device.is_cuda() && !run.ranks.is_alone() { "cuda" } else { &args.device },
+        if run.ranks.is_alone() { String::new() } else { format!(", {} processes", run.ranks.size()) },
         train.images.size(),
         train.images.len(),
         train.members.len(),
@@ -258,14 +291,18 @@ fn begin<'a>(
 }
 
 /// Trains until the end, or until somebody asks to stop.
-fn steps(run: &Run, training: &mut Training, around: &Surroundings) -> Result<(MetricsCsv, End)> {
-    let mut csv = MetricsCsv::resume(around.folder, training.state().step)?;
-    run_folder::no_longer_complete(around.folder)?;
-    let samples = around.folder.join("samples.png");
-    if !samples.exists() {
-        let val = &run.source.val;
-        plot::sheet(&samples, &val.images, &val.members[..val.members.len().min(10)], 10)?;
-    }
+fn steps(run: &Run, training: &mut Training, around: &Surroundings) -> Result<(Option<MetricsCsv>, End)> {
+    let mut csv = None;
+    run.ranks.first(|| {
+        csv = Some(MetricsCsv::resume(around.folder, training.state().step)?);
+        run_folder::no_longer_complete(around.folder)?;
+        let samples = around.folder.join("samples.png");
+        if !samples.exists() {
+            let val = &run.source.val;
+            plot::sheet(&samples, &val.images, &val.members[..val.members.len().min(10)], 10)?;
+        }
+        Ok(())
+    })?;
     let ended_by = training.run(&mut csv, around).inspect_err(|_| {
         if run_folder::checkpoint(around.folder).exists() {
             note(&format!("the last checkpoint is kept; to go on from it: {}", go_on(around.folder)));
@@ -280,31 +317,36 @@ fn end(
     run: &Run,
     network: &Network,
     mut training: Training,
-    csv: &MetricsCsv,
+    csv: Option<&MetricsCsv>,
     (ended_by, earlier): (End, f64),
     around: &Surroundings,
 ) -> Result<()> {
     let best = training.swap_best()?;
-    let finished = finish(&Finished {
-        start: run.start,
-        earlier,
-        folder: around.folder,
-        args: &run.args,
-        plan: &run.plan,
-        vs: &network.vs,
-        source: &run.source,
-        evaluation: &run.evaluation,
-        before: around.before.0,
-        state: training.state(),
-        best,
-        ended_by,
-        evaluate: &|| run.evaluate(network),
-        interrupt: &run.interrupt,
+    let finished = run.evaluate(network).and_then(|after| {
+        run.ranks.first(|| {
+            finish(&Finished {
+                start: run.start,
+                earlier,
+                folder: around.folder,
+                args: &run.args,
+                plan: &run.plan,
+                vs: &network.vs,
+                source: &run.source,
+                evaluation: &run.evaluation,
+                before: around.before.0,
+                state: training.state(),
+                best,
+                ended_by,
+                after: &after,
+                processes: run.ranks.size(),
+                interrupt: &run.interrupt,
+            })
+        })
     });
     match finished {
         Err(error) if error.is::<Interrupted>() => {
             training.swap_best()?;
-            training.save_once(Some(csv), around)?;
+            training.save_once(csv, around)?;
             stopped(&training, around, " after the last step")
         }
         finished => finished.inspect_err(|_| {

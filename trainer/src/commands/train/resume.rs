@@ -2,15 +2,37 @@
 
 use crate::commands::cli::TrainArgs;
 use crate::process::bad_input::bad_input;
+use crate::process::ranks::Ranks;
+use crate::process::say::note;
+use crate::run_folder;
 use crate::training::schedule::Schedule;
 use anyhow::Result;
 use serde_json::Value;
+use std::path::{Path, PathBuf};
 
 /// Options that decide when a run ends, what it keeps, how fast it is and what it has room for, not what its steps compute.
 const FREE: [&str; 5] = ["time_limit", "checkpoint_every", "workers", "image_cache", "pairs_at_once"];
 /// Options that decide when a run ends, and what its steps compute only if the learning rate falls towards the last
 /// step.
 const LENGTH: [&str; 2] = ["epochs", "steps"];
+
+/// The folder of the run to go on with, if there is one: that of `--resume`, or `--out` if `--resume-if-any` says so, or because a
+/// launcher has started the run's processes anew. Looks whether `--out` can be used if not.
+pub fn folder(args: &mut TrainArgs, ranks: &Ranks) -> Result<Option<PathBuf>> {
+    if let Some(folder) = args.resume.take() {
+        return Ok(Some(folder));
+    }
+    if args.resume_if_any || ranks.is_restart() {
+        if let Some(folder) = args.out.as_ref().filter(|folder| run_folder::checkpoint(folder).exists()) {
+            return Ok(Some(folder.clone()));
+        }
+        if ranks.is_restart() && args.out.is_none() {
+            note("a restart without --out: the run begins anew, in another folder");
+        }
+    }
+    run_folder::check("--out", args.out.as_deref().unwrap_or(Path::new(run_folder::RUNS)))?;
+    Ok(None)
+}
 
 /// The stored options, with those of `now` that were `given` on the command line and may change. `given`
 /// holds the names of the fields of [`TrainArgs`].

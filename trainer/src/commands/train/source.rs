@@ -35,8 +35,8 @@ pub struct Source {
     pub description: String,
 }
 
-/// Reads or generates the images.
-pub fn open(args: &TrainArgs, size: usize) -> Result<Source> {
+/// Reads or generates the images, of which `cache` MiB are held in memory.
+pub fn open(args: &TrainArgs, size: usize, cache: u64) -> Result<Source> {
     let Some(data) = &args.data else {
         if args.patterns != PatternArgs::default() {
             return Err(bad_input("--identity and --forged are for --data, which is not given"));
@@ -68,7 +68,7 @@ pub fn open(args: &TrainArgs, size: usize) -> Result<Source> {
         split_folders(all, &args.hold_out, "--hold-out")?
     };
     train.retain(|_, files| files.len() as u64 >= args.min_images);
-    let mut reader = Reader::new(size, args.on_bad_image, Budget::mib(args.image_cache));
+    let mut reader = Reader::new(size, args.on_bad_image, Budget::mib(cache));
     let mut train = Dataset::read(&train, &mut reader)?;
     let mut val = Dataset::read(&val, &mut reader)?;
     train.leave_out_small(args.min_images as usize);
@@ -191,7 +191,7 @@ mod tests {
     fn opened(data: &Path, options: &[&str]) -> Result<Source> {
         let arguments = [&["tercet", "train", "--data", data.to_str().unwrap()], options].concat();
         match Cli::parse_from(arguments).command {
-            Command::Train(args) => open(&args, 16),
+            Command::Train(args) => open(&args, 16, args.image_cache),
             other => panic!("{other:?}"),
         }
     }

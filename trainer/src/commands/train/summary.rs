@@ -46,6 +46,8 @@ pub struct Summary {
     pub seconds_waited: f64,
     /// The device, as `cpu` or `cuda:0`.
     pub device: String,
+    /// How many processes it had at its end.
+    pub processes: usize,
     /// The run's seed.
     pub seed: u64,
     /// What was trained on: `generated signatures`, or the folder.
