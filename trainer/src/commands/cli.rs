@@ -214,7 +214,8 @@ pub struct TrainArgs {
           help_heading = "Training")]
     pub weight_decay: f64,
 
-    /// What convolutions are computed in while training; weights, the loss and evaluations are always f32
+    /// What convolutions are computed in while training; weights, the loss and evaluations are f32, but
+    /// with f64 also f64
     #[arg(long, value_enum, default_value = "f32", help_heading = "Training")]
     pub precision: Precision,
 

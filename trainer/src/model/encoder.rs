@@ -42,7 +42,7 @@ impl Architecture {
 }
 
 /// The type in which convolutions are computed while training. Batch norm's statistics, the last layer, the weights and
-/// their gradients are f32 in each case.
+/// their gradients are f32 at least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")] // as on the command line
 pub enum Precision {
@@ -52,6 +52,8 @@ pub enum Precision {
     Bf16,
     /// 16 bits of a small range: the loss is scaled
     F16,
+    /// 64 bits for weights, convolutions and the loss: slow, to check numbers by
+    F64,
 }
 
 impl Precision {
@@ -61,7 +63,13 @@ impl Precision {
             Self::F32 => Kind::Float,
             Self::Bf16 => Kind::BFloat16,
             Self::F16 => Kind::Half,
+            Self::F64 => Kind::Double,
         }
+    }
+
+    /// The dtype of the weights, and of the embeddings that the loss gets.
+    pub fn of_weights(self) -> Kind {
+        if self == Self::F64 { Kind::Double } else { Kind::Float }
     }
 }
 
@@ -233,7 +241,7 @@ impl Encoder {
         Self { stem, blocks, fc, precision: Precision::F32 }
     }
 
-    /// Sets the precision of [`Pass::Train`]. The other passes measure, in f32.
+    /// Sets the precision of [`Pass::Train`]. The other passes measure, in the weights' precision.
     pub fn train_in(mut self, precision: Precision) -> Self {
         self.precision = precision;
         self
@@ -265,18 +273,19 @@ impl Encoder {
         self.fc.ws.size()[0]
     }
 
-    /// The embeddings in f32, not normalised.
+    /// The embeddings in the weights' dtype, not normalised.
     ///
     /// # Errors
     /// libtorch's, and those of the other processes where batches are normalised over them.
     pub fn forward(&self, xs: &Tensor, pass: Pass) -> Result<Tensor> {
-        let kind = if matches!(pass, Pass::Train) { self.precision.kind() } else { Kind::Float };
+        let exact = self.fc.ws.kind();
+        let kind = if matches!(pass, Pass::Train) { self.precision.kind() } else { exact };
         let xs = self.stem.forward(&xs.to_kind(kind), pass)?.relu_();
         let mut xs = xs.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         for block in &self.blocks {
             xs = block.forward(&xs, pass)?;
         }
-        Ok(self.fc.forward(&xs.mean_dim([2i64, 3].as_slice(), false, Kind::Float)))
+        Ok(self.fc.forward(&xs.mean_dim([2i64, 3].as_slice(), false, exact)))
     }
 }
 

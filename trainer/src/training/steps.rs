@@ -80,7 +80,7 @@ impl<'a> Training<'a> {
             // The memory is used once it is full: until then it has rows of the first steps, which are soon unlike
             // later ones.
             rows => {
-                let memory = CrossBatchMemory::f_new(rows, dim as usize, Kind::Float, vs.device());
+                let memory = CrossBatchMemory::f_new(rows, dim as usize, plan.precision.of_weights(), vs.device());
                 let no_room = || bad_input(format!("--memory {rows}: no room for as many embeddings of {dim} numbers"));
                 Some(memory.map_err(|_| no_room())?.warm_up(rows))
             }

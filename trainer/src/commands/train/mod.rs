@@ -206,9 +206,11 @@ fn check(run: &Run, checkpoint: Option<&Checkpoint>) -> Result<()> {
 fn network(run: &Run) -> Result<Network> {
     let Run { args, device, .. } = run;
     tch::manual_seed(stream(args.seed, Purpose::Weights, 0, 0).random());
-    let vs = nn::VarStore::new(*device);
+    let mut vs = nn::VarStore::new(*device);
     let mut encoder = Encoder::new(&vs.root(), args.encoder, args.embedding_dim).train_in(args.precision);
-    if args.sync_batch_norm && !run.ranks.is_alone() {
+    vs.set_kind(args.precision.of_weights()); // as they are drawn, in f32
+    // One process too, so that its numbers are those of several.
+    if args.sync_batch_norm {
         encoder.normalise_over(run.ranks.group());
     }
     if let Some(file) = &args.weights {
