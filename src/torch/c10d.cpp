@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
@@ -95,9 +96,21 @@ struct TercetGroupOptions {
 
 namespace {
 
+// The options of a group, for a thread that may outlive the call.
+struct Options {
+    std::string host, prefix, address;
+    bool has_address, serve, by_nccl;
+    int rank, size, port, cuda;
+    Milliseconds timeout;
+
+    explicit Options(const TercetGroupOptions& o)
+        : host(o.host), prefix(o.prefix), address(o.address ? o.address : ""), has_address(o.address), serve(o.serve),
+          by_nccl(o.by_nccl), rank(o.rank), size(o.size), port(o.port), cuda(o.cuda), timeout(o.timeout) {}
+};
+
 // Who is who, before anybody waits for a connection: the same size in all, each rank once, and all of them here. An error of one
 // process is left for the others, which would wait for it in vain.
-void meet(c10d::Store& store, const TercetGroupOptions& options, Clock::time_point end) {
+void meet(c10d::Store& store, const Options& options, Clock::time_point end) {
     const std::string rank = std::to_string(options.rank), size = std::to_string(options.size);
     const auto refuse = [&](const std::string& why) {
         store.set("refused", why);
@@ -115,10 +128,50 @@ void meet(c10d::Store& store, const TercetGroupOptions& options, Clock::time_poi
             std::string missing;
             for (int q = 0; q < options.size; ++q)
                 if (!store.check({"here/" + std::to_string(q)})) missing += (missing.empty() ? "" : ", ") + std::to_string(q);
-            TORCH_CHECK(false, "after ", options.timeout, " ms these ranks of ", size, " have not come: ", missing);
+            TORCH_CHECK(false, "after ", options.timeout.count(), " ms these ranks of ", size, " have not come: ", missing);
         }
         std::this_thread::sleep_for(pause);
     }
+}
+
+std::unique_ptr<Group> open_group(const Options& options, Clock::time_point end) {
+    c10d::TCPStoreOptions of_store;
+    of_store.port = static_cast<uint16_t>(options.port);
+    of_store.isServer = options.serve;
+    of_store.waitWorkers = false;  // `meet` says who is missing
+    of_store.timeout = options.timeout;
+    of_store.multiTenant = true;  // several groups of one process meet at one port
+    auto tcp = c10::make_intrusive<c10d::TCPStore>(options.host, of_store);
+    auto group = std::make_unique<Group>();
+    group->store = c10::make_intrusive<c10d::PrefixStore>(options.prefix, tcp);
+    group->store->setTimeout(options.timeout);
+    meet(*group->store, options, end);
+
+    using Gloo = c10d::ProcessGroupGloo;
+    const auto of_gloo =
+        options.has_address ? Gloo::Options::create(options.timeout) : Gloo::Options::create_default(options.timeout);
+    if (options.has_address)
+        of_gloo->devices.push_back(Gloo::createDeviceForHostname(options.address, c10d::getDefaultGlooLazyInit()));
+    const auto part = [&](const char* name) { return c10::make_intrusive<c10d::PrefixStore>(name, group->store); };
+    group->cpu = c10::make_intrusive<Gloo>(part("cpu"), options.rank, options.size, of_gloo);
+    if (options.cuda >= 0 && !options.by_nccl) group->cuda = group->cpu;
+    if (options.cuda >= 0 && options.by_nccl) {
+#ifdef TERCET_WITH_NCCL
+        const auto of_nccl = c10d::ProcessGroupNCCL::Options::create();
+        of_nccl->timeout = options.timeout;
+        group->cuda = c10::make_intrusive<c10d::ProcessGroupNCCL>(part("cuda"), options.rank, options.size, of_nccl);
+#else
+        TORCH_CHECK(false, "this build has no NCCL");
+#endif
+    }
+    using Type = c10d::ProcessGroup::BackendType;
+    group->both = c10::make_intrusive<c10d::ProcessGroup>(group->store, options.rank, options.size);
+    // Before the backends, to which it is handed on: a backend's own would be overwritten.
+    if (group->cuda) group->both->setBoundDeviceId(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(options.cuda)));
+    group->both->setBackend(at::kCPU, Type::GLOO, group->cpu);
+    if (group->cuda) group->both->setBackend(at::kCUDA, options.by_nccl ? Type::NCCL : Type::GLOO, group->cuda);
+    group->both->setDefaultBackend(Type::GLOO);
+    return group;
 }
 
 }  // namespace
@@ -126,47 +179,25 @@ void meet(c10d::Store& store, const TercetGroupOptions& options, Clock::time_poi
 extern "C" {
 
 // Meets the other processes and connects to each.
-char* tercet_group_open(Group** result, const TercetGroupOptions* options) {
+char* tercet_group_open(Group** result, const TercetGroupOptions* raw) {
     return guarded([&] {
-        const Quiet quiet;
-        const Milliseconds timeout(options->timeout);
-        const auto end = Clock::now() + timeout;
-        c10d::TCPStoreOptions of_store;
-        of_store.port = static_cast<uint16_t>(options->port);
-        of_store.isServer = options->serve;
-        of_store.waitWorkers = false;  // `meet` says who is missing
-        of_store.timeout = timeout;
-        of_store.multiTenant = true;  // several groups of one process meet at one port
-        auto tcp = c10::make_intrusive<c10d::TCPStore>(options->host, of_store);
-        auto group = std::make_unique<Group>();
-        group->store = c10::make_intrusive<c10d::PrefixStore>(options->prefix, tcp);
-        group->store->setTimeout(timeout);
-        meet(*group->store, *options, end);
-
-        using Gloo = c10d::ProcessGroupGloo;
-        const auto of_gloo = options->address ? Gloo::Options::create(timeout) : Gloo::Options::create_default(timeout);
-        if (options->address)
-            of_gloo->devices.push_back(Gloo::createDeviceForHostname(options->address, c10d::getDefaultGlooLazyInit()));
-        const auto part = [&](const char* name) { return c10::make_intrusive<c10d::PrefixStore>(name, group->store); };
-        group->cpu = c10::make_intrusive<Gloo>(part("cpu"), options->rank, options->size, of_gloo);
-        if (options->cuda >= 0 && !options->by_nccl) group->cuda = group->cpu;
-        if (options->cuda >= 0 && options->by_nccl) {
-#ifdef TERCET_WITH_NCCL
-            const auto of_nccl = c10d::ProcessGroupNCCL::Options::create();
-            of_nccl->timeout = timeout;
-            group->cuda = c10::make_intrusive<c10d::ProcessGroupNCCL>(part("cuda"), options->rank, options->size, of_nccl);
-#else
-            TORCH_CHECK(false, "this build has no NCCL");
-#endif
-        }
-        using Type = c10d::ProcessGroup::BackendType;
-        group->both = c10::make_intrusive<c10d::ProcessGroup>(group->store, options->rank, options->size);
-        // Before the backends, to which it is handed on: a backend's own would be overwritten.
-        if (group->cuda) group->both->setBoundDeviceId(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(options->cuda)));
-        group->both->setBackend(at::kCPU, Type::GLOO, group->cpu);
-        if (group->cuda) group->both->setBackend(at::kCUDA, options->by_nccl ? Type::NCCL : Type::GLOO, group->cuda);
-        group->both->setDefaultBackend(Type::GLOO);
-        *result = group.release();
+        // libtorch waits without a timeout for the answer of whatever listens at the port. A thread of its own can be left behind.
+        std::promise<std::unique_ptr<Group>> promise;
+        auto opened = promise.get_future();
+        const auto end = Clock::now() + Milliseconds(raw->timeout);
+        std::thread([promise = std::move(promise), options = Options(*raw), end]() mutable {
+            const Quiet quiet;
+            try {
+                promise.set_value(open_group(options, end));
+            } catch (...) {
+                promise.set_exception(std::current_exception());
+            }
+        }).detach();
+        // `open_group` itself says more, if it ends.
+        const auto late = end + Milliseconds(500);
+        TORCH_CHECK(opened.wait_until(late) == std::future_status::ready, "after ", raw->timeout,
+                    " ms there is no answer: another program may have the port, or a process hangs");
+        *result = opened.get().release();
     });
 }
 

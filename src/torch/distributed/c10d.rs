@@ -55,7 +55,7 @@ impl Group {
             by_nccl: i32::from(options.nccl),
         };
         let mut raw = ptr::null_mut();
-        // SAFETY: the struct and its texts live for the call.
+        // SAFETY: the struct and its texts live for the call, which copies what it needs longer.
         said(unsafe { tercet_group_open(&mut raw, &raw_options) })?;
         Ok(Self { raw, begins: Mutex::new(()) })
     }
@@ -174,7 +174,15 @@ impl Drop for Reducer {
 
 /// The `Err` for a message of c10d.cpp.
 fn said(message: *mut c_char) -> Result<(), String> {
-    check(message).map_err(|error| error.to_string().trim_end().to_string())
+    check(message).map_err(|error| {
+        let text = match error {
+            tch::TchError::Torch(text) => text,
+            other => other.to_string(),
+        };
+        // gloo begins with the place in its own code, which says nothing to anybody else.
+        let code = text.strip_prefix("[/").and_then(|rest| rest.split_once("] "));
+        code.map_or(text.as_str(), |(_, rest)| rest).trim_end().to_string()
+    })
 }
 
 /// `TercetGroupOptions` of c10d.cpp, in the same layout.

@@ -47,24 +47,38 @@ fn over_eight() {
 }
 
 fn every_loss(group: &ProcessGroup) {
-    let layouts = layouts(group.size());
     for kind in [Kind::Double, Kind::Float] {
-        let mut found = Found::default();
-        for layout in &layouts {
-            let shards = group.shards(layout.counts[group.rank()] as usize).unwrap();
-            assert_eq!(shards.counts(), layout.counts);
-            for loss in losses() {
-                shared_and_repeated(&loss, layout, kind, &shards, &mut found);
-            }
-        }
-        found.average_and_compare(kind, group);
-        let [values, gradients, distances] = found.worst.map(|worst| worst.of_all(group));
-        let w = group.size();
-        println!("worst of {w}, {kind:?}: loss {values:.1e} gradient {gradients:.1e} mean distances {distances:.1e}");
+        of_dtype(kind, group);
     }
+    let layouts = layouts(group.size());
     sixteen_bits(group, &layouts);
     each_anchors_own_loss(group, &layouts);
     against_a_reference(group);
+}
+
+/// Every loss of every layout.
+pub fn of_dtype(kind: Kind, group: &ProcessGroup) {
+    let mut found = Found::default();
+    for layout in layouts(group.size()) {
+        for shards in ways(&layout, group) {
+            for loss in losses() {
+                compare(&loss, &layout, kind, &shards, &mut found);
+            }
+        }
+    }
+    found.average_and_compare(kind, group);
+    let [values, gradients, distances] = found.worst.map(|worst| worst.of_all(group));
+    let w = group.size();
+    println!("worst of {w}, {kind:?}: loss {values:.1e} gradient {gradients:.1e} mean distances {distances:.1e}");
+}
+
+/// The shards of a layout, with the work shared and repeated. Of many processes, each of whose calls takes its time, one layout
+/// is enough to see that the repeated way works.
+fn ways(layout: &Layout, group: &ProcessGroup) -> Vec<Shards> {
+    let shards = group.shards(layout.counts[group.rank()] as usize).unwrap();
+    assert_eq!(shards.counts(), layout.counts);
+    let repeated = (group.size() <= 4 || layout.name == "unequal shards").then(|| shards.repeated());
+    std::iter::once(shards).chain(repeated).collect()
 }
 
 /// What is compared with one process.
@@ -96,10 +110,9 @@ impl Found {
     }
 }
 
-fn shared_and_repeated(loss: &Loss, layout: &Layout, kind: Kind, shards: &Shards, found: &mut Found) {
-    let (group, rank, what) =
-        (shards.group(), shards.group().rank(), format!("{}, {}, {kind:?}", loss.name, layout.name));
-    let w = group.size() as f64;
+fn compare(loss: &Loss, layout: &Layout, kind: Kind, shards: &Shards, found: &mut Found) {
+    let (group, rank) = (shards.group(), shards.group().rank());
+    let (w, what) = (group.size() as f64, format!("{}, {}, {kind:?}, {:?}", loss.name, layout.name, shards.work()));
     // A loss scale, and 0, must pass through as in one process.
     let upstream = match layout.name {
         "equal shards" => 65536.0,
@@ -112,42 +125,39 @@ fn shared_and_repeated(loss: &Loss, layout: &Layout, kind: Kind, shards: &Shards
     let whole_x = &inputs * &weights;
     let whole = (loss.run)(&whole_x, &layout.labels, None).unwrap();
     let [whole_grad, expected] = backward(&whole, [&whole_x, &weights], upstream, false);
-    let labels = layout.own(&layout.labels, rank);
-    for shards in [shards.clone(), shards.repeated()] {
-        let x = layout.own(&inputs, rank) * &weights;
-        let ours = (loss.run)(&x, &labels, Some(&shards)).unwrap();
-        let thorough = layout.name == "unequal shards" && kind == Kind::Double;
-        let [grad, of_weights] = backward(&ours, [&x, &weights], upstream, thorough);
-        let grad = grad / w;
+    let (x, labels) = (layout.own(&inputs, rank) * &weights, layout.own(&layout.labels, rank));
+    let ours = (loss.run)(&x, &labels, Some(shards)).unwrap();
+    let thorough = layout.name == "unequal shards" && kind == Kind::Double;
+    let [grad, of_weights] = backward(&ours, [&x, &weights], upstream, thorough);
+    let grad = grad / w;
 
-        let counts = |found: &WithStats| [&found.stats.valid, &found.stats.active].map(|count| count.int64_value(&[]));
-        assert_eq!(counts(&ours), counts(&whole), "{what}");
-        assert_eq!(ours.stats.too_many_pairs, whole.stats.too_many_pairs, "{what}");
-        let distances = |found: &WithStats| {
-            Tensor::stack(&[&found.stats.mean_positive_distance, &found.stats.mean_negative_distance], 0)
-        };
-        let own_grad = layout.own(&whole_grad, rank);
-        let [values, gradients, of_distances] = &mut found.worst;
-        values.add(error(&ours.loss, &whole.loss), bound(kind), &format!("the loss of {what}"));
-        let of_rows = error_of_part(&grad, &own_grad, &whole_grad);
-        gradients.add(of_rows, bound(kind), &format!("the gradient of {what}"));
-        let far = error(&distances(&ours), &distances(&whole));
-        of_distances.add(far, bound(kind), &format!("the mean distances of {what}"));
-        if group.size() == 1 || shards.work() == Work::Repeated && group.size().is_power_of_two() {
-            assert_eq!(bits(&[&ours.loss]), bits(&[&whole.loss]), "{what}");
-            assert_eq!(bits(&[&grad]), bits(&[&own_grad]), "{what}");
-        }
-        if thorough {
-            // Without a graph the value is the same, and nothing is to be sent backward.
-            let value = tch::no_grad(|| (loss.run)(&x, &labels, Some(&shards))).unwrap().loss;
-            assert!(!value.requires_grad());
-            assert_eq!(bits(&[&value]), bits(&[&ours.loss]), "{what}");
-        }
-        found.what.push(what.clone());
-        found.values.push(ours.loss.detach());
-        found.gradients[0].push(of_weights);
-        found.gradients[1].push(expected.copy());
+    let counts = |found: &WithStats| [&found.stats.valid, &found.stats.active].map(|count| count.int64_value(&[]));
+    assert_eq!(counts(&ours), counts(&whole), "{what}");
+    assert_eq!(ours.stats.too_many_pairs, whole.stats.too_many_pairs, "{what}");
+    let distances = |found: &WithStats| {
+        Tensor::stack(&[&found.stats.mean_positive_distance, &found.stats.mean_negative_distance], 0)
+    };
+    let own_grad = layout.own(&whole_grad, rank);
+    let [values, gradients, of_distances] = &mut found.worst;
+    values.add(error(&ours.loss, &whole.loss), bound(kind), &format!("the loss of {what}"));
+    let of_rows = error_of_part(&grad, &own_grad, &whole_grad);
+    gradients.add(of_rows, bound(kind), &format!("the gradient of {what}"));
+    let far = error(&distances(&ours), &distances(&whole));
+    of_distances.add(far, bound(kind), &format!("the mean distances of {what}"));
+    if group.size() == 1 || shards.work() == Work::Repeated && group.size().is_power_of_two() {
+        assert_eq!(bits(&[&ours.loss]), bits(&[&whole.loss]), "{what}");
+        assert_eq!(bits(&[&grad]), bits(&[&own_grad]), "{what}");
     }
+    if thorough {
+        // Without a graph the value is the same, and nothing is to be sent backward.
+        let value = tch::no_grad(|| (loss.run)(&x, &labels, Some(shards))).unwrap().loss;
+        assert!(!value.requires_grad());
+        assert_eq!(bits(&[&value]), bits(&[&ours.loss]), "{what}");
+    }
+    found.what.push(what);
+    found.values.push(ours.loss.detach());
+    found.gradients[0].push(of_weights);
+    found.gradients[1].push(expected);
 }
 
 /// The gradients of the rows, and of the weights that they were made with. `twice`: through a graph that is run twice, with
@@ -190,9 +200,8 @@ fn sixteen_bits(group: &ProcessGroup, layouts: &[Layout]) {
                 };
                 let (value, exact) = grad(&rows.to_kind(Kind::Double), &layout.labels, None);
                 let (one, of_one) = grad(&rows, &layout.labels, None);
-                let shards = group.shards(layout.counts[rank] as usize).unwrap();
                 let (x, labels) = (layout.own(&rows, rank), layout.own(&layout.labels, rank));
-                for shards in [shards.clone(), shards.repeated()] {
+                for shards in ways(layout, group) {
                     let (ours, got) = grad(&x, &labels, Some(&shards));
                     assert_eq!((got.kind(), ours.kind()), (kind, Kind::Float));
                     worst.add(error(&ours, &value), 1e-5, &what);
@@ -229,8 +238,7 @@ fn weighed<L: MinedLoss>(loss_fn: &L, layout: &Layout, group: &ProcessGroup) {
     let whole_x = layout.rows.copy().set_requires_grad(true);
     let whole = Call::new(loss_fn, &whole_x, &layout.labels).f_forward().unwrap();
     (&whole * &weights).sum(Kind::Double).f_backward().unwrap();
-    let shards = group.shards(layout.counts[rank] as usize).unwrap();
-    for shards in [shards.clone(), shards.repeated()] {
+    for shards in ways(layout, group) {
         let x = layout.own(&layout.rows, rank).copy().set_requires_grad(true);
         let labels = layout.own(&layout.labels, rank);
         let ours = Call::new(loss_fn, &x, &labels).over(&shards).f_forward().unwrap();
@@ -287,7 +295,7 @@ fn against<L: MinedLoss>(
     };
     let (whole, of_rows, of_bank) = run(&layout.rows, &layout.labels, own, None);
     let shards = group.shards(layout.counts[rank] as usize).unwrap();
-    for shards in [shards.clone(), shards.repeated()] {
+    for shards in [shards.repeated(), shards] {
         let (x, y) = (layout.own(&layout.rows, rank), layout.own(&layout.labels, rank));
         let (ours, grad, bank_grad) = run(&x, &y, own_here, Some(&shards));
         let mut averaged = [bank_grad];

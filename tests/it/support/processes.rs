@@ -60,6 +60,7 @@ pub struct Ended {
     /// The exit code; of a process that a signal has ended, 128 and the signal's number.
     pub code: i32,
     pub output: String,
+    pub seconds: f64,
 }
 
 impl Process {
@@ -76,6 +77,11 @@ impl Process {
         Self { child, output, begin: Instant::now() }
     }
 
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: a process of this test, which has not been waited for.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
+    }
+
     /// Waits for the end; a process that takes longer than `limit` is killed, with the code of that.
     pub fn ended(mut self, limit: Duration) -> Ended {
         let status = loop {
@@ -87,9 +93,10 @@ impl Process {
             }
             std::thread::sleep(Duration::from_millis(5));
         };
+        let seconds = self.begin.elapsed().as_secs_f64();
         let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
         let output = std::mem::take(&mut self.output).into_iter().map(|part| part.join().unwrap()).collect();
-        Ended { code, output }
+        Ended { code, output, seconds }
     }
 }
 
