@@ -198,6 +198,65 @@ fn headers_of_a_release_that_does_not_fit_name_those_that_do() {
 }
 
 #[test]
+#[cfg(feature = "distributed")]
+fn a_libtorch_without_process_groups_is_told_from_one_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let include = folder.path();
+    let header = |name: &str, text: &str| {
+        fs::create_dir_all(include.join(name).parent().unwrap()).unwrap();
+        fs::write(include.join(name), text).unwrap();
+    };
+    let said = headers::without_c10d(include).unwrap();
+    assert_eq!(said, "libtorch was built without c10d: it has no ProcessGroupGloo.hpp");
+    header("torch/csrc/distributed/c10d/ProcessGroupGloo.hpp", "");
+    let said = headers::without_c10d(include).unwrap();
+    assert!(said.starts_with("libtorch of an unknown release has no gloo headers of its own"), "{said}");
+    let of = |minor: &str| {
+        let numbers = format!("#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR {minor}\n");
+        header("torch/headeronly/version.h", &numbers);
+        headers::without_c10d(include)
+    };
+    for pair in releases::PAIRS {
+        assert_eq!(of(pair.libtorch.strip_prefix("2.").unwrap()), None, "{}", pair.libtorch);
+    }
+    let said = of("99").unwrap();
+    let expected = "libtorch 2.99 has no gloo headers of its own, and those of Tercet are for 2.11, 2.12, 2.13";
+    assert_eq!(said, expected);
+    // A libtorch that was built from source may have gloo's own.
+    header("gloo/algorithm.h", "");
+    assert_eq!(headers::without_c10d(include), None);
+}
+
+#[test]
+#[cfg(feature = "distributed")]
+fn ncclless_machines_say_which_header_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    let include = root.join("site/torch/include");
+    fs::create_dir_all(&include).unwrap();
+    let made = |path: &str| {
+        fs::create_dir_all(root.join(path).parent().unwrap()).unwrap();
+        fs::write(root.join(path), "").unwrap();
+        root.join(path).parent().unwrap().to_path_buf()
+    };
+    let of = |homes: &[(&str, &str)]| {
+        let home = |name: &str| homes.iter().find(|(n, _)| *n == name).map(|(_, home)| root.join(home).into());
+        headers::of_nccl(home, &include)
+    };
+    if !Path::new("/usr/local/cuda/include").exists() && !Path::new("/usr/include/nccl.h").exists() {
+        assert!(
+            of(&[]).unwrap_err().starts_with("cuda_runtime.h was not found: not beside libtorch, nor by NCCL_HOME")
+        );
+        let cuda = made("site/nvidia/cu13/include/cuda_runtime.h");
+        assert!(of(&[]).unwrap_err().starts_with("nccl.h was not found"));
+        let nccl = made("site/nvidia/nccl/include/nccl.h");
+        assert_eq!(of(&[]).unwrap(), [cuda, nccl]);
+    }
+    let (cuda, nccl) = (made("cuda/include/cuda_runtime.h"), made("own/include/nccl.h"));
+    assert_eq!(of(&[("CUDA_HOME", "cuda"), ("NCCL_HOME", "own")]).unwrap(), [cuda, nccl]);
+}
+
+#[test]
 fn what_is_open_keeps_its_bytes_when_it_is_written_anew() {
     // Overwriting in place a library that a running test has mapped would crash the test.
     use std::io::Read;
