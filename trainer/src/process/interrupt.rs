@@ -28,6 +28,11 @@ impl Interrupted {
         (signal > 0).then_some(Self { signal })
     }
 
+    /// The number of the signal.
+    pub fn signal(&self) -> i32 {
+        self.signal
+    }
+
     /// The code that shells give for a program that the signal has ended: 130 for Ctrl-C, 143 for SIGTERM.
     pub fn exit_code(&self) -> u8 {
         code(self.signal) as u8

@@ -63,12 +63,11 @@ pub fn note(text: &str) {
     }
 }
 
-/// Says why the program ends. One process of several names itself.
+/// Says why the program ends. One process of several names itself, unless the text does.
 pub fn error(text: &str) {
-    match RANK.get() {
-        Some((rank, size)) if *rank > 0 => write_error_line(&format!("error: process {rank} of {size}: {text}")),
-        _ => write_error_line(&format!("error: {text}")),
-    }
+    let name = RANK.get().filter(|(rank, _)| *rank > 0).map(|(rank, size)| format!("process {rank} of {size}: "));
+    let name = name.filter(|name| !text.starts_with(name)).unwrap_or_default();
+    write_error_line(&format!("error: {name}{text}"));
 }
 
 fn write_error_line(text: &str) {

@@ -100,8 +100,7 @@ fn several_processes_train_as_one_does() {
     ] {
         let [alone, together] = [1, several].map(|size| {
             let out = at(dir.path(), &format!("{loss}{}{size}", more.len()));
-            let arguments =
-                [&SMALL[..], more, &F64[..], &["--steps", "3", "--loss", loss, "--out", &out]].concat();
+            let arguments = [&SMALL[..], more, &F64[..], &["--steps", "3", "--loss", loss, "--out", &out]].concat();
             let outputs = run(size, &arguments);
             for other in &outputs[1..] {
                 assert_eq!((text(other).as_str(), other.stdout.len()), ("", 0), "only the first process speaks");

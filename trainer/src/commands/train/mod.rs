@@ -347,6 +347,9 @@ fn end(
     });
     match finished {
         Err(error) if error.is::<Interrupted>() => {
+            if let Some(asked) = error.downcast_ref::<Interrupted>() {
+                run.interrupt.ask(asked.signal()); // it may be the first process alone that was asked
+            }
             training.swap_best()?;
             training.save_once(csv, around)?;
             stopped(&training, around, " after the last step")
