@@ -122,7 +122,7 @@ pub struct ByElement<F: ElementFn> {
 }
 
 /// The largest number of the type that T is computed in.
-pub(crate) fn largest<T: Element>() -> f64 {
+pub fn largest<T: Element>() -> f64 {
     T::Scalar::MAX.to_f64()
 }
 

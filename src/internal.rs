@@ -1,10 +1,220 @@
-//! What this repository's tests and emulator need of the crate's inside. No other code should use it: each release may
-//! change all of it.
+//! What this repository's tests, its emulator and its package for Python need of the crate's inside. No other code should use
+//! it: each release may change all of it.
 
 pub use crate::constants::{SHARED_OF_DRIVER, STATS_WRITTEN, TRIANGLE_FROM};
+pub use crate::cpu::paired::Pass as SlicePass;
+#[cfg(feature = "openmp")]
+pub use crate::cpu::threads::Threads;
+pub use crate::element::largest;
 pub use crate::problem::Problem;
+pub use in_memory::*;
 #[cfg(feature = "cuda")]
 pub use on_device::*;
+
+mod in_memory {
+    use super::SlicePass;
+    use crate::cpu::distance_matrix::{Near, TASK_ROWS, TILE_COLUMNS};
+    use crate::cpu::paired::PairedLoss;
+    use crate::matrix::check_len;
+    use crate::mined::Slices;
+    use crate::paired::{PairedProblem, check_grads, one_shape};
+    use crate::pairwise_distance::cpu::{Known, OfPairs, Prepared};
+    use crate::problem::Problem;
+    use crate::{
+        ContrastiveLoss, Element, Error, Matrix, MinedLoss, PairwiseDistance, Reduction, Reference, Stats,
+        TripletMarginLoss,
+    };
+
+    /// The arguments of a call of a mined loss on slices.
+    #[derive(Clone, Copy, Debug)]
+    pub struct MinedInputs<'a, T> {
+        /// The batch, whose rows are the anchors.
+        pub embeddings: Matrix<'a, T>,
+        /// Its labels.
+        pub labels: &'a [i64],
+        /// The reference set; `None`: the batch is its own.
+        pub reference: Option<&'a Reference<Matrix<'a, T>, &'a [i64]>>,
+        /// The step of the random choices, for a loss that draws.
+        pub step: i64,
+    }
+
+    impl<T: Element> MinedInputs<'_, T> {
+        fn checked<L: MinedLoss>(&self, loss_fn: &L) -> Result<(Problem<L::Extra>, Slices<'_, T>), Error> {
+            let Self { embeddings, labels, reference, step } = *self;
+            let slices = Slices { embeddings, labels, reference };
+            Ok((Problem { step, ..loss_fn.problem(&slices.sizes())? }, slices))
+        }
+    }
+
+    /// The forward pass of a mined loss, and its gradients with respect to the batch and to the reference set for an upstream
+    /// gradient of ones, in the type of arithmetic. `losses`: one number, or for `Reduction::None` one a row.
+    ///
+    /// # Errors
+    /// If a part of the call is invalid, or an output has the wrong length.
+    pub fn mined_pass<L: MinedLoss, T: Element>(
+        loss_fn: &L,
+        inputs: &MinedInputs<'_, T>,
+        losses: &mut [T::Scalar],
+        grads: [Option<&mut [T::Scalar]>; 2],
+    ) -> Result<Stats, Error> {
+        let (problem, slices) = inputs.checked(loss_fn)?;
+        check_len("losses", losses.len(), problem.upstreams())?;
+        let lens = grads.each_ref().map(|grad| grad.as_ref().map(|grad| grad.len()));
+        problem.check_grads(lens)?;
+        let found = L::find(&problem, &slices, lens.map(|len| len.is_some()));
+        match problem.options.reduction {
+            Reduction::None => losses.copy_from_slice(L::losses(&found)),
+            _ => losses[0] = L::loss(&problem, &found),
+        }
+        if lens != [None; 2] {
+            L::gradients::<T::Scalar>(&problem, &found, None, grads);
+        }
+        Ok(L::stats(&found))
+    }
+
+    /// The gradients of a mined loss times `upstream`: one number, or for `Reduction::None` one a row.
+    ///
+    /// # Errors
+    /// If a part of the call is invalid, or `upstream` or a gradient has the wrong length.
+    pub fn mined_gradients<L: MinedLoss, T: Element>(
+        loss_fn: &L,
+        inputs: &MinedInputs<'_, T>,
+        upstream: &[T::Scalar],
+        grads: [Option<&mut [T]>; 2],
+    ) -> Result<(), Error> {
+        let (problem, slices) = inputs.checked(loss_fn)?;
+        check_len("upstream", upstream.len(), problem.upstreams())?;
+        let lens = grads.each_ref().map(|grad| grad.as_ref().map(|grad| grad.len()));
+        problem.check_grads(lens)?;
+        let found = L::find(&problem, &slices, lens.map(|len| len.is_some()));
+        L::gradients(&problem, &found, Some(upstream), grads);
+        Ok(())
+    }
+
+    fn check_pass<T: Element, const K: usize>(
+        problem: &PairedProblem,
+        pass: &SlicePass<'_, T, K>,
+    ) -> Result<(), Error> {
+        if let Some(upstream) = pass.upstream {
+            check_len("upstream", upstream.len(), problem.upstreams())?;
+        }
+        if let Some(losses) = &pass.losses {
+            check_len("losses", losses.len(), problem.rows)?;
+        }
+        check_grads(problem, pass.grads.iter().map(|grad| grad.as_ref().map(|grad| grad.len())))
+    }
+
+    /// One pass of the triplet margin loss over slices; the reduced loss, for `Reduction::None` the sum.
+    ///
+    /// # Errors
+    /// If the shapes differ or are empty, an option is out of range, or a part of the pass has the wrong length.
+    pub fn triplet_margin_pass<T: Element>(
+        loss_fn: &TripletMarginLoss,
+        pass: SlicePass<'_, T, 3>,
+    ) -> Result<T::Scalar, Error> {
+        let shape = one_shape(["anchor", "positive", "negative"], pass.inputs.map(|m| [m.rows(), m.dim()]))?;
+        let problem = loss_fn.checked(shape, super::largest::<T>())?;
+        check_pass(&problem.paired, &pass)?;
+        Ok(crate::triplet_margin::cpu::triplet_margin(&problem, pass))
+    }
+
+    /// One pass of the contrastive loss over slices; the reduced loss, for `Reduction::None` the sum.
+    ///
+    /// # Errors
+    /// If the shapes differ or are empty, an option is out of range, or `same` or a part of the pass has the wrong length.
+    pub fn contrastive_pass<T: Element>(
+        loss_fn: &ContrastiveLoss,
+        pass: SlicePass<'_, T, 2>,
+        same: &[bool],
+    ) -> Result<T::Scalar, Error> {
+        let pairs = loss_fn.pairs(&pass.inputs, same)?;
+        check_pass(PairedLoss::problem(&pairs), &pass)?;
+        Ok(crate::contrastive::cpu::contrastive(&pairs, pass))
+    }
+
+    /// How many bytes [`pairwise_pass`] leaves for [`pairwise_gradients`], of matrices of N and M rows: at least one for each
+    /// tile of distances.
+    #[must_use]
+    pub fn pairwise_near_bytes([n, m]: [usize; 2]) -> usize {
+        n.div_ceil(TASK_ROWS) * m.div_ceil(TILE_COLUMNS)
+    }
+
+    /// The distances between all rows of two matrices, and in `near` what their gradients take: which tiles have pairs that
+    /// are computed by difference. What `near` held before is overwritten.
+    ///
+    /// # Errors
+    /// If a matrix is empty or too large, the rows of both differ in length, or an output has the wrong length.
+    pub fn pairwise_pass<T: Element>(
+        op: &PairwiseDistance,
+        [x, y]: [Matrix<'_, T>; 2],
+        to: &mut [T::Scalar],
+        near: &mut [u8],
+    ) -> Result<(), Error> {
+        let problem = op.checked([x.rows(), y.rows()], [x.dim(), y.dim()])?;
+        check_len("to", to.len(), problem.rows[0] * problem.rows[1])?;
+        check_len("near", near.len(), pairwise_near_bytes(problem.rows))?;
+        let found = Prepared::new(&problem, [&x, &y]).distances(to);
+        near.fill(0);
+        near.iter_mut().zip(found.flags()).for_each(|(to, flag)| *to = u8::from(*flag));
+        Ok(())
+    }
+
+    /// What the gradients of [`PairwiseDistance`] take beside the matrices.
+    #[derive(Clone, Copy, Debug)]
+    pub struct PairwiseUpstream<'a, A> {
+        /// The gradient of what follows with respect to distance (i, j) is number `i * steps[0] + j * steps[1]`; the second
+        /// step is 1, or 0 where all columns have one number.
+        pub numbers: &'a [A],
+        /// See `numbers`.
+        pub steps: [usize; 2],
+        /// The distances `[N, M]`, as [`pairwise_pass`] wrote them.
+        pub distances: &'a [A],
+        /// What else it wrote.
+        pub near: &'a [u8],
+    }
+
+    /// The gradients of the distances between all rows of two matrices, of which [`pairwise_pass`] has been called.
+    ///
+    /// # Errors
+    /// If a matrix is empty or too large, the rows of both differ in length, or a part of the upstream or a gradient has the
+    /// wrong length.
+    pub fn pairwise_gradients<T: Element>(
+        op: &PairwiseDistance,
+        [x, y]: [Matrix<'_, T>; 2],
+        upstream: PairwiseUpstream<'_, T::Scalar>,
+        grads: [Option<&mut [T]>; 2],
+    ) -> Result<(), Error> {
+        let problem = op.checked([x.rows(), y.rows()], [x.dim(), y.dim()])?;
+        let PairwiseUpstream { numbers, steps, distances, near } = upstream;
+        check_len("distances", distances.len(), problem.rows[0] * problem.rows[1])?;
+        check_len("near", near.len(), pairwise_near_bytes(problem.rows))?;
+        problem.check_grads(grads.each_ref().map(|grad| grad.as_ref().map(|grad| grad.len())))?;
+        let needed = (problem.rows[0] - 1) * steps[0] + (problem.rows[1] - 1) * steps[1] + 1;
+        if numbers.len() < needed {
+            return Err(Error::argument("upstream", format!("{needed} numbers"), numbers.len().to_string()));
+        }
+        let near = Near::from_flags(problem.rows[0], problem.rows[1], near);
+        let known = Known { near: &near, distances: Some(distances) };
+        Prepared::new(&problem, [&x, &y]).gradients(Some(known), OfPairs { numbers, steps }, grads);
+        Ok(())
+    }
+}
+
+/// Calls `f`, whose tasks run on these threads of the OpenMP library that the program has loaded; without one, on rayon's.
+/// `threads` has [`run_on_openmp`] as its `run`.
+#[cfg(feature = "openmp")]
+pub fn on_openmp<R>(threads: &'static Threads, f: impl FnOnce() -> R) -> R {
+    crate::cpu::openmp::on(threads, f)
+}
+
+/// Calls `work` on `count` threads of the OpenMP library that the program has loaded.
+///
+/// # Panics
+/// If `work` does, or there is no such library.
+#[cfg(feature = "openmp")]
+pub fn run_on_openmp(count: usize, work: &(dyn Fn() + Sync)) {
+    crate::cpu::openmp::run(count, work);
+}
 
 #[cfg(feature = "cuda")]
 mod on_device {

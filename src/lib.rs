@@ -90,7 +90,9 @@
 //! # Features
 //! - `torch` (default): the losses on tch tensors, and [`torch::CustomFunction`], a backward pass of your own.
 //! - `cuda` (default): the CUDA kernels, compiled at build time with NVRTC.
-//! - without both: the CPU losses on slices, without libtorch and without CUDA.
+//! - `openmp` (part of `torch`): the CPU's tasks may run on the threads of a library that has OpenMP, as the package for
+//!   Python lets them run on PyTorch's.
+//! - without all of these: the CPU losses on slices, without libtorch and without CUDA.
 //! - `doc-only`: builds the documentation with nothing installed.
 
 #![warn(clippy::must_use_candidate, clippy::print_stdout, clippy::unwrap_used)]

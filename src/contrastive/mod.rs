@@ -151,7 +151,11 @@ impl ContrastiveLoss {
     }
 
     /// Checks a call on slices.
-    fn pairs<'a, T: Element>(&self, rows: &[Matrix<'_, T>; 2], same: &'a [bool]) -> Result<LabelledPairs<'a>, Error> {
+    pub(crate) fn pairs<'a, T: Element>(
+        &self,
+        rows: &[Matrix<'_, T>; 2],
+        same: &'a [bool],
+    ) -> Result<LabelledPairs<'a>, Error> {
         let paired = self.checked(one_shape(NAMES, rows.each_ref().map(|m| [m.rows(), m.dim()]))?, largest::<T>())?;
         check_same(same.len(), &paired)?;
         Ok(LabelledPairs { paired, same })

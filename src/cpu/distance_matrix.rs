@@ -32,6 +32,30 @@ pub struct Near {
 }
 
 impl Near {
+    /// As many tiles as a matrix of distances has, none of them with such a pair.
+    fn none(rows: usize, columns: usize) -> Self {
+        // Larger tiles where there are enough for many threads: what is made ready for a product serves more of them.
+        let of_tile = if rows < 16 * TASK_ROWS { TASK_ROWS } else { 2 * TASK_ROWS };
+        let across = columns.div_ceil(TILE_COLUMNS);
+        Self { tiles: vec![false; rows.div_ceil(of_tile) * across], rows: of_tile, across }
+    }
+
+    /// Those of a matrix of these many rows and columns, from what [`flags`](Self::flags) was for it; further flags are
+    /// ignored.
+    ///
+    /// # Panics
+    /// If there are fewer flags than tiles.
+    pub fn from_flags(rows: usize, columns: usize, flags: &[u8]) -> Self {
+        let none = Self::none(rows, columns);
+        let tiles = flags[..none.tiles.len()].iter().map(|flag| *flag != 0).collect();
+        Self { tiles, ..none }
+    }
+
+    /// Whether each tile has such a pair.
+    pub fn flags(&self) -> &[bool] {
+        &self.tiles
+    }
+
     /// Whether there may be such a pair among these rows and columns.
     pub fn any(&self, rows: &Range<usize>, columns: &Range<usize>) -> bool {
         let across = columns.start / TILE_COLUMNS..columns.end.div_ceil(TILE_COLUMNS);
@@ -67,11 +91,9 @@ impl<'a, A: Scalar> DistanceMatrix<'a, A> {
     /// Writes the whole matrix of distances, row after row.
     pub fn distances(&self, to: &mut [A]) -> Near {
         let columns = self.columns.rows;
-        let across = columns.div_ceil(TILE_COLUMNS);
-        // Larger tiles where there are enough for many threads: what is made ready for a product serves more of them.
-        let rows = if self.rows.rows < 16 * TASK_ROWS { TASK_ROWS } else { 2 * TASK_ROWS };
-        let mut near = vec![false; self.rows.rows.div_ceil(rows) * across];
-        let tasks = to.chunks_mut(rows * columns).zip(near.chunks_mut(across)).collect();
+        let mut near = Near::none(self.rows.rows, columns);
+        let (rows, across) = (near.rows, near.across);
+        let tasks = to.chunks_mut(rows * columns).zip(near.tiles.chunks_mut(across)).collect();
         blocks::for_each(tasks, |task, (to, near): (&mut [A], &mut [bool])| {
             let of_task = task * rows..self.rows.rows.min((task + 1) * rows);
             for (tile, near) in self.tiles().zip(near) {
@@ -81,7 +103,7 @@ impl<'a, A: Scalar> DistanceMatrix<'a, A> {
                 }
             }
         });
-        Near { tiles: near, rows, across }
+        near
     }
 
     /// Calls `visit(state, i, columns, compared)` for each row i and each run of columns from left to right, with what

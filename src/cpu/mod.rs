@@ -10,6 +10,8 @@ pub(crate) mod distance;
 pub(crate) mod distance_matrix;
 pub(crate) mod gemm;
 pub(crate) mod nearest;
+#[cfg(feature = "openmp")]
+pub(crate) mod openmp;
 pub(crate) mod paired;
 pub(crate) mod pulls;
 pub(crate) mod rounds;

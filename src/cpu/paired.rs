@@ -15,15 +15,19 @@ use crate::{Element, Matrix, Reduction, Scalar};
 
 /// What one pass reads and writes. What is not asked for is not computed.
 pub struct Pass<'a, T: Element, const K: usize> {
+    /// The K matrices, of one shape.
     pub inputs: [Matrix<'a, T>; K],
     /// The upstream gradient: one number, or one a row; `None`: 1.
     pub upstream: Option<&'a [T::Scalar]>,
+    /// The loss of each row.
     pub losses: Option<&'a mut [T::Scalar]>,
+    /// The gradients with respect to the K matrices, contiguous.
     pub grads: [Option<&'a mut [T]>; K],
 }
 
 impl<'a, T: Element, const K: usize> Pass<'a, T, K> {
     /// A pass that computes the reduced loss alone.
+    #[must_use]
     pub fn of(inputs: [Matrix<'a, T>; K]) -> Self {
         Self { inputs, upstream: None, losses: None, grads: [(); K].map(|()| None) }
     }

@@ -5,11 +5,11 @@ use std::cell::Cell;
 
 /// The threads of another library.
 #[derive(Debug)]
-pub(crate) struct Threads {
+pub struct Threads {
     /// How many there are, the caller among them.
     pub count: fn() -> usize,
-    /// Calls the function on each of them, the caller among them, and waits for all.
-    pub run: fn(&(dyn Fn() + Sync)),
+    /// Calls the function on each of so many of them, the caller among them, and waits for all.
+    pub run: fn(usize, &(dyn Fn() + Sync)),
 }
 
 thread_local! {
@@ -18,7 +18,7 @@ thread_local! {
 }
 
 /// Calls `f`, whose tasks run on `threads`; `None`: on rayon's.
-#[cfg(feature = "torch")]
+#[cfg(feature = "openmp")]
 pub(crate) fn on<R>(threads: Option<&'static Threads>, f: impl FnOnce() -> R) -> R {
     struct Restore(Option<&'static Threads>);
     impl Drop for Restore {
@@ -38,7 +38,7 @@ pub(crate) fn count() -> usize {
 /// Calls `work` on `count` threads or more, the caller among them; `count` is at least 1 and not above [`count()`].
 pub(crate) fn run(count: usize, work: impl Fn() + Sync) {
     match CURRENT.get() {
-        Some(threads) => (threads.run)(&work),
+        Some(threads) => (threads.run)((threads.count)().max(1), &work),
         // In place: the caller works from the start, while the other threads wake up.
         None => rayon::in_place_scope(|scope| {
             for _ in 1..count {

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop, sys};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop};
 
 use super::arguments::{Input as Rows, Inputs, Output, ReferenceInput};
-use super::driver::error;
 use super::paired::Wanted;
 use super::{CudaLauncher, CudaMatrix, Launcher, Memory, refuse_f64};
 use crate::call::{Call, Input, sealed};
@@ -151,12 +150,8 @@ impl<'a, L: MinedLoss, T: Element + DeviceRepr> Call<'_, L, CudaMatrix<'a, T>> {
         let ones = match &wanted {
             Wanted::Losses(_) if with_grad != [false; 2] => {
                 let ones = launcher.allocate(upstreams * size_of::<f32>())?;
-                // SAFETY: fresh memory of that size. A fill and not a copy: a CUDA graph would read the host's memory
-                // again in each replay.
-                let filled = unsafe {
-                    sys::cuMemsetD32Async(ones.address(), 1f32.to_bits(), upstreams, stream.cu_stream()).result()
-                };
-                filled.map_err(|e| error("filling memory with ones", e))?;
+                // SAFETY: fresh memory of that size.
+                unsafe { launcher.fill_with_ones(ones.address(), upstreams)? };
                 Some(ones)
             }
             _ => None,

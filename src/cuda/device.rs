@@ -171,6 +171,21 @@ impl Device {
         unsafe { result::memset_d8_async(to, 0, bytes, stream) }.map_err(|e| error("clearing memory", e))
     }
 
+    /// Fills memory with f32 of the value 1, in the order of `stream`. A fill and not a copy: a CUDA graph would read the
+    /// host's memory again in each replay.
+    ///
+    /// # Safety
+    /// `count` f32 from `to` on are device memory that nothing else uses meanwhile; `stream` is one of this device's context.
+    ///
+    /// # Errors
+    /// If the driver refuses.
+    pub unsafe fn fill_with_ones(&self, stream: sys::CUstream, to: Address, count: usize) -> Result<(), Error> {
+        let _current = Current::set(&self.context)?;
+        // SAFETY: the caller's contract.
+        unsafe { sys::cuMemsetD32Async(to, 1f32.to_bits(), count, stream).result() }
+            .map_err(|e| error("filling memory with ones", e))
+    }
+
     /// The kernel, ready for launches with `shared_bytes` of dynamic shared memory.
     fn function(&self, stem: &str, kernel: &str, shared_bytes: u32) -> Result<CudaFunction, Error> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -307,6 +322,15 @@ impl CudaLauncher {
     /// If the driver does not answer.
     pub fn new(stream: &Arc<CudaStream>) -> Result<Self, Error> {
         Ok(Self { device: Device::of(stream.context())?, stream: stream.clone() })
+    }
+
+    /// Fills memory with f32 of the value 1.
+    ///
+    /// # Safety
+    /// The contract of [`Device::fill_with_ones`].
+    pub(crate) unsafe fn fill_with_ones(&self, to: Address, count: usize) -> Result<(), Error> {
+        // SAFETY: the caller's contract.
+        unsafe { self.device.fill_with_ones(self.stream.cu_stream(), to, count) }
     }
 }
 

@@ -1,0 +1,329 @@
+"""What PyTorch needs of the operators beside their code: shapes for tracing, and gradients.
+
+Each forward operator also returns the gradients that are wanted, for an upstream gradient of 1 and in the type of arithmetic,
+where that is possible ("ready" below); what is left to backward is a product. Where it is not, the gradient is an empty tensor
+of one axis, and the operator's own ``.._backward`` computes it.
+
+Eager calls that will have a gradient go through a ``torch.autograd.Function`` of the same two passes instead of through the
+gradient that is registered with the operator, whose Python takes several times as long as a small batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _library as _library  # the operators exist once the library is loaded
+
+STATS = 6
+"""The 8-byte numbers of a mined loss's statistics; see :class:`tercet.Stats`."""
+
+NEAR_ROWS, NEAR_COLUMNS = 64, 256
+"""The least rows and the columns of a tile of distances on the CPU, a byte of ``pairwise_distance``'s second result each."""
+
+PAIRED = {"triplet_margin": 3, "contrastive": 2}
+"""The paired losses, and how many matrices each takes."""
+
+MINED = ("batch_all", "batch_hard", "batch_semi_hard", "batch_negative", "batch_contrastive")
+
+_MINED_TENSORS = 7
+"""Arguments of a mined loss before ``wants``: two of the batch, four of the reference set, and the step."""
+
+
+class _Delayed(torch.autograd.Function):
+    """A gradient that may be used, but not differentiated."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, *_sources: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(_TWICE)
+
+
+_TWICE = "tercet: the gradient of a loss cannot be differentiated once more"
+
+
+def _is_one(upstream: Tensor) -> bool:
+    # While a graph is traced the tensor is of another type, and has no number yet. A CUDA device is not waited for.
+    return type(upstream) is Tensor and upstream.device.type == "cpu" and upstream.dim() == 0 and upstream.item() == 1.0
+
+
+def _give(
+    grads: list[Tensor | None],
+    places: Sequence[int],
+    ready: Sequence[Tensor],
+    upstream: Tensor,
+    sources: Sequence[Tensor],
+) -> tuple[Tensor | None, ...]:
+    """Puts the gradients that are ready, times the upstream gradient, in their places: one product, one rounding.
+    ``sources``: what each is with respect to."""
+    is_one, second = _is_one(upstream), torch.is_grad_enabled()
+    for place, grad, source in zip(places, ready, sources):
+        if not is_one or grad.dtype is not source.dtype:
+            grad = (grad * upstream).to(source.dtype)
+        # With `create_graph` the gradient is part of a graph, too.
+        grads[place] = _Delayed.apply(grad, source, upstream) if second else grad
+    return tuple(grads)
+
+
+def _is_traced() -> bool:
+    """Whether the operator itself must be seen: by a compiler, or by a transform of ``torch.func``."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def _eager(operator: Any, wants_at: int, outputs: int, save: Callable[..., None], backward: Callable[..., Any]) -> Any:
+    """The operator, or where a gradient is wanted a function with these passes. ``save(ctx, inputs, output)`` keeps what
+    ``backward`` takes; the first ``outputs`` results are returned."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            output = operator(*arguments)
+            ctx.set_materialize_grads(False)
+            save(ctx, arguments, output)
+            if outputs > 1:
+                ctx.mark_non_differentiable(*output[1:outputs])
+            return output[:outputs]
+
+    Function.backward = staticmethod(backward)
+    Function.__name__ = Function.__qualname__ = operator._schema.name.replace("::", "_")
+
+    def call(*arguments: Any) -> Any:
+        if arguments[wants_at] and not _is_traced():
+            return Function.apply(*arguments)
+        return operator(*arguments)
+
+    return call
+
+
+calls: dict[str, Callable[..., Any]] = {}
+"""The operators by name, as eager code calls them: with the arguments of the schema, in its order."""
+
+
+def _loss_dtype(embeddings: Tensor) -> torch.dtype:
+    return torch.float64 if embeddings.dtype is torch.float64 else torch.float32
+
+
+def _loss_shape(embeddings: Tensor, reduction: str) -> Sequence[int]:
+    return (embeddings.shape[0],) if reduction == "none" else ()
+
+
+def _nothing(like: Tensor, dtype: torch.dtype) -> Tensor:
+    return like.new_empty((0,), dtype=dtype)
+
+
+def _index(operator: Any, name: str) -> int:
+    return [argument.name for argument in operator._schema.arguments].index(name)
+
+
+def _register_autograd(name: str, save: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Registers the gradient of an operator whose first result alone has one."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[1:])
+        save(ctx, inputs, output)
+
+    torch.library.register_autograd(f"tercet::{name}", backward, setup_context=setup_context)
+
+
+def _refuse(name: str) -> None:
+    """Makes backward through an operator an error: of the operators that are gradients."""
+
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(_TWICE)
+
+    torch.library.register_autograd(f"tercet::{name}", backward)
+
+
+def _mined(name: str) -> None:
+    forward = getattr(torch.ops.tercet, name).default
+    gradients = getattr(torch.ops.tercet, f"{name}_backward").default
+    wants_at, reduction_at, count = _MINED_TENSORS, _index(forward, "reduction"), len(forward._schema.arguments)
+
+    @torch.library.register_fake(f"tercet::{name}")
+    def _(*arguments: Any) -> tuple[Tensor, ...]:
+        embeddings, reference, wants = arguments[0], arguments[2], arguments[wants_at]
+        reduction, dtype = arguments[reduction_at], _loss_dtype(embeddings)
+        # On a CUDA device the kernels write gradients of the rows' own type.
+        at_once = reduction != "none" and (embeddings.device.type == "cpu" or embeddings.dtype is torch.float32)
+        loss = embeddings.new_empty(_loss_shape(embeddings, reduction), dtype=dtype)
+        stats = embeddings.new_empty((STATS,), dtype=torch.int64)
+        ready = [
+            rows.new_empty(rows.shape, dtype=dtype)
+            if rows is not None and at_once and wants >> which & 1
+            else _nothing(embeddings, dtype)
+            for which, rows in enumerate((embeddings, reference))
+        ]
+        return loss, stats, *ready
+
+    @torch.library.register_fake(f"tercet::{name}_backward")
+    def _(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        embeddings, wants = arguments[0], arguments[wants_at]
+        return tuple(
+            rows.new_empty(rows.shape)
+            if rows is not None and wants >> which & 1
+            else _nothing(embeddings, embeddings.dtype)
+            for which, rows in enumerate((embeddings, arguments[2]))
+        )
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        needed = [which for which in (0, 1) if ctx.needs_input_grad[2 * which]]
+        ready = [output[2 + which] for which in needed]
+        ctx.places = [2 * which for which in needed]
+        ctx.mines_again = any(grad.dim() != 2 for grad in ready)
+        if ctx.mines_again:
+            ctx.save_for_backward(*inputs[:5], inputs[6])
+            ctx.options = inputs[5], inputs[wants_at + 1 :]
+        else:
+            # The rows are not read again, and may change: backward only asks for their type and, with `create_graph`, for
+            # their place in the graph.
+            ctx.save_for_backward(*ready)
+            ctx.sources = [inputs[place] for place in ctx.places]
+
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        grads: list[Tensor | None] = [None] * count
+        if upstream is None:
+            return tuple(grads)
+        if not ctx.mines_again:
+            return _give(grads, ctx.places, ctx.saved_tensors, upstream, ctx.sources)
+        *tensors, step = ctx.saved_tensors
+        own_offset, options = ctx.options
+        wants = sum(1 << place // 2 for place in ctx.places)
+        found = gradients(upstream, *tensors, own_offset, step, wants, *options)
+        for place in ctx.places:
+            grads[place] = found[place // 2]
+        return tuple(grads)
+
+    _register_autograd(name, save, backward)
+    _refuse(f"{name}_backward")
+    calls[name] = _eager(forward, wants_at, 2, save, backward)
+
+
+def _paired(name: str, matrices: int) -> None:
+    forward = getattr(torch.ops.tercet, name).default
+    gradients = getattr(torch.ops.tercet, f"{name}_backward").default
+    wants_at, reduction_at, count = _index(forward, "wants"), _index(forward, "reduction"), len(forward._schema.arguments)
+
+    @torch.library.register_fake(f"tercet::{name}")
+    def _(*arguments: Any) -> tuple[Tensor, ...]:
+        first, wants, reduction = arguments[0], arguments[wants_at], arguments[reduction_at]
+        at_once = reduction != "none" and first.dtype is not torch.float16
+        loss = first.new_empty(_loss_shape(first, reduction), dtype=_loss_dtype(first))
+        ready = (
+            first.new_empty(first.shape) if at_once and wants >> which & 1 else _nothing(first, first.dtype)
+            for which in range(matrices)
+        )
+        return loss, *ready
+
+    @torch.library.register_fake(f"tercet::{name}_backward")
+    def _(upstream: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        first, wants = arguments[0], arguments[wants_at]
+        return tuple(
+            first.new_empty(first.shape) if wants >> which & 1 else _nothing(first, first.dtype)
+            for which in range(matrices)
+        )
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.places = [which for which in range(matrices) if ctx.needs_input_grad[which]]
+        ready = [output[1 + which] for which in ctx.places]
+        is_ready = all(grad.dim() == 2 for grad in ready)
+        # Times another upstream gradient than 1, rows of 16 bits would be rounded twice: the pass runs again.
+        ctx.runs_again = not is_ready or inputs[0].dtype is torch.bfloat16
+        ctx.ready = len(ready) if is_ready else 0
+        rows = inputs[:wants_at] if ctx.runs_again else ()
+        ctx.save_for_backward(*(ready if is_ready else ()), *rows)
+        ctx.sources, ctx.options = [inputs[place] for place in ctx.places], inputs[wants_at + 1 :]
+
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        grads: list[Tensor | None] = [None] * count
+        if upstream is None:
+            return tuple(grads)
+        saved = ctx.saved_tensors
+        if ctx.ready and (not ctx.runs_again or _is_one(upstream)):
+            return _give(grads, ctx.places, saved[: ctx.ready], upstream, ctx.sources)
+        wants = sum(1 << place for place in ctx.places)
+        found = gradients(upstream, *saved[ctx.ready :], wants, *ctx.options)
+        for place in ctx.places:
+            grads[place] = found[place]
+        return tuple(grads)
+
+    _register_autograd(name, save, backward)
+    _refuse(f"{name}_backward")
+    calls[name] = _eager(forward, wants_at, 1, save, backward)
+
+
+def _pairwise_distance() -> None:
+    gradients = torch.ops.tercet.pairwise_distance_backward.default
+
+    @torch.library.register_fake("tercet::pairwise_distance")
+    def _(x: Tensor, y: Tensor, *_options: Any) -> tuple[Tensor, Tensor]:
+        n, m = x.shape[0], y.shape[0]
+        tiles = ((n + NEAR_ROWS - 1) // NEAR_ROWS) * ((m + NEAR_COLUMNS - 1) // NEAR_COLUMNS)
+        near = x.new_empty((tiles if x.device.type == "cpu" else 0,), dtype=torch.uint8)
+        return x.new_empty((n, m), dtype=_loss_dtype(x)), near
+
+    @torch.library.register_fake("tercet::pairwise_distance_backward")
+    def _(
+        upstream: Tensor, x: Tensor, y: Tensor, distances: Tensor, near: Tensor, wants: int, *_options: Any
+    ) -> tuple[Tensor, ...]:
+        return tuple(
+            rows.new_empty(rows.shape) if wants >> which & 1 else _nothing(rows, rows.dtype)
+            for which, rows in enumerate((x, y))
+        )
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        distances, near = output
+        ctx.save_for_backward(*inputs[:2], distances, near)
+        ctx.options = inputs[2:]
+
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        grads: list[Tensor | None] = [None] * 5
+        if upstream is None:
+            return tuple(grads)
+        places = [which for which in range(2) if ctx.needs_input_grad[which]]
+        wants = sum(1 << which for which in places)
+        found = gradients(upstream, *ctx.saved_tensors, wants, *ctx.options)
+        for which in places:
+            grads[which] = found[which]
+        return tuple(grads)
+
+    _register_autograd("pairwise_distance", save, backward)
+    _refuse("pairwise_distance_backward")
+
+
+def _top_k() -> None:
+    k_at = _index(torch.ops.tercet.top_k.default, "k")
+
+    @torch.library.register_fake("tercet::top_k")
+    def _(queries: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        shape = (queries.shape[0], arguments[k_at - 1])
+        return queries.new_empty(shape, dtype=_loss_dtype(queries)), queries.new_empty(shape, dtype=torch.int64)
+
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError("tercet: top_k has no gradient: select the rows that it found, and compute their distances anew")
+
+    torch.library.register_autograd("tercet::top_k", backward)
+
+
+def _register() -> None:
+    for name in MINED:
+        _mined(name)
+    for name, matrices in PAIRED.items():
+        _paired(name, matrices)
+    _pairwise_distance()
+    _top_k()
+
+
+_register()

@@ -1,0 +1,347 @@
+"""The losses as modules: options in the constructor, tensors in the call.
+
+====================================  ==========================================================================
+:class:`TripletMarginLoss`            pre-formed triplets: anchor, positive, negative
+:class:`ContrastiveLoss`              pre-formed pairs
+:class:`BatchAllTripletLoss`          every triplet of a labelled batch
+:class:`BatchHardTripletLoss`         for each anchor its farthest positive and its nearest negative
+:class:`BatchSemiHardTripletLoss`     for each anchor and positive the nearest negative beyond the positive
+:class:`BatchNegativeTripletLoss`     for each anchor and positive one negative, chosen as asked
+:class:`BatchContrastiveLoss`         all pairs of a labelled batch
+====================================  ==========================================================================
+
+>>> loss_fn = tercet.losses.BatchHardTripletLoss(margin=0.3, distance="cosine")
+>>> loss = loss_fn(encoder(images), labels)
+>>> loss.backward()
+
+A loss over a batch takes a reference set, too (``loss_fn(embeddings, labels, reference)``, see :class:`tercet.Reference`), and
+gives statistics with ``return_stats=True``. :class:`tercet.CrossBatchMemory` keeps the embeddings of earlier batches as such a
+set, and :class:`tercet.DistributedLoss` takes the batches of all processes as one.
+
+The names and defaults are those of the Rust crate; :mod:`tercet.functional` has the definitions, and documents the options.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from . import functional as F
+from .functional import Distance, PairedDistance, Precision, Reduction, Reference, Stats
+
+__all__ = [
+    "BatchAllTripletLoss",
+    "BatchContrastiveLoss",
+    "BatchHardTripletLoss",
+    "BatchNegativeTripletLoss",
+    "BatchSemiHardTripletLoss",
+    "ContrastiveLoss",
+    "MinedLoss",
+    "TripletMarginLoss",
+]
+
+
+class _Loss(nn.Module):
+    """A module whose options are its attributes."""
+
+    _options: tuple[str, ...]
+
+    def options(self) -> dict[str, Any]:
+        """The options by name."""
+        return {name: getattr(self, name) for name in self._options}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+
+
+class MinedLoss(_Loss):
+    """A loss that finds its pairs or triplets itself, by the labels of a batch."""
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, reference: Reference | None = None, *, return_stats: bool = False
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """The loss of embeddings ``[N, D]`` with labels ``[N]``: a scalar, or with ``reduction="none"`` ``[N]``.
+
+        Positives and negatives come from ``reference``, if there is one; with ``return_stats`` the statistics are returned,
+        too.
+        """
+        raise NotImplementedError
+
+
+class TripletMarginLoss(_Loss):
+    """``max(d(anchor, positive) - d(anchor, negative) + margin, 0)``; see :func:`tercet.functional.triplet_margin`."""
+
+    _options = ("margin", "distance", "normalize", "swap", "reduction")
+
+    def __init__(
+        self,
+        margin: float = 0.2,
+        distance: PairedDistance = "squared_euclidean",
+        normalize: bool = False,
+        swap: bool = False,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.margin, self.distance, self.normalize, self.swap, self.reduction = (
+            margin,
+            distance,
+            normalize,
+            swap,
+            reduction,
+        )
+
+    @classmethod
+    def torch(cls, **options: Any) -> TripletMarginLoss:
+        """The loss with the defaults of ``torch.nn.TripletMarginLoss``: margin 1, :class:`tercet.Lp`."""
+        return cls(**{"margin": 1.0, "distance": F.Lp(), **options})
+
+    def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        """The loss of rows ``[B, D]``: a scalar, or with ``reduction="none"`` ``[B]``."""
+        return F.triplet_margin(
+            anchor,
+            positive,
+            negative,
+            margin=self.margin,
+            distance=self.distance,
+            normalize=self.normalize,
+            swap=self.swap,
+            reduction=self.reduction,
+        )
+
+
+class ContrastiveLoss(_Loss):
+    """``d^2 / 2`` for pairs that belong together, ``max(margin - d, 0)^2 / 2`` for others; see
+    :func:`tercet.functional.contrastive`."""
+
+    _options = ("margin", "distance", "normalize", "reduction")
+
+    def __init__(
+        self,
+        margin: float = 1.0,
+        distance: PairedDistance = "euclidean",
+        normalize: bool = False,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        self.margin, self.distance, self.normalize, self.reduction = margin, distance, normalize, reduction
+
+    def forward(self, x1: Tensor, x2: Tensor, same: Tensor) -> Tensor:
+        """The loss of rows ``[B, D]``, of which ``same``, ``[B]``, says whether they belong together."""
+        return F.contrastive(
+            x1,
+            x2,
+            same,
+            margin=self.margin,
+            distance=self.distance,
+            normalize=self.normalize,
+            reduction=self.reduction,
+        )
+
+
+class BatchAllTripletLoss(MinedLoss):
+    """Every triplet of a batch; see :func:`tercet.functional.batch_all`."""
+
+    _options = ("margin", "distance", "normalize", "reduction", "mean_over", "precision", "pairs_at_once")
+
+    def __init__(
+        self,
+        margin: float = 0.2,
+        distance: Distance = "squared_euclidean",
+        normalize: bool = False,
+        reduction: Literal["mean", "sum"] = "mean",
+        mean_over: Literal["active", "valid"] = "active",
+        precision: Precision = "highest",
+        pairs_at_once: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.margin, self.distance, self.normalize = margin, distance, normalize
+        self.reduction, self.mean_over, self.precision = reduction, mean_over, precision
+        self.pairs_at_once = pairs_at_once
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, reference: Reference | None = None, *, return_stats: bool = False
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """The loss of embeddings ``[N, D]`` with labels ``[N]``."""
+        return F.batch_all(
+            embeddings,
+            labels,
+            reference,
+            margin=self.margin,
+            distance=self.distance,
+            normalize=self.normalize,
+            reduction=self.reduction,
+            mean_over=self.mean_over,
+            precision=self.precision,
+            pairs_at_once=self.pairs_at_once,
+            return_stats=return_stats,
+        )
+
+
+class BatchHardTripletLoss(MinedLoss):
+    """The farthest positive and the nearest negative of each anchor; see :func:`tercet.functional.batch_hard`."""
+
+    _options = ("margin", "distance", "normalize", "soft_margin", "reduction", "precision")
+
+    def __init__(
+        self,
+        margin: float = 0.2,
+        distance: Distance = "squared_euclidean",
+        normalize: bool = False,
+        soft_margin: bool = False,
+        reduction: Reduction = "mean",
+        precision: Precision = "highest",
+    ) -> None:
+        super().__init__()
+        self.margin, self.distance, self.normalize = margin, distance, normalize
+        self.soft_margin, self.reduction, self.precision = soft_margin, reduction, precision
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, reference: Reference | None = None, *, return_stats: bool = False
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """The loss of embeddings ``[N, D]`` with labels ``[N]``."""
+        return F.batch_hard(
+            embeddings,
+            labels,
+            reference,
+            margin=self.margin,
+            distance=self.distance,
+            normalize=self.normalize,
+            soft_margin=self.soft_margin,
+            reduction=self.reduction,
+            precision=self.precision,
+            return_stats=return_stats,
+        )
+
+
+class BatchSemiHardTripletLoss(MinedLoss):
+    """For each anchor and positive the nearest negative beyond the positive; see
+    :func:`tercet.functional.batch_semi_hard`."""
+
+    _options = ("margin", "distance", "normalize", "reduction", "precision", "pairs_at_once")
+
+    def __init__(
+        self,
+        margin: float = 0.2,
+        distance: Distance = "squared_euclidean",
+        normalize: bool = False,
+        reduction: Reduction = "mean",
+        precision: Precision = "highest",
+        pairs_at_once: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.margin, self.distance, self.normalize = margin, distance, normalize
+        self.reduction, self.precision, self.pairs_at_once = reduction, precision, pairs_at_once
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, reference: Reference | None = None, *, return_stats: bool = False
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """The loss of embeddings ``[N, D]`` with labels ``[N]``."""
+        return F.batch_semi_hard(
+            embeddings,
+            labels,
+            reference,
+            margin=self.margin,
+            distance=self.distance,
+            normalize=self.normalize,
+            reduction=self.reduction,
+            precision=self.precision,
+            pairs_at_once=self.pairs_at_once,
+            return_stats=return_stats,
+        )
+
+
+class BatchNegativeTripletLoss(MinedLoss):
+    """For each anchor and positive one negative, chosen as asked; see :func:`tercet.functional.batch_negative`."""
+
+    _options = (
+        "margin",
+        "negative",
+        "pairs",
+        "seed",
+        "distance",
+        "normalize",
+        "reduction",
+        "precision",
+        "pairs_at_once",
+    )
+
+    def __init__(
+        self,
+        margin: float = 0.2,
+        negative: Literal["hardest", "random", "semi_hard"] = "semi_hard",
+        pairs: Literal["ordered", "once"] = "ordered",
+        seed: int = 0,
+        distance: Distance = "squared_euclidean",
+        normalize: bool = False,
+        reduction: Reduction = "mean",
+        precision: Precision = "highest",
+        pairs_at_once: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.margin, self.negative, self.pairs, self.seed = margin, negative, pairs, seed
+        self.distance, self.normalize, self.reduction = distance, normalize, reduction
+        self.precision, self.pairs_at_once = precision, pairs_at_once
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        reference: Reference | None = None,
+        step: int | Tensor | None = None,
+        *,
+        return_stats: bool = False,
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """The loss of embeddings ``[N, D]`` with labels ``[N]``, with the draws of ``step``."""
+        return F.batch_negative(
+            embeddings,
+            labels,
+            reference,
+            step,
+            margin=self.margin,
+            negative=self.negative,
+            pairs=self.pairs,
+            seed=self.seed,
+            distance=self.distance,
+            normalize=self.normalize,
+            reduction=self.reduction,
+            precision=self.precision,
+            pairs_at_once=self.pairs_at_once,
+            return_stats=return_stats,
+        )
+
+
+class BatchContrastiveLoss(MinedLoss):
+    """All pairs of a batch; see :func:`tercet.functional.batch_contrastive`."""
+
+    _options = ("margin", "distance", "normalize", "negatives", "reduction", "precision")
+
+    def __init__(
+        self,
+        margin: float = 1.0,
+        distance: Distance = "euclidean",
+        normalize: bool = False,
+        negatives: Literal["all", "hardest"] = "all",
+        reduction: Reduction = "mean",
+        precision: Precision = "highest",
+    ) -> None:
+        super().__init__()
+        self.margin, self.distance, self.normalize = margin, distance, normalize
+        self.negatives, self.reduction, self.precision = negatives, reduction, precision
+
+    def forward(
+        self, embeddings: Tensor, labels: Tensor, reference: Reference | None = None, *, return_stats: bool = False
+    ) -> Tensor | tuple[Tensor, Stats]:
+        """The loss of embeddings ``[N, D]`` with labels ``[N]``."""
+        return F.batch_contrastive(
+            embeddings,
+            labels,
+            reference,
+            margin=self.margin,
+            distance=self.distance,
+            normalize=self.normalize,
+            negatives=self.negatives,
+            reduction=self.reduction,
+            precision=self.precision,
+            return_stats=return_stats,
+        )
