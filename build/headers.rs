@@ -60,7 +60,8 @@ pub fn without_c10d(include: &Path) -> Option<String> {
 }
 
 /// The folders of NCCL's header and of the CUDA runtime's, or which of the two was not found. Beside libtorch lie pip's packages.
-pub fn nccl_headers(variable: impl Fn(&str) -> Option<PathBuf>, include: &Path) -> Result<[PathBuf; 2], String> {
+#[cfg(feature = "distributed")]
+pub fn of_nccl(variable: impl Fn(&str) -> Option<OsString>, include: &Path) -> Result<[PathBuf; 2], String> {
     let beside =
         std::fs::canonicalize(include).ok().and_then(|include| Some(include.parent()?.parent()?.join("nvidia")));
     let packages = |folder: &Path| -> Vec<PathBuf> {
@@ -72,7 +73,9 @@ pub fn nccl_headers(variable: impl Fn(&str) -> Option<PathBuf>, include: &Path) 
     let homes = ["NCCL_HOME", "CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(variable);
     let homes = homes.map(|home| PathBuf::from(home).join("include"));
     let usual = ["/usr/local/cuda/include", "/usr/include"].map(PathBuf::from);
-    let folders: Vec<PathBuf> = homes.chain(beside.as_deref().map(packages).unwrap_or_default()).chain(usual).collect();
+    // First those of the CUDA that libtorch was built with.
+    let beside = beside.as_deref().map(packages).unwrap_or_default();
+    let folders: Vec<PathBuf> = beside.into_iter().chain(homes).chain(usual).collect();
     let find = |header: &str| {
         let found = folders.iter().find(|folder| folder.join(header).is_file()).cloned();
         found.ok_or_else(|| format!("{header} was not found: not beside libtorch, nor by NCCL_HOME and CUDA_HOME"))

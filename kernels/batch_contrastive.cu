@@ -1,4 +1,5 @@
 // batch_contrastive:  over pairs of an anchor a and another row j:  d^2/2 if of one class,  max(m - d, 0)^2/2 if not.
+// With a margin m' of positives  max(d - m', 0)^2/2  if of one class; linear:  max(d - m', 0)  and  max(m - d, 0).
 //
 // Weights depend on d alone, so the loss and the gradient are a sweep over Gram tiles each. The hardest pairs of two
 // classes are selected without a list of pairs, by radix select over the bits of the distances: a sweep counts how many
@@ -10,7 +11,7 @@
 // sweep:    loss and gradient of all pairs of two classes in one pass (sweep.cuh): the upstream gradient is one number, and
 //           comes last.
 // left:     the same for pairs that are near each other, which a sweep leaves, by differences.
-// passes:   over tiles, where pairs are selected, or each anchor has an upstream of its own; each pair's tile is the same way
+// passes:   over tiles, where pairs are selected, or each anchor has an upstream of its own, or pairs are linear; each pair's tile is the same way
 //           round, so that its distance has the same bits in all of them.
 // pick:     after a pass, what the next one needs to know.
 // finish:   the positives of each anchor, from the elements; the loss.
@@ -31,6 +32,8 @@ struct Choice {
     u32 anchor;
     u32 row;
     u32 done;   // whether nothing is left to find
+    float share;  // what these pairs weigh more than pairs of one class: 1, but where each kind has a mean of its own
+    u32 padding;
 };
 
 // The same layout as `Args` in src/batch_contrastive/cuda.rs.
@@ -40,8 +43,8 @@ struct Args {
     u64* histogram;     // [DIGITS]: how many pairs have each digit; `count` writes zeros, here and in the next two
     u32* tied_anchors;  // [anchors] by original index: how many pairs at the last distance each has
     u32* tied_rows;     // [others] by original index: whether the last anchor has such a pair with it
-    double* sums;       // [splits, padded, TERCET_SUMS_OF_ROW] per anchor: sum max(m - d, 0)^2, how many are above 0, sum d; of
-                        // a sweep [halves + splits, padded, ..], its own first
+    double* sums;       // [splits, padded, TERCET_SUMS_OF_ROW] per anchor: sum max(m - d, 0)^2, linear sum max(m - d, 0); how many
+                        // are above 0, sum d; of a sweep [halves + splits, padded, ..], its own first
     Swept sweep;        // of one side's rows. Of a pass, `pushed` is [splits, padded, dim]: sum_j w_ij (y_i - y_j), for
                         // cosine -sum_j w_ij y_j
     TileOf* tiles[2];   // of the anchors, and of the others
@@ -52,10 +55,14 @@ struct Args {
     const float* upstream;  // [1] (stride 0) or [anchors] by original index (stride 1)
     i64 upstream_stride;
     void* grad;         // [rows, dim] of type T, of the sweep's rows, by original index
-    double margin;
+    double margin, pos_margin;
     u32 kind, hardest, mean, phase;
     u32 swept;          // whether all pairs are taken by a sweep, and so the loss is; and its gradient
     u32 grad_is_swept;
+    u32 linear;         // whether a pair costs its gap, and not half of the gap's square
+    u32 over_active;    // whether a mean is over the pairs with a loss above 0 alone
+    u32 apart;          // whether pairs of one class and of two have a mean each
+    u32 padding;
 };
 
 // ---- which pairs are selected ----
@@ -281,10 +288,10 @@ template <class P, class S, bool ROOT> DEVICE void sweep(const Args& args) {
 constexpr int HALF = TILE / 2;
 static_assert(TILE_THREADS == 2 * TILE, "two threads a row");
 
-// The weight of a pair at distance d below the margin m: (d - m) times the slope of d, with differences of rows to come.
-DEVICE float weight_of(u32 kind, float d, float margin) {
-    return (d - margin) * (kind == SQUARED ? 2.f : kind == COSINE ? 1.f : d > 0.f ? 1.f / d : 0.f);
-}
+// What the slope of the distance d is, with differences of rows to come.
+DEVICE float slope_of(u32 kind, float d) { return kind == SQUARED ? 2.f : kind == COSINE ? 1.f : d > 0.f ? 1.f / d : 0.f; }
+// The weight of a pair at distance d below the margin m: (d - m) times the slope of d.
+DEVICE float weight_of(u32 kind, float d, float margin) { return (d - margin) * slope_of(kind, d); }
 
 // What the sweep has left of a block's tiles. P: the precision.
 template <class P> DEVICE void left(const Args& args) {
@@ -469,12 +476,12 @@ template <class P> DEVICE void pass(const Args& args) {
             const bool lost = !(d < infinity);
             if (phase == SUMS) {
                 const float gap = d < margin ? margin - d : 0.f;
-                tile_squares += lost ? masked : gap * gap;
+                tile_squares += lost ? masked : args.linear ? gap : gap * gap;
                 tile_distances += d;
                 active += d < margin;
             } else if (lost || d < margin) {
                 const float up = !itself ? upstream_of(args.sweep.which ? column : row) : upstream_of(row) + upstream_of(column);
-                s.d[mine][c] = lost ? masked : weight_of(args.kind, d, margin) * up;
+                s.d[mine][c] = lost ? masked : (args.linear ? -slope_of(args.kind, d) : weight_of(args.kind, d, margin)) * up;
                 pulled = true;
             }
         }
@@ -507,13 +514,19 @@ template <class P> DEVICE void pass(const Args& args) {
 
 // ---- the rows ----
 
+// Whether pairs of one class cost half of their squared distance: no gap is taken.
+DEVICE bool pulls_to_zero(const Args& args) { return args.pos_margin == 0 && !args.linear; }
+
 // A warp takes the positives and sums of an anchor. T: the type of the caller's rows.
 template <class T> DEVICE void finish(const Args& args) {
     const Sides& sides = args.sides;
     const Batch &a = sides.anchors, &b = sides.others;
     const u32 lane = threadIdx.x % 32;
     const bool bad = sides.bad();
-    double sums[TERCET_TOTALS] = {0, 0, 0, 0, 0, 0};  // loss, pairs of one class and of two, active, distances of one class and of two
+    const float pos_margin = float(args.pos_margin);
+    const double unit = args.linear ? 1 : .5;
+    // Loss, pairs of one class and of two, active, distances of one class and of two; of one class: loss, active. Of two: loss.
+    double sums[TERCET_TOTALS] = {};
     for (u32 row = blockIdx.x * (BATCH_THREADS / 32) + threadIdx.x / 32; row < a.rows; row += gridDim.x * (BATCH_THREADS / 32)) {
         const Row<T> x = original_row<T>(a, row);
         const u32 own = sides.own_of(row), positives = sides.positives(row), negatives = sides.negatives(row);
@@ -523,18 +536,27 @@ template <class T> DEVICE void finish(const Args& args) {
             // The loss is of the square of a Euclidean distance: no root that is squared again.
             const float compared = direct_distance(x, original_row<T>(b, p), b.dim, args.kind == EUCLIDEAN ? SQUARED : args.kind);
             const float d = args.kind == EUCLIDEAN ? sqrtf(compared) : compared;
-            loss += !is_finite(compared) ? nan_value<double>() : args.kind == EUCLIDEAN ? double(compared) : double(d) * double(d);
-            active += d != 0.f ? 1 : 0;
+            if (pulls_to_zero(args)) {
+                loss += !is_finite(compared) ? nan_value<double>() : args.kind == EUCLIDEAN ? double(compared) : double(d) * double(d);
+                active += d != 0.f ? 1 : 0;
+            } else {
+                const float gap = d > pos_margin ? d - pos_margin : 0.f;
+                loss += !is_finite(compared) ? nan_value<double>() : args.linear ? double(gap) : double(gap) * double(gap);
+                active += gap != 0.f ? 1 : 0;
+            }
             distances[0] += double(d);
         }
+        const double of_one[2] = {loss * unit, active};
+        double of_two = 0;
         for (u32 part = 0; part < (args.swept ? args.sweep.halves + args.sweep.splits : args.sweep.splits); ++part) {
             if (args.swept && !args.sweep.has_part(row, part)) continue;
             const double* of_row = args.sums + (i64(part) * a.padded + row) * TERCET_SUMS_OF_ROW;
             loss += of_row[0];
+            of_two += of_row[0];
             active += of_row[1];
             distances[1] += of_row[2];
         }
-        loss /= 2;
+        loss *= unit;
         // An anchor in any pair has looked at every row: any bad one makes its loss NaN.
         const bool pairs = positives > 0 || (negatives > 0 && args.choice->key != 0);
         if (bad && (pairs || a.norm[row] != a.norm[row])) loss = nan_value<double>();
@@ -546,13 +568,22 @@ template <class T> DEVICE void finish(const Args& args) {
             sums[3] += active;
             sums[4] += distances[0];
             sums[5] += distances[1];
+            sums[6] += of_one[0];
+            sums[7] += of_one[1];
+            sums[8] += of_two * unit;
         }
     }
     double total[TERCET_TOTALS];
     if (!grid_sums<BATCH_THREADS>(sums, args.partials, sides.anchors.survey->tickets + 3, total)) return;
     const double selected = args.hardest && total[1] < total[2] ? total[1] : total[2], valid = total[1] + selected;
-    const double scale = args.mean && valid > 0 ? 1 / valid : 1;
-    if (args.loss) *args.loss = bad ? nan_value<float>() : float(total[0] * scale);
+    // What a mean is over: pairs of one class, and of two.
+    const double of_one = args.over_active ? total[7] : total[1], of_two = args.over_active ? total[3] - total[7] : selected;
+    const bool apart = args.apart && args.mean;
+    const double terms = apart ? of_one : of_one + of_two;
+    const double scale = args.mean && terms > 0 ? 1 / terms : 1, scale_of_two = apart ? (of_two > 0 ? 1 / of_two : 1) : scale;
+    args.choice->share = apart ? float(scale_of_two / scale) : 1.f;
+    const double loss = apart ? total[6] * scale + total[8] * scale_of_two : total[0] * scale;
+    if (args.loss) *args.loss = bad ? nan_value<float>() : float(loss);
     write_stats(args.stats, valid, total[3], total[1] > 0 ? total[4] / total[1] : 0, selected > 0 ? total[5] / selected : 0, bad, scale);
 }
 
@@ -564,17 +595,18 @@ template <class T, class P> DEVICE void backward(const Args& args) {
     if (row >= rows.rows) return;
     const Row<T> x = original_row<T>(rows, row);
     float* g = args.sweep.scratch + i64(row) * rows.dim;
+    const float share = args.choice->share, pos_margin = float(args.pos_margin);
     const auto upstream_of = [&](u32 anchor) { return args.upstream[sides.anchors.order[anchor] * args.upstream_stride]; };
     if (args.grad_is_swept) {
         // In a batch by itself each pair counts twice.
-        const float up = *args.upstream * (sides.itself ? 2.f : 1.f);
+        const float up = *args.upstream * (sides.itself ? 2.f : 1.f) * share;
         const Pushes<P> pushes(args.sweep, rows, row);
         for (u32 c = lane; c < rows.dim; c += 32) g[c] = pushes(c) * up;
     } else
         for (u32 c = lane; c < rows.dim; c += 32) {
             float sum = 0;
             for (u32 split = 0; split < args.sweep.splits; ++split) sum += args.sweep.pushed[(i64(split) * rows.padded + row) * rows.dim + c];
-            g[c] = sum;
+            g[c] = sum * share;
         }
     const u32 first = (args.sweep.which ? sides.other_first : sides.first)[row], end = (args.sweep.which ? sides.other_end : sides.end)[row];
     for (u32 p = first; p < end; ++p) {
@@ -583,6 +615,10 @@ template <class T, class P> DEVICE void backward(const Args& args) {
         const float compared = direct_distance(x, y, rows.dim, args.kind == EUCLIDEAN ? SQUARED : args.kind);
         // The weight is d times the slope of d: for Euclidean distances nothing is divided.
         float weight = args.kind == SQUARED ? 2.f * compared : args.kind == EUCLIDEAN ? 1.f : compared;
+        if (!pulls_to_zero(args)) {
+            const float d = args.kind == EUCLIDEAN ? sqrtf(compared) : compared;
+            weight = d > pos_margin ? (args.linear ? 1.f : d - pos_margin) * slope_of(args.kind, d) : 0.f;
+        }
         weight *= sides.itself ? upstream_of(row) + upstream_of(p) : upstream_of(args.sweep.which ? p : row);
         if (!is_finite(compared)) weight = nan_value<float>();
         for (u32 c = lane; c < rows.dim; c += 32) g[c] += args.kind == COSINE ? -weight * y(c) : weight * (x(c) - y(c));

@@ -259,8 +259,9 @@ shared! {
     /// What batch_contrastive sums up over an anchor's negatives: squares, how many are active, distances.
     pub const SUMS_OF_ROW: usize = 3;
 
-    /// What batch_contrastive sums up over the anchors: the loss, pairs of one class and of two, active, distances of both.
-    pub const TOTALS: usize = 6;
+    /// What batch_contrastive sums up over the anchors: the loss, pairs of one class and of two, active, distances of both; of
+    /// pairs of one class the loss, active; of pairs of two the loss.
+    pub const TOTALS: usize = 9;
 
     /// Dynamic shared memory of a block of `batch_contrastive_pass`.
     pub const BATCH_CONTRASTIVE_SHARED: [u32; 2] = [push_bytes(1) + DIGITS * 4, push_bytes(2) + DIGITS * 4];

@@ -104,12 +104,17 @@ impl<X: Copy> Problem<X> {
 
 /// The check of every loss's margin. One beyond f32 would be infinite, and so would the loss.
 pub(crate) fn check_margin(margin: f64, largest: f64) -> Result<(), Error> {
+    check_margin_of("margin", margin, largest)
+}
+
+/// The check of a margin of another name.
+pub(crate) fn check_margin_of(argument: &'static str, margin: f64, largest: f64) -> Result<(), Error> {
     if !margin.is_finite() || margin < 0.0 {
-        return Err(Error::argument("margin", "a finite number, 0 or more", margin.to_string()));
+        return Err(Error::argument(argument, "a finite number, 0 or more", margin.to_string()));
     }
     if margin > largest {
         let expected = format!("at most {largest:e}, the largest number of this dtype's arithmetic");
-        return Err(Error::argument("margin", expected, format!("{margin:e}")));
+        return Err(Error::argument(argument, expected, format!("{margin:e}")));
     }
     Ok(())
 }

@@ -96,6 +96,22 @@ impl Argument for usize {
     }
 }
 
+impl Argument for u32 {
+    type Raw = i64;
+    fn schema(name: &str) -> String {
+        format!("int {name}")
+    }
+    fn take(stack: &mut Stack) -> i64 {
+        stack.int()
+    }
+    fn read(name: &'static str, raw: i64) -> Result<Self, Error> {
+        Self::try_from(raw).map_err(|_| wrong(name, "0 or more", raw.to_string()))
+    }
+    fn json(&self, name: &str) -> Vec<(String, String)> {
+        vec![(name.into(), self.to_string())]
+    }
+}
+
 impl Argument for Option<usize> {
     type Raw = Option<i64>;
     fn schema(name: &str) -> String {
@@ -253,7 +269,11 @@ options!(BatchContrastiveLoss {
     distance: Distance,
     normalize: bool,
     negatives: Negatives,
+    power: u32,
+    pos_margin: f64,
     reduction: Reduction,
+    mean_over: MeanOver,
+    means_apart: bool,
     precision: Precision,
 });
 options!(PairwiseDistance { distance: Distance, normalize: bool, precision: Precision });

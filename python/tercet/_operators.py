@@ -59,6 +59,10 @@ def _is_one(upstream: Tensor) -> bool:
     return type(upstream) is Tensor and upstream.device.type == "cpu" and upstream.dim() == 0 and upstream.item() == 1.0
 
 
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+"""Whether the graph that runs backward may do so again."""
+
+
 def _give(
     grads: list[Tensor | None],
     places: Sequence[int],
@@ -68,9 +72,10 @@ def _give(
 ) -> tuple[Tensor | None, ...]:
     """Puts the gradients that are ready, times the upstream gradient, in their places: one product, one rounding.
     ``sources``: what each is with respect to."""
-    is_one, second = _is_one(upstream), torch.is_grad_enabled()
+    # A gradient that is handed over itself may be changed by whoever gets it, so only where it is not needed again.
+    is_given, second = _is_one(upstream) and not _keeps_graph(), torch.is_grad_enabled()
     for place, grad, source in zip(places, ready, sources):
-        if not is_one or grad.dtype is not source.dtype:
+        if not is_given or grad.dtype is not source.dtype:
             grad = (grad * upstream).to(source.dtype)
         # With `create_graph` the gradient is part of a graph, too.
         grads[place] = _Delayed.apply(grad, source, upstream) if second else grad
@@ -214,7 +219,11 @@ def _mined(name: str) -> None:
 def _paired(name: str, matrices: int) -> None:
     forward = getattr(torch.ops.tercet, name).default
     gradients = getattr(torch.ops.tercet, f"{name}_backward").default
-    wants_at, reduction_at, count = _index(forward, "wants"), _index(forward, "reduction"), len(forward._schema.arguments)
+    wants_at, reduction_at, count = (
+        _index(forward, "wants"),
+        _index(forward, "reduction"),
+        len(forward._schema.arguments),
+    )
 
     @torch.library.register_fake(f"tercet::{name}")
     def _(*arguments: Any) -> tuple[Tensor, ...]:
@@ -251,6 +260,7 @@ def _paired(name: str, matrices: int) -> None:
         if upstream is None:
             return tuple(grads)
         saved = ctx.saved_tensors
+        # A gradient of 16 bits that is multiplied by 1 is rounded once.
         if ctx.ready and (not ctx.runs_again or _is_one(upstream)):
             return _give(grads, ctx.places, saved[: ctx.ready], upstream, ctx.sources)
         wants = sum(1 << place for place in ctx.places)
@@ -312,7 +322,9 @@ def _top_k() -> None:
         return queries.new_empty(shape, dtype=_loss_dtype(queries)), queries.new_empty(shape, dtype=torch.int64)
 
     def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError("tercet: top_k has no gradient: select the rows that it found, and compute their distances anew")
+        raise RuntimeError(
+            "tercet: top_k has no gradient: select the rows that it found, and compute their distances anew"
+        )
 
     torch.library.register_autograd("tercet::top_k", backward)
 

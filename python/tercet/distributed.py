@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .functional import Reference
-from .losses import BatchAllTripletLoss, BatchContrastiveLoss, MinedLoss
+from .losses import MinedLoss
 
 __all__ = ["DistributedLoss"]
 
@@ -27,8 +27,8 @@ class DistributedLoss(nn.Module):
         group: a group of ``torch.distributed``; ``None``: that of all processes.
         work: ``"shared"``: each process compares its own rows with all, and what they pull at others' rows is added up by a
             reduce-scatter. ``"repeated"``: each process computes the loss of the whole batch, and nothing is exchanged in
-            backward; the results are to the bits those of one process. Losses that select over the whole batch
-            (``BatchContrastiveLoss(negatives="hardest")``) are always computed so.
+            backward; the results are to the bits those of one process. A ``BatchContrastiveLoss`` that selects over the whole
+            batch (``negatives="hardest"``) or has two means (``means_apart=True``) is always computed so.
 
     Processes may have different numbers of rows, and none at all. Rows of 16 bits are gathered as they are, and computed and
     added up in float32.
@@ -48,8 +48,9 @@ class DistributedLoss(nn.Module):
             raise ValueError(f"work: expected 'shared' or 'repeated', got {work!r}")
         if getattr(loss_fn, "reduction", None) not in ("mean", "sum"):
             raise ValueError("loss_fn: expected a loss over a batch with reduction 'mean' or 'sum'")
-        selects = getattr(loss_fn, "negatives", None) == "hardest"
-        self.loss_fn, self.group, self.work = loss_fn, group, "repeated" if selects else work
+        # A selection over the whole batch, and two means, are no sum over the anchors of each process.
+        is_whole = getattr(loss_fn, "negatives", None) == "hardest" or getattr(loss_fn, "means_apart", False)
+        self.loss_fn, self.group, self.work = loss_fn, group, "repeated" if is_whole else work
 
     def forward(self, embeddings: Tensor, labels: Tensor, **call: Any) -> Tensor:
         """The loss of the batches of all processes, of which this one has ``embeddings`` ``[n, D]`` and ``labels`` ``[n]``."""
@@ -65,7 +66,9 @@ class DistributedLoss(nn.Module):
             rows = _Gather.apply(wide, embeddings.dtype, sizes, self.group, False)
             return self.loss_fn(rows, all_labels, **call)
         rows = _Gather.apply(wide, embeddings.dtype, sizes, self.group, True)
-        value, count = self._part(wide, all_labels[first : first + sizes[rank]], Reference(rows, all_labels, first), call)
+        value, count = self._part(
+            wide, all_labels[first : first + sizes[rank]], Reference(rows, all_labels, first), call
+        )
         totals = _gathered(torch.stack([value.detach().double(), count.double()])[None], [1] * world, self.group)
         total, terms = totals.sum(0).unbind()
         divisor = terms.clamp(min=1) if self.loss_fn.reduction == "mean" else torch.ones_like(terms)
@@ -74,9 +77,7 @@ class DistributedLoss(nn.Module):
         scaled = value * (world / divisor).to(value.dtype)
         return _ValueOf.apply(scaled, result)
 
-    def _part(
-        self, rows: Tensor, labels: Tensor, reference: Reference, call: dict[str, Any]
-    ) -> tuple[Tensor, Tensor]:
+    def _part(self, rows: Tensor, labels: Tensor, reference: Reference, call: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The sum over this process's anchors, and how many terms it has."""
         if rows.shape[0] == 0:
             # A loss of no rows, that takes part in the reduce-scatter of the others' gradients all the same.
@@ -88,7 +89,7 @@ class DistributedLoss(nn.Module):
             value, stats = self.loss_fn(rows, labels, reference, return_stats=True, **call)
         finally:
             self.loss_fn.reduction = before
-        over_active = isinstance(self.loss_fn, BatchAllTripletLoss) and self.loss_fn.mean_over == "active"
+        over_active = getattr(self.loss_fn, "mean_over", "valid") == "active"
         return value, stats.active if over_active else stats.valid
 
 

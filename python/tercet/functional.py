@@ -26,7 +26,7 @@ Wrong arguments raise ``RuntimeError``, whose text names the argument, what was 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Union
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ class Lp(NamedTuple):
     eps: float = 1e-6
 
 
-PairedDistance = Union[Distance, Lp]
+PairedDistance = Distance | Lp
 
 
 class Reference(NamedTuple):
@@ -348,23 +348,33 @@ def batch_contrastive(
     distance: Distance = "euclidean",
     normalize: bool = False,
     negatives: Literal["all", "hardest"] = "all",
+    power: Literal[1, 2] = 2,
+    pos_margin: float = 0.0,
     reduction: Reduction = "mean",
+    mean_over: Literal["active", "valid"] = "valid",
+    means_apart: bool = False,
     precision: Precision = "highest",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, Stats]:
-    """``d^2 / 2`` for pairs of one class, ``max(margin - d, 0)^2 / 2`` for pairs of different classes.
+    """``max(d - pos_margin, 0)^2 / 2`` for pairs of one class, ``max(margin - d, 0)^2 / 2`` for pairs of different classes.
 
     Pairs are ordered: in a batch that is its own reference set each comes twice.
 
     Args:
         margin: how far apart rows of different classes should be; 0 or more.
         negatives: ``"all"`` pairs of different classes, or the ``"hardest"``: as many as there are pairs of one class.
+        power: 2, or 1: a pair costs ``max(d - pos_margin, 0)`` or ``max(margin - d, 0)`` itself, without the half. A CUDA device
+            takes these in passes of their own, which are slower.
+        pos_margin: how near rows of one class may be before they are pulled together no further; 0 or more.
         reduction: ``"mean"`` over the selected pairs, ``"sum"``, or ``"none"``: each anchor's sum.
+        mean_over: what the mean is over: ``"valid"``, the selected pairs, or ``"active"``, those whose loss is above 0.
+        means_apart: take the mean over the pairs of one class plus the mean over the pairs of different classes.
 
     The other arguments are those of :func:`batch_all`.
     """
     call = _call(embeddings, labels, reference)
-    found = _batch_contrastive(*call, margin, distance, normalize, negatives, reduction, precision)
+    options = (margin, distance, normalize, negatives, power, pos_margin, reduction, mean_over, means_apart, precision)
+    found = _batch_contrastive(*call, *options)
     return (found[0], _stats(found[1])) if return_stats else found[0]
 
 

@@ -314,7 +314,18 @@ class BatchNegativeTripletLoss(MinedLoss):
 class BatchContrastiveLoss(MinedLoss):
     """All pairs of a batch; see :func:`tercet.functional.batch_contrastive`."""
 
-    _options = ("margin", "distance", "normalize", "negatives", "reduction", "precision")
+    _options = (
+        "margin",
+        "distance",
+        "normalize",
+        "negatives",
+        "power",
+        "pos_margin",
+        "reduction",
+        "mean_over",
+        "means_apart",
+        "precision",
+    )
 
     def __init__(
         self,
@@ -322,12 +333,18 @@ class BatchContrastiveLoss(MinedLoss):
         distance: Distance = "euclidean",
         normalize: bool = False,
         negatives: Literal["all", "hardest"] = "all",
+        power: Literal[1, 2] = 2,
+        pos_margin: float = 0.0,
         reduction: Reduction = "mean",
+        mean_over: Literal["active", "valid"] = "valid",
+        means_apart: bool = False,
         precision: Precision = "highest",
     ) -> None:
         super().__init__()
         self.margin, self.distance, self.normalize = margin, distance, normalize
-        self.negatives, self.reduction, self.precision = negatives, reduction, precision
+        self.negatives, self.power, self.pos_margin = negatives, power, pos_margin
+        self.reduction, self.mean_over, self.means_apart = reduction, mean_over, means_apart
+        self.precision = precision
 
     def forward(
         self, embeddings: Tensor, labels: Tensor, reference: Reference | None = None, *, return_stats: bool = False
@@ -341,7 +358,11 @@ class BatchContrastiveLoss(MinedLoss):
             distance=self.distance,
             normalize=self.normalize,
             negatives=self.negatives,
+            power=self.power,
+            pos_margin=self.pos_margin,
             reduction=self.reduction,
+            mean_over=self.mean_over,
+            means_apart=self.means_apart,
             precision=self.precision,
             return_stats=return_stats,
         )

@@ -5,6 +5,7 @@
 pub(crate) mod found;
 mod gradient;
 mod hardest;
+mod terms;
 mod tiles;
 
 use super::options::{Negatives, Problem};
@@ -13,7 +14,8 @@ use crate::cpu::comparison::Comparison;
 use crate::cpu::rounds::TASK_ROWS;
 use crate::element::{ByScalar, ScalarFn};
 use crate::{Element, Reduction, Scalar, Stats};
-use found::Found;
+use found::{Found, Kind, Kinds};
+use terms::Terms;
 
 /// Selects the pairs of a batch, and sums up their losses. `with_grad`: for which gradients [`gradients`] may be called.
 pub(crate) fn find<A: Scalar>(problem: &Problem, comparison: Comparison<A>, with_grad: [bool; 2]) -> Found<A> {
@@ -29,7 +31,7 @@ pub(crate) fn gradients<T: Element>(
 ) {
     let each = problem.options.reduction == Reduction::None;
     let factor = upstream.filter(|_| !each).map_or(T::Scalar::ONE, |upstream| upstream[0]);
-    let factor = factor / T::Scalar::from_f64(problem.divisor(&found.stats));
+    let factor = factor / T::Scalar::from_f64(found.kinds.divisor(problem, Kind::NEGATIVE));
     let comparison = &found.comparison;
     let wanted = grads.each_ref().map(|grad| grad.is_some() && !comparison.poisoned());
     let made;
@@ -66,6 +68,8 @@ static GRADIENT: ByScalar<Gradient> = ByScalar { f32: gradient::run, f64: gradie
 pub struct Sums {
     loss: f64,
     active: u64,
+    /// What the pairs of one class, and those of different classes, are of `loss` and of `active`.
+    kinds: Kinds,
     /// The sums of the distances of pairs of one class, and of pairs of different classes.
     distances: [f64; 2],
 }
@@ -73,9 +77,10 @@ pub struct Sums {
 fn find_pairs<A: Scalar>(problem: &Problem, comparison: Comparison<A>, with_grad: [bool; 2]) -> Found<A> {
     let rows = problem.rows;
     let count = |of: &dyn Fn(usize) -> usize| (0..rows).map(|i| of(i) as u64).sum::<u64>();
+    let all = problem.options.extra.negatives == Negatives::All;
     let positives = count(&|i| comparison.count_positives(i));
     let negatives = count(&|i| comparison.count_negatives(i));
-    let negatives = if problem.options.extra == Negatives::All { negatives } else { negatives.min(positives) };
+    let negatives = if all { negatives } else { negatives.min(positives) };
     let valid = positives + negatives;
     if comparison.poisoned() {
         // An anchor with a pair of different classes looks at every row, if only to find that it is not selected.
@@ -85,31 +90,46 @@ fn find_pairs<A: Scalar>(problem: &Problem, comparison: Comparison<A>, with_grad
         let of_anchor = |&i: &u32| if is_lost(i as usize) { A::NAN } else { A::ZERO };
         let losses = comparison.classes.position.iter().map(of_anchor).collect();
         let stats = Stats { valid, ..Stats::poisoned() };
-        return Found { comparison, hardest: Vec::new(), losses, sum: f64::NAN, stats, grads: Default::default() };
+        let kinds = Kinds([Kind { loss: f64::NAN, ..Kind::default() }; 2]);
+        return Found {
+            comparison,
+            hardest: Vec::new(),
+            losses,
+            sum: f64::NAN,
+            stats,
+            kinds,
+            grads: Default::default(),
+        };
     }
-    let margin = A::from_f64(problem.options.margin);
+    let terms = Terms::<A>::of(problem);
     let mut sums = vec![Sums::default(); rows];
     let (mut hardest, mut grads) = (Vec::new(), Default::default());
-    if problem.options.extra == Negatives::All {
+    if all {
         let with_grad = with_grad.map(|wanted| wanted && problem.options.reduction != Reduction::None);
-        grads = gradient::by_all(problem, &comparison, None, with_grad, Some(&mut sums));
+        let add_rest = |sums: &mut [Sums]| {
+            add_positives(problem, &comparison, sums);
+            Kinds::over(sums, [positives, negatives])
+        };
+        grads = gradient::by_all(problem, &comparison, None, with_grad, Some((&mut sums, &add_rest)));
     } else if negatives > 0 {
         hardest = hardest::select(&comparison, if comparison.is_itself() { negatives / 2 } else { negatives });
         for pair in &hardest {
             let d = comparison.anchors.distance(pair.compared);
-            let gap = if d < margin { margin - d } else { A::ZERO };
-            let loss = if d.is_finite() { (gap * gap).to_f64() / 2.0 } else { f64::NAN };
+            let loss = terms.negative(d).to_f64() * terms.unit();
             let both = [pair.anchor, pair.other];
             for given in both.into_iter().take(if comparison.is_itself() { 2 } else { 1 }) {
                 let sums = &mut sums[comparison.classes.position[given as usize] as usize];
                 sums.loss += loss;
-                sums.active += u64::from(d < margin);
+                sums.active += u64::from(d < terms.margin);
                 sums.distances[1] += d.to_f64();
             }
         }
     }
-    add_positives(&comparison, &mut sums);
+    if !all {
+        add_positives(problem, &comparison, &mut sums);
+    }
 
+    let kinds = Kinds::over(&sums, [positives, negatives]);
     let mut stats = Stats { valid, ..Stats::default() };
     let (mut losses, mut sum, mut distances) = (Vec::with_capacity(rows), 0.0, [0.0; 2]);
     for &i in &comparison.classes.position {
@@ -121,21 +141,25 @@ fn find_pairs<A: Scalar>(problem: &Problem, comparison: Comparison<A>, with_grad
     }
     stats.mean_positive_distance = distances[0] / positives.max(1) as f64;
     stats.mean_negative_distance = distances[1] / negatives.max(1) as f64;
-    Found { comparison, hardest, losses, sum, stats, grads }
+    Found { comparison, hardest, losses, sum, stats, kinds, grads }
 }
 
-fn add_positives<A: Scalar>(comparison: &Comparison<A>, sums: &mut [Sums]) {
+/// Adds the pairs of one class to sums that have those of different classes alone.
+fn add_positives<A: Scalar>(problem: &Problem, comparison: &Comparison<A>, sums: &mut [Sums]) {
+    let terms = Terms::<A>::of(problem);
     blocks::for_each(sums.chunks_mut(TASK_ROWS).collect(), |task, sums: &mut [Sums]| {
         for (k, sums) in sums.iter_mut().enumerate() {
             let i = task * TASK_ROWS + k;
+            sums.kinds.0[Kind::NEGATIVE] = Kind { loss: sums.loss, active: sums.active, count: 0 };
             for p in comparison.positives(i) {
                 let compared = comparison.direct(i, p);
-                let d = comparison.anchors.distance(compared);
-                // The sum of squares itself: squaring its root would only round twice.
-                let square = if comparison.anchors.is_root() { compared } else { d * d };
-                sums.loss += if compared.is_finite() { square.to_f64() / 2.0 } else { f64::NAN };
-                sums.active += u64::from(d != A::ZERO);
-                sums.distances[0] += d.to_f64();
+                let (loss, active) = terms.positive(&comparison.anchors, compared);
+                sums.loss += loss;
+                sums.active += u64::from(active);
+                let kind = &mut sums.kinds.0[Kind::POSITIVE];
+                kind.loss += loss;
+                kind.active += u64::from(active);
+                sums.distances[0] += comparison.anchors.distance(compared).to_f64();
             }
         }
     });

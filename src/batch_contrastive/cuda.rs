@@ -15,7 +15,7 @@ use crate::cuda::sweep::{Swept, TileOf};
 use crate::cuda::targets::{self, Sweep};
 use crate::cuda::workspace::{Layout, WorkspaceLayout, count_of};
 use crate::cuda::{Address, Grid, Launcher, Memory};
-use crate::{Distance, Element, Error, Reduction};
+use crate::{Distance, Element, Error, MeanOver, Reduction};
 
 const STEM: &str = "batch_contrastive";
 
@@ -48,12 +48,17 @@ struct LossArgs {
     upstream_stride: i64,
     grad: Address,
     margin: f64,
+    pos_margin: f64,
     kind: u32,
     hardest: u32,
     mean: u32,
     phase: u32,
     swept: u32,
     grad_is_swept: u32,
+    linear: u32,
+    over_active: u32,
+    apart: u32,
+    padding: u32,
 }
 
 /// `Args` of kernels/batch_contrastive.cu.
@@ -76,6 +81,8 @@ struct Choice {
     anchor: u32,
     row: u32,
     done: u32,
+    share: f32,
+    padding: u32,
 }
 const CHOICE_BYTES: usize = size_of::<Choice>();
 
@@ -103,9 +110,11 @@ impl OnDevice for BatchContrastiveLoss {
         let shapes = batch::shapes::<T, _>(problem);
         let (rows, dim, shape, product) = (problem.rows, problem.dim, shapes[0], shapes[0].product);
         let properties = launcher.properties();
-        let hardest = problem.options.extra == Negatives::Hardest;
+        let extra = problem.options.extra;
+        let hardest = extra.negatives == Negatives::Hardest;
+        let swept = !hardest && !extra.linear;
         // A sweep makes the gradient with the loss, but for the upstream gradient: that must be one number.
-        let grad_is_swept = !hardest && problem.options.reduction != Reduction::None;
+        let grad_is_swept = swept && problem.options.reduction != Reduction::None;
         let sweep = Sweep::of(&product, dim, targets::of_terms, properties);
         let tiles = shapes.each_ref().map(|shape| shape.tiles());
         let itself = problem.references.is_none();
@@ -119,18 +128,18 @@ impl OnDevice for BatchContrastiveLoss {
         let tied_anchors = passing.part(of_selecting(rows), 4);
         let tied_rows = passing.part(of_selecting(shapes[1].rows), 4);
         let partials = passing.part(TOTALS * row_blocks as usize, 8);
-        let of_side = |which: usize| if hardest || (which == 1 && itself) { 0 } else { tiles[which] as usize };
+        let of_side = |which: usize| if !swept || (which == 1 && itself) { 0 } else { tiles[which] as usize };
         let tile_facts = [0, 1].map(|which| zeroed.part(of_side(which), size_of::<TileOf>()));
         let of_sides = [0, 1].map(|which| {
             let pushes = grad_is_swept && with_grad[which];
-            let swept = !hardest && (which == 0 || pushes);
-            let mut of_side = Swept::lay_out(&sweep, &shapes, which, swept, pushes, properties, passing);
-            if hardest {
+            let sweeps = swept && (which == 0 || pushes);
+            let mut of_side = Swept::lay_out(&sweep, &shapes, which, sweeps, pushes, properties, passing);
+            if !swept {
                 of_side.splits = shapes[which].splits_of(tiles[1 - which], properties);
             }
             of_side
         });
-        let of_row = if hardest { of_sides[0].splits as usize } else { of_sides[0].of_row() };
+        let of_row = if swept { of_sides[0].of_row() } else { of_sides[0].splits as usize };
         let sums = passing.part(count_of([of_row, shape.padded(), SUMS_OF_ROW]), 8);
         // SAFETY: the caller's contract.
         let PreparedSides { sides, workspace } =
@@ -150,11 +159,15 @@ impl OnDevice for BatchContrastiveLoss {
             loss: output.loss,
             stats: if output.stats == 0 { workspace.kept() + stats } else { output.stats },
             margin: problem.options.margin,
+            pos_margin: extra.pos_margin,
             kind: batch::kind(shape.distance),
             hardest: hardest.into(),
             mean: (problem.options.reduction == Reduction::Mean).into(),
-            swept: (!hardest).into(),
+            swept: swept.into(),
             grad_is_swept: grad_is_swept.into(),
+            linear: extra.linear.into(),
+            over_active: (problem.options.mean_over == MeanOver::Active).into(),
+            apart: extra.means_apart.into(),
             ..LossArgs::zeroed()
         });
         let launch = |kernel: &str, grid: Grid, at: LossArgs| {
@@ -170,6 +183,8 @@ impl OnDevice for BatchContrastiveLoss {
                 pass(launcher, sides, &shape, LossArgs { phase, ..at[0] })?;
                 launch("pick", by_rows(1), LossArgs { phase, ..at[0] })?;
             }
+        }
+        if !swept {
             pass(launcher, sides, &shape, LossArgs { phase: SUMS, ..at[0] })?;
         } else {
             let root = if shape.distance == Distance::Euclidean { "root_" } else { "" };

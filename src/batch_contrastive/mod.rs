@@ -3,13 +3,11 @@
 #[cfg(feature = "torch")]
 use tch::Tensor;
 
-#[cfg(feature = "torch")]
-use crate::Error;
 use crate::call::{Call, Input, PerAnchor, Selects};
 use crate::cpu::comparison::Comparison;
 use crate::mined::{Loss, Slices};
-use crate::problem::Options;
-use crate::{Distance, Element, MeanOver, Precision, Reduction, Scalar, Stats};
+use crate::problem::{Options, Sizes, check_margin_of};
+use crate::{Distance, Element, Error, MeanOver, Precision, Reduction, Scalar, Stats};
 
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
@@ -20,14 +18,17 @@ pub mod oracle;
 use cpu::found::Found;
 pub use cpu::found::Selection;
 pub use options::Negatives;
-use options::Problem;
+use options::{PairOptions, Problem};
 
 /// Pulls the rows of a class together, and pushes those of different classes `margin` apart.
 ///
 /// ```text
-/// loss_aj = d²/2                     y_j = y_a, j ≠ a
-///           max(margin - d, 0)²/2    y_j ≠ y_a,             d = d(x_a, x_j)
+/// loss_aj = max(d - pos_margin, 0)²/2    y_j = y_a, j ≠ a
+///           max(margin - d, 0)²/2        y_j ≠ y_a,             d = d(x_a, x_j)
 /// ```
+///
+/// `pos_margin` is 0 by default: rows of a class are pulled together without end. With [`power`](Self::power) 1 a pair costs
+/// the gap `max(.., 0)` itself, without the half.
 ///
 /// [`ContrastiveLoss`](crate::ContrastiveLoss), of "Dimensionality Reduction by Learning an Invariant Mapping"
 /// (Hadsell, Chopra, LeCun 2006), over the pairs that a labelled batch holds. With [`Negatives::All`] that is every
@@ -37,13 +38,15 @@ use options::Problem;
 ///
 /// Pairs are ordered, (anchor, other row): in a batch that is its own reference each comes twice, so the mean is the
 /// mean over each pair once, and the sum twice the sum over each pair once. The mean is over the selected pairs, those
-/// with a loss of 0 included. With none the loss and its gradients are 0: without a pair of one class, `Hardest`
-/// selects nothing.
+/// with a loss of 0 included, or with [`MeanOver::Active`] over those with a loss above 0; with
+/// [`means_apart`](Self::means_apart) it is the mean of the pairs of one class plus that of the pairs of different classes.
+/// With none the loss and its gradients are 0: without a pair of one class, `Hardest` selects nothing.
 ///
-/// The default is Hadsell's: Euclidean distance, margin 1. With another distance the formula holds for that `d`. Of
+/// The default is Hadsell's: Euclidean distance, margin 1. pytorch-metric-learning's `ContrastiveLoss(pos_margin, neg_margin)`
+/// has `power: 1`, `means_apart: true`, `mean_over: MeanOver::Active`, `normalize: true` and its `neg_margin` as `margin`. With another distance the formula holds for that `d`. Of
 /// equally far pairs `Hardest` takes the one with the lowest anchor, then the lowest other row; in a batch that is its
 /// own reference both orders of a pair are selected, or neither. The gradient of coincident rows of different classes,
-/// which have no direction to be pushed in, is 0; so is that at `d = margin`. NaN or infinity anywhere in the
+/// which have no direction to be pushed in, is 0; so is that at `d = margin`, and at `d = pos_margin`. NaN or infinity anywhere in the
 /// embeddings makes the loss and the gradients NaN; so does the distance of a selected pair that overflows.
 ///
 /// The embeddings are `[N, D]`, f32, f64, f16 or bf16, the labels `[N]`, any numbers in any order. Losses are f64 for
@@ -75,8 +78,18 @@ pub struct BatchContrastiveLoss {
     pub normalize: bool,
     /// Which pairs of different classes are selected.
     pub negatives: Negatives,
+    /// 2: a pair costs half of the square of its gap; 1: the gap itself. A CUDA device takes pairs of power 1 in passes of
+    /// their own, which are slower than the sweep of power 2.
+    pub power: u32,
+    /// How near rows of one class may be before they are pulled together no further; 0 or more.
+    pub pos_margin: f64,
     /// How the pairs' losses become the result.
     pub reduction: Reduction,
+    /// What `Reduction::Mean` divides by.
+    pub mean_over: MeanOver,
+    /// Whether `Reduction::Mean` is the mean over the pairs of one class plus the mean over the pairs of different classes,
+    /// and not the mean over all of them together.
+    pub means_apart: bool,
     /// How exactly a CUDA device computes the distances; see [`Precision`].
     pub precision: Precision,
 }
@@ -88,7 +101,11 @@ impl Default for BatchContrastiveLoss {
             distance: Distance::Euclidean,
             normalize: false,
             negatives: Negatives::All,
+            power: 2,
+            pos_margin: 0.0,
             reduction: Reduction::Mean,
+            mean_over: MeanOver::Valid,
+            means_apart: false,
             precision: Precision::Highest,
         }
     }
@@ -136,21 +153,21 @@ impl Loss for BatchContrastiveLoss {
     const NAME: &'static str = "BatchContrastiveLoss";
     const READS_AGAIN_ON_DEVICE: bool = true;
     const DISTANCES_BY_KIND: bool = true;
-    type Extra = Negatives;
+    type Extra = PairOptions;
     type Found<A: Scalar> = Found<A>;
 
-    fn options(&self) -> Options<Negatives> {
-        let Self { margin, distance, normalize, negatives, reduction, precision } = *self;
-        Options {
-            margin,
-            distance,
-            normalize,
-            reduction,
-            mean_over: MeanOver::Valid,
-            precision,
-            pairs_at_once: None,
-            extra: negatives,
+    fn options(&self) -> Options<PairOptions> {
+        let Self { margin, distance, normalize, negatives, power, pos_margin, .. } = *self;
+        let Self { reduction, mean_over, means_apart, precision, .. } = *self;
+        let extra = PairOptions { negatives, linear: power == 1, pos_margin, means_apart };
+        Options { margin, distance, normalize, reduction, mean_over, precision, pairs_at_once: None, extra }
+    }
+
+    fn check(&self, sizes: &Sizes) -> Result<(), Error> {
+        if !matches!(self.power, 1 | 2) {
+            return Err(Error::argument("power", "1 or 2", self.power.to_string()));
         }
+        check_margin_of("pos_margin", self.pos_margin, sizes.largest)
     }
 
     fn find<T: Element>(problem: &Problem, slices: &Slices<'_, T>, with_grad: [bool; 2]) -> Found<T::Scalar> {
@@ -158,11 +175,16 @@ impl Loss for BatchContrastiveLoss {
     }
 
     fn is_sum_over_anchors(&self) -> bool {
-        self.negatives == Negatives::All
+        // Two means have two divisors, each a count over the whole batch.
+        self.negatives == Negatives::All && !(self.means_apart && self.reduction == Reduction::Mean)
     }
 
     fn sum<A: Scalar>(found: &Found<A>) -> f64 {
         found.sum
+    }
+
+    fn loss<A: Scalar>(problem: &Problem, found: &Found<A>) -> A {
+        found.loss(problem)
     }
 
     fn losses<A: Scalar>(found: &Found<A>) -> &[A] {

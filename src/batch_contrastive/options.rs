@@ -11,5 +11,15 @@ pub enum Negatives {
     Hardest,
 }
 
-/// The options and sizes of one call; `extra` is which pairs of different classes are selected.
-pub(crate) type Problem = crate::problem::Problem<Negatives>;
+/// The options that [`BatchContrastiveLoss`](super::BatchContrastiveLoss) alone has.
+#[derive(Clone, Copy, Debug)]
+pub struct PairOptions {
+    pub negatives: Negatives,
+    /// Whether a pair's loss is its gap itself, and not half of the gap's square.
+    pub linear: bool,
+    pub pos_margin: f64,
+    pub means_apart: bool,
+}
+
+/// The options and sizes of one call.
+pub(crate) type Problem = crate::problem::Problem<PairOptions>;

@@ -5,7 +5,7 @@ use super::options::Negatives;
 use crate::mined::{Loss, Slices};
 use crate::oracle::Anchors;
 pub use crate::oracle::ReferenceSet;
-use crate::{Error, Matrix, Reduction, Stats};
+use crate::{Error, Matrix, MeanOver, Reduction, Stats};
 
 /// The loss of a batch, and what it is made of.
 #[derive(Clone, Debug)]
@@ -78,32 +78,52 @@ pub fn run_against(
 
     let valid = (positives.len() + negatives.len()) as u64;
     let mut stats = Stats { valid, ..Stats::default() };
-    let mean = if loss.reduction == Reduction::Mean { 1.0 / valid.max(1) as f64 } else { 1.0 };
+    // The loss of a pair, and its derivative with respect to the distance.
+    let of_pair = |same: bool, d: f64| {
+        let (gap, sign) = if same { (d - loss.pos_margin, 1.0) } else { (loss.margin - d, -1.0) };
+        match loss.power {
+            // Of the square itself also where rounding has made a cosine distance negative.
+            2 if same && loss.pos_margin == 0.0 => (d * d / 2.0, d),
+            _ if gap <= 0.0 => (0.0, 0.0),
+            2 => (gap * gap / 2.0, sign * gap),
+            _ => (gap, sign),
+        }
+    };
+    // What the pairs of one class, and those of different classes, are multiplied by.
+    let is_active = |same: bool, pair: &[u32; 2]| of_pair(same, d(*pair)).0 > 0.0;
+    let counts = [(&positives, true), (&negatives, false)].map(|(pairs, same)| match loss.mean_over {
+        MeanOver::Valid => pairs.len(),
+        MeanOver::Active => pairs.iter().filter(|pair| is_active(same, pair)).count(),
+    });
+    let means = match (loss.reduction, loss.means_apart) {
+        (Reduction::Mean, true) => counts.map(|count| 1.0 / count.max(1) as f64),
+        (Reduction::Mean, false) => [1.0 / (counts[0] + counts[1]).max(1) as f64; 2],
+        _ => [1.0; 2],
+    };
     let mut losses: Vec<f64> = (0..rows).map(|a| if anchors.anchor_is_finite(a) { 0.0 } else { f64::NAN }).collect();
     let mut weights = vec![vec![0.0; anchors.references()]; rows];
+    let mut sums = [0.0; 2];
     for (pairs, same) in [(&positives, true), (&negatives, false)] {
         // Summed for each anchor first: tens of thousands of equal distances in a row would all round alike.
-        let mut totals = vec![0.0; rows];
+        let (mut totals, mut of_kind, mean) = (vec![0.0; rows], vec![0.0; rows], means[usize::from(!same)]);
         for &[a, j] in pairs {
             let d = d([a, j]);
             let (a, j) = (a as usize, j as usize);
-            // The loss, and its derivative with respect to d.
-            let (value, slope) = match same {
-                _ if !anchors.sees_finite_rows(a) || !d.is_finite() => (f64::NAN, f64::NAN),
-                true => (d * d / 2.0, d),
-                false if d < loss.margin => ((loss.margin - d).powi(2) / 2.0, d - loss.margin),
-                false => (0.0, 0.0),
-            };
+            let is_lost = !anchors.sees_finite_rows(a) || !d.is_finite();
+            let (value, slope) = if is_lost { (f64::NAN, f64::NAN) } else { of_pair(same, d) };
             losses[a] += value;
+            of_kind[a] += value;
             weights[a][j] += mean * slope * upstream[if upstream.len() == 1 { 0 } else { a }];
             stats.active += u64::from(value > 0.0);
             totals[a] += d;
         }
+        sums[usize::from(!same)] = of_kind.iter().sum::<f64>();
         let distance = if same { &mut stats.mean_positive_distance } else { &mut stats.mean_negative_distance };
         *distance = totals.iter().sum::<f64>() / pairs.len().max(1) as f64;
     }
 
-    let mut sum = losses.iter().sum::<f64>();
+    let mut sum =
+        if loss.means_apart { means[0] * sums[0] + means[1] * sums[1] } else { means[0] * losses.iter().sum::<f64>() };
     if !anchors.all_finite() {
         (sum, stats) = (f64::NAN, Stats { valid, ..Stats::poisoned() });
     }
@@ -114,7 +134,7 @@ pub fn run_against(
         positives,
         negatives,
         losses,
-        loss: mean * sum,
+        loss: sum,
         grad,
         reference_grad,
         stats,

@@ -20,7 +20,7 @@ The file:
         loss          ours: batch_all, batch_hard, batch_semi_hard, batch_negative, batch_contrastive,
                       triplet_margin or contrastive; of CosineEmbeddingLoss none
         distance      squared, euclidean, cosine, manhattan; pairwise_1 or pairwise_2: F.pairwise_distance, with its eps
-        margin, and the options of that loss
+        margin, and the options of that loss; of batch_contrastive power 2, a pos_margin of 0 and one mean where nothing is said
         factor        theirs is this times ours
         pairs, candidates    of batch_negative: each (a, p), and of what one is drawn for it
         chosen        the one that was, or null
@@ -243,6 +243,17 @@ def contrastive_cases():
         case = {"set": name, "loss": "batch_contrastive", "margin": margin, "factor": 1.0, "distance": distance}
         case |= {"library": "pytorch-metric-learning", "of": "ContrastiveLoss, its terms squared and halved"}
         case |= {"negatives": "all", "reduction": "sum"}
+        yield case, lambda x, y, *others, f=function: f(x, y, None, *others)
+    averages = [("active", reducers.AvgNonZeroReducer), ("valid", reducers.MeanReducer)]
+    of = ["euclidean", "squared", "cosine"]
+    for name, distance, pos_margin, (mean_over, reducer) in itertools.product([*LABELS, "bank"], of, [0.0, 0.25], averages):
+        # Similarities s = 1 - d: max(m - s, 0) = max(d - (1 - m), 0).
+        margins = {"pos_margin": pos_margin, "neg_margin": 1.0}
+        given = {key: 1 - value for key, value in margins.items()} if distance == "cosine" else margins
+        function = losses.ContrastiveLoss(**given, distance=pml_distance(distance), reducer=reducer())
+        case = {"set": name, "loss": "batch_contrastive", "margin": 1.0, "pos_margin": pos_margin, "factor": 1.0}
+        case |= {"distance": distance, "library": "pytorch-metric-learning", "of": "ContrastiveLoss", "negatives": "all"}
+        case |= {"reduction": "mean", "power": 1, "mean_over": mean_over, "means_apart": True}
         yield case, lambda x, y, *others, f=function: f(x, y, None, *others)
 
 

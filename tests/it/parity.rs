@@ -221,7 +221,18 @@ fn batch_negative(case: &Value, set: &Set) -> Vec<Answer> {
 fn batch_contrastive(case: &Value, set: &Set) -> Vec<Answer> {
     let negatives = if text(case, "negatives") == "all" { Negatives::All } else { Negatives::Hardest };
     let (margin, distance, reduction) = (margin(case), distance(case), reduction(case));
-    let loss = BatchContrastiveLoss { margin, distance, negatives, reduction, ..Default::default() };
+    let default = BatchContrastiveLoss::default();
+    let loss = BatchContrastiveLoss {
+        margin,
+        distance,
+        negatives,
+        reduction,
+        power: case["power"].as_u64().map_or(default.power, |power| power as u32),
+        pos_margin: case["pos_margin"].as_f64().unwrap_or(default.pos_margin),
+        mean_over: if case["mean_over"] == "active" { MeanOver::Active } else { MeanOver::Valid },
+        means_apart: case["means_apart"] == true,
+        ..default
+    };
     let (reference, labels) = (set.reference(), &set.labels[..]);
     let found =
         batch_contrastive::oracle::run_against(&loss, set.embeddings(), labels, reference.as_ref(), &[1.0], None)

@@ -1,4 +1,4 @@
-//! `cargo xtask`: set-up, training, tests, benches and bundles of Tercet. Standard library only, so that it
+//! `cargo xtask`: set-up, training, tests, benches, bundles and wheels of Tercet. Standard library only, so that it
 //! compiles in seconds on a machine that has nothing else yet.
 #![warn(clippy::unwrap_used)]
 
@@ -12,11 +12,13 @@ mod checkout;
 mod error;
 mod gpu_status;
 mod json;
+mod peers;
 mod records;
 #[path = "../../build/releases.rs"]
 mod releases;
 mod setup;
 mod sha256;
+mod wheel;
 
 use std::env;
 use std::process::ExitCode;
@@ -44,6 +46,12 @@ Commands:
   gpu-status    set-up, then whether the kernels as they are were verified on a GPU (docs/gpu-verification.md)
   records       a hash over all bits that the recorded cases of each loss compute, on each backend.
                 `--diff COMMIT`: which cases have other bits than at COMMIT, or none have
+  wheel         the package for Python: a wheel in target/wheels. `--test [TEST]`: install it in a fresh folder, and run its
+                tests. `--python PYTHON`: with that Python and its PyTorch; `--torch 2.15.0`: with that PyTorch, installed
+                into target/wheels if it is not there
+  peers         the tests of pytorch-metric-learning and sentence-transformers with the losses of the wheel in the place of
+                their own: `--pml DIR`, `--sentence-transformers DIR`, checkouts of their repositories, whose dependencies
+                PYTHONPATH may name. Fails where a test that was native is passed on; `--record` writes down which are
   help          this text; also -h, --help
 
 Environment:
@@ -86,7 +94,7 @@ fn run(arguments: &[String]) -> Result<()> {
             print!("{HELP}");
             Ok(())
         }
-        "setup" | "bundle" | "gpu-status" | "records" if wants_help => {
+        "setup" | "bundle" | "gpu-status" | "records" | "wheel" | "peers" if wants_help => {
             print!("{HELP}");
             Ok(())
         }
@@ -116,6 +124,8 @@ fn run(arguments: &[String]) -> Result<()> {
             no_arguments("bundle", &rest)?;
             bundle::make(&ready()?)
         }
+        "wheel" => wheel::run(&ready()?, &wheel::Options::parse(&rest)?),
+        "peers" => peers::run(&ready()?, &peers::Options::parse(&rest)?),
         "kernel-report" => kernel_report(&rest, wants_help),
         "gpu-status" => {
             no_arguments("gpu-status", &rest)?;

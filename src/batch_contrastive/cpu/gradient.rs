@@ -1,10 +1,11 @@
-//! The gradient: `Σ_j w_aj ∇d_aj` with `w = d` for pairs of one class and `w = -max(m - d, 0)` for others, times the anchor's
-//! upstream; in a batch by itself both orders of a pair pull alike.
+//! The gradient: `Σ_j w_aj ∇d_aj` with `w = d` for pairs of one class and `w = -max(m - d, 0)` for others, or what [`Terms`]
+//! says of other options, times the anchor's upstream; in a batch by itself both orders of a pair pull alike.
 
 use std::ops::Range;
 
 use super::Sums;
-use super::found::Found;
+use super::found::{Found, Kinds};
+use super::terms::Terms;
 use super::tiles::Pairs;
 use crate::Scalar;
 use crate::batch_contrastive::options::{Negatives, Problem};
@@ -22,49 +23,56 @@ struct Pulled<'a, A> {
     columns: &'a Batch<A>,
     /// For each row of the reference set, the range of the anchors of its class; empty for `which` 0.
     anchors_of: Vec<Range<usize>>,
-    margin: A,
+    terms: Terms<A>,
+    /// What a pair of one class weighs more than one of different classes.
+    share: A,
     /// The upstream gradient of each anchor, in class order; `None`: 1 for all.
     upstream: Option<&'a [A]>,
 }
 
+/// Makes the sums of all pairs from those of pairs of different classes.
+pub type AddRest<'a> = &'a dyn Fn(&mut [Sums]) -> Kinds;
+
 /// The gradients that are `wanted`, in the given order.
 pub fn run<A: Scalar>(problem: &Problem, found: &Found<A>, upstream: Option<&[A]>, wanted: [bool; 2]) -> [Vec<A>; 2] {
     let comparison = &found.comparison;
-    match problem.options.extra {
+    match problem.options.extra.negatives {
+        // Each anchor has an upstream gradient of its own, so there is no mean.
         Negatives::All => by_all(problem, comparison, upstream, wanted, None),
         Negatives::Hardest => {
             let upstream = in_class_order(comparison, upstream);
             [0, 1].map(|which| match wanted[which] {
-                true => Pulled::new(problem, comparison, upstream.as_deref(), which).by_hardest(found),
+                true => Pulled::new(problem, comparison, &found.kinds, upstream.as_deref(), which).by_hardest(found),
                 false => Vec::new(),
             })
         }
     }
 }
 
-/// The gradients of all pairs that are `wanted`, in the given order. The losses and distances of pairs of different classes
-/// are added to `sums`, in class order.
+/// The gradients of all pairs that are `wanted`, in the given order. The losses and distances of all pairs go to `sums`, in
+/// class order, of which the second adds those of pairs of one class.
 pub fn by_all<A: Scalar>(
     problem: &Problem,
     comparison: &Comparison<A>,
     upstream: Option<&[A]>,
     wanted: [bool; 2],
-    sums: Option<&mut [Sums]>,
+    sums: Option<(&mut [Sums], AddRest<'_>)>,
 ) -> [Vec<A>; 2] {
     let upstream = in_class_order(comparison, upstream);
     let both = comparison.products();
     let rounds = Rounds::new(&comparison.anchors, comparison.others(), &both, wanted);
-    let margin = A::from_f64(problem.options.margin);
-    let pairs = Pairs { comparison, margin, upstream: upstream.as_deref(), is_huge: both.is_huge() };
+    let pairs = Pairs { comparison, terms: Terms::of(problem), upstream: upstream.as_deref(), is_huge: both.is_huge() };
     let blocks = rounds.sweep(&pairs);
-    if let Some(sums) = sums {
+    let mut kinds = Kinds::default();
+    if let Some((sums, add_rest)) = sums {
         sums.iter_mut().zip(blocks[0].iter().flat_map(|block| &block.of_loss)).for_each(|(to, from)| *to = *from);
+        kinds = add_rest(sums);
     }
     [0, 1].map(|which| {
         if !wanted[which] {
             return Vec::new();
         }
-        let pulled = Pulled::new(problem, comparison, upstream.as_deref(), which);
+        let pulled = Pulled::new(problem, comparison, &kinds, upstream.as_deref(), which);
         let mut to = vec![A::ZERO; pulled.rows.x.len()];
         let place = |given: usize| pulled.classes().position[given] as usize;
         rounds.gradient(which, &blocks[which], &mut to, place, |r, to| pulled.add_positives(r, to));
@@ -78,12 +86,18 @@ fn in_class_order<A: Scalar>(comparison: &Comparison<A>, upstream: Option<&[A]>)
 }
 
 impl<'a, A: Scalar> Pulled<'a, A> {
-    fn new(problem: &Problem, comparison: &'a Comparison<A>, upstream: Option<&'a [A]>, which: usize) -> Self {
+    fn new(
+        problem: &Problem,
+        comparison: &'a Comparison<A>,
+        kinds: &Kinds,
+        upstream: Option<&'a [A]>,
+        which: usize,
+    ) -> Self {
         let (anchors, others) = (&comparison.anchors, comparison.others());
         let (rows, columns) = if which == 0 { (anchors, others) } else { (others, anchors) };
         let anchors_of = if which == 0 { Vec::new() } else { comparison.anchors_of_others() };
-        let margin = A::from_f64(problem.options.margin);
-        Self { comparison, which, rows, columns, anchors_of, margin, upstream }
+        let (terms, share) = (Terms::of(problem), A::from_f64(kinds.share(problem)));
+        Self { comparison, which, rows, columns, anchors_of, terms, share, upstream }
     }
 
     /// The classes of the rows.
@@ -113,12 +127,7 @@ impl<'a, A: Scalar> Pulled<'a, A> {
         };
         for p in self.class(r).filter(|&p| !is_own(p)) {
             let compared = direct(self.rows.metric, self.rows.row(r), self.columns.row(p));
-            // The derivative d times the slope: for Euclidean distances d / d.
-            let weight = match self.rows.is_root() {
-                _ if !compared.is_finite() => A::NAN,
-                true => A::ONE,
-                false => compared * self.rows.slope_factor(),
-            };
+            let weight = self.terms.pull(self.rows, compared) * self.share;
             pulls::add(to, self.rows, r, self.columns, p, weight * self.upstream(r, p));
         }
     }
@@ -132,7 +141,7 @@ impl<'a, A: Scalar> Pulled<'a, A> {
                 let r = self.classes().position[task * TASK_ROWS + k] as usize;
                 for &(c, compared) in &lists.pairs[lists.starts[r]..lists.starts[r + 1]] {
                     let d = self.rows.distance(compared);
-                    let derivative = Pairs::derivative(self.margin, d);
+                    let derivative = self.terms.derivative(d);
                     if !(derivative == A::ZERO) {
                         let weight = derivative * self.rows.slope(d) * self.upstream(r, c as usize);
                         pulls::add(to, self.rows, r, self.columns, c as usize, weight);

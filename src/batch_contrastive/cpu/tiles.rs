@@ -5,23 +5,24 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::Sums;
+use super::terms::Terms;
 use crate::Scalar;
 use crate::cpu::comparison::Comparison;
 use crate::cpu::paired::inlined;
 use crate::cpu::rounds::{Tile, Weigh};
 use crate::cpu::simd::V;
 
-/// The weight of a pair is `d - m` below the margin m, else 0; times the anchor's upstream gradient. In a batch by itself both
+/// The weight of a pair is `d - m` below the margin m, or -1 with power 1, else 0; times the anchor's upstream gradient. In a batch by itself both
 /// orders of a pair pull alike, and a tile has both.
 pub struct Pairs<'a, A> {
     pub comparison: &'a Comparison<A>,
-    pub margin: A,
+    pub terms: Terms<A>,
     /// The upstream gradient of each anchor, in class order; `None`: 1 for all.
     pub upstream: Option<&'a [A]>,
     pub is_huge: bool,
 }
 
-/// What the columns of a tile add up to: `Σ max(m - d, 0)²`, `Σ d`, and how many d are below m.
+/// What the columns of a tile add up to: `Σ max(m - d, 0)²`, or with power 1 `Σ max(m - d, 0)`; `Σ d`; and how many d are below m.
 #[derive(Default)]
 pub struct Columns<A>([Vec<A>; 3]);
 
@@ -60,11 +61,15 @@ impl<A: Scalar> Weigh<A> for Pairs<'_, A> {
                 }
             }
             let of_columns = columns.is_some().then_some(&mut *scratch);
-            pulp::Arch::new().dispatch(Visit { tile, margin: self.margin, alike, rows, columns: of_columns });
+            let (terms, arch) = (self.terms, pulp::Arch::new());
+            match terms.linear {
+                false => arch.dispatch(Visit::<_, false> { tile, terms, alike, rows, columns: of_columns }),
+                true => arch.dispatch(Visit::<_, true> { tile, terms, alike, rows, columns: of_columns }),
+            }
             if let Some(columns) = columns {
                 let [squares, distances, active] = &scratch.0;
                 for (((sums, square), d), active) in columns.iter_mut().zip(squares).zip(distances).zip(active) {
-                    sums.add([*square, *d, *active]);
+                    sums.add([*square, *d, *active], self.terms.unit());
                 }
             }
         }
@@ -80,32 +85,20 @@ impl<A: Scalar> Weigh<A> for Pairs<'_, A> {
 }
 
 impl<A: Scalar> Pairs<'_, A> {
-    /// What a pair's weight is without its upstream gradient.
-    pub fn derivative(margin: A, d: A) -> A {
-        if d < margin {
-            d - margin
-        } else if d.is_finite() {
-            A::ZERO
-        } else {
-            A::NAN
-        }
-    }
-
     /// What [`Visit`] does, for distances that may be infinite. Returns whether one is.
     fn one_by_one(&self, tile: &mut Tile<A>, rows: &mut [Sums], mut columns: Option<&mut Vec<Sums>>, alike: A) -> bool {
         let mut lost = false;
         let lines = tile.distances.chunks_exact(tile.edge).zip(tile.weights.chunks_exact_mut(tile.edge));
         for (of_row, (d, weights)) in rows.iter_mut().zip(lines) {
             for (k, (&d, weight)) in d.iter().zip(weights).enumerate() {
-                let derivative = Self::derivative(self.margin, d);
-                *weight = derivative * alike;
+                *weight = self.terms.derivative(d) * alike;
                 lost |= !d.is_finite();
                 // MAX is no pair.
-                let sums = [derivative * derivative, d, if d < self.margin { A::ONE } else { A::ZERO }];
+                let sums = [self.terms.negative(d), d, if d < self.terms.margin { A::ONE } else { A::ZERO }];
                 if d != A::MAX {
-                    of_row.add(sums);
+                    of_row.add(sums, self.terms.unit());
                     if let Some(columns) = &mut columns {
-                        columns[k].add(sums);
+                        columns[k].add(sums, self.terms.unit());
                     }
                 }
             }
@@ -115,29 +108,30 @@ impl<A: Scalar> Pairs<'_, A> {
 }
 
 impl Sums {
-    /// Adds `Σ max(m - d, 0)²`, `Σ d`, and how many d are below m.
-    fn add<A: Scalar>(&mut self, [squares, distances, active]: [A; 3]) {
-        self.loss += squares.to_f64() / 2.0;
+    /// Adds `Σ max(m - d, 0)²`, or with power 1 `Σ max(m - d, 0)`; `Σ d`; and how many d are below m. `unit`: that of the first.
+    fn add<A: Scalar>(&mut self, [gaps, distances, active]: [A; 3], unit: f64) {
+        self.loss += gaps.to_f64() * unit;
         self.distances[1] += distances.to_f64();
         self.active += active.to_f64() as u64;
     }
 }
 
-/// Weighs the pairs of a tile and sums them up by row and, if asked to, by column; all its distances are finite.
-struct Visit<'a, A> {
+/// Weighs the pairs of a tile and sums them up by row and, if asked to, by column; all its distances are finite. `LINEAR`: a
+/// pair costs its gap.
+struct Visit<'a, A, const LINEAR: bool> {
     tile: &'a mut Tile<A>,
-    margin: A,
+    terms: Terms<A>,
     /// What weights are multiplied by.
     alike: A,
     rows: &'a mut [Sums],
     columns: Option<&'a mut Columns<A>>,
 }
 
-impl<A: Scalar> WithSimd for Visit<'_, A> {
+impl<A: Scalar, const LINEAR: bool> WithSimd for Visit<'_, A, LINEAR> {
     type Output = ();
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { tile: Tile { distances, weights, edge, .. }, margin, alike, rows, mut columns } = self;
+        let Self { tile: Tile { distances, weights, edge, .. }, terms, alike, rows, mut columns } = self;
         let splat = inlined(
             #[inline(always)]
             |x| V::<S, A>::splat(simd, x),
@@ -146,7 +140,7 @@ impl<A: Scalar> WithSimd for Visit<'_, A> {
             #[inline(always)]
             |register| V::<S, A> { simd, register },
         );
-        let (zero, margins, minus_alike, outside) = (splat(A::ZERO), splat(margin), splat(-alike), splat(A::MAX));
+        let (zero, margins, minus_alike, outside) = (splat(A::ZERO), splat(terms.margin), splat(-alike), splat(A::MAX));
         let lines = distances.chunks_exact(*edge).zip(weights.chunks_exact_mut(*edge));
         for (of_row, (d, weights)) in rows.iter_mut().zip(lines) {
             let ((d, _), (weights, _)) = (A::registers::<S>(d), A::registers_mut::<S>(weights));
@@ -156,10 +150,12 @@ impl<A: Scalar> WithSimd for Visit<'_, A> {
                     for (&d, weight) in d.iter().zip(weights) {
                         let d = load(d);
                         let gap = (margins - d).max(zero);
-                        *weight = (gap * minus_alike).register;
-                        sums[0] = gap.mul_add(gap, sums[0]);
+                        let below = d.if_below(margins);
+                        let slope = if LINEAR { below } else { gap };
+                        *weight = (slope * minus_alike).register;
+                        sums[0] = gap.mul_add(slope, sums[0]);
                         sums[1] = d.if_below(outside).mul_add(d, sums[1]);
-                        sums[2] = sums[2] + d.if_below(margins);
+                        sums[2] = sums[2] + below;
                     }
                 }
                 Some(Columns([squares, of_d, active])) => {
@@ -168,8 +164,10 @@ impl<A: Scalar> WithSimd for Visit<'_, A> {
                     for ((&d, weight), ((squares, of_d), active)) in d.iter().zip(weights).zip(columns) {
                         let d = load(d);
                         let gap = (margins - d).max(zero);
-                        *weight = (gap * minus_alike).register;
-                        let (square, d, below) = (gap * gap, d.if_below(outside) * d, d.if_below(margins));
+                        let below = d.if_below(margins);
+                        let slope = if LINEAR { below } else { gap };
+                        *weight = (slope * minus_alike).register;
+                        let (square, d) = (gap * slope, d.if_below(outside) * d);
                         sums = [sums[0] + square, sums[1] + d, sums[2] + below];
                         *squares = (load(*squares) + square).register;
                         *of_d = (load(*of_d) + d).register;
@@ -177,10 +175,11 @@ impl<A: Scalar> WithSimd for Visit<'_, A> {
                     }
                 }
             }
-            of_row.add(sums.map(
+            let sums = sums.map(
                 #[inline(always)]
                 |sum| sum.sum(),
-            ));
+            );
+            of_row.add(sums, terms.unit());
         }
     }
 }

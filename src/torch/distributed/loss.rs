@@ -22,7 +22,8 @@ impl<'a, L: MinedLoss> Call<'a, L, &Tensor> {
     ///
     /// The shards say how many rows each process has; it may have none. All processes make the call, and go backward through it,
     /// or none does. [`Shards::repeated`] asks for the bits of one process instead of a share of the work. With
-    /// [`Negatives::Hardest`](crate::Negatives::Hardest), which selects over the whole batch, the work is always repeated.
+    /// [`Negatives::Hardest`](crate::Negatives::Hardest), which selects over the whole batch, and with
+    /// [`means_apart`](crate::BatchContrastiveLoss::means_apart) the work is always repeated.
     ///
     /// With [`against`](Self::against) the reference set is one that all processes have, and its `own` says where this process's
     /// anchors are in it. If it requires a gradient, the mean over processes of its gradients is the gradient of the loss.

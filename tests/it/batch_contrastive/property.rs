@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 use tercet::batch_contrastive::oracle::{self, Oracle};
-use tercet::{BatchContrastiveLoss, Element, Matrix, Negatives, Reduction};
+use tercet::{BatchContrastiveLoss, Element, Matrix, MeanOver, Negatives, Reduction};
 
 use crate::mined::batch::{self, Content, Data};
 use crate::mined::bounds::{Bounds, check_gradients};
@@ -27,12 +27,26 @@ impl Mined for BatchContrastiveLoss {
         let negatives = prop_oneof![Just(Negatives::All), Just(Negatives::Hardest)];
         let precisions = batch::precisions(limits);
         let options = (batch::distances(), reductions, margins, any::<bool>(), negatives, precisions);
-        let cases = (options, batch::batches(limits.rows)).prop_map(
-            |((distance, reduction, margin, normalize, negatives, precision), batch)| Case {
-                loss: Self { margin, distance, normalize, negatives, reduction, precision },
-                batch,
-            },
-        );
+        let mean_over = prop_oneof![Just(MeanOver::Valid), Just(MeanOver::Active)];
+        let pos_margins = proptest::sample::select(vec![0.0, 0.0, 0.2, 1.0, 1e3]);
+        let of_pairs = (1u32..=2, pos_margins, mean_over, any::<bool>());
+        let cases = (options, of_pairs, batch::batches(limits.rows)).prop_map(|(options, of_pairs, batch)| {
+            let (distance, reduction, margin, normalize, negatives, precision) = options;
+            let (power, pos_margin, mean_over, means_apart) = of_pairs;
+            let loss = Self {
+                margin,
+                distance,
+                normalize,
+                negatives,
+                power,
+                pos_margin,
+                reduction,
+                mean_over,
+                means_apart,
+                precision,
+            };
+            Case { loss, batch }
+        });
         cases.boxed()
     }
 
@@ -89,19 +103,23 @@ impl Mined for BatchContrastiveLoss {
 
         prop_assert_eq!(output.stats.valid, truth.stats.valid);
         let (active, expected) = (output.stats.active, truth.stats.active);
-        prop_assert!(active.abs_diff(expected) <= allowed.undecided, "{active} active pairs for {expected}");
-        let means = [
+        let undecided = allowed.undecided.iter().sum::<u64>();
+        prop_assert!(active.abs_diff(expected) <= undecided, "{active} active pairs for {expected}");
+        let distances = [
             (output.stats.mean_positive_distance, truth.stats.mean_positive_distance, truth.positives.len()),
             (output.stats.mean_negative_distance, truth.stats.mean_negative_distance, truth.negatives.len()),
         ];
         // An anchor's terms are added up in f64, here as there. Their roundings are as often up as down, so they grow with the
         // root of their number. But equal terms each round alike while the sum is between two powers of two: half of them in the
         // last such range, by at most half a unit.
-        let terms = data.other_labels().len() as f64;
-        let independent = 4.0 * terms.sqrt();
-        let growth = if case.batch.content == Content::Far { independent.max(terms / 4.0) } else { independent };
-        let of_sum = growth * f64::EPSILON;
-        for ((actual, expected, count), bound) in means.into_iter().zip(allowed.distances) {
+        let growth = |terms: usize| {
+            let (terms, is_far) = (terms as f64, case.batch.content == Content::Far);
+            f64::EPSILON * if is_far { (4.0 * terms.sqrt()).max(terms / 4.0) } else { 4.0 * terms.sqrt() }
+        };
+        let of_sum = growth(data.other_labels().len());
+        // And the anchors' sums are added up.
+        let of_sums = of_sum + growth(case.batch.rows);
+        for ((actual, expected, count), bound) in distances.into_iter().zip(allowed.distances) {
             let bound = bound / count.max(1) as f64 + (4.0 * bounds.epsilon + of_sum) * expected.abs();
             worst.check(|| "a mean distance".into(), actual, expected, bound + 1e-35)?;
         }
@@ -110,11 +128,14 @@ impl Mined for BatchContrastiveLoss {
             worst.check(|| format!("losses[{a}]"), actual.to_f64(), *expected, bound)?;
         }
 
-        let mean = if case.loss.reduction == Reduction::Mean { 1.0 / truth.stats.valid.max(1) as f64 } else { 1.0 };
+        let means = means_of(&case.loss, &truth, &allowed.undecided);
         let unit = oracle(case, data, &[1.0], output.selected.as_deref());
         let mut grads = vec![(&output.scaled_grads, &truth, data.upstream.clone())];
         if let Some((loss, grads_of_one)) = &output.reduced {
-            let bound = mean * allowed.sum + (4.0 * bounds.epsilon + of_sum) * truth.loss + 1e-35;
+            let off: f64 =
+                means.iter().zip(allowed.sum).map(|(mean, sum)| mean.factor * (1.0 + mean.error) * sum).sum();
+            let of_means = means.iter().map(|mean| mean.off(truth.loss)).fold(0.0, f64::max);
+            let bound = off + of_means + (4.0 * bounds.epsilon + of_sums) * truth.loss + 1e-35;
             worst.check(|| "loss".into(), loss.to_f64(), truth.loss, bound)?;
             if truth.stats.valid == 0 {
                 prop_assert_eq!(loss.to_f64(), 0.0);
@@ -122,7 +143,7 @@ impl Mined for BatchContrastiveLoss {
             grads.push((grads_of_one, &unit, vec![1.0]));
         }
         for (actual, expected, upstream) in grads {
-            let of_rows = gradient_bounds(&allowed, &bounds, mean, &upstream);
+            let of_rows = gradient_bounds(&allowed, &bounds, &means, &upstream);
             let expected = [&expected.grad[..], &expected.reference_grad].concat();
             check_gradients(worst, actual, &expected, dim, &of_rows)?;
         }
@@ -140,13 +161,57 @@ fn oracle<T: Element>(case: &Case, data: &Data<T>, upstream: &[f64], selected: O
 struct Allowed {
     /// For each anchor, the error of its loss.
     losses: Vec<f64>,
-    /// The error of the losses' sum: it is the same whichever of equally hard pairs are selected.
-    sum: f64,
+    /// The error of the losses' sum, of pairs of one class and of two: it is the same whichever of equally hard pairs are
+    /// selected.
+    sum: [f64; 2],
     /// How many pairs' losses rounding may make 0.
-    undecided: u64,
+    undecided: [u64; 2],
     distances: [f64; 2],
-    /// For each pair that may be selected, its anchor and the errors of its rows' gradients.
-    pulls: Vec<(usize, [PullBound; 2])>,
+    /// For each pair that may be selected, its anchor, whether its rows are of one class (0) or of two (1), and the errors of
+    /// its rows' gradients.
+    pulls: Vec<(usize, usize, [PullBound; 2])>,
+}
+
+/// What the losses of a kind of pairs are multiplied by, and the relative error of that: a mean over pairs with a loss above 0
+/// may count others than the oracle.
+struct Mean {
+    factor: f64,
+    error: f64,
+}
+
+impl Mean {
+    /// The error of a result of this size. Where the factor is not known at all it is infinite, except of 0.
+    fn off(&self, size: f64) -> f64 {
+        if size > 0.0 { self.error * size } else { 0.0 }
+    }
+}
+
+/// Those of pairs of one class, and of two.
+fn means_of(loss: &BatchContrastiveLoss, truth: &Oracle, undecided: &[u64; 2]) -> [Mean; 2] {
+    let over_active = loss.mean_over == MeanOver::Active;
+    let valid = [truth.positives.len() as u64, truth.negatives.len() as u64];
+    let beyond = |d: &&f64| if loss.power == 2 && loss.pos_margin == 0.0 { **d != 0.0 } else { **d > loss.pos_margin };
+    let active = [
+        truth.positive_distances.iter().filter(beyond).count() as u64,
+        truth.negative_distances.iter().filter(|d| **d < loss.margin).count() as u64,
+    ];
+    let mut counts = if over_active { active } else { valid };
+    let mut unsure = if over_active { *undecided } else { [0; 2] };
+    if !loss.means_apart {
+        (counts, unsure) = ([counts.iter().sum(); 2], [unsure.iter().sum(); 2]);
+    }
+    [0, 1].map(|kind| {
+        if loss.reduction != Reduction::Mean {
+            return Mean { factor: 1.0, error: 0.0 };
+        }
+        let (count, unsure) = (counts[kind], unsure[kind]);
+        let error = match unsure {
+            0 => 0.0,
+            _ if count <= unsure => f64::INFINITY,
+            _ => unsure as f64 / (count - unsure) as f64,
+        };
+        Mean { factor: 1.0 / count.max(1) as f64, error }
+    })
 }
 
 /// The error of what a pair adds to the gradient of one of its rows.
@@ -206,8 +271,14 @@ fn selected<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds, truth: &Or
 
 fn allowed<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds, selected: &[Selected]) -> Allowed {
     let (rows, others, margin) = (case.batch.rows, data.other_labels().len(), case.loss.margin);
-    let mut allowed =
-        Allowed { losses: vec![1e-35; rows], sum: 1e-35, undecided: 0, distances: [0.0; 2], pulls: Vec::new() };
+    let (power, pos_margin) = (case.loss.power, case.loss.pos_margin);
+    let mut allowed = Allowed {
+        losses: vec![1e-35; rows],
+        sum: [1e-35; 2],
+        undecided: [0; 2],
+        distances: [0.0; 2],
+        pulls: Vec::new(),
+    };
     for a in 0..rows {
         for j in 0..others {
             let of_j = data.other(j);
@@ -217,42 +288,52 @@ fn allowed<T: Element>(case: &Case, data: &Data<T>, bounds: &Bounds, selected: &
                 continue;
             }
             let distance = if positive { bounds.of_distance(a, of_j) } else { bounds.of_product(a, of_j) };
-            let rounding = 4.0 * bounds.epsilon * if positive { d.abs() } else { d.abs() + margin };
-            let error = distance + rounding;
-            // The size of the loss's derivative with respect to the distance.
-            let slope = if positive { d.abs() } else { (margin - d).max(0.0) };
-            let reached = positive || d - error < margin;
-            let off = if reached { (slope + error) * error + 4.0 * bounds.epsilon * slope * slope } else { 0.0 };
+            let rounding = 4.0 * bounds.epsilon * (d.abs() + if positive { pos_margin } else { margin });
+            let (error, kind) = (distance + rounding, usize::from(!positive));
+            // How far the pair is from where its loss begins, and whether rounding may bring it to the other side.
+            let gap = match positive {
+                true if pos_margin == 0.0 && power == 2 => d.abs(),
+                true => d - pos_margin,
+                false => margin - d,
+            };
+            let (boundary, reached) = (gap.abs(), gap + error > 0.0 || (positive && gap + error >= 0.0));
+            let (undecided, gap) = (boundary <= error, gap.max(0.0));
+            // The loss's derivative with respect to the distance, and the errors of both.
+            let (value, slope, slope_off, off) = match power {
+                2 => (gap * gap / 2.0, gap, error, (gap + error) * error + 4.0 * bounds.epsilon * gap * gap),
+                _ => (gap, 1.0, if undecided { 1.0 } else { 0.0 }, error + 4.0 * bounds.epsilon * gap),
+            };
+            let off = if reached { off } else { 0.0 };
             let perhaps = !positive && selected == Selected::Perhaps;
-            let all = if perhaps && reached { (slope + error).powi(2) / 2.0 } else { 0.0 };
+            let all = if perhaps && reached { value + off } else { 0.0 };
             allowed.losses[a] += off + all;
-            allowed.sum += 2.0 * off;
-            let boundary = if positive { d.abs() } else { (margin - d).abs() };
-            allowed.undecided += u64::from(perhaps || boundary <= error);
-            allowed.distances[usize::from(!positive)] += 2.0 * error;
+            allowed.sum[kind] += 2.0 * off;
+            allowed.undecided[kind] += u64::from(perhaps || undecided);
+            allowed.distances[kind] += 2.0 * error;
             if !reached {
                 continue;
             }
             let of_row = |(x, y): (usize, usize)| {
-                let (size, slope_error) = if positive { bounds.slope(x, y) } else { bounds.product_slope(x, y) };
-                let whole = (slope + error) * size;
-                let error = (slope + error) * slope_error + error * size + if perhaps { whole } else { 0.0 };
+                let (size, of_slope) = if positive { bounds.slope(x, y) } else { bounds.product_slope(x, y) };
+                let whole = (slope + slope_off) * size;
+                let error = (slope + slope_off) * of_slope + slope_off * size + if perhaps { whole } else { 0.0 };
                 PullBound { row: x, size: whole, error }
             };
-            allowed.pulls.push((a, [(a, of_j), (of_j, a)].map(of_row)));
+            allowed.pulls.push((a, kind, [(a, of_j), (of_j, a)].map(of_row)));
         }
     }
     allowed
 }
 
 /// For each row, the error of an element of its gradient.
-fn gradient_bounds(allowed: &Allowed, bounds: &Bounds, mean: f64, upstream: &[f64]) -> Vec<f64> {
+fn gradient_bounds(allowed: &Allowed, bounds: &Bounds, means: &[Mean; 2], upstream: &[f64]) -> Vec<f64> {
     let mut total = vec![1e-35; bounds.x.len()];
     let mut sums = vec![(0.0, 0.0f64); bounds.x.len()];
-    for (a, pulls) in &allowed.pulls {
-        let up = mean * upstream[if upstream.len() == 1 { 0 } else { *a }].abs();
+    for (a, kind, pulls) in &allowed.pulls {
+        let mean = &means[*kind];
+        let up = mean.factor * upstream[if upstream.len() == 1 { 0 } else { *a }].abs();
         for pull in pulls {
-            total[pull.row] += up * pull.error;
+            total[pull.row] += up * (pull.error + mean.off(pull.size));
             sums[pull.row].0 += up * pull.size;
             sums[pull.row].1 += 1.0;
         }

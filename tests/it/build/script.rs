@@ -243,16 +243,16 @@ fn ncclless_machines_say_which_header_is_missing() {
         let home = |name: &str| homes.iter().find(|(n, _)| *n == name).map(|(_, home)| root.join(home).into());
         headers::of_nccl(home, &include)
     };
+    let (cuda, nccl) = (made("cuda/include/cuda_runtime.h"), made("own/include/nccl.h"));
+    assert_eq!(of(&[("CUDA_HOME", "cuda"), ("NCCL_HOME", "own")]).unwrap(), [cuda, nccl]);
     if !Path::new("/usr/local/cuda/include").exists() && !Path::new("/usr/include/nccl.h").exists() {
         assert!(
             of(&[]).unwrap_err().starts_with("cuda_runtime.h was not found: not beside libtorch, nor by NCCL_HOME")
         );
-        let cuda = made("site/nvidia/cu13/include/cuda_runtime.h");
-        assert!(of(&[]).unwrap_err().starts_with("nccl.h was not found"));
-        let nccl = made("site/nvidia/nccl/include/nccl.h");
-        assert_eq!(of(&[]).unwrap(), [cuda, nccl]);
+        assert!(of(&[("CUDA_HOME", "cuda")]).unwrap_err().starts_with("nccl.h was not found"));
     }
-    let (cuda, nccl) = (made("cuda/include/cuda_runtime.h"), made("own/include/nccl.h"));
+    // What lies beside libtorch is of the CUDA that it was built with.
+    let (cuda, nccl) = (made("site/nvidia/cu13/include/cuda_runtime.h"), made("site/nvidia/nccl/include/nccl.h"));
     assert_eq!(of(&[("CUDA_HOME", "cuda"), ("NCCL_HOME", "own")]).unwrap(), [cuda, nccl]);
 }
 

@@ -125,6 +125,7 @@ impl Loss {
                     negatives,
                     reduction,
                     precision,
+                    ..Default::default()
                 })
             }
             LossName::Contrastive => {

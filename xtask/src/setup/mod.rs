@@ -103,6 +103,18 @@ impl Place {
     }
 }
 
+/// The Python of the environment that the checkout was set up with.
+pub fn python(checkout: &Checkout) -> Result<PathBuf> {
+    let linked = environment::around(&checkout.libtorch_link());
+    let named = || Some(checkout.root.join(variable("TERCET_VENV").unwrap_or_else(|| ".venv".into())));
+    let python = linked.or_else(named).map(|dir| dir.join("bin/python")).filter(|python| python.is_file());
+    python.ok_or_else(|| {
+        Error::failed(
+            "expected an environment with PyTorch, got none: unset LIBTORCH, and `cargo xtask setup` makes it",
+        )
+    })
+}
+
 /// Whether [`ensure`] would find nothing to do.
 pub fn is_ready(checkout: &Checkout) -> bool {
     let look = || -> Result<bool> {
