@@ -82,32 +82,45 @@ def _give(
     return tuple(grads)
 
 
-def _is_traced() -> bool:
-    """Whether the operator itself must be seen: by a compiler, or by a transform of ``torch.func``."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+_is_transformed = torch._C._are_functorch_transforms_active
+"""Whether a transform of ``torch.func`` is at work, which does not take the gradients that are registered."""
 
 
-def _eager(operator: Any, wants_at: int, outputs: int, save: Callable[..., None], backward: Callable[..., Any]) -> Any:
-    """The operator, or where a gradient is wanted a function with these passes. ``save(ctx, inputs, output)`` keeps what
-    ``backward`` takes; the first ``outputs`` results are returned."""
+def _set_up(save: Callable[..., None]) -> Callable[..., None]:
+    """The context of an operator whose first result alone has a gradient; ``save(ctx, inputs, output)`` keeps what its backward
+    pass takes."""
 
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *arguments: Any) -> Any:
-            output = operator(*arguments)
-            ctx.set_materialize_grads(False)
-            save(ctx, arguments, output)
-            if outputs > 1:
-                ctx.mark_non_differentiable(*output[1:outputs])
-            return output[:outputs]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[1:])
+        save(ctx, inputs, output)
 
-    Function.backward = staticmethod(backward)
-    Function.__name__ = Function.__qualname__ = operator._schema.name.replace("::", "_")
+    return setup_context
+
+
+def _calling(operator: Any, outputs: int, save: Callable[..., None], backward: Callable[..., Any]) -> Any:
+    """The operator as Python code calls it, with the first ``outputs`` of its results or more."""
+
+    def eager(ctx: Any, *arguments: Any) -> Any:
+        output = operator(*arguments)
+        ctx.set_materialize_grads(False)
+        save(ctx, arguments, output)
+        if outputs > 1:
+            ctx.mark_non_differentiable(*output[1:outputs])
+        return output[:outputs]
+
+    def function(**passes: Any) -> Any:
+        name = operator._schema.name.replace("::", "_")
+        methods = {key: staticmethod(value) for key, value in {**passes, "backward": backward}.items()}
+        return type(name, (torch.autograd.Function,), methods)
+
+    of_eager = function(forward=eager)
+    of_transforms = function(forward=lambda *arguments: operator(*arguments), setup_context=_set_up(save))
 
     def call(*arguments: Any) -> Any:
-        if arguments[wants_at] and not _is_traced():
-            return Function.apply(*arguments)
-        return operator(*arguments)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return operator(*arguments)
+        return (of_transforms if _is_transformed() else of_eager).apply(*arguments)
 
     return call
 
@@ -133,14 +146,7 @@ def _index(operator: Any, name: str) -> int:
 
 
 def _register_autograd(name: str, save: Callable[..., None], backward: Callable[..., Any]) -> None:
-    """Registers the gradient of an operator whose first result alone has one."""
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[1:])
-        save(ctx, inputs, output)
-
-    torch.library.register_autograd(f"tercet::{name}", backward, setup_context=setup_context)
+    torch.library.register_autograd(f"tercet::{name}", backward, setup_context=_set_up(save))
 
 
 def _refuse(name: str) -> None:
@@ -213,7 +219,7 @@ def _mined(name: str) -> None:
 
     _register_autograd(name, save, backward)
     _refuse(f"{name}_backward")
-    calls[name] = _eager(forward, wants_at, 2, save, backward)
+    calls[name] = _calling(forward, 2, save, backward)
 
 
 def _paired(name: str, matrices: int) -> None:
@@ -271,7 +277,7 @@ def _paired(name: str, matrices: int) -> None:
 
     _register_autograd(name, save, backward)
     _refuse(f"{name}_backward")
-    calls[name] = _eager(forward, wants_at, 1, save, backward)
+    calls[name] = _calling(forward, 1, save, backward)
 
 
 def _pairwise_distance() -> None:
@@ -311,6 +317,7 @@ def _pairwise_distance() -> None:
 
     _register_autograd("pairwise_distance", save, backward)
     _refuse("pairwise_distance_backward")
+    calls["pairwise_distance"] = _calling(torch.ops.tercet.pairwise_distance.default, 2, save, backward)
 
 
 def _top_k() -> None:

@@ -49,18 +49,10 @@ __all__ = [
 ]
 
 _ops = torch.ops.tercet
-_batch_all, _batch_hard, _batch_semi_hard, _batch_negative, _batch_contrastive, _triplet_margin, _contrastive = map(
-    _calls.__getitem__,
-    (
-        "batch_all",
-        "batch_hard",
-        "batch_semi_hard",
-        "batch_negative",
-        "batch_contrastive",
-        "triplet_margin",
-        "contrastive",
-    ),
-)
+_batch_all, _batch_hard, _batch_semi_hard = _calls["batch_all"], _calls["batch_hard"], _calls["batch_semi_hard"]
+_batch_negative, _batch_contrastive = _calls["batch_negative"], _calls["batch_contrastive"]
+_triplet_margin, _contrastive = _calls["triplet_margin"], _calls["contrastive"]
+_pairwise_distance = _calls["pairwise_distance"]
 
 Distance = Literal["squared_euclidean", "euclidean", "cosine"]
 Reduction = Literal["none", "mean", "sum"]
@@ -396,7 +388,7 @@ def pairwise_distance(
     """
     if x.dtype != y.dtype:
         x, y = _of_one_dtype([x, y])
-    return _ops.pairwise_distance(x, y, distance, normalize, precision)[0]
+    return _pairwise_distance(x, y, distance, normalize, precision)[0]
 
 
 def top_k(

@@ -6,15 +6,16 @@
 :func:`tercet.patch` with ``"pytorch_metric_learning"`` puts them in the place of the originals.
 
 ==========================  ==========================================================================================
-``TripletMarginLoss``       every triplet of the batch, or against ``ref_emb``, by :func:`tercet.functional.batch_all`
+``TripletMarginLoss``       every triplet of the batch, or against ``ref_emb``, by :func:`tercet.functional.batch_all`; those of
+                            an ``indices_tuple``, such as a miner's, by :func:`tercet.functional.triplet_margin`
 ``ContrastiveLoss``         all pairs of the batch, or against ``ref_emb``, by :func:`tercet.functional.batch_contrastive`
 ``CrossBatchMemory``        of one of these, without a miner: no list of pairs is made
 ==========================  ==========================================================================================
 
 What is native: ``LpDistance`` with ``p=2`` and ``power`` 1 or 2, normalised or not, and ``CosineSimilarity``; the reducers
-``AvgNonZeroReducer`` and ``MeanReducer``; embedding regularisers, which stay the original's. All else goes to the original, and
-:func:`tercet.report` counts it by reason: ``indices_tuple`` (of a miner, say), ``smooth_loss``, ``swap``, ``triplets_per_anchor``,
-``collect_stats``, another distance or reducer.
+``AvgNonZeroReducer`` and ``MeanReducer``, of an ``indices_tuple`` any reducer; embedding regularisers, which stay the original's.
+All else goes to the original, and :func:`tercet.report` counts it by reason: ``smooth_loss``, ``swap``, ``triplets_per_anchor``,
+``collect_stats``, ``indices_tuple`` of ``ContrastiveLoss``, another distance or reducer.
 
 Two things differ. Distances are computed without cancellation, so near pairs are exact where ``cdist`` is off. And a row with
 NaN makes the loss NaN even if the batch has no triplet.
@@ -28,6 +29,7 @@ from typing import Any
 import pytorch_metric_learning.losses as _losses
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 from pytorch_metric_learning.reducers import AvgNonZeroReducer, MeanReducer, MultipleReducers
+from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_triplets
 from torch import Tensor
 
 from . import functional as F
@@ -36,6 +38,8 @@ from ._report import count
 
 __all__ = ["ContrastiveLoss", "CrossBatchMemory", "TripletMarginLoss"]
 
+# Numbers of the rows of a miner's triplets, for each of the three: with more the original's matrix of distances is smaller.
+_MOST_GATHERED = 1 << 24
 _MEAN_OVER = {AvgNonZeroReducer: "active", MeanReducer: "valid"}
 
 
@@ -133,15 +137,21 @@ class TripletMarginLoss(_losses.TripletMarginLoss):
         """The loss as the reducer takes it."""
 
         def native() -> dict[str, Any]:
-            for option, wanted in (("swap", False), ("smooth_loss", False), ("triplets_per_anchor", "all")):
-                if getattr(self, option) != wanted:
-                    raise PassOn(option)
+            if self.smooth_loss:
+                raise PassOn("smooth_loss")
+            if self.swap:
+                raise PassOn("swap")
+            if self.margin < 0:
+                raise PassOn("margin")
             if labels is None:
                 raise PassOn("labels")
             check_tensors(embeddings, labels)
-            mean_over, (distance, normalize) = _mean_over(self, ["loss"]), _distance(self)
-            if self.margin < 0:
-                raise PassOn("margin")
+            distance, normalize = _distance(self)
+            if indices_tuple is not None and not isinstance(indices_tuple, _AllPairs):
+                return self._of_triplets(embeddings, labels, indices_tuple, ref_emb, ref_labels, distance, normalize)
+            if self.triplets_per_anchor != "all":
+                raise PassOn("triplets_per_anchor")
+            mean_over = _mean_over(self, ["loss"])
             loss = F.batch_all(
                 embeddings,
                 labels,
@@ -160,6 +170,39 @@ class TripletMarginLoss(_losses.TripletMarginLoss):
             )
 
         return counted("pml.TripletMarginLoss", native, original)
+
+    def _of_triplets(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        indices_tuple: Any,
+        ref_emb: Tensor,
+        ref_labels: Tensor,
+        distance: Any,
+        normalize: bool,
+    ) -> dict[str, Any]:
+        """The losses of the triplets of a miner: their rows are gathered, and each is a row of a paired loss."""
+        triplets = convert_to_triplets(indices_tuple, labels, ref_labels, t_per_anchor=self.triplets_per_anchor)
+        count = len(triplets[0])
+        if count == 0:
+            raise PassOn("no triplets")
+        if count * embeddings.shape[1] > _MOST_GATHERED:
+            raise PassOn("many triplets")
+        if ref_emb.dtype != embeddings.dtype:
+            raise PassOn("dtype or device of ref_emb")
+        anchors, positives, negatives = triplets
+        losses = F.triplet_margin(
+            embeddings[anchors],
+            ref_emb[positives],
+            ref_emb[negatives],
+            margin=self.margin,
+            distance=distance,
+            normalize=normalize,
+            reduction="none",
+        )
+        return {
+            "loss": {"losses": losses.to(embeddings.dtype), "indices": triplets, "reduction_type": "triplet"},
+        }
 
 
 class ContrastiveLoss(_losses.ContrastiveLoss):

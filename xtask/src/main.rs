@@ -51,7 +51,8 @@ Commands:
                 into target/wheels if it is not there
   peers         the tests of pytorch-metric-learning and sentence-transformers with the losses of the wheel in the place of
                 their own: `--pml DIR`, `--sentence-transformers DIR`, checkouts of their repositories, whose dependencies
-                PYTHONPATH may name. Fails where a test that was native is passed on; `--record` writes down which are
+                PYTHONPATH may name. Fails where a test that was native is passed on; `--record` writes down which are.
+                `--tests 'test_triplet*.py'`: only these files of the former
   help          this text; also -h, --help
 
 Environment:

@@ -32,6 +32,10 @@ impl Options {
                 "--pml" => options.pml = folder()?,
                 "--sentence-transformers" => options.sentence_transformers = folder()?,
                 "--record" => options.rest.push(argument.into()),
+                "--tests" => {
+                    let pattern = left.next().ok_or_else(|| Error::Usage("--tests: expected a pattern".into()))?;
+                    options.rest.extend([argument.into(), (*pattern).into()]);
+                }
                 other => return Err(Error::Usage(format!("unexpected argument `{other}` of `peers`"))),
             }
         }
