@@ -67,14 +67,16 @@
 //! | [`Call::select`] | the pairs or triplets that a loss has mined, as indices |
 //! | [`Reduction`] | the mean, the sum, or one loss a row: for weights per sample |
 //! | [`torch::CustomFunction`] | a backward pass of your own, which tch does not have |
+//! | [`torch::distributed`] | process groups for any tch program, and losses over the batch of several GPUs or machines |
 //! | [`cuda::CudaMatrix`], [`cuda::check_device`] | cudarc slices; whether the kernels run on a GPU, or why not |
 //!
 //! More code: [`recipes`], and in the package's folder `examples` a training loop (`triplet`), a mined loss with a memory
-//! (`memory`), slices (`slices`), cudarc slices (`cuda_slices`) and a custom function (`custom_function`).
+//! (`memory`), several processes (`distributed`), slices (`slices`), cudarc slices (`cuda_slices`) and a custom function
+//! (`custom_function`).
 //!
 //! # Calls
 //! A loss over a batch begins a [`Call`] with [`on`](BatchHardTripletLoss::on), on tch tensors, slices or cudarc
-//! slices. A reference set or a step may be added to the call, and its last method runs it. For the first line there
+//! slices. A reference set, a step or processes may be added to the call, and its last method runs it. For the first line there
 //! is `loss_fn.forward(&embeddings, &labels)`, too:
 //!
 //! ```text
@@ -89,6 +91,7 @@
 //!
 //! # Features
 //! - `torch` (default): the losses on tch tensors, and [`torch::CustomFunction`], a backward pass of your own.
+//! - `distributed` (default): [`torch::distributed`], on the c10d that is inside libtorch; without it only the reason is left.
 //! - `cuda` (default): the CUDA kernels, compiled at build time with NVRTC.
 //! - `openmp` (part of `torch`): the CPU's tasks may run on the threads of a library that has OpenMP, as the package for
 //!   Python lets them run on PyTorch's.
@@ -97,7 +100,7 @@
 
 #![warn(clippy::must_use_candidate, clippy::print_stdout, clippy::unwrap_used)]
 #![cfg_attr(
-    not(all(feature = "torch", feature = "cuda")),
+    not(all(feature = "torch", feature = "cuda", feature = "distributed")),
     allow(rustdoc::broken_intra_doc_links, reason = "pages name items of features that may be off")
 )]
 // On docs.rs each item says which feature it belongs to.

@@ -20,8 +20,8 @@ pub enum Work {
     /// Each process computes the loss of the whole batch, and takes the gradient of its own rows.
     ///
     /// Nothing is sent backward, and value and gradient have the bits of one process; the gradient's factor of the number of
-    /// processes rounds if that is no power of two. On the CPU this is the faster way for up to 3 processes, because a batch
-    /// by itself takes a third of the time of the same rows against a reference set.
+    /// processes rounds if that is no power of two. On the CPU this may be the faster way for two or three processes: the
+    /// distances of a batch by itself serve both of their rows there, those to a reference set do not.
     Repeated,
 }
 
