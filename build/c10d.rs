@@ -100,7 +100,8 @@ fn undefined(compiler: &cc::Tool, object: &Path, lib: &Path, libraries: &[&str])
         Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
         Err(error) => error.to_string(),
     };
-    let line = said.lines().find(|line| line.contains("undefined reference")).or_else(|| said.lines().next());
+    let lacks = |what: &str| said.lines().find(|line| line.contains("undefined reference") && line.contains(what));
+    let line = lacks("c10d::").or_else(|| lacks("")).or_else(|| said.lines().next());
     let what = line.and_then(|line| Some(line.split_once("undefined reference to ")?.1)).or(line).unwrap_or_default();
     Some(format!("libtorch's libraries do not have {what}"))
 }
