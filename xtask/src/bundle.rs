@@ -35,7 +35,7 @@ struct Program {
 pub fn make(checkout: &Checkout) -> Result<()> {
     // All features but the emulator, which runs kernels without a GPU, from files of this build.
     let packages = ["-p", "tercet", "-p", "tercet-tests", "-p", "tercet-trainer"];
-    let features = "tercet/cuda,tercet/torch,tercet-tests/cuda,tercet-tests/torch,tercet-trainer/torch";
+    let features = "tercet/cuda,tercet/distributed,tercet-tests/cuda,tercet-tests/distributed,tercet-trainer/torch";
     let test = [&["test", "--release", "--no-run"], &packages[..], &["--no-default-features", "--features", features]];
     let mut programs = build(checkout, &test.concat())?;
     programs.extend(build(checkout, &["bench", "-p", "tercet", "--no-run"])?);

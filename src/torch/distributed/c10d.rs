@@ -29,7 +29,8 @@ pub struct Group {
 // SAFETY: c10d's groups belong to no thread.
 unsafe impl Send for Group {}
 // SAFETY: of what is shared, the count of collectives is changed while they are begun, under the lock, and the rest is c10d's own,
-// which its threads use as well.
+// which its threads use as well. The reducer begins its collectives without the lock, on the threads of autograd while the
+// caller waits for them; nobody else calls the group then, as its documentation asks for.
 unsafe impl Sync for Group {}
 
 impl Group {

@@ -161,7 +161,8 @@ impl ProcessGroup {
 /// Averages gradients during `backward()`; made by [`ProcessGroup::averaging`].
 ///
 /// Each variable must be part of each loss: the gradients of a bucket with one that is not are not averaged, and the next
-/// [`prepare`](Self::prepare) is an error that says so. Gradients may be dropped between steps or set to zero.
+/// [`prepare`](Self::prepare) is an error that says so. Gradients may be dropped between steps or set to zero. During the backward
+/// pass no other thread may call anything of the group.
 ///
 /// ```
 /// use tch::Tensor;
