@@ -86,6 +86,9 @@ _is_transformed = torch._C._are_functorch_transforms_active
 """Whether a transform of ``torch.func`` is at work, which does not take the gradients that are registered."""
 
 
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
 def _set_up(save: Callable[..., None]) -> Callable[..., None]:
     """The context of an operator whose first result alone has a gradient; ``save(ctx, inputs, output)`` keeps what its backward
     pass takes."""
@@ -98,11 +101,17 @@ def _set_up(save: Callable[..., None]) -> Callable[..., None]:
     return setup_context
 
 
-def _calling(operator: Any, outputs: int, save: Callable[..., None], backward: Callable[..., Any]) -> Any:
-    """The operator as Python code calls it, with the first ``outputs`` of its results or more."""
+def _calling(
+    operator: Any, leading: int, outputs: int, save: Callable[..., None], backward: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The operator as Python code calls it, with the first ``outputs`` of its results or more. Those arguments that may have a
+    gradient are among the first ``leading``."""
 
-    def eager(ctx: Any, *arguments: Any) -> Any:
-        output = operator(*arguments)
+    def eager(ctx: Any, *given: Any) -> Any:
+        arguments = (*given[:-1], *given[-1])
+        # Past the gradient that is registered, which would find that none is wanted here, in Python.
+        with _below_autograd():
+            output = operator(*arguments)
         ctx.set_materialize_grads(False)
         save(ctx, arguments, output)
         if outputs > 1:
@@ -111,16 +120,21 @@ def _calling(operator: Any, outputs: int, save: Callable[..., None], backward: C
 
     def function(**passes: Any) -> Any:
         name = operator._schema.name.replace("::", "_")
-        methods = {key: staticmethod(value) for key, value in {**passes, "backward": backward}.items()}
+        methods = {key: staticmethod(value) for key, value in passes.items()}
         return type(name, (torch.autograd.Function,), methods)
 
-    of_eager = function(forward=eager)
-    of_transforms = function(forward=lambda *arguments: operator(*arguments), setup_context=_set_up(save))
+    # PyTorch looks at each argument of a function in Python: what is no leading one comes in one tuple.
+    of_eager = function(forward=eager, backward=lambda ctx, *upstream: (*backward(ctx, *upstream)[:leading], None))
+    of_transforms = function(
+        forward=lambda *arguments: operator(*arguments), setup_context=_set_up(save), backward=backward
+    )
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return operator(*arguments)
-        return (of_transforms if _is_transformed() else of_eager).apply(*arguments)
+        if _is_transformed():
+            return of_transforms.apply(*arguments)
+        return of_eager.apply(*arguments[:leading], arguments[leading:])
 
     return call
 
@@ -219,7 +233,7 @@ def _mined(name: str) -> None:
 
     _register_autograd(name, save, backward)
     _refuse(f"{name}_backward")
-    calls[name] = _calling(forward, 2, save, backward)
+    calls[name] = _calling(forward, 3, 2, save, backward)
 
 
 def _paired(name: str, matrices: int) -> None:
@@ -277,7 +291,7 @@ def _paired(name: str, matrices: int) -> None:
 
     _register_autograd(name, save, backward)
     _refuse(f"{name}_backward")
-    calls[name] = _calling(forward, 1, save, backward)
+    calls[name] = _calling(forward, matrices, 1, save, backward)
 
 
 def _pairwise_distance() -> None:
@@ -317,7 +331,7 @@ def _pairwise_distance() -> None:
 
     _register_autograd("pairwise_distance", save, backward)
     _refuse("pairwise_distance_backward")
-    calls["pairwise_distance"] = _calling(torch.ops.tercet.pairwise_distance.default, 2, save, backward)
+    calls["pairwise_distance"] = _calling(torch.ops.tercet.pairwise_distance.default, 2, 2, save, backward)
 
 
 def _top_k() -> None:
