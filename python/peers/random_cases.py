@@ -19,11 +19,12 @@ CASES = 1000
 BOUNDS = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 
-def draw(numbers: random.Random) -> tuple[Tensor, Tensor]:
+def draw(numbers: random.Random, most: int) -> tuple[Tensor, Tensor]:
     """Embeddings in float64 that are exact in float32, and labels: a few in a class, or any number."""
-    rows, dim = numbers.randint(2, 40), numbers.choice((2, 3, 8, 17, 64))
+    rows, dim = numbers.randint(2, most), numbers.choice((2, 3, 8, 17, 64))
     generator = torch.Generator().manual_seed(numbers.getrandbits(31))
-    scale = numbers.choice((0.03, 1.0, 1.0, 30.0))
+    # Not larger: a peer whose distances are products of rows loses what the rows' lengths have beyond the distances.
+    scale = numbers.choice((0.03, 0.3, 1.0, 1.0))
     embeddings = (torch.randn(rows, dim, generator=generator) * scale).double()
     each, classes = numbers.randint(2, 6), numbers.choice((1, 2, 3, rows // 2 + 1, 2 * rows))
     labels = (torch.arange(rows) // each).clamp(max=max(rows // each - 1, 0))
@@ -48,8 +49,9 @@ def is_close(values: Tensor, bound: float, scale: float) -> bool:
 def compare(
     name: str,
     make: Callable[[random.Random], tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., bool]]],
+    most: int,
 ) -> list[str]:
-    """Draws cases of a loss: ``make`` gives the peer's function, ours, and whether a case is undecided."""
+    """Draws cases of a loss, of so many rows at most: ``make`` gives the peer's function, ours, and whether a case is undecided."""
     import tercet
 
     numbers, undecided_cases, passed_on, wrong = random.Random(name), 0, 0, []
@@ -58,7 +60,7 @@ def compare(
         dtype = numbers.choice(list(BOUNDS))
         while True:
             peer, ours, undecided = make(numbers)
-            embeddings, labels = draw(numbers)
+            embeddings, labels = draw(numbers, most)
             # Sixteen times the bound: what is further apart is told apart in the arithmetic of each.
             if undecided(embeddings, labels, 16 * BOUNDS[dtype]):
                 undecided_cases += 1
@@ -189,7 +191,7 @@ def sentence_transformers() -> list[str]:
 
             return call(theirs), call(ours), is_undecided(margin, distance)
 
-        wrong += compare(name, make)
+        wrong += compare(name, make, 40)
     return wrong
 
 
@@ -248,5 +250,6 @@ def pml() -> list[str]:
 
     wrong = []
     for name, make in (("TripletMarginLoss", triplets), ("ContrastiveLoss", pairs), ("CrossBatchMemory", memory)):
-        wrong += compare(name, make)
+        # From 26 rows on `cdist` takes products of rows, and near pairs lose in float64 what is compared here.
+        wrong += compare(name, make, 25)
     return wrong
