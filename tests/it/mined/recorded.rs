@@ -274,7 +274,10 @@ fn cases<L: Recorded, T: Number>() -> Vec<(String, Case<L>, Data<T>)> {
                 let (batch, data) = seeded(&loss, batch, reduction);
                 let set = if with_set { ", against a set" } else { "" };
                 // The records are of before this option, which changes no number.
-                let options = format!("{loss:?}").replace(", pairs_at_once: None", "");
+                // Records are older than these options, whose defaults they are of.
+                let later =
+                    [", pairs_at_once: None", ", power: 2, pos_margin: 0.0", ", mean_over: Valid, means_apart: false"];
+                let options = later.iter().fold(format!("{loss:?}"), |text, option| text.replace(option, ""));
                 cases.push((format!("{}, {options}, [{rows}, {dim}]{set}", T::NAME), Case { loss, batch }, data));
             }
         }
