@@ -19,13 +19,13 @@ class PassOn(Exception):
     """A call that the original must take, and the reason."""
 
 
-def check_tensors(embeddings: Tensor, labels: Tensor) -> None:
-    """Refuses tensors that the operators do not take."""
+def check_tensors(embeddings: Tensor, labels: Tensor | None) -> None:
+    """Refuses tensors that the operators do not take; ``labels``: where there are any."""
     if embeddings.device.type not in ("cpu", "cuda"):
         raise PassOn("device")
     if embeddings.dtype not in FLOATS or (embeddings.dtype is torch.float64 and embeddings.device.type == "cuda"):
         raise PassOn("dtype of the embeddings")
-    if labels.dtype not in INTEGERS:
+    if labels is not None and labels.dtype not in INTEGERS:
         raise PassOn("dtype of the labels")
     if embeddings.dim() != 2 or embeddings.numel() == 0:
         raise PassOn("shape")

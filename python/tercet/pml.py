@@ -143,12 +143,12 @@ class TripletMarginLoss(_losses.TripletMarginLoss):
                 raise PassOn("swap")
             if self.margin < 0:
                 raise PassOn("margin")
-            if labels is None:
-                raise PassOn("labels")
             check_tensors(embeddings, labels)
             distance, normalize = _distance(self)
             if indices_tuple is not None and not isinstance(indices_tuple, _AllPairs):
                 return self._of_triplets(embeddings, labels, indices_tuple, ref_emb, ref_labels, distance, normalize)
+            if labels is None:
+                raise PassOn("labels")
             if self.triplets_per_anchor != "all":
                 raise PassOn("triplets_per_anchor")
             mean_over = _mean_over(self, ["loss"])
