@@ -80,37 +80,26 @@ impl Argument for u64 {
 }
 
 /// A number of things.
-impl Argument for usize {
-    type Raw = i64;
-    fn schema(name: &str) -> String {
-        format!("int {name}")
-    }
-    fn take(stack: &mut Stack) -> i64 {
-        stack.int()
-    }
-    fn read(name: &'static str, raw: i64) -> Result<Self, Error> {
-        Self::try_from(raw).map_err(|_| wrong(name, "0 or more", raw.to_string()))
-    }
-    fn json(&self, name: &str) -> Vec<(String, String)> {
-        vec![(name.into(), self.to_string())]
-    }
+macro_rules! counts {
+    ($($Type:ty),*) => {$(
+        impl Argument for $Type {
+            type Raw = i64;
+            fn schema(name: &str) -> String {
+                format!("int {name}")
+            }
+            fn take(stack: &mut Stack) -> i64 {
+                stack.int()
+            }
+            fn read(name: &'static str, raw: i64) -> Result<Self, Error> {
+                Self::try_from(raw).map_err(|_| wrong(name, "0 or more", raw.to_string()))
+            }
+            fn json(&self, name: &str) -> Vec<(String, String)> {
+                vec![(name.into(), self.to_string())]
+            }
+        }
+    )*};
 }
-
-impl Argument for u32 {
-    type Raw = i64;
-    fn schema(name: &str) -> String {
-        format!("int {name}")
-    }
-    fn take(stack: &mut Stack) -> i64 {
-        stack.int()
-    }
-    fn read(name: &'static str, raw: i64) -> Result<Self, Error> {
-        Self::try_from(raw).map_err(|_| wrong(name, "0 or more", raw.to_string()))
-    }
-    fn json(&self, name: &str) -> Vec<(String, String)> {
-        vec![(name.into(), self.to_string())]
-    }
-}
+counts!(usize, u32);
 
 impl Argument for Option<usize> {
     type Raw = Option<i64>;

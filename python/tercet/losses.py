@@ -23,7 +23,9 @@ The names and defaults are those of the Rust crate; :mod:`tercet.functional` has
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -43,9 +45,14 @@ __all__ = [
 
 
 class _Loss(nn.Module):
-    """A module whose options are its attributes."""
+    """A module whose options, the parameters of its constructor, are its attributes."""
 
-    _options: tuple[str, ...]
+    _options: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls) and not cls._options:  # a user's subclass has its own parameters
+            cls._options = tuple(inspect.signature(cls.__init__).parameters)[1:]
 
     def options(self) -> dict[str, Any]:
         """The options by name."""
@@ -58,6 +65,8 @@ class _Loss(nn.Module):
 class MinedLoss(_Loss):
     """A loss that finds its pairs or triplets itself, by the labels of a batch."""
 
+    _function: ClassVar[Callable[..., Any]]
+
     def forward(
         self, embeddings: Tensor, labels: Tensor, reference: Reference | None = None, *, return_stats: bool = False
     ) -> Tensor | tuple[Tensor, Stats]:
@@ -66,13 +75,11 @@ class MinedLoss(_Loss):
         Positives and negatives come from ``reference``, if there is one; with ``return_stats`` the statistics are returned,
         too.
         """
-        raise NotImplementedError
+        return self._function(embeddings, labels, reference, return_stats=return_stats, **self.options())
 
 
 class TripletMarginLoss(_Loss):
     """``max(d(anchor, positive) - d(anchor, negative) + margin, 0)``; see :func:`tercet.functional.triplet_margin`."""
-
-    _options = ("margin", "distance", "normalize", "swap", "reduction")
 
     def __init__(
         self,
@@ -98,23 +105,12 @@ class TripletMarginLoss(_Loss):
 
     def forward(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         """The loss of rows ``[B, D]``: a scalar, or with ``reduction="none"`` ``[B]``."""
-        return F.triplet_margin(
-            anchor,
-            positive,
-            negative,
-            margin=self.margin,
-            distance=self.distance,
-            normalize=self.normalize,
-            swap=self.swap,
-            reduction=self.reduction,
-        )
+        return F.triplet_margin(anchor, positive, negative, **self.options())
 
 
 class ContrastiveLoss(_Loss):
     """``d^2 / 2`` for pairs that belong together, ``max(margin - d, 0)^2 / 2`` for others; see
     :func:`tercet.functional.contrastive`."""
-
-    _options = ("margin", "distance", "normalize", "reduction")
 
     def __init__(
         self,
@@ -128,21 +124,13 @@ class ContrastiveLoss(_Loss):
 
     def forward(self, x1: Tensor, x2: Tensor, same: Tensor) -> Tensor:
         """The loss of rows ``[B, D]``, of which ``same``, ``[B]``, says whether they belong together."""
-        return F.contrastive(
-            x1,
-            x2,
-            same,
-            margin=self.margin,
-            distance=self.distance,
-            normalize=self.normalize,
-            reduction=self.reduction,
-        )
+        return F.contrastive(x1, x2, same, **self.options())
 
 
 class BatchAllTripletLoss(MinedLoss):
     """Every triplet of a batch; see :func:`tercet.functional.batch_all`."""
 
-    _options = ("margin", "distance", "normalize", "reduction", "mean_over", "precision", "pairs_at_once")
+    _function = staticmethod(F.batch_all)
 
     def __init__(
         self,
@@ -159,29 +147,11 @@ class BatchAllTripletLoss(MinedLoss):
         self.reduction, self.mean_over, self.precision = reduction, mean_over, precision
         self.pairs_at_once = pairs_at_once
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, reference: Reference | None = None, *, return_stats: bool = False
-    ) -> Tensor | tuple[Tensor, Stats]:
-        """The loss of embeddings ``[N, D]`` with labels ``[N]``."""
-        return F.batch_all(
-            embeddings,
-            labels,
-            reference,
-            margin=self.margin,
-            distance=self.distance,
-            normalize=self.normalize,
-            reduction=self.reduction,
-            mean_over=self.mean_over,
-            precision=self.precision,
-            pairs_at_once=self.pairs_at_once,
-            return_stats=return_stats,
-        )
-
 
 class BatchHardTripletLoss(MinedLoss):
     """The farthest positive and the nearest negative of each anchor; see :func:`tercet.functional.batch_hard`."""
 
-    _options = ("margin", "distance", "normalize", "soft_margin", "reduction", "precision")
+    _function = staticmethod(F.batch_hard)
 
     def __init__(
         self,
@@ -196,29 +166,12 @@ class BatchHardTripletLoss(MinedLoss):
         self.margin, self.distance, self.normalize = margin, distance, normalize
         self.soft_margin, self.reduction, self.precision = soft_margin, reduction, precision
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, reference: Reference | None = None, *, return_stats: bool = False
-    ) -> Tensor | tuple[Tensor, Stats]:
-        """The loss of embeddings ``[N, D]`` with labels ``[N]``."""
-        return F.batch_hard(
-            embeddings,
-            labels,
-            reference,
-            margin=self.margin,
-            distance=self.distance,
-            normalize=self.normalize,
-            soft_margin=self.soft_margin,
-            reduction=self.reduction,
-            precision=self.precision,
-            return_stats=return_stats,
-        )
-
 
 class BatchSemiHardTripletLoss(MinedLoss):
     """For each anchor and positive the nearest negative beyond the positive; see
     :func:`tercet.functional.batch_semi_hard`."""
 
-    _options = ("margin", "distance", "normalize", "reduction", "precision", "pairs_at_once")
+    _function = staticmethod(F.batch_semi_hard)
 
     def __init__(
         self,
@@ -233,38 +186,11 @@ class BatchSemiHardTripletLoss(MinedLoss):
         self.margin, self.distance, self.normalize = margin, distance, normalize
         self.reduction, self.precision, self.pairs_at_once = reduction, precision, pairs_at_once
 
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, reference: Reference | None = None, *, return_stats: bool = False
-    ) -> Tensor | tuple[Tensor, Stats]:
-        """The loss of embeddings ``[N, D]`` with labels ``[N]``."""
-        return F.batch_semi_hard(
-            embeddings,
-            labels,
-            reference,
-            margin=self.margin,
-            distance=self.distance,
-            normalize=self.normalize,
-            reduction=self.reduction,
-            precision=self.precision,
-            pairs_at_once=self.pairs_at_once,
-            return_stats=return_stats,
-        )
-
 
 class BatchNegativeTripletLoss(MinedLoss):
     """For each anchor and positive one negative, chosen as asked; see :func:`tercet.functional.batch_negative`."""
 
-    _options = (
-        "margin",
-        "negative",
-        "pairs",
-        "seed",
-        "distance",
-        "normalize",
-        "reduction",
-        "precision",
-        "pairs_at_once",
-    )
+    _function = staticmethod(F.batch_negative)
 
     def __init__(
         self,
@@ -293,39 +219,13 @@ class BatchNegativeTripletLoss(MinedLoss):
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, Stats]:
         """The loss of embeddings ``[N, D]`` with labels ``[N]``, with the draws of ``step``."""
-        return F.batch_negative(
-            embeddings,
-            labels,
-            reference,
-            step,
-            margin=self.margin,
-            negative=self.negative,
-            pairs=self.pairs,
-            seed=self.seed,
-            distance=self.distance,
-            normalize=self.normalize,
-            reduction=self.reduction,
-            precision=self.precision,
-            pairs_at_once=self.pairs_at_once,
-            return_stats=return_stats,
-        )
+        return self._function(embeddings, labels, reference, step, return_stats=return_stats, **self.options())
 
 
 class BatchContrastiveLoss(MinedLoss):
     """All pairs of a batch; see :func:`tercet.functional.batch_contrastive`."""
 
-    _options = (
-        "margin",
-        "distance",
-        "normalize",
-        "negatives",
-        "power",
-        "pos_margin",
-        "reduction",
-        "mean_over",
-        "means_apart",
-        "precision",
-    )
+    _function = staticmethod(F.batch_contrastive)
 
     def __init__(
         self,
@@ -345,24 +245,3 @@ class BatchContrastiveLoss(MinedLoss):
         self.negatives, self.power, self.pos_margin = negatives, power, pos_margin
         self.reduction, self.mean_over, self.means_apart = reduction, mean_over, means_apart
         self.precision = precision
-
-    def forward(
-        self, embeddings: Tensor, labels: Tensor, reference: Reference | None = None, *, return_stats: bool = False
-    ) -> Tensor | tuple[Tensor, Stats]:
-        """The loss of embeddings ``[N, D]`` with labels ``[N]``."""
-        return F.batch_contrastive(
-            embeddings,
-            labels,
-            reference,
-            margin=self.margin,
-            distance=self.distance,
-            normalize=self.normalize,
-            negatives=self.negatives,
-            power=self.power,
-            pos_margin=self.pos_margin,
-            reduction=self.reduction,
-            mean_over=self.mean_over,
-            means_apart=self.means_apart,
-            precision=self.precision,
-            return_stats=return_stats,
-        )

@@ -146,6 +146,11 @@ pub fn losses() -> Vec<Loss> {
             BatchContrastiveLoss { reduction: Reduction::Sum, distance: Distance::Cosine, ..pairs },
         ),
         loss("batch_contrastive, hardest", BatchContrastiveLoss { negatives: Negatives::Hardest, ..pairs }),
+        loss(
+            "batch_contrastive, linear, over active",
+            BatchContrastiveLoss { power: 1, pos_margin: 0.5, mean_over: MeanOver::Active, ..pairs },
+        ),
+        loss("batch_contrastive, means apart", BatchContrastiveLoss { power: 1, means_apart: true, ..pairs }),
     ]
 }
 

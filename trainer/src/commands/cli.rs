@@ -245,7 +245,8 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 0, help_heading = "Training")]
     pub seed: u64,
 
-    /// cpu, cuda, cuda:N, or auto: the first GPU that does the whole job, else the CPU
+    /// cpu, cuda, cuda:N, or auto: the first GPU that does the whole job, else the CPU. Of several processes each has the
+    /// GPU of its place on the host
     #[arg(long, default_value = "auto", help_heading = "Run")]
     pub device: String,
 

@@ -76,7 +76,7 @@ struct Before {
 /// Among others [`Interrupted`], if somebody has asked to stop, and the run can go on.
 pub fn train(args: TrainArgs, given: &[String]) -> Result<()> {
     let (mut run, mut checkpoint) = open(args, given)?;
-    check(&run, checkpoint.as_ref())?;
+    run.ranks.first(|| check(&run, checkpoint.as_ref()))?;
     let network = network(&run)?;
     let (folder, _held_to_the_end) = match run.resumed.take() {
         Some(resumed) => resumed,
@@ -133,10 +133,12 @@ fn open(mut args: TrainArgs, given: &[String]) -> Result<(Run, Option<Checkpoint
     let read = |folder: &PathBuf| Checkpoint::of(folder, &ranks.first_bytes(|| Checkpoint::bytes(folder))?);
     let checkpoint = resumed.as_ref().map(read).transpose()?;
     if let Some(checkpoint) = &checkpoint {
+        let stored = &checkpoint.origin.options;
         if given.iter().any(|option| option == "device") {
-            args.device = device::name(device::of_rank(&args.device, Job::Train, &ranks)?); // the form in which it is stored
+            let device = device::of_rank(&args.device, Job::Train, &ranks)?;
+            args.device = resume::as_stored(device, stored["device"].as_str(), !ranks.is_alone());
         }
-        args = resume::resumed(&checkpoint.origin.options, &args, given)?;
+        args = resume::resumed(stored, &args, given)?;
         if !ranks.is_alone() && args.device.starts_with("cuda:") {
             args.device = "cuda".into(); // each process has its own
         }

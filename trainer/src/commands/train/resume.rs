@@ -1,6 +1,7 @@
 //! The options of a run that goes on are those it began with; the command line may repeat but not contradict them.
 
 use crate::commands::cli::TrainArgs;
+use crate::model::device;
 use crate::process::bad_input::bad_input;
 use crate::process::ranks::Ranks;
 use crate::process::say::note;
@@ -9,6 +10,7 @@ use crate::training::schedule::Schedule;
 use anyhow::Result;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use tch::Device;
 
 /// Options that decide when a run ends, what it keeps, how fast it is and what it has room for, not what its steps compute.
 const FREE: [&str; 5] = ["time_limit", "checkpoint_every", "workers", "image_cache", "pairs_at_once"];
@@ -32,6 +34,13 @@ pub fn folder(args: &mut TrainArgs, ranks: &Ranks) -> Result<Option<PathBuf>> {
     }
     run_folder::check("--out", args.out.as_deref().unwrap_or(Path::new(run_folder::RUNS)))?;
     Ok(None)
+}
+
+/// The name of a device in the form in which it is stored. Of several processes each has a GPU of its own, whatever the number
+/// that the first one stored.
+pub fn as_stored(device: Device, stored: Option<&str>, several: bool) -> String {
+    let of_gpu = stored.filter(|stored| stored.starts_with("cuda:") && device.is_cuda() && several);
+    of_gpu.map_or_else(|| device::name(device), str::to_owned)
 }
 
 /// The stored options, with those of `now` that were `given` on the command line and may change. `given`
@@ -101,6 +110,19 @@ mod tests {
         let stored = stored(options);
         let (args, given) = parse(now);
         resumed(&stored, &args, &given)
+    }
+
+    #[test]
+    fn each_of_several_processes_may_have_another_gpu_than_the_stored_one() {
+        let cases = [
+            (Device::Cuda(1), "cuda:0", true, "cuda:0"),
+            (Device::Cuda(1), "cuda:0", false, "cuda:1"),
+            (Device::Cuda(1), "cpu", true, "cuda:1"),
+            (Device::Cpu, "cuda:0", true, "cpu"),
+        ];
+        for (device, stored, several, expected) in cases {
+            assert_eq!(as_stored(device, Some(stored), several), expected, "{device:?} {stored} {several}");
+        }
     }
 
     #[test]
