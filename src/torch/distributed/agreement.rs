@@ -153,7 +153,7 @@ impl ProcessGroup {
 
     /// Compares what the processes are about to do, as [`agree`](Self::agree) does, and returns the terms of all.
     pub(super) fn tell(&self, notice: Result<Notice, Error>) -> Result<Vec<Vec<i64>>, Error> {
-        if self.size() == 1 {
+        if self.is_alone() {
             return Ok(vec![notice?.terms.into_iter().map(Term::number).collect()]);
         }
         const LENGTH: usize = 2 + TERMS;

@@ -134,7 +134,7 @@ impl ProcessGroup {
             return Err(Error::argument(argument, "a tensor", "an undefined one"));
         }
         let device = tensor.device();
-        if device == Device::Cpu || device == self.device() || self.size() == 1 {
+        if device == Device::Cpu || device == self.device() || self.is_alone() {
             return Ok(());
         }
         let expected = match self.device() {

@@ -38,7 +38,7 @@ const FIRST_BUCKET_BYTES: usize = 1 << 20;
 pub fn average(gradients: &mut [Tensor], group: &ProcessGroup) -> Result<(), Error> {
     let _guard = tch::no_grad_guard();
     group.agree(group.takes_all(Op::Average, "gradients", gradients, ""))?;
-    if group.size() == 1 {
+    if group.is_alone() {
         return Ok(());
     }
     let mut pending = Vec::new();
@@ -92,7 +92,7 @@ impl ProcessGroup {
     fn broadcast_named(&self, tensors: &[Tensor], names: &str) -> Result<(), Error> {
         let _guard = tch::no_grad_guard();
         self.agree(self.takes_all(Op::Broadcast, "tensors", tensors, names))?;
-        if self.size() == 1 {
+        if self.is_alone() {
             return Ok(());
         }
         let mut tensors: Vec<Tensor> = tensors.iter().map(Tensor::shallow_clone).collect();

@@ -71,18 +71,23 @@ impl ProcessGroup {
     /// If an option is wrong, the processes do not agree on how many they are or on who they are, one does not come within the
     /// timeout, or this build has no process groups: [`check_available`](super::check_available) has the reason.
     pub fn new(options: &Options) -> Result<Self, Error> {
+        Self::made(options, options.size > 1)
+    }
+
+    /// `connected`: whether calls go through c10d.
+    pub(super) fn made(options: &Options, connected: bool) -> Result<Self, Error> {
         options.check()?;
         if !matches!(options.device, Device::Cpu | Device::Cuda(_)) {
             return Err(Error::argument("device", "the CPU or a CUDA device", format!("{:?}", options.device)));
         }
         let Options { rank, size, device, checks, .. } = *options;
-        let c10d = match size {
-            1 => None,
-            _ => Some(open(options).map_err(|reason| {
+        let meet = || {
+            open(options).map_err(|reason| {
                 let reason = format!("meeting at {}:{}: {reason}", options.host, options.port);
                 Error::Process { rank, size, reason }
-            })?),
+            })
         };
+        let c10d = connected.then(meet).transpose()?;
         Ok(Self(Arc::new(Inner { c10d, rank, size, device, checks, failed: AtomicBool::new(false) })))
     }
 
@@ -92,6 +97,11 @@ impl ProcessGroup {
         let inner =
             Inner { c10d: None, rank: 0, size: 1, device: Device::Cpu, checks: true, failed: AtomicBool::new(false) };
         Self(Arc::new(inner))
+    }
+
+    /// Whether there is nobody to talk to: calls return what they were given.
+    pub(super) fn is_alone(&self) -> bool {
+        self.0.c10d.is_none()
     }
 
     /// The number of this process, from 0.

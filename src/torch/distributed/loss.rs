@@ -63,7 +63,7 @@ pub(in crate::torch) fn run<L: MinedLoss>(
 ) -> Result<(Tensor, Counted), Error> {
     let call = Call { shards: None, ..call };
     shards.group().agree(notice(&call, shards))?;
-    if shards.group().size() == 1 {
+    if shards.group().is_alone() {
         return call.run_here(None, count);
     }
     match shards.work() {

@@ -105,6 +105,12 @@ fn available(is: bool, why: Option<&str>) -> Result<(), Error> {
     }
 }
 
+/// A group whose calls go through c10d even if this process is alone; for tests, of NCCL on one device above all.
+#[doc(hidden)]
+pub fn connected(options: &Options) -> Result<ProcessGroup, Error> {
+    ProcessGroup::made(options, true)
+}
+
 /// The bytes of one of libtorch's groups over gloo, as this crate was compiled and as libtorch has them; for tests.
 #[doc(hidden)]
 pub fn gloo_sizes(group: &ProcessGroup) -> Result<Option<[usize; 2]>, Error> {

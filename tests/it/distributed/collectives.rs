@@ -7,6 +7,7 @@ use tercet::Error;
 use tercet::torch::distributed::{Options, ProcessGroup, gloo_sizes};
 
 use super::setting::{bits, over};
+use crate::support::processes::as_processes;
 
 #[test]
 fn collectives_over_three() {
@@ -187,8 +188,7 @@ fn a_group_of_one_opens_no_socket() {
         links.filter(|link| link.display().to_string().starts_with("socket:")).count()
     };
     // Alone in its process, because other tests open sockets.
-    if let Some(printed) = crate::support::processes::as_processes(module_path!(), "a_group_of_one_opens_no_socket", 1)
-    {
+    if let Some(printed) = as_processes(module_path!(), "a_group_of_one_opens_no_socket", 1, &[]) {
         assert!(printed[0].contains("no socket"));
         return;
     }

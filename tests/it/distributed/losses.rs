@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 use tercet::torch::WithStats;
-use tercet::torch::distributed::{ProcessGroup, Shards, Work, average};
+use tercet::torch::distributed::{Options, ProcessGroup, Shards, Work, average, connected};
 use tercet::{
     BatchAllTripletLoss, BatchContrastiveLoss, BatchHardTripletLoss, BatchSemiHardTripletLoss, Call, MinedLoss,
     Negatives, Own, Reduction, Reference,
@@ -23,7 +23,19 @@ fn bound(kind: Kind) -> f64 {
 
 #[test]
 fn over_one() {
-    over(module_path!(), "over_one", 1, every_loss);
+    over(module_path!(), "over_one", 1, |group| {
+        every_loss(group);
+        assert_eq!(of_dtype(Kind::Double, group)[..2], [0.0; 2], "one process alone computes other numbers");
+    });
+}
+
+/// What a group of one leaves out: one process through c10d, as on one GPU by NCCL.
+#[test]
+fn over_one_through_c10d() {
+    const TEST: &str = "over_one_through_c10d";
+    over(module_path!(), TEST, 1, |_| {
+        of_dtype(Kind::Double, &connected(&Options::from_env().unwrap()).unwrap());
+    });
 }
 
 #[test]
@@ -56,8 +68,8 @@ fn every_loss(group: &ProcessGroup) {
     against_a_reference(group);
 }
 
-/// Every loss of every layout.
-pub fn of_dtype(kind: Kind, group: &ProcessGroup) {
+/// Every loss of every layout; the worst errors of losses, gradients and mean distances.
+pub fn of_dtype(kind: Kind, group: &ProcessGroup) -> [f64; 3] {
     let mut found = Found::default();
     for layout in layouts(group.size()) {
         for shards in ways(&layout, group) {
@@ -67,9 +79,10 @@ pub fn of_dtype(kind: Kind, group: &ProcessGroup) {
         }
     }
     found.average_and_compare(kind, group);
-    let [values, gradients, distances] = found.worst.map(|worst| worst.of_all(group));
-    let w = group.size();
+    let worst = found.worst.map(|worst| worst.of_all(group));
+    let (w, [values, gradients, distances]) = (group.size(), worst);
     println!("worst of {w}, {kind:?}: loss {values:.1e} gradient {gradients:.1e} mean distances {distances:.1e}");
+    worst
 }
 
 /// The shards of a layout, with the work shared and repeated. Of many processes, each of whose calls takes its time, one layout
@@ -119,13 +132,14 @@ fn compare(loss: &Loss, layout: &Layout, kind: Kind, shards: &Shards, found: &mu
         "unequal shards" => 0.0,
         _ => 1.0,
     };
-    let inputs = layout.rows.to_kind(kind);
+    let device = group.device();
+    let (inputs, all_labels) = (layout.rows.to_kind(kind).to_device(device), layout.labels.to_device(device));
     // A row has the same bits whichever rows are beside it, which a product of matrices does not promise: draws depend on them.
-    let weights = (Tensor::arange(D, (kind, Device::Cpu)) / 16.0 + 0.75).set_requires_grad(true);
+    let weights = (Tensor::arange(D, (kind, device)) / 16.0 + 0.75).set_requires_grad(true);
     let whole_x = &inputs * &weights;
-    let whole = (loss.run)(&whole_x, &layout.labels, None).unwrap();
+    let whole = (loss.run)(&whole_x, &all_labels, None).unwrap();
     let [whole_grad, expected] = backward(&whole, [&whole_x, &weights], upstream, false);
-    let (x, labels) = (layout.own(&inputs, rank) * &weights, layout.own(&layout.labels, rank));
+    let (x, labels) = (layout.own(&inputs, rank) * &weights, layout.own(&all_labels, rank));
     let ours = (loss.run)(&x, &labels, Some(shards)).unwrap();
     let thorough = layout.name == "unequal shards" && kind == Kind::Double;
     let [grad, of_weights] = backward(&ours, [&x, &weights], upstream, thorough);
@@ -144,7 +158,7 @@ fn compare(loss: &Loss, layout: &Layout, kind: Kind, shards: &Shards, found: &mu
     gradients.add(of_rows, bound(kind), &format!("the gradient of {what}"));
     let far = error(&distances(&ours), &distances(&whole));
     of_distances.add(far, bound(kind), &format!("the mean distances of {what}"));
-    if group.size() == 1 || shards.work() == Work::Repeated && group.size().is_power_of_two() {
+    if shards.work() == Work::Repeated && group.size().is_power_of_two() {
         assert_eq!(bits(&[&ours.loss]), bits(&[&whole.loss]), "{what}");
         assert_eq!(bits(&[&grad]), bits(&[&own_grad]), "{what}");
     }

@@ -19,10 +19,8 @@ pub fn over(module: &str, test: &str, size: usize, inside: impl FnOnce(&ProcessG
     if unavailable(test) {
         return;
     }
-    match as_processes(module, test, size) {
-        Some(printed) => {
-            printed[0].lines().filter(|line| line.contains("worst of")).for_each(|line| println!("{line}"));
-        }
+    match as_processes(module, test, size, &[]) {
+        Some(printed) => worst_of(&printed),
         None => {
             tch::set_num_threads(1);
             let group = ProcessGroup::from_env().unwrap();
@@ -31,6 +29,11 @@ pub fn over(module: &str, test: &str, size: usize, inside: impl FnOnce(&ProcessG
             group.barrier().unwrap();
         }
     }
+}
+
+/// Prints what the first of some processes has found.
+pub fn worst_of(printed: &[String]) {
+    printed[0].lines().filter(|line| line.contains("worst of")).for_each(|line| println!("{line}"));
 }
 
 /// Whether this libtorch has no process groups.
@@ -116,7 +119,7 @@ pub fn losses() -> Vec<Loss> {
     let negative = BatchNegativeTripletLoss { margin: 3.0, seed: 3, ..Default::default() };
     let pairs = BatchContrastiveLoss { margin: 4.0, ..Default::default() };
     let drawn = move |x: &Tensor, y: &Tensor, shards: Option<&Shards>| {
-        let step = Tensor::from_slice(&[5i64]);
+        let step = Tensor::from_slice(&[5i64]).to_device(x.device());
         let loss_fn = BatchNegativeTripletLoss { negative: Negative::Random, ..negative };
         let call = loss_fn.on(x, y).step(&step);
         shards.map_or(call, |shards| call.over(shards)).f_forward_with_stats()
@@ -170,7 +173,8 @@ pub fn error(got: &Tensor, expected: &Tensor) -> f64 {
 pub fn bits(tensors: &[&Tensor]) -> i64 {
     let mut hash = 17i64;
     for tensor in tensors {
-        let numbers = Vec::<f64>::try_from(tensor.detach().to_kind(Kind::Double).reshape([-1])).unwrap();
+        let numbers =
+            Vec::<f64>::try_from(tensor.detach().to_device(Device::Cpu).to_kind(Kind::Double).reshape([-1])).unwrap();
         for number in numbers {
             hash = hash.wrapping_mul(0x0100_0000_01b3).wrapping_add(number.to_bits() as i64);
         }

@@ -108,15 +108,16 @@ impl Drop for Process {
 }
 
 /// Runs the test of this name once more as `size` processes, all of which must pass; returns what each printed, and `None`
-/// inside them. `module` is the test's `module_path!()`.
-pub fn as_processes(module: &str, test: &str, size: usize) -> Option<Vec<String>> {
+/// inside them. `module` is the test's `module_path!()`; `variables` are set for the processes.
+pub fn as_processes(module: &str, test: &str, size: usize, variables: &[(&str, &str)]) -> Option<Vec<String>> {
     if is_inside() {
         return None;
     }
     let port = free_port();
     let start = |rank| {
         let mut command = test_alone(module, test);
-        Process::start(command.envs(launched(rank, size, port)).env("TERCET_TIMEOUT", "60"))
+        command.envs(launched(rank, size, port)).env("TERCET_TIMEOUT", "60").envs(variables.iter().copied());
+        Process::start(&mut command)
     };
     let processes: Vec<Process> = (0..size).map(start).collect();
     let ended: Vec<Ended> = processes.into_iter().map(|process| process.ended(Duration::from_secs(300))).collect();
