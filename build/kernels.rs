@@ -29,9 +29,9 @@ mod targets;
 const DEFAULT_ARCHS: &str = "80,90a,100,120";
 /// PTX for this architecture is compiled by the driver if no cubin fits.
 const PTX_ARCH: &str = "compute_80";
-/// The kernels that show what each wrapped instruction does: compiled as the losses' are, for tests/it/conformance alone.
-/// Packages do not have them.
-const CONFORMANCE: &str = "emulator/tests/kernels/conformance.cu";
+/// Kernels for tests alone, compiled as the losses' are: what each wrapped instruction does (tests/it/conformance), and how many of
+/// them a device does in a clock (tests/it/rates.rs). Packages do not have them.
+const FOR_TESTS: [&str; 2] = ["emulator/tests/kernels/conformance.cu", "tests/kernels/rates.cu"];
 
 /// One file of kernels for one target.
 struct Job {
@@ -57,8 +57,8 @@ pub fn build() {
     println!("cargo:rerun-if-changed=src/constants.rs");
     println!("cargo:rerun-if-changed=src/cuda/targets.rs");
     println!("cargo:rerun-if-changed=src/cuda/compression.rs");
-    if Path::new(CONFORMANCE).exists() {
-        println!("cargo:rerun-if-changed={CONFORMANCE}");
+    for source in FOR_TESTS.into_iter().filter(|source| Path::new(source).exists()) {
+        println!("cargo:rerun-if-changed={source}");
     }
     let [host, kernels] =
         arguments::sources(Path::new("")).unwrap_or_else(|error| fail(&format!("src and kernels: {error}")));
@@ -69,7 +69,7 @@ pub fn build() {
 
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     if doc_only() {
-        for table in ["images.rs", "conformance.rs"] {
+        for table in ["images.rs", "test_images.rs"] {
             fs::write(out.join(table), "&[]").expect("OUT_DIR is writable");
         }
         fs::write(out.join("compiler.rs"), "(0, 0)").expect("OUT_DIR is writable");
@@ -106,12 +106,13 @@ pub fn build() {
     let images: Vec<(usize, Image)> =
         images.into_iter().map(|(i, image)| (i, image.unwrap_or_else(|error| fail(&error)))).collect();
 
-    // src/cuda/images.rs includes the first, tests/it/conformance the second: dependents are told where it lies.
-    let (conformance, losses): (Vec<_>, Vec<_>) =
-        images.iter().map(|(i, image)| (&jobs[*i], image)).partition(|(job, _)| job.source == Path::new(CONFORMANCE));
+    // src/cuda/images.rs includes the first, tests/it/support/cuda.rs the second: dependents are told where it lies.
+    let for_tests = |job: &Job| FOR_TESTS.iter().any(|source| job.source == Path::new(source));
+    let (tests, losses): (Vec<_>, Vec<_>) =
+        images.iter().map(|(i, image)| (&jobs[*i], image)).partition(|(job, _)| for_tests(job));
     write_table(&out, "images.rs", &losses);
-    write_table(&out, "conformance.rs", &conformance);
-    println!("cargo:conformance={}", out.join("conformance.rs").display());
+    write_table(&out, "test_images.rs", &tests);
+    println!("cargo:test_images={}", out.join("test_images.rs").display());
 }
 
 /// Writes a table of `Image`s, with the files that it includes.
@@ -168,7 +169,7 @@ fn jobs(archs: &[String]) -> Vec<Job> {
         .filter(|path| path.extension().is_some_and(|e| e == "cu"))
         .collect();
     sources.sort();
-    sources.extend(Some(PathBuf::from(CONFORMANCE)).filter(|source| source.exists()));
+    sources.extend(FOR_TESTS.map(PathBuf::from).into_iter().filter(|source| source.exists()));
     let mut jobs = Vec::new();
     for source in sources {
         let stem = source.file_stem().expect("a .cu file has a stem").to_string_lossy().into_owned();

@@ -26,6 +26,8 @@ mod mined;
 mod paired;
 mod pairwise_distance;
 mod parity;
+#[cfg(feature = "cuda")]
+mod rates;
 mod top_k;
 mod triplet_margin;
 mod triplets;

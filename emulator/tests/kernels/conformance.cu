@@ -1,4 +1,4 @@
-// What each wrapped instruction does, lane by lane. Inputs, grids and expected numbers: tests/support/conformance.rs.
+// What each wrapped instruction does, lane by lane. Inputs, grids and expected numbers: tests/it/conformance/probes.rs.
 // Every kernel is legal on a device and gives the same numbers in whatever order its threads run.
 #include "platform.cuh"
 
@@ -103,6 +103,31 @@ KERNEL(arithmetic, 64, const Args args) {
     out[8] = __float_as_uint(rounded_product(a, b) + c);
 }
 
+// in: three words, each of them two f16, an f32 and an integer.
+KERNEL(single_instructions, 64, const Args args) {
+    const u32 i = blockIdx.x * blockDim.x + threadIdx.x, *in = args.in + i * 3;
+    const float x = __uint_as_float(in[0]), y = __uint_as_float(in[1]), z = __uint_as_float(in[2]);
+    const u32 products = multiply_f16(in[0], in[1]), packed = pack_f16(x, y);
+    u32* out = args.out + i * 9;
+    out[0] = products & 0xffff;
+    out[1] = products >> 16;
+    out[2] = packed & 0xffff;
+    out[3] = packed >> 16;
+    out[4] = __float_as_uint(first_f16(in[2]));
+    out[5] = __float_as_uint(second_f16(in[2]));
+    out[6] = __float_as_uint(is_below(x, y));
+    out[7] = __float_as_uint(least_of(x, y, z));
+    out[8] = add_min(in[0], in[1], in[2]);
+}
+
+// in: a normal f32 that has a normal reciprocal.
+KERNEL(reciprocals, 64, const Args args) {
+    const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+    const float x = __uint_as_float(args.in[i]);
+    args.out[i * 2] = __float_as_uint(reciprocal_root(fabs(x)));
+    args.out[i * 2 + 1] = __float_as_uint(reciprocal(x));
+}
+
 // in: three f64, low word first.
 KERNEL(arithmetic_f64, 64, const Args args) {
     const u32 i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -192,6 +217,28 @@ KERNEL(copies, 32, const Args args) {
     for (int i = 0; i < 4; ++i) args.out[lane * 8 + 4 + i] = rows[32 + (lane ^ 1)].v[i];
 }
 
+// Copies of 4 and 8 bytes, of 16 behind both addresses, and of those that are wanted. in: 256 words.
+KERNEL(few_copies, 32, const Args args) {
+    using Row = Pack<u32, 4>;
+    SHARED(Row, rows, 128);
+    const int lane = threadIdx.x;
+    for (int group = 0; group < 4; ++group)
+        for (int i = 0; i < 4; ++i) rows[group * 32 + lane].v[i] = 0xabababab;
+    __syncwarp();
+    const u32* from = args.in + lane * 4;
+    const SharedAddress to = kept(shared_address(&rows[lane]));
+    copy_async_few<4>(to, from + 1);
+    copy_async_few<8>(to + 8, from + 2);
+    copy_async16_at<512>(to, from);
+    copy_async16_if(lane % 3 == 0, &rows[64 + lane], from);
+    copy_async16_at_if<-16>(lane % 2 == 1, to + 96 * 16, from);
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncwarp();
+    for (int group = 0; group < 4; ++group)
+        for (int i = 0; i < 4; ++i) args.out[lane * 16 + group * 4 + i] = rows[group * 32 + lane].v[i];
+}
+
 // What is not valid may lie anywhere: only even lanes copy something.
 KERNEL(copies_from_nowhere, 32, const Args args) {
     using Row = Pack<u32, 4>;
@@ -230,6 +277,15 @@ KERNEL(product_f16, 32, const Args args) {
     float d[4];
     for (int i = 0; i < 4; ++i) d[i] = __uint_as_float(in[6 + i]);
     mma_f16_m16n8k16(d, a, in[4], in[5]);
+    for (int i = 0; i < 4; ++i) args.out[place * 4 + i] = __float_as_uint(d[i]);
+}
+
+// The same without C.
+KERNEL(product_f16_first, 32, const Args args) {
+    const u32 place = blockIdx.x * 32 + threadIdx.x, *in = args.in + place * 10;
+    const u32 a[4] = {in[0], in[1], in[2], in[3]};
+    float d[4];
+    mma_f16_m16n8k16_first(d, a, in[4], in[5]);
     for (int i = 0; i < 4; ++i) args.out[place * 4 + i] = __float_as_uint(d[i]);
 }
 

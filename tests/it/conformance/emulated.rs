@@ -77,7 +77,12 @@ fn the_emulator_answers_as_devices_did() {
     let mut wrong = Vec::new();
     for (file, record) in &records {
         for probe in probes::all() {
-            let check = probes::answer(record, &probe).and_then(|record| probe.check_record(&answer(&probe), &record));
+            let Some(recorded) = probes::answer(record, &probe) else {
+                let (device, name) = (record["device"].as_str().unwrap_or(file), &probe.name);
+                skipped(&format!("not asked of {device} yet: the_emulator_answers_as_devices_did, {name}"));
+                continue;
+            };
+            let check = recorded.and_then(|record| probe.check_record(&answer(&probe), &record));
             wrong.extend(check.err().map(|e| format!("{file}: {e}")));
         }
     }
@@ -98,7 +103,7 @@ fn records_are_compared() {
     assert_eq!(record["device"], "A device, 80 GB");
     let (mut compared, mut bounded) = (0, 0);
     for (probe, out) in &answers {
-        let recorded = probes::answer(record, probe).expect("written");
+        let recorded = probes::answer(record, probe).expect("there").expect("written");
         assert_eq!(&recorded, out);
         probe.check_record(out, &recorded).expect("the same numbers");
         // Flip the lowest bit of each word in turn: that is found, or within the bound, or nothing pins the number
@@ -120,9 +125,10 @@ fn records_are_compared() {
     }
     assert!(compared > bounded, "{compared} of {} changes found", compared + bounded);
     let other = Probe { input: vec![1; 128], ..probes::all().pop().expect("some") };
-    assert!(probes::answer(record, &other).expect_err("other numbers").contains("another input"));
+    let refused = probes::answer(record, &other).expect("there").expect_err("other numbers");
+    assert!(refused.contains("another input"));
     let other = Probe { name: "new".into(), ..other };
-    assert!(probes::answer(record, &other).expect_err("not there").contains("not in the record"));
+    assert!(probes::answer(record, &other).is_none());
 }
 
 const ONE_WARP: Grid = Grid { blocks: 1, threads: 32, shared_bytes: 0 };

@@ -172,10 +172,13 @@ pub fn read_records(folder: &Path) -> Vec<(String, Value)> {
     files.iter().map(|file| (file.display().to_string(), parse(file))).collect()
 }
 
-/// The answer to a probe in `record`.
-pub fn answer(record: &Value, probe: &Probe) -> Result<Vec<u32>, String> {
+/// The answer to a probe in `record`; `None`: the device was not asked.
+pub fn answer(record: &Value, probe: &Probe) -> Option<Result<Vec<u32>, String>> {
     let entry = &record["probes"][&probe.name];
-    let Some(out) = entry["out"].as_str() else { return Err(format!("{}: not in the record", probe.name)) };
+    entry["out"].as_str().map(|out| read_answer(entry, out, probe))
+}
+
+fn read_answer(entry: &Value, out: &str, probe: &Probe) -> Result<Vec<u32>, String> {
     if entry["input"] != probe.digest() {
         return Err(format!("{}: the record belongs to another input", probe.name));
     }
@@ -187,9 +190,8 @@ pub fn answer(record: &Value, probe: &Probe) -> Result<Vec<u32>, String> {
 
 /// All probes. The last one is at which a device might fault.
 pub fn all() -> Vec<Probe> {
-    let mut probes =
-        vec![shuffles(), votes(), conversions(), arithmetic(), arithmetic_f64(), atomics(), named_barriers()];
-    probes.extend([copies(), matrices(), dynamic_shared()]);
+    let mut probes = vec![shuffles(), votes(), conversions(), arithmetic(), arithmetic_f64(), single_instructions()];
+    probes.extend([reciprocals(), atomics(), named_barriers(), copies(), few_copies(), matrices(), dynamic_shared()]);
     probes.extend(products());
     probes.push(copies_from_nowhere());
     probes
@@ -385,6 +387,71 @@ fn arithmetic_f64() -> Probe {
     Probe::new("arithmetic_f64", [2, 64], input, expected)
 }
 
+fn single_instructions() -> Probe {
+    // Two f16 in one word, f32 near to each other and of either sign, ties of rounding, and NaN.
+    let special = [
+        0u32,
+        0x8000_0000,
+        0x3f80_0000,
+        0x3f80_0001,
+        0xbf80_0000,
+        0x3c00_3c01,
+        0x0001_7bff,
+        0x8001_fbff,
+        0x7c00_0400,
+        0x7e00_3555,
+        0x3555_7e00,
+        0x0000_0001,
+        0x8000_0001,
+        0x7f80_0000,
+        0xff80_0000,
+        0x7fc0_0000,
+        0x477f_f000,
+        0x477f_efff,
+        0x3380_0000,
+        0x3380_0001,
+        0xffff_ffff,
+    ];
+    let triples = triples(&special, 512, |bits| bits as u32);
+    let mut expected = Vec::new();
+    for &[x, y, z] in &triples {
+        let halves = |word: u32| [word as u16, (word >> 16) as u16].map(|half| f16::from_bits(half).to_f32());
+        let ([x0, x1], [y0, y1], [z0, z1]) = (halves(x), halves(y), halves(z));
+        let (a, b) = (f32::from_bits(x), f32::from_bits(y));
+        expected.extend([
+            // A product of two f16 is exact in f32, and is rounded once.
+            F16(f16::from_f32(x0 * y0)),
+            F16(f16::from_f32(x1 * y1)),
+            F16(f16::from_f32(a)),
+            F16(f16::from_f32(b)),
+            F32(z0),
+            F32(z1),
+            F32(if a < b { 1.0 } else { 0.0 }),
+            Bits([x, y, z].map(|word| word as i32).into_iter().min().unwrap() as u32),
+            Bits(x.wrapping_add(y).min(z)),
+        ]);
+    }
+    Probe::new("single_instructions", [8, 64], triples.as_flattened().to_vec(), expected)
+}
+
+fn reciprocals() -> Probe {
+    let mut numbers = Numbers(11);
+    let mut input = Vec::new();
+    for exponent in 2..253u32 {
+        let sign = (exponent % 2) << 31;
+        input
+            .extend([0, 0x7f_ffff, numbers.next() as u32 & 0x7f_ffff].map(|fraction| sign | exponent << 23 | fraction));
+    }
+    input.extend((input.len()..768).map(|_| 0x3f80_0000 | numbers.next() as u32 & 0x7f_ffff));
+    let mut expected = Vec::new();
+    for &word in &input {
+        let x = f64::from(f32::from_bits(word));
+        let near = |exact: f64| Near32(exact, exact.abs() * 2f64.powi(-22));
+        expected.extend([near(1.0 / x.abs().sqrt()), near(1.0 / x)]);
+    }
+    Probe::new("reciprocals", [12, 64], input, expected)
+}
+
 fn atomics() -> Probe {
     let input = bytes(5, 32);
     let of_block: Vec<u32> = (0..64).map(|i| input[i % 32] + i as u32).collect();
@@ -443,6 +510,20 @@ fn copies() -> Probe {
     Probe::new("copies", [1, 32], input, expected)
 }
 
+fn few_copies() -> Probe {
+    const UNTOUCHED: u32 = 0xabab_abab;
+    let input = words(12, 256);
+    let expected = (0..32).flat_map(|lane| {
+        let row = |at: usize| <[u32; 4]>::try_from(&input[at * 4..][..4]).unwrap();
+        let if_wanted = |wanted: bool| if wanted { row(lane) } else { [UNTOUCHED; 4] };
+        let [_, second, third, fourth] = row(lane);
+        // The odd lanes copy what lies a row before theirs.
+        [[second, UNTOUCHED, third, fourth], row(32 + lane), if_wanted(lane % 3 == 0), if_wanted(lane % 2 == 0)]
+    });
+    let expected = expected.flatten().map(Bits).collect();
+    Probe::new("few_copies", [1, 32], input, expected)
+}
+
 fn copies_from_nowhere() -> Probe {
     let input = words(8, 128);
     let expected = (0..128).map(|i| Bits(if i / 4 % 2 == 0 { input[i] } else { 0 })).collect();
@@ -468,7 +549,7 @@ fn dynamic_shared() -> Probe {
     Probe { shared_bytes: 4096, ..Probe::new("dynamic_shared", [1, 32], input, expected) }
 }
 
-/// Products of A [16, 16] and B [16, 8] of f16 plus C, one a block, in the fragments that the PTX ISA lays down ("Matrix
+/// Products of A [16, 16] and B [16, 8] of f16 plus C, and without C, one a block, in the fragments that the PTX ISA lays down ("Matrix
 /// fragments for mma.m16n8k16"): two numbers share a register.
 fn products() -> Vec<Probe> {
     type Numbers2 = Box<dyn Fn(usize, usize) -> f64>;
@@ -536,7 +617,7 @@ fn products() -> Vec<Probe> {
             Box::new(|row, column| if row == 7 && column == 7 { f64::NEG_INFINITY } else { 0.5 }),
         ),
     ];
-    let probes = sets.into_iter().map(|(set, a, b, c)| {
+    let probes = sets.into_iter().flat_map(|(set, a, b, c)| {
         let mut input = Vec::new();
         for lane in 0..32 {
             let (group, place) = (lane / 4, lane % 4);
@@ -551,22 +632,26 @@ fn products() -> Vec<Probe> {
             }
             input.extend((0..4).map(|i| (c(group + i / 2 * 8, place * 2 + i % 2) as f32).to_bits()));
         }
-        let mut expected = Vec::new();
-        for lane in 0..32 {
-            for i in 0..4 {
+        let places = (0..128usize).map(|place| (place / 4, place % 4));
+        let sums = |c: &dyn Fn(usize, usize) -> f64| {
+            let sum = |(lane, i)| {
                 let (row, column) = (lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2);
                 let terms = || (0..K).map(|k| a(row, k) * b(k, column));
                 let exact = c(row, column) + terms().sum::<f64>();
                 let size = c(row, column).abs() + terms().map(f64::abs).sum::<f64>();
-                expected.push(match set {
+                match set {
                     "integers" | "special" => F32(exact as f32),
                     // Each term may lose what lies below f32's last place beside the largest, and so may the result.
                     _ => Near32(exact, (K + 2) as f64 * f64::from(f32::EPSILON) * size + f64::from(f32::MIN_POSITIVE)),
-                });
-            }
-        }
-        let probe = Probe::new("product_f16", [1, 32], input, expected);
-        Probe { name: format!("product_f16, {set}"), ..probe }
+                }
+            };
+            places.clone().map(sum).collect::<Vec<_>>()
+        };
+        let all = [("product_f16", sums(&c)), ("product_f16_first", sums(&|_, _| 0.0))];
+        all.map(|(kernel, expected)| {
+            let probe = Probe::new(kernel, [1, 32], input.clone(), expected);
+            Probe { name: format!("{kernel}, {set}"), ..probe }
+        })
     });
     probes.collect()
 }

@@ -3,12 +3,17 @@
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytemuck::Pod;
-use cudarc::driver::{CudaContext, CudaStream, result};
-use tercet::internal::{CudaLauncher, Launcher, Memory};
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use cudarc::driver::{CudaContext, CudaModule, CudaStream, result};
+use cudarc::nvrtc::Ptx;
+use tercet::internal::{CudaLauncher, Image, KernelReport, Launcher, Memory, choose};
 
 use super::backends::{Backend, Number, Operation};
 use super::devices::{MemoryOf, TestDevice};
 use super::skipped::skipped;
+
+/// The kernels that are for tests alone.
+pub static TEST_IMAGES: &[Image] = include!(env!("TERCET_TEST_IMAGES"));
 
 /// Held by each test that uses the device: shared, or alone by one that captures graphs, for which no other thread may
 /// allocate memory, or that fills the memory.
@@ -35,6 +40,29 @@ pub fn shared(test: &str) -> Option<Shared> {
 /// The right to use the device while no other test does; `None`, after naming the test as skipped, if there is none.
 pub fn alone(test: &str) -> Option<Alone> {
     there_is_a_device(test).then(|| DEVICE.write().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// A number that the driver knows of a device.
+pub fn attribute(context: &CudaContext, what: Attribute) -> u32 {
+    u32::try_from(context.attribute(what).unwrap()).unwrap()
+}
+
+/// A device's compute capability.
+pub fn capability(context: &CudaContext) -> [u32; 2] {
+    [Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR]
+        .map(|what| attribute(context, what))
+}
+
+/// The kernels of a file that is for tests alone, on a device.
+pub fn test_module(context: &Arc<CudaContext>, stem: &str) -> Arc<CudaModule> {
+    let [major, minor] = capability(context);
+    let image = choose(TEST_IMAGES, stem, major, minor).expect("an image for this device");
+    let bytes = image.decompressed();
+    let code = match image.target.starts_with("sm_") {
+        true => Ptx::from_binary(bytes),
+        false => Ptx::from_src(String::from_utf8(bytes).unwrap().trim_end_matches('\0')),
+    };
+    context.load_module(code).unwrap()
 }
 
 /// The first device and its default stream.
