@@ -1,5 +1,5 @@
 //! The benches: a module for each stem, with criterion's report and rows for the table of `cargo xtask bench`, and
-//! `growth` and `on_device`, which measure by themselves.
+//! `growth`, `on_device` and `operators`, which measure by themselves.
 //!
 //! ```sh
 //! cargo bench -p tercet                           # all of them
@@ -21,6 +21,7 @@ mod contrastive;
 mod growth;
 #[cfg(feature = "cuda")]
 mod on_device;
+mod operators;
 mod pairwise_distance;
 mod support;
 mod top_k;
@@ -43,6 +44,7 @@ const STEMS: [Module; 9] = [
 /// Those that know nothing of criterion's arguments.
 const OTHERS: &[Module] = &[
     ("growth", growth::bench),
+    ("operators", operators::bench),
     #[cfg(feature = "cuda")]
     ("on_device", on_device::bench),
 ];

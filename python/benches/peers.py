@@ -1,14 +1,16 @@
 """Times of the package beside pytorch-metric-learning, sentence-transformers and formulas in PyTorch's own operations.
 
-    python python/benches/peers.py [NAME..]
+    python python/benches/peers.py [NAME..] [--json] [--beside FILE]
 
 Forward and backward of leaves, on the CPU, with PyTorch's own number of threads; the fastest of several runs, each of calls that
 take half a second together. Peers that are not installed are left out. It prints a table, and is to be run on a machine that does
-nothing else. ``python python/benches/peers.py --json`` prints one line for each row instead.
+nothing else; with ``--json`` one line for each row instead. ``--beside FILE`` has the times of the operators through tch, from
+``cargo bench -p tercet -- operators --json FILE``, and prints how much longer they take here.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -117,7 +119,7 @@ def triplets(count: int, dim: int) -> Callable[[], list[tuple[str, Any]]]:
 
 
 def every_operator(count: int, dim: int) -> Callable[[], list[tuple[str, Any]]]:
-    """The sizes of `cargo bench`, whose times through tch are the crate's own."""
+    """With the inputs of benches/operators.rs, which times the same through tch."""
 
     def make() -> list[tuple[str, Any]]:
         x, labels = rows(count, dim), torch.arange(count) // 8
@@ -125,15 +127,15 @@ def every_operator(count: int, dim: int) -> Callable[[], list[tuple[str, Any]]]:
         same, y = torch.arange(16 * count) % 2 == 0, rows(count, dim, 1)
         margin = {"margin": float(dim) / 8}
         return [
-            (f"triplet_margin {16 * count} x {dim}", both(lambda a, p, n: F.triplet_margin(a, p, n), a, p, n)),
-            (f"contrastive {16 * count} x {dim}", both(lambda a, p: F.contrastive(a, p, same, margin=16.0), a, p)),
+            ("triplet_margin", both(lambda a, p, n: F.triplet_margin(a, p, n), a, p, n)),
+            ("contrastive", both(lambda a, p: F.contrastive(a, p, same, margin=16.0), a, p)),
             ("batch_all", both(lambda x: F.batch_all(x, labels, **margin), x)),
             ("batch_hard", both(lambda x: F.batch_hard(x, labels, **margin), x)),
             ("batch_semi_hard", both(lambda x: F.batch_semi_hard(x, labels, **margin), x)),
             ("batch_negative", both(lambda x: F.batch_negative(x, labels, **margin), x)),
             ("batch_contrastive", both(lambda x: F.batch_contrastive(x, labels, margin=16.0), x)),
             ("pairwise_distance", both(lambda x, y: F.pairwise_distance(x, y, distance="euclidean"), x, y)),
-            ("top_k, k = 10", lambda: F.top_k(x, y, k=10)),
+            ("top_k", lambda: F.top_k(x.detach(), y.detach(), k=10)),
         ]
 
     return make
@@ -148,12 +150,21 @@ BENCHES: dict[str, Callable[[], list[tuple[str, Any]]]] = {
     "ST batch-hard 4096 x 128": st_of("BatchHardTripletLoss", 4096),
     "ST batch-semi-hard 1024 x 128": st_of("BatchSemiHardTripletLoss", 1024),
     "operators 1024 x 128": every_operator(1024, 128),
+    "operators 256 x 128": every_operator(256, 128),
 }
 
 
 def main() -> None:
-    wanted = [name for name in sys.argv[1:] if not name.startswith("-")]
-    as_json = "--json" in sys.argv
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="only benches whose name has one of these in it")
+    parser.add_argument("--json", action="store_true", help="one line of JSON for each row")
+    parser.add_argument("--beside", help="the operators' times through tch")
+    options = parser.parse_args()
+    wanted, as_json = options.names, options.json
+    through_tch = {}
+    if options.beside:
+        with open(options.beside) as lines:
+            through_tch = {(row["bench"], row["who"]): row["us"] for row in map(json.loads, lines)}
     if not as_json:
         print(f"PyTorch {torch.__version__}, tercet {tercet.__version__}, {torch.get_num_threads()} threads")
     for name, make in BENCHES.items():
@@ -176,6 +187,8 @@ def main() -> None:
                 print(json.dumps({"bench": name, "who": who, "us": took * 1e6, "torch": torch.__version__}), flush=True)
             else:
                 ratio = "" if took is first or name.startswith("operators") else f"{took / first:9.2f} x"
+                if (name, who) in through_tch:
+                    ratio = f"{took * 1e6 / through_tch[name, who]:9.2f} of its time through tch"
                 print(f"{name:32} {who:30} {took * 1e6:12.1f} us {ratio}", flush=True)
 
 
