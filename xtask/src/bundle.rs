@@ -1,4 +1,4 @@
-//! `cargo xtask bundle`: executables for a GPU machine that has Python's torch and no Rust.
+//! `cargo xtask bundle`: executables and a wheel for a GPU machine that has Python's torch and no Rust.
 
 use std::fs;
 use std::io::Read;
@@ -10,14 +10,15 @@ use crate::checkout::{Checkout, variable};
 use crate::error::{Doing, Error, Result};
 use crate::gpu_status::{Hashes, TEST};
 use crate::json;
+use crate::wheel::{self, ARCHITECTURES};
 
 /// The script that runs the bundle on the GPU machine.
 const RUN: &str = include_str!("bundle_run.sh");
 /// The most bytes that may be copied to such a machine in one go, with room for the checkout itself.
 const LARGEST: u64 = 60 << 20;
-/// The variable, with the architecture of the machines that bundles are made for. Only `tercet` is built again for it:
-/// libtorch's bindings do not read the variable.
-const ARCHITECTURES: (&str, &str) = ("TERCET_CUDA_ARCHS", "90a");
+/// The architecture of the machines that bundles are made for. Only `tercet` is built again for it: libtorch's bindings do not
+/// read the variable.
+const ARCHITECTURE: &str = "90a";
 
 /// The name of the executable with the losses' tests.
 const TESTS: &str = "test-tests-it";
@@ -32,7 +33,17 @@ struct Program {
     built: PathBuf,
 }
 
-pub fn make(checkout: &Checkout) -> Result<()> {
+/// What the command line asks for: a checkout of another commit, whose bench is to run beside this one's.
+pub fn parse(arguments: &[&str]) -> Result<Option<PathBuf>> {
+    match arguments {
+        [] => Ok(None),
+        ["--before", folder] => Ok(Some(PathBuf::from(folder))),
+        ["--before"] => Err(Error::Usage("--before: expected a checkout of another commit, got nothing".into())),
+        [other, ..] => Err(Error::Usage(format!("unexpected argument `{other}` of `bundle`"))),
+    }
+}
+
+pub fn make(checkout: &Checkout, before: Option<&Path>) -> Result<()> {
     // All features but the emulator, which runs kernels without a GPU, from files of this build.
     let packages = ["-p", "tercet", "-p", "tercet-tests", "-p", "tercet-trainer"];
     let features = "tercet/cuda,tercet/distributed,tercet-tests/cuda,tercet-tests/distributed,tercet-trainer/torch";
@@ -40,6 +51,7 @@ pub fn make(checkout: &Checkout) -> Result<()> {
     let mut programs = build(checkout, &test.concat())?;
     programs.extend(build(checkout, &["bench", "-p", "tercet", "--no-run"])?);
     programs.extend(build(checkout, &["build", "--release", "-p", "tercet-trainer", "--bin", "tercet"])?);
+    let before = before.map(bench_of).transpose()?;
 
     let dir = checkout.root.join(".bundle");
     let bin = dir.join("bin");
@@ -50,6 +62,10 @@ pub fn make(checkout: &Checkout) -> Result<()> {
         strip(built, &bin.join(name))?;
         let package = package.strip_prefix(&checkout.root).unwrap_or(package).display().to_string();
         list += &format!("{kind}\t{name}\t{}\n", if package.is_empty() { "." } else { &package });
+    }
+    if let Some((bench, arguments)) = before {
+        strip(&bench.built, &bin.join(&bench.name))?;
+        list += &format!("{}\t{}\t{arguments}\n", bench.kind, bench.name);
     }
     let own = std::env::current_exe().doing("find this program")?;
     strip(&own, &bin.join("xtask"))?; // it prints the table of the benches there
@@ -65,6 +81,12 @@ pub fn make(checkout: &Checkout) -> Result<()> {
     fs::write(&script, RUN).doing("write .bundle/run.sh")?;
     use std::os::unix::fs::PermissionsExt;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).doing("make .bundle/run.sh executable")?;
+    for old in wheels(&dir)? {
+        fs::remove_file(&old).doing(format_args!("remove {}", checkout.show(&old)))?;
+    }
+    let wheel = wheel::make(checkout, Some(ARCHITECTURE))?;
+    let name = wheel.file_name().ok_or_else(|| Error::failed("a wheel without a name"))?;
+    fs::copy(&wheel, dir.join(name)).doing("copy the wheel into .bundle")?;
     let packed = dir.join("bin.tar.xz");
     pack(&dir, &packed)?;
     report(&bin, &packed)?;
@@ -111,13 +133,44 @@ fn report(bin: &Path, packed: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The wheels in a folder.
+fn wheels(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).doing(format_args!("read {}", dir.display()))? {
+        let path = entry.doing(format_args!("read {}", dir.display()))?.path();
+        if path.extension().is_some_and(|extension| extension == "whl") {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// The bench of another commit's checkout, which has been set up, and the arguments by which it measures on a device.
+fn bench_of(folder: &Path) -> Result<(Program, &'static str)> {
+    let root = folder.canonicalize().doing(format_args!("find {}", folder.display()))?;
+    let programs = build(&Checkout { root }, &["bench", "-p", "tercet", "--no-run"])?;
+    choose_bench(programs)
+        .ok_or_else(|| Error::Failed(format!("{}: expected a bench of devices, got none", folder.display())))
+}
+
+/// `on_device` was a bench of its own once; it is a module of `losses` now.
+fn choose_bench(programs: Vec<Program>) -> Option<(Program, &'static str)> {
+    let arguments = |program: &Program| match program.name.as_str() {
+        "bench-on_device" => Some(""),
+        "bench-losses" => Some("on_device"),
+        _ => None,
+    };
+    let (bench, arguments) = programs.into_iter().find_map(|program| arguments(&program).map(|of| (program, of)))?;
+    Some((Program { kind: "before", name: "before".into(), ..bench }, arguments))
+}
+
 /// Builds and collects the executables that cargo reports.
 fn build(checkout: &Checkout, arguments: &[&str]) -> Result<Vec<Program>> {
     println!("bundle: cargo {}", arguments.join(" "));
     let mut command = cargo(checkout, arguments);
     command.arg("--message-format=json-render-diagnostics").current_dir(&checkout.root).stdout(Stdio::piped());
-    if variable(ARCHITECTURES.0).is_none() {
-        command.env(ARCHITECTURES.0, ARCHITECTURES.1);
+    if variable(ARCHITECTURES).is_none() {
+        command.env(ARCHITECTURES, ARCHITECTURE);
     }
     let mut child = command.spawn().doing("start cargo")?;
     let mut messages = String::new();
@@ -195,6 +248,34 @@ mod tests {
         format!(
             r#"{{"reason":"compiler-artifact","manifest_path":"{package}/Cargo.toml","target":{{"kind":["{kind}"],"name":"{name}"}},"profile":{{"opt_level":"3","test":{harness}}},"executable":{executable}}}"#
         )
+    }
+
+    #[test]
+    fn arguments_are_read() {
+        assert_eq!(parse(&[]).ok(), Some(None));
+        assert_eq!(parse(&["--before", "old"]).ok(), Some(Some("old".into())));
+        for wrong in [&["--before"][..], &["old"], &["--before", "old", "older"]] {
+            assert!(matches!(parse(wrong), Err(Error::Usage(_))), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_bench_of_a_device_is_found_in_old_and_new_commits() {
+        let program = |name: &str| Program {
+            kind: "bench",
+            name: name.into(),
+            package: "/p".into(),
+            built: format!("/t/{name}").into(),
+        };
+        for (names, built, arguments) in [
+            (&["bench-growth", "bench-on_device"][..], "/t/bench-on_device", ""),
+            (&["bench-losses"], "/t/bench-losses", "on_device"),
+        ] {
+            let (chosen, found) = choose_bench(names.iter().map(|name| program(name)).collect()).unwrap();
+            assert_eq!((chosen.kind, chosen.name.as_str()), ("before", "before"));
+            assert_eq!((chosen.built, found), (PathBuf::from(built), arguments));
+        }
+        assert_eq!(choose_bench(vec![program("bench-growth")]), None);
     }
 
     #[test]

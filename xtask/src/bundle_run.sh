@@ -7,16 +7,23 @@ usage() {
   cat <<'TXT'
 usage: .bundle/run.sh COMMAND
 
+  verify [SECONDS]   what a change of the kernels owes to a device, the most important first, all of it within SECONDS (570):
+                     instructions, tests, compute-sanitizer, the wheel's tests, benches beside those of another commit and of
+                     other libraries, a profile, records. What found no time is named
   test [FILTER]      all tests; FILTER as libtest takes it
   bench [ARGS]       all benches, or those of `cargo bench -p tercet -- ARGS`; the table of target/bench.json
   sanitize [FILTER]  tests whose name contains FILTER ("cuda") under compute-sanitizer's four tools
   train [ARGS]       tercet train ARGS
+  encoders [SECONDS] [DIR]  tercet train with ResNet-152 and ResNet-50, SECONDS each (90), on generated signatures and on DIR
 
 Environment:
   OUT           folder for the logs (.bundle/logs)
   TEST_THREADS  threads per test program (4)
   LIMIT         seconds per program, 0 for no limit (0)
   PYTHON        the Python that has torch (python3)
+
+verify also takes the wheels in .bundle/peers, such as those of `pip download --no-deps -d .bundle/peers NAME`, and the bench of
+another commit, from `cargo xtask bundle --before DIR`.
 TXT
 }
 
@@ -35,7 +42,7 @@ python=${PYTHON:-python3}
 command=${1:-help}
 [ $# -gt 0 ] && shift
 case $command in
-  test | bench | sanitize | train) ;;
+  verify | test | bench | sanitize | train | encoders) ;;
   help | -h | --help)
     usage
     exit 0
@@ -50,6 +57,12 @@ case $command in
   test | sanitize)
     if [ $# -gt 1 ]; then
       echo "run.sh: $command takes one FILTER, got: $*" >&2
+      exit 2
+    fi
+    ;;
+  verify | encoders)
+    if [[ $# -gt 0 && ! $1 =~ ^[1-9][0-9]*$ ]]; then
+      echo "run.sh: $command takes a number of seconds, got: $1" >&2
       exit 2
     fi
     ;;
@@ -122,12 +135,21 @@ in_package() {
 
 summary=()
 failed=0
+changed=0
+left_out=0
 passed_tests=0
+bad=FAILED # the status of what does not pass
 
-# note NAME STATUS DETAIL: a line of the summary.
+# note NAME STATUS DETAIL: a line of the summary. STATUS: ok, FAILED, "left out" for what did not run, or "changed" for other numbers
+# than were recorded once, which somebody has to look at.
 note() {
   summary+=("$(printf '%-44s %-8s %s' "$1" "$2" "$3")")
-  if [ "$2" != ok ]; then failed=$((failed + 1)); fi
+  case $2 in
+    ok) ;;
+    changed) changed=$((changed + 1)) ;;
+    "left out") left_out=$((left_out + 1)) ;;
+    *) failed=$((failed + 1)) ;;
+  esac
 }
 
 # tests LABEL LOG FOLDER COMMAND...: runs one test program and notes what it says.
@@ -147,7 +169,7 @@ tests() {
   case $status in
     0) if [ -n "$result" ]; then note "$label" ok "$count passed, $((SECONDS - start)) s"; else note "$label" FAILED "ran no tests"; fi ;;
     124) note "$label" FAILED "stopped after $limit s" ;;
-    *) note "$label" FAILED "exit status $status; ${result:-no result}" ;;
+    *) note "$label" "$bad" "exit status $status; ${result:-no result}" ;;
   esac
 }
 
@@ -158,11 +180,13 @@ finish() {
     echo "---- $what on ${gpu:-no GPU}, commit $commit"
     printf '%s\n' "${summary[@]}"
     if [ "$failed" = 0 ]; then verdict="pass"; else verdict="$failed failed"; fi
-    if [ "$what" != bench ]; then verdict+=", $passed_tests tests passed"; fi
+    if [ "$passed_tests" -gt 0 ]; then verdict+=", $passed_tests tests passed"; fi
+    if [ "$changed" -gt 0 ]; then verdict+=", $changed changed"; fi
+    if [ "$left_out" -gt 0 ]; then verdict+=", $left_out parts left out"; fi
     echo "$verdict"
     if [ -z "$gpu" ]; then
       echo "no GPU was seen: nothing of this counts as a verification"
-    elif [ "$what" != bench ]; then
+    elif [ "$passed_tests" -gt 0 ]; then
       echo "for docs/gpu-verification.md:"
       local target
       target=$(target)
@@ -205,36 +229,177 @@ run_benches() {
   finish bench
 }
 
-run_sanitizer() {
-  local filter=${1:-cuda} sanitizer="" place name folder tool matching
-  for place in "$(command -v compute-sanitizer)" "${CUDA_HOME:-/nowhere}/bin/compute-sanitizer" \
-    /usr/local/cuda/bin/compute-sanitizer /usr/local/cuda/compute-sanitizer/compute-sanitizer; do
+# toolkit NAME: the path of one of the CUDA toolkit's programs; nothing if there is none.
+toolkit() {
+  local place
+  for place in "$(command -v "$1")" "${CUDA_HOME:-/nowhere}/bin/$1" "/usr/local/cuda/bin/$1" "/usr/local/cuda/$1/$1"; do
     if [ -x "$place" ]; then
-      sanitizer=$place
-      break
+      echo "$place"
+      return
     fi
   done
-  [ -n "$sanitizer" ] || die "compute-sanitizer was not found (PATH, CUDA_HOME, /usr/local/cuda): nothing was sanitized"
-  [ -n "$gpu" ] || die "no GPU was seen: there is nothing to sanitize"
+}
+
+# Cases whose results are recorded.
+recorded=cuda_computes_what_it_did
+
+# matching LABEL FILTER THREADS [WRAPPER...]: the tests whose names contain FILTER but not `skip`, of each program that has one.
+matching() {
+  local label=$1 filter=$2 count=$3 log=$logs/$1.log name folder found=0
+  shift 3
+  : >"$log"
+  while IFS=$'\t' read -r name folder <&3; do
+    # Some starts are slow, as under the sanitizer: only programs that have such a test.
+    if in_package "$folder" "$bundle/bin/$name" --list "$filter" 2>/dev/null | grep -q ': test$'; then
+      found=1
+      tests "$label $name" "$log" "$folder" "$@" "$bundle/bin/$name" --test-threads="$count" "$filter" ${skip:+--skip "$skip"}
+    fi
+  done 3< <(programs test)
+  [ $found = 1 ] || note "$label" FAILED "no test's name contains '$filter'"
+}
+
+# sanitized TOOL FILTER: matching tests under one of compute-sanitizer's tools.
+sanitized() {
   # With one allocation per tensor, a kernel that runs past a tensor's end is seen; in a cached block it is not.
-  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 matching "$1" "$2" 1 "$(toolkit compute-sanitizer)" --tool "$1" --error-exitcode 99 \
+    --target-processes all
+}
+
+run_sanitizer() {
+  local filter=${1:-cuda} tool
+  [ -n "$(toolkit compute-sanitizer)" ] ||
+    die "compute-sanitizer was not found (PATH, CUDA_HOME, /usr/local/cuda): nothing was sanitized"
+  [ -n "$gpu" ] || die "no GPU was seen: there is nothing to sanitize"
   for tool in memcheck racecheck initcheck synccheck; do
-    : >"$logs/$tool.log"
-    while IFS=$'\t' read -r name folder <&3; do
-      # A start under the sanitizer is slow: only programs that have a matching test.
-      matching=$(in_package "$folder" "$bundle/bin/$name" --list "$filter" 2>/dev/null | grep -c ': test$')
-      [ "$matching" -gt 0 ] || continue
-      tests "$tool $name" "$logs/$tool.log" "$folder" "$sanitizer" --tool "$tool" --error-exitcode 99 \
-        --target-processes all "$bundle/bin/$name" --test-threads=1 "$filter"
-    done 3< <(programs test)
+    sanitized "$tool" "$filter"
   done
-  [ ${#summary[@]} -gt 0 ] || note "all tests" FAILED "no test's name contains '$filter'"
   finish sanitize
 }
 
+# within NAME SECONDS: sets `limit` for a part of `verify`; if no time is left, notes that, and fails.
+within() {
+  local left=$((end - SECONDS))
+  if [ "$left" -lt 3 ]; then
+    note "$1" "left out" "the $budget s were over"
+    return 1
+  fi
+  limit=$(($2 < left ? $2 : left))
+  echo
+  echo "==== $1, $limit s at most; $left of $budget s are left"
+}
+
+# other NAME COMMAND...: a part of `verify` that is no test program; COMMAND keeps to `limit`.
+other() {
+  local name=$1 start=$SECONDS status
+  shift
+  "$@" 2>&1 | tee "$logs/$name.log"
+  status=${PIPESTATUS[0]}
+  case $status in
+    0) note "$name" ok "$((SECONDS - start)) s" ;;
+    124) note "$name" FAILED "stopped after $limit s" ;;
+    *) note "$name" FAILED "exit status $status" ;;
+  esac
+}
+
+# unpacked FOLDER WHEEL...: the wheels' files, in a fresh folder.
+unpacked() {
+  local folder=$1 wheel
+  shift
+  rm -rf "$folder"
+  for wheel in "$@"; do
+    "$python" -m zipfile -e "$wheel" "$folder" || return 1
+  done
+}
+
+# wheel_tests: the wheel's own tests that take a device.
+wheel_tests() {
+  local wheel folder=$bundle/installed
+  wheel=$(find "$bundle" -maxdepth 1 -name '*.whl')
+  [ -n "$wheel" ] || { note wheel "left out" "the bundle has no wheel"; return; }
+  unpacked "$folder" "$wheel" || { note wheel FAILED "cannot be unpacked"; return; }
+  (cd "$root/python/tests" && PYTHONPATH=$folder limited "$python" -m unittest -v test_cuda) 2>&1 | tee "$logs/wheel.log"
+  local status=${PIPESTATUS[0]}
+  if [ "$status" = 0 ]; then note wheel ok "$(tail -n 1 "$logs/wheel.log")"; else note wheel FAILED "exit status $status"; fi
+}
+
+# peers NAME ARGS...: a script of benches/peers, with the wheels of .bundle/peers.
+peers() {
+  local name=$1
+  shift
+  other "peers-$name" limited env PYTHONPATH="$bundle/peers/unpacked" "$python" "$root/benches/peers/$name.py" \
+    --quick --json "$logs/results.jsonl" "$@"
+}
+
+run_verify() {
+  local budget=${1:-570} end=$((SECONDS + ${1:-570})) skip='' tool bench name arguments wheels ncu
+  bench=$(programs bench | head -n 1 | cut -f 1)
+  rm -f "$logs/results.jsonl" "$logs/before.jsonl"
+  within conformance 30 && matching conformance conformance::device 1
+  within rates 30 && matching rates rates:: 1
+  within cuda 200 && skip=$recorded matching cuda cuda "$threads"
+  within regression 30 && bad=changed matching regression $recorded 1
+  for tool in memcheck racecheck synccheck initcheck; do
+    within $tool 45 || continue
+    if [ -n "$(toolkit compute-sanitizer)" ]; then
+      TERCET_REWRITE_RECORDS=1 sanitized $tool $recorded # its findings count here, not the numbers
+    else
+      note $tool "left out" "no compute-sanitizer"
+    fi
+  done
+  within wheel 60 && wheel_tests
+  within bench 60 && other bench in_package . "$bundle/bin/$bench" --bench on_device --quick --json "$logs/results.jsonl"
+  while IFS=$'\t' read -r name arguments <&3; do
+    # shellcheck disable=SC2086
+    within before 60 && other before in_package . "$bundle/bin/$name" --bench $arguments --quick --json "$logs/before.jsonl"
+  done 3< <(programs before)
+  wheels=$(find "$bundle/peers" -maxdepth 1 -name '*.whl' 2>/dev/null)
+  # shellcheck disable=SC2086
+  if [ -n "$wheels" ]; then unpacked "$bundle/peers/unpacked" $wheels || note peers FAILED "cannot be unpacked"; fi
+  within peers-mined 75 && peers mined
+  within peers-paired 30 && peers paired
+  within profile 60 && {
+    ncu=$(toolkit ncu)
+    if [ -n "$ncu" ]; then
+      other profile in_package . "$ncu" --set full --csv --page details --launch-count 24 \
+        --kernel-name 'regex:batch_(hard_(negatives|triangle)|semi_hard_choose|all_sweep|contrastive_sweep)_' \
+        "$bundle/bin/$bench" --bench on_device --profile
+    else
+      note profile "left out" "no ncu"
+    fi
+  }
+  # Last: what is recorded has passed everything above. Devices differ, so a record is this device's own.
+  if [ "$failed" = 0 ]; then
+    within records 45 && {
+      TERCET_REWRITE_RECORDS=1 matching records-conformance a_device_answers_as_defined 1
+      TERCET_REWRITE_RECORDS=1 matching records $recorded 1
+      mkdir -p "$logs/records" && find "$root/tests/data" -name '*.json' -newer "$logs/conformance.log" -exec cp {} "$logs/records" \;
+    }
+  else
+    note records "left out" "something has failed"
+  fi
+  finish verify
+}
+
+run_encoders() {
+  local most=${1:-90} all=(generated ${2+"$2"}) encoder folder data
+  for encoder in resnet152 resnet50; do
+    for data in "${all[@]}"; do
+      folder=$logs/$encoder-$(basename "$data")
+      limit=$((most * 2 + 60))
+      set -- train --encoder $encoder --image-size 224 --precision bf16 --time-limit "$most" --out "$folder"
+      [ "$data" = generated ] || set -- "$@" --data "$data"
+      other "$(basename "$folder")" limited "$bundle/bin/tercet" "$@"
+      [ ! -f "$folder/summary.json" ] || cat "$folder/summary.json"
+    done
+  done
+  finish encoders
+}
+
 case $command in
+  verify) run_verify "$@" ;;
   test) run_tests "$@" ;;
   bench) run_benches "$@" ;;
   sanitize) run_sanitizer "$@" ;;
   train) exec "$bundle/bin/tercet" train "$@" ;;
+  encoders) run_encoders "$@" ;;
 esac

@@ -39,7 +39,8 @@ Commands:
                 `test --torch 2.13 ARGS`: the same with that torch and its tch
   bench [ARGS]  set-up, then `cargo bench -p tercet ARGS`, then a table of target/bench.json
                 (`--table` alone only prints the table of the last run)
-  bundle        executables and a run.sh in .bundle, for a GPU machine that has no Rust
+  bundle        executables, a wheel and a run.sh in .bundle, for a GPU machine that has no Rust. `--before DIR`: with the
+                bench of a checkout of another commit, which has been set up, to compare with
   kernel-report [STEM] [--target sm_90a] [--json] [--rows N --dim D --positives P]
                 set-up, then what the compiled kernels are made of: instructions by loop, blocks on a multiprocessor,
                 bounds on an H200
@@ -122,8 +123,8 @@ fn run(arguments: &[String]) -> Result<()> {
         }
         "bench" => bench(&rest),
         "bundle" => {
-            no_arguments("bundle", &rest)?;
-            bundle::make(&ready()?)
+            let before = bundle::parse(&rest)?;
+            bundle::make(&ready()?, before.as_deref())
         }
         "wheel" => wheel::run(&ready()?, &wheel::Options::parse(&rest)?),
         "peers" => peers::run(&ready()?, &peers::Options::parse(&rest)?),

@@ -13,6 +13,9 @@ use crate::checkout::Checkout;
 use crate::error::{Doing, Error, Result};
 use crate::setup;
 
+/// The variable with the architectures that kernels are compiled for.
+pub const ARCHITECTURES: &str = "TERCET_CUDA_ARCHS";
+
 /// What the command line asks for.
 #[derive(Debug, Default, PartialEq)]
 pub struct Options {
@@ -50,17 +53,21 @@ impl Options {
 
 /// Makes the wheel and, if asked to, tests it.
 pub fn run(checkout: &Checkout, options: &Options) -> Result<()> {
-    let wheel = make(checkout)?;
+    let wheel = make(checkout, None)?;
     if options.test {
         test(checkout, &wheel, options)?;
     }
     Ok(())
 }
 
-/// Makes the wheel; returns its path.
-pub fn make(checkout: &Checkout) -> Result<PathBuf> {
+/// Makes the wheel; returns its path. `architectures`: the devices that it is for, where the environment does not say; `None`: all.
+pub fn make(checkout: &Checkout, architectures: Option<&str>) -> Result<PathBuf> {
     let start = Instant::now();
-    cargo::run(cargo(checkout, &["build", "--release", "-p", "tercet-python"]).current_dir(&checkout.root))?;
+    let mut build = cargo(checkout, &["build", "--release", "-p", "tercet-python"]);
+    if let Some(architectures) = architectures.filter(|_| crate::checkout::variable(ARCHITECTURES).is_none()) {
+        build.env(ARCHITECTURES, architectures);
+    }
+    cargo::run(build.current_dir(&checkout.root))?;
     let library = target(checkout).join("release/libtercet_python.so");
     let mut pack = Command::new(setup::python(checkout)?);
     pack.arg(checkout.root.join("python/wheel.py"))

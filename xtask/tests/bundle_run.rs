@@ -179,3 +179,97 @@ done\nexec \"$@\"\n";
     let ran = ran.says(&["--tool memcheck", "--tool racecheck", "--tool initcheck", "--tool synccheck"]);
     ran.says(&["with: --test-threads=1 cuda", "| sanitize | pass, 12 tests passed |"]);
 }
+
+/// Everything that `verify` starts, as fakes.
+fn for_verify(tests: &[(&str, &str)]) -> Sandbox {
+    let sandbox = bundle(tests);
+    gpu(&sandbox);
+    let sanitizer = "#!/bin/sh\nwhile [ \"${1#-}\" != \"$1\" ]; do shift 2; done\nexec \"$@\"\n";
+    let sanitizer = sanitizer.replace("shift 2", "case \"$1\" in --*) shift 2 ;; esac");
+    sandbox.program("compute-sanitizer", &sanitizer);
+    sandbox.program("ncu", "#!/bin/sh\necho \"profile: $*\"\n");
+    let bench = "#!/bin/sh\necho \"bench: $*\"\n";
+    for name in ["bench-losses", "before"] {
+        sandbox.program(&format!("checkout/.bundle/bin/{name}"), bench);
+    }
+    let list = sandbox.read("checkout/.bundle/list.tsv");
+    sandbox.write("checkout/.bundle/list.tsv", &format!("{list}bench\tbench-losses\t.\nbefore\tbefore\ton_device\n"));
+    sandbox.write("checkout/.bundle/tercet-1.whl", "");
+    sandbox.write("checkout/.bundle/peers/other-1.whl", "");
+    sandbox.write("checkout/python/tests/test_cuda.py", "");
+    sandbox.write("checkout/tests/data/one.json", "");
+    let python = format!("{PYTHON}case \"$1 $2\" in '-m unittest') echo OK ;; *) echo \"python: $*\" ;; esac\n");
+    sandbox.program(
+        "python3",
+        &python.replace("*) echo /fake/torch/lib ;;", "*get_device* | *dirname*) echo /fake/torch/lib ;;"),
+    );
+    sandbox
+}
+
+#[test]
+fn verify_runs_every_part_and_ends_with_a_table() {
+    let sandbox = for_verify(&[("test-one", PASSES)]);
+    let ran = script(&sandbox, &["verify"], &[]).succeeds();
+    let ran = ran.says(&[
+        "with: --test-threads=1 conformance::device",
+        "with: --test-threads=4 cuda --skip cuda_computes_what_it_did",
+        "with: --test-threads=1 cuda_computes_what_it_did",
+        "bench: --bench on_device --quick --json",
+        "mined.py --quick --json",
+        "paired.py --quick --json",
+        "profile: --set full",
+        "---- verify on GPU A, commit abc",
+    ]);
+    for part in [
+        "conformance",
+        "rates",
+        "cuda",
+        "regression",
+        "memcheck",
+        "racecheck",
+        "synccheck",
+        "initcheck",
+        "wheel",
+        "bench",
+    ]
+    .iter()
+    .chain(&["before", "peers-mined", "peers-paired", "profile", "records-conformance", "records"])
+    {
+        let line = ran.out.lines().find(|line| line.starts_with(part) && line.contains(" ok "));
+        assert!(line.is_some(), "{part}: {}", ran.out);
+    }
+    assert!(ran.out.lines().last().is_some_and(|last| last.contains("| verify | pass, ")), "{}", ran.out);
+}
+
+#[test]
+fn verify_names_what_found_no_time_and_what_failed_or_changed() {
+    let slow = "#!/bin/sh\n[ \"$1\" = --list ] && { echo 'a: test'; exit; }\nsleep 5\n";
+    let sandbox = for_verify(&[("test-one", slow)]);
+    script(&sandbox, &["verify", "4"], &[]).fails(1).says(&[
+        "stopped after 4 s",
+        "left out the 4 s were over",
+        "14 parts left out",
+    ]);
+    let changes =
+        PASSES.replace("echo \"with", "case \"$*\" in *--skip*) ;; *cuda_computes*) exit 101 ;; esac\necho \"with");
+    let sandbox = for_verify(&[("test-one", &changes)]);
+    script(&sandbox, &["verify"], &[]).fails(1).says(&["regression test-one", "changed  exit status 101", "1 changed"]);
+    script(&sandbox, &["verify", "soon"], &[]).fails(2).says(&["verify takes a number of seconds, got: soon"]);
+}
+
+#[test]
+fn encoders_are_trained_one_after_the_other() {
+    let sandbox = bundle(&[]);
+    gpu(&sandbox);
+    sandbox.program("checkout/.bundle/bin/tercet", "#!/bin/sh\necho \"tercet $*\"\n");
+    let ran = script(&sandbox, &["encoders", "30", "some/letters"], &[]).succeeds();
+    for (encoder, data) in [("resnet152", "generated"), ("resnet50", "letters")] {
+        let line = format!("train --encoder {encoder} --image-size 224 --precision bf16 --time-limit 30 --out");
+        assert!(
+            ran.out.lines().any(|said| said.contains(&line) && said.contains(&format!("{encoder}-{data}"))),
+            "{}",
+            ran.out
+        );
+    }
+    assert_eq!(ran.out.matches("--data some/letters").count(), 2, "{}", ran.out);
+}

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// The fake Python: makes environments, "installs" torch as empty files, and fails as `FAKE_PIP` says.
@@ -128,6 +129,7 @@ impl Sandbox {
     /// Writes a program onto the PATH of what the sandbox runs.
     pub fn program(&self, name: &str, script: &str) {
         let name = if name.contains('/') { name.to_string() } else { format!("bin/{name}") };
+        let _nobody_forks = FORKS.write().unwrap_or_else(PoisonError::into_inner);
         self.write(&name, &script.replace("@SANDBOX@", self.dir.to_str().unwrap()));
         fs::set_permissions(self.path(&name), fs::Permissions::from_mode(0o755)).unwrap();
     }
@@ -210,7 +212,7 @@ impl Outcome {
 }
 
 pub fn run(command: &mut Command) -> Outcome {
-    outcome(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    outcome(start(command))
 }
 
 pub fn outcome(child: Child) -> Outcome {
@@ -219,7 +221,12 @@ pub fn outcome(child: Child) -> Outcome {
     Outcome { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
 }
 
+/// Held while a program is written: a process that another test starts meanwhile would have the file open, and Linux does not run a file
+/// that somebody may write to.
+static FORKS: RwLock<()> = RwLock::new(());
+
 pub fn start(command: &mut Command) -> Child {
+    let _nobody_writes = FORKS.read().unwrap_or_else(PoisonError::into_inner);
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
