@@ -43,8 +43,13 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def both(loss: Callable[..., Tensor], *leaves: Tensor) -> Callable[[], Any]:
-    """Forward and backward of a loss."""
-    return lambda: torch.autograd.grad(loss(*leaves).sum(), leaves)
+    """Forward and backward of a loss, or of the sum of a matrix."""
+
+    def call() -> Any:
+        value = loss(*leaves)
+        return torch.autograd.grad(value.sum() if value.dim() else value, leaves)
+
+    return call
 
 
 def rows(count: int, dim: int, seed: int = 0) -> Tensor:

@@ -125,6 +125,8 @@ def _calling(
 
     # PyTorch looks at each argument of a function in Python: what is no leading one comes in one tuple.
     of_eager = function(forward=eager, backward=lambda ctx, *upstream: (*backward(ctx, *upstream)[:leading], None))
+    # PyTorch's `apply` without the part of it that is in Python, which is for transforms.
+    apply = super(torch.autograd.Function, of_eager).apply
     of_transforms = function(
         forward=lambda *arguments: operator(*arguments), setup_context=_set_up(save), backward=backward
     )
@@ -134,7 +136,7 @@ def _calling(
             return operator(*arguments)
         if _is_transformed():
             return of_transforms.apply(*arguments)
-        return of_eager.apply(*arguments[:leading], arguments[leading:])
+        return apply(*arguments[:leading], arguments[leading:])
 
     return call
 
@@ -204,7 +206,8 @@ def _mined(name: str) -> None:
         )
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        needed = [which for which in (0, 1) if ctx.needs_input_grad[2 * which]]
+        needs = ctx.needs_input_grad  # a tuple that is made at each access
+        needed = [which for which in (0, 1) if needs[2 * which]]
         ready = [output[2 + which] for which in needed]
         ctx.places = [2 * which for which in needed]
         ctx.mines_again = any(grad.dim() != 2 for grad in ready)
@@ -265,7 +268,8 @@ def _paired(name: str, matrices: int) -> None:
         )
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.places = [which for which in range(matrices) if ctx.needs_input_grad[which]]
+        needs = ctx.needs_input_grad
+        ctx.places = [which for which in range(matrices) if needs[which]]
         ready = [output[1 + which] for which in ctx.places]
         is_ready = all(grad.dim() == 2 for grad in ready)
         # Times another upstream gradient than 1, rows of 16 bits would be rounded twice: the pass runs again.
