@@ -50,7 +50,8 @@ class DistributedLoss(nn.Module):
             raise ValueError("loss_fn: expected a loss over a batch with reduction 'mean' or 'sum'")
         # A selection over the whole batch, and two means, are no sum over the anchors of each process.
         is_whole = getattr(loss_fn, "negatives", None) == "hardest" or getattr(loss_fn, "means_apart", False)
-        self.loss_fn, self.group, self.work = loss_fn, group, "repeated" if is_whole else work
+        self.loss_fn, self.group = loss_fn, group
+        self.work = "repeated" if is_whole else work
 
     def forward(self, embeddings: Tensor, labels: Tensor, **call: Any) -> Tensor:
         """The loss of the batches of all processes, of which this one has ``embeddings`` ``[n, D]`` and ``labels`` ``[n]``."""

@@ -26,7 +26,7 @@ Wrong arguments raise ``RuntimeError``, whose text names the argument, what was 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ _pairwise_distance = _calls["pairwise_distance"]
 
 Distance = Literal["squared_euclidean", "euclidean", "cosine"]
 Reduction = Literal["none", "mean", "sum"]
+MeanOver = Literal["active", "valid"]
 Precision = Literal["highest", "high", "medium"]
 
 
@@ -124,7 +125,9 @@ def _wants(*tensors: Tensor | None) -> int:
     return bits
 
 
-def _call(embeddings: Tensor, labels: Tensor, reference: Reference | None, step: int | Tensor | None = None) -> tuple:
+def _call(
+    embeddings: Tensor, labels: Tensor, reference: Reference | None, step: int | Tensor | None = None
+) -> tuple[Any, ...]:
     """The arguments that the operators of all mined losses begin with."""
     if step is not None and not isinstance(step, Tensor):
         step = torch.tensor(step, dtype=torch.int64, device=embeddings.device)
@@ -205,6 +208,7 @@ def contrastive(
     return _contrastive(x1, x2, same, _wants(x1, x2), margin, name, p, eps, normalize, reduction)[0]
 
 
+@overload
 def batch_all(
     embeddings: Tensor,
     labels: Tensor,
@@ -214,7 +218,36 @@ def batch_all(
     distance: Distance = "squared_euclidean",
     normalize: bool = False,
     reduction: Literal["mean", "sum"] = "mean",
-    mean_over: Literal["active", "valid"] = "active",
+    mean_over: MeanOver = "active",
+    precision: Precision = "highest",
+    pairs_at_once: int | None = None,
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def batch_all(
+    embeddings: Tensor,
+    labels: Tensor,
+    reference: Reference | None = None,
+    *,
+    margin: float = 0.2,
+    distance: Distance = "squared_euclidean",
+    normalize: bool = False,
+    reduction: Literal["mean", "sum"] = "mean",
+    mean_over: MeanOver = "active",
+    precision: Precision = "highest",
+    pairs_at_once: int | None = None,
+    return_stats: Literal[True],
+) -> tuple[Tensor, Stats]: ...
+def batch_all(
+    embeddings: Tensor,
+    labels: Tensor,
+    reference: Reference | None = None,
+    *,
+    margin: float = 0.2,
+    distance: Distance = "squared_euclidean",
+    normalize: bool = False,
+    reduction: Literal["mean", "sum"] = "mean",
+    mean_over: MeanOver = "active",
     precision: Precision = "highest",
     pairs_at_once: int | None = None,
     return_stats: bool = False,
@@ -244,6 +277,34 @@ def batch_all(
     return (found[0], _stats(found[1])) if return_stats else found[0]
 
 
+@overload
+def batch_hard(
+    embeddings: Tensor,
+    labels: Tensor,
+    reference: Reference | None = None,
+    *,
+    margin: float = 0.2,
+    distance: Distance = "squared_euclidean",
+    normalize: bool = False,
+    soft_margin: bool = False,
+    reduction: Reduction = "mean",
+    precision: Precision = "highest",
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def batch_hard(
+    embeddings: Tensor,
+    labels: Tensor,
+    reference: Reference | None = None,
+    *,
+    margin: float = 0.2,
+    distance: Distance = "squared_euclidean",
+    normalize: bool = False,
+    soft_margin: bool = False,
+    reduction: Reduction = "mean",
+    precision: Precision = "highest",
+    return_stats: Literal[True],
+) -> tuple[Tensor, Stats]: ...
 def batch_hard(
     embeddings: Tensor,
     labels: Tensor,
@@ -273,6 +334,34 @@ def batch_hard(
     return (found[0], _stats(found[1])) if return_stats else found[0]
 
 
+@overload
+def batch_semi_hard(
+    embeddings: Tensor,
+    labels: Tensor,
+    reference: Reference | None = None,
+    *,
+    margin: float = 0.2,
+    distance: Distance = "squared_euclidean",
+    normalize: bool = False,
+    reduction: Reduction = "mean",
+    precision: Precision = "highest",
+    pairs_at_once: int | None = None,
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def batch_semi_hard(
+    embeddings: Tensor,
+    labels: Tensor,
+    reference: Reference | None = None,
+    *,
+    margin: float = 0.2,
+    distance: Distance = "squared_euclidean",
+    normalize: bool = False,
+    reduction: Reduction = "mean",
+    precision: Precision = "highest",
+    pairs_at_once: int | None = None,
+    return_stats: Literal[True],
+) -> tuple[Tensor, Stats]: ...
 def batch_semi_hard(
     embeddings: Tensor,
     labels: Tensor,
@@ -296,6 +385,42 @@ def batch_semi_hard(
     return (found[0], _stats(found[1])) if return_stats else found[0]
 
 
+@overload
+def batch_negative(
+    embeddings: Tensor,
+    labels: Tensor,
+    reference: Reference | None = None,
+    step: int | Tensor | None = None,
+    *,
+    margin: float = 0.2,
+    negative: Literal["hardest", "random", "semi_hard"] = "semi_hard",
+    pairs: Literal["ordered", "once"] = "ordered",
+    seed: int = 0,
+    distance: Distance = "squared_euclidean",
+    normalize: bool = False,
+    reduction: Reduction = "mean",
+    precision: Precision = "highest",
+    pairs_at_once: int | None = None,
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def batch_negative(
+    embeddings: Tensor,
+    labels: Tensor,
+    reference: Reference | None = None,
+    step: int | Tensor | None = None,
+    *,
+    margin: float = 0.2,
+    negative: Literal["hardest", "random", "semi_hard"] = "semi_hard",
+    pairs: Literal["ordered", "once"] = "ordered",
+    seed: int = 0,
+    distance: Distance = "squared_euclidean",
+    normalize: bool = False,
+    reduction: Reduction = "mean",
+    precision: Precision = "highest",
+    pairs_at_once: int | None = None,
+    return_stats: Literal[True],
+) -> tuple[Tensor, Stats]: ...
 def batch_negative(
     embeddings: Tensor,
     labels: Tensor,
@@ -331,6 +456,7 @@ def batch_negative(
     return (found[0], _stats(found[1])) if return_stats else found[0]
 
 
+@overload
 def batch_contrastive(
     embeddings: Tensor,
     labels: Tensor,
@@ -343,7 +469,42 @@ def batch_contrastive(
     power: Literal[1, 2] = 2,
     pos_margin: float = 0.0,
     reduction: Reduction = "mean",
-    mean_over: Literal["active", "valid"] = "valid",
+    mean_over: MeanOver = "valid",
+    means_apart: bool = False,
+    precision: Precision = "highest",
+    return_stats: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def batch_contrastive(
+    embeddings: Tensor,
+    labels: Tensor,
+    reference: Reference | None = None,
+    *,
+    margin: float = 1.0,
+    distance: Distance = "euclidean",
+    normalize: bool = False,
+    negatives: Literal["all", "hardest"] = "all",
+    power: Literal[1, 2] = 2,
+    pos_margin: float = 0.0,
+    reduction: Reduction = "mean",
+    mean_over: MeanOver = "valid",
+    means_apart: bool = False,
+    precision: Precision = "highest",
+    return_stats: Literal[True],
+) -> tuple[Tensor, Stats]: ...
+def batch_contrastive(
+    embeddings: Tensor,
+    labels: Tensor,
+    reference: Reference | None = None,
+    *,
+    margin: float = 1.0,
+    distance: Distance = "euclidean",
+    normalize: bool = False,
+    negatives: Literal["all", "hardest"] = "all",
+    power: Literal[1, 2] = 2,
+    pos_margin: float = 0.0,
+    reduction: Reduction = "mean",
+    mean_over: MeanOver = "valid",
     means_apart: bool = False,
     precision: Precision = "highest",
     return_stats: bool = False,
@@ -421,4 +582,5 @@ def top_k(
     indices, offset = (own, None) if isinstance(own, Tensor) else (None, own)
     queries, stored = queries.detach(), stored.detach()
     options = (k, distance, normalize, precision)
-    return tuple(_ops.top_k(queries, stored, scales, exact, indices, offset, *options))
+    distances, found = _ops.top_k(queries, stored, scales, exact, indices, offset, *options)
+    return distances, found

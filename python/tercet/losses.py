@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from . import functional as F
-from .functional import Distance, PairedDistance, Precision, Reduction, Reference, Stats
+from .functional import Distance, MeanOver, PairedDistance, Precision, Reduction, Reference, Stats
 
 __all__ = [
     "BatchAllTripletLoss",
@@ -65,6 +65,7 @@ class _Loss(nn.Module):
 class MinedLoss(_Loss):
     """A loss that finds its pairs or triplets itself, by the labels of a batch."""
 
+    reduction: Reduction
     _function: ClassVar[Callable[..., Any]]
 
     def forward(
@@ -138,7 +139,7 @@ class BatchAllTripletLoss(MinedLoss):
         distance: Distance = "squared_euclidean",
         normalize: bool = False,
         reduction: Literal["mean", "sum"] = "mean",
-        mean_over: Literal["active", "valid"] = "active",
+        mean_over: MeanOver = "active",
         precision: Precision = "highest",
         pairs_at_once: int | None = None,
     ) -> None:
@@ -219,7 +220,8 @@ class BatchNegativeTripletLoss(MinedLoss):
         return_stats: bool = False,
     ) -> Tensor | tuple[Tensor, Stats]:
         """The loss of embeddings ``[N, D]`` with labels ``[N]``, with the draws of ``step``."""
-        return self._function(embeddings, labels, reference, step, return_stats=return_stats, **self.options())
+        call: dict[str, Any] = {"return_stats": return_stats, **self.options()}
+        return self._function(embeddings, labels, reference, step, **call)
 
 
 class BatchContrastiveLoss(MinedLoss):
@@ -236,7 +238,7 @@ class BatchContrastiveLoss(MinedLoss):
         power: Literal[1, 2] = 2,
         pos_margin: float = 0.0,
         reduction: Reduction = "mean",
-        mean_over: Literal["active", "valid"] = "valid",
+        mean_over: MeanOver = "valid",
         means_apart: bool = False,
         precision: Precision = "highest",
     ) -> None:

@@ -35,19 +35,21 @@ from torch import Tensor
 from . import functional as F
 from ._adapters import PassOn, Patches, check_tensors, counted
 from ._report import count
+from .functional import Distance, MeanOver
 
 __all__ = ["ContrastiveLoss", "CrossBatchMemory", "TripletMarginLoss"]
 
 # Numbers of the rows of a miner's triplets, for each of the three: with more the original's matrix of distances is smaller.
 _MOST_GATHERED = 1 << 24
-_MEAN_OVER = {AvgNonZeroReducer: "active", MeanReducer: "valid"}
+_MEAN_OVER: dict[type, MeanOver] = {AvgNonZeroReducer: "active", MeanReducer: "valid"}
 
 
 class _AllPairs(Sequence[Tensor]):
     """The indices of all pairs of a batch and a memory, which are made only if somebody looks at them."""
 
     def __init__(self, make: Callable[[], tuple[Tensor, ...]], own: Tensor | None) -> None:
-        self._make, self._made, self.own = make, None, own
+        self._make, self.own = make, own
+        self._made: tuple[Tensor, ...] | None = None
 
     def indices(self) -> tuple[Tensor, ...]:
         if self._made is None:
@@ -64,7 +66,7 @@ class _AllPairs(Sequence[Tensor]):
         return iter(self.indices())
 
 
-def _distance(loss: Any) -> tuple[str, bool]:
+def _distance(loss: Any) -> tuple[Distance, bool]:
     """The name of a loss's distance, and whether rows are normalised."""
     distance = loss.distance
     if distance.collect_stats:
@@ -72,11 +74,11 @@ def _distance(loss: Any) -> tuple[str, bool]:
     if type(distance) is CosineSimilarity and distance.p == 2 and distance.power == 1:
         return "cosine", False
     if type(distance) is LpDistance and distance.p == 2 and distance.power in (1, 2):
-        return ("euclidean", "squared_euclidean")[distance.power - 1], bool(distance.normalize_embeddings)
+        return "euclidean" if distance.power == 1 else "squared_euclidean", bool(distance.normalize_embeddings)
     raise PassOn("distance")
 
 
-def _mean_over(loss: Any, names: list[str]) -> str:
+def _mean_over(loss: Any, names: list[str]) -> MeanOver:
     """What the means of these parts of a loss are over."""
     if loss.collect_stats:
         raise PassOn("collect_stats")
@@ -86,11 +88,12 @@ def _mean_over(loss: Any, names: list[str]) -> str:
             raise PassOn("reducer")
         reducers = [loss.reducer.reducers[name] for name in names]
     found = {_MEAN_OVER.get(type(reducer)) for reducer in reducers}
-    if None in found or len(found) > 1:
+    mean_over = found.pop()
+    if mean_over is None or found:
         raise PassOn("reducer")
     if any(reducer.collect_stats for reducer in reducers):
         raise PassOn("collect_stats")
-    return found.pop()
+    return mean_over
 
 
 def _reference(

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from . import functional as F
 from ._adapters import PassOn, Patches, check_tensors, counted
+from .functional import Distance
 
 __all__ = [
     "BatchAllTripletLoss",
@@ -38,19 +39,18 @@ __all__ = [
 ]
 
 _functions = _losses.BatchHardTripletLossDistanceFunction
-# The name had a letter wrong before release 6.
-_DISTANCES = {
-    getattr(_functions, function): name
-    for function, name in (
-        ("cosine_distance", "cosine"),
-        ("euclidean_distance", "euclidean"),
-        ("eucledian_distance", "euclidean"),
-    )
-    if hasattr(_functions, function)
+# The last name had a letter wrong before release 6.
+_NAMES: list[tuple[str, Distance]] = [
+    ("cosine_distance", "cosine"),
+    ("euclidean_distance", "euclidean"),
+    ("eucledian_distance", "euclidean"),
+]
+_DISTANCES: dict[Any, Distance] = {
+    getattr(_functions, function): name for function, name in _NAMES if hasattr(_functions, function)
 }
 
 
-def _call(loss: Any, labels: Tensor, embeddings: Tensor) -> tuple[Tensor, str]:
+def _call(loss: Any, labels: Tensor, embeddings: Tensor) -> tuple[Tensor, Distance]:
     """The labels as the functions take them, and the distance."""
     try:
         distance = _DISTANCES.get(loss.distance_metric)
