@@ -6,10 +6,11 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
-use std::ptr;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use corosensei::stack::{DefaultStack, Stack};
+use corosensei::stack::{DefaultStack, Stack, StackPointer};
 use corosensei::{Coroutine, Yielder};
 use tercet::internal::Grid;
 
@@ -22,7 +23,38 @@ use crate::memory::Region;
 use crate::runtime::{Combine, Kernel};
 
 /// Bytes of a thread's stack: enough for the kernels' arrays at -O1; a guard page lies below.
-const STACK_BYTES: usize = 128 << 10;
+const STACK_BYTES: usize = 192 << 10;
+/// How much lower a stack begins than the one before, and how many do before it begins anew. Stacks that began at equal places of
+/// their pages would share the few lines of a cache that such addresses may lie in, and a warp's lanes take turns all the time.
+const STAGGER: (usize, usize) = (1024 + 128, 32);
+
+/// A stack that begins below the top of its memory.
+struct Staggered {
+    memory: DefaultStack,
+    base: StackPointer,
+}
+
+impl Staggered {
+    fn new() -> Self {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let memory = DefaultStack::new(STACK_BYTES).expect("the host has memory for stacks");
+        let below = MADE.fetch_add(1, Ordering::Relaxed) % STAGGER.1 * STAGGER.0;
+        let base = StackPointer::new(memory.base().get() - below).expect("far above 0");
+        Self { memory, base }
+    }
+}
+
+// SAFETY: the memory is a stack; its part below `base` is one, too, as aligned, because the steps are multiples of 16, and with the
+// same guard page.
+unsafe impl Stack for Staggered {
+    fn base(&self) -> StackPointer {
+        self.base
+    }
+
+    fn limit(&self) -> StackPointer {
+        self.memory.limit()
+    }
+}
 
 /// What all blocks of a launch have in common.
 pub(crate) struct Launch<'a> {
@@ -38,7 +70,6 @@ pub(crate) struct Launch<'a> {
 unsafe impl Sync for Launch<'_> {}
 
 /// A warp operation that a lane waits in. `input` and `output` lie on its stack.
-#[derive(Clone, Copy)]
 pub(crate) struct Collective {
     pub operation: c_int,
     pub mask: u32,
@@ -63,18 +94,20 @@ pub(crate) enum State {
         id: u32,
         threads: u32,
     },
-    Collective(Collective),
+    /// Waits in a warp operation, which lies on its stack.
+    Collective(NonNull<Collective>),
     Done,
 }
 
-type Fiber = Coroutine<(), (), (), DefaultStack>;
+type Fiber = Coroutine<(), (), (), Staggered>;
 
 /// A CUDA thread, as a coroutine.
 pub(crate) struct Thread {
     state: State,
     /// The call by which the thread waits.
     site: usize,
-    fiber: Option<Fiber>,
+    /// Its coroutine, from a box: while it runs, a hook has the block, but never this.
+    fiber: NonNull<Fiber>,
     yielder: *const Yielder<(), ()>,
     stack: Range<usize>,
     copies: Vec<Copy>,
@@ -87,6 +120,8 @@ pub(crate) struct Block<'a> {
     pub index: u32,
     pub current: usize,
     threads: Vec<Thread>,
+    /// The lanes of each warp that can run, those whose state is `Ready`.
+    ready: Vec<u32>,
     alive: usize,
     /// How many threads wait in `__syncthreads()`.
     at_barrier: usize,
@@ -101,7 +136,7 @@ pub(crate) struct Block<'a> {
 }
 
 thread_local!(static RUNNING: Cell<*mut Block<'static>> = const { Cell::new(ptr::null_mut()) });
-static STACKS: Mutex<Vec<DefaultStack>> = Mutex::new(Vec::new());
+static STACKS: Mutex<Vec<Staggered>> = Mutex::new(Vec::new());
 
 /// Barrier and number of threads of `__syncthreads()`: barrier 0, for all that are alive.
 const WHOLE_BLOCK: (u32, u32) = (0, 0);
@@ -110,12 +145,13 @@ impl<'a> Block<'a> {
     /// A block of the launch; `detector` comes with the buffers it watches.
     pub fn new(launch: &'a Launch<'a>, detector: Option<(&'a mut Detector, &'a mut BTreeMap<usize, Region>)>) -> Self {
         let (detector, heap) = detector.unzip();
-        let (threads, shared, reports, seen) = Default::default();
+        let (threads, ready, shared, reports, seen) = Default::default();
         Self {
             launch,
             index: 0,
             current: 0,
             threads,
+            ready,
             alive: 0,
             at_barrier: 0,
             shared,
@@ -154,6 +190,8 @@ impl<'a> Block<'a> {
         self.shared.clear();
         self.threads.clear();
         self.threads.extend((0..count).map(|_| self.launch.spawn()));
+        self.ready.clear();
+        self.ready.extend((0..count).step_by(32).map(|first| u32::MAX >> (32 - (count - first).min(32))));
         if let Some(detector) = &mut self.detector {
             detector.start_block(index, count);
         }
@@ -163,14 +201,14 @@ impl<'a> Block<'a> {
         Self::schedule();
         RUNNING.set(previous);
         let mut stacks = STACKS.lock().unwrap_or_else(PoisonError::into_inner);
-        for thread in &mut self.threads {
-            if let Some(mut fiber) = thread.fiber.take() {
-                if !fiber.done() {
-                    // SAFETY: the frames on it are C++ without exceptions, and hooks that hold nothing across a switch.
-                    unsafe { fiber.force_reset() };
-                }
-                stacks.push(fiber.into_stack());
+        for thread in self.threads.drain(..) {
+            // SAFETY: made from a box by `spawn`, and nothing runs any more.
+            let mut fiber = unsafe { Box::from_raw(thread.fiber.as_ptr()) };
+            if !fiber.done() {
+                // SAFETY: the frames on it are C++ without exceptions, and hooks that hold nothing across a switch.
+                unsafe { fiber.force_reset() };
             }
+            stacks.push(fiber.into_stack());
         }
         !self.stopped
     }
@@ -180,8 +218,8 @@ impl<'a> Block<'a> {
     /// that no reference to it is alive while a coroutine runs.
     fn schedule() {
         let (count, seed, mut random) =
-            Block::with(|b| (b.threads.len(), b.launch.seed, b.launch.seed ^ u64::from(b.index) << 32));
-        let mut warps: Vec<usize> = (0..count.div_ceil(32)).collect();
+            Block::with(|b| (b.ready.len(), b.launch.seed, b.launch.seed ^ u64::from(b.index) << 32));
+        let mut warps: Vec<usize> = (0..count).collect();
         let mut lanes: Vec<usize> = (0..32).collect();
         if seed == 1 {
             warps.reverse();
@@ -198,9 +236,10 @@ impl<'a> Block<'a> {
                     if seed > 1 {
                         shuffle(&mut lanes, &mut random);
                     }
-                    for thread in lanes.iter().map(|lane| warp * 32 + lane).filter(|&thread| thread < count) {
-                        ran |= Self::resume(thread);
-                        if Block::with(|block| block.stopped) {
+                    for &lane in &lanes {
+                        let Some(fiber) = Block::with(|block| block.select(warp, lane)) else { continue };
+                        ran = true;
+                        if Self::resume(fiber) {
                             return;
                         }
                     }
@@ -210,50 +249,71 @@ impl<'a> Block<'a> {
                     }
                 }
             }
-            if !moved && Block::with(|block| !block.threads.iter().any(|t| matches!(t.state, State::Ready))) {
+            if !moved && Block::with(|block| block.ready.iter().all(|&lanes| lanes == 0)) {
                 Block::with(|block| block.deadlock());
                 return;
             }
         }
     }
 
-    /// Runs a thread until it waits or ends; false if it cannot run now.
-    fn resume(thread: usize) -> bool {
-        let fiber = Block::with(|block| {
-            block.current = thread;
-            let thread = &mut block.threads[thread];
-            matches!(thread.state, State::Ready).then(|| thread.fiber.take()).flatten()
-        });
-        let Some(mut fiber) = fiber else { return false };
-        let finished = fiber.resume(()).as_return().is_some();
+    /// Makes a lane's thread the current one; `None` if it cannot run now.
+    fn select(&mut self, warp: usize, lane: usize) -> Option<NonNull<Fiber>> {
+        (self.ready[warp] >> lane & 1 == 1).then(|| {
+            self.current = warp * 32 + lane;
+            self.threads[self.current].fiber
+        })
+    }
+
+    /// Runs the current thread, whose coroutine this is, until it waits or ends; whether the block is stopped.
+    fn resume(mut fiber: NonNull<Fiber>) -> bool {
+        // SAFETY: the box is the thread's, which lives until `run` has ended; nobody else has a reference into it.
+        let finished = unsafe { fiber.as_mut() }.resume(()).as_return().is_some();
         Block::with(|block| {
-            block.threads[thread].fiber = Some(fiber);
             if finished {
+                let thread = block.current;
                 block.threads[thread].state = State::Done;
+                block.ready[thread / 32] &= !(1 << (thread % 32));
                 block.land(0);
                 block.alive -= 1;
                 block.after_exit(thread);
             }
-        });
-        true
+            block.stopped
+        })
     }
 
-    /// Lets the current thread wait in `state`, or go on if it was the last to arrive.
-    pub fn wait(state: State, site: usize) {
+    /// Lets the current thread wait at a barrier, or go on if it was the last to arrive.
+    pub fn wait_at_barrier(id: u32, threads: u32, site: usize) {
+        Self::wait(|block, current| {
+            block.threads[current].state = State::Barrier { id, threads };
+            block.threads[current].site = site;
+            block.at_barrier += usize::from((id, threads) == WHOLE_BLOCK);
+            block.try_barrier(id, threads);
+        });
+    }
+
+    /// Lets the current thread wait in a warp operation, or go on if it was the last to arrive.
+    #[inline]
+    pub fn wait_in(collective: &Collective, site: usize) {
+        Self::wait(|block, current| {
+            let thread = &mut block.threads[current];
+            // By its address: a copy of what has just been written in parts is slow.
+            thread.state = State::Collective(NonNull::from(collective));
+            thread.site = site;
+            if block.ready[current / 32] & collective.mask == 0 {
+                block.try_collective(current / 32, collective);
+            }
+        });
+    }
+
+    /// Calls `arrive` with the block and the current thread, which is no longer ready, and suspends it unless it is again.
+    #[inline]
+    fn wait(arrive: impl FnOnce(&mut Block<'_>, usize)) {
         let yielder = Block::with(|block| {
             let current = block.current;
-            block.threads[current].state = state;
-            block.threads[current].site = site;
-            match state {
-                State::Barrier { id, threads } => {
-                    block.at_barrier += usize::from((id, threads) == WHOLE_BLOCK);
-                    block.try_barrier(id, threads);
-                }
-                State::Collective(collective) => block.try_collective(current / 32, &collective),
-                State::Ready | State::Done => {}
-            }
-            let thread = &block.threads[current];
-            (block.stopped || !matches!(thread.state, State::Ready)).then_some(thread.yielder)
+            let (warp, lane) = (current / 32, 1 << (current % 32));
+            block.ready[warp] &= !lane;
+            arrive(block, current);
+            (block.stopped || block.ready[warp] & lane == 0).then(|| block.threads[current].yielder)
         });
         if let Some(yielder) = yielder {
             // SAFETY: the yielder is this coroutine's own, and alive while it runs.
@@ -284,7 +344,8 @@ impl<'a> Block<'a> {
         for (i, thread) in self.threads.iter().enumerate().filter(|(_, t)| !matches!(t.state, State::Done)) {
             let what = match thread.state {
                 State::Barrier { id, .. } => format!("barrier {id}"),
-                State::Collective(c) => format!("a warp operation with mask {:#010x}", c.mask),
+                // SAFETY: on the stack of a thread that waits.
+                State::Collective(c) => format!("a warp operation with mask {:#010x}", unsafe { c.as_ref() }.mask),
                 State::Ready | State::Done => String::new(),
             };
             waiting.entry(format!("{what} at {}", self.launch.library.line(thread.site))).or_default().push(i);
@@ -326,7 +387,10 @@ impl<'a> Block<'a> {
         if let Some(detector) = &mut self.detector {
             detector.synchronise(&waiting);
         }
-        waiting.iter().for_each(|&i| self.threads[i].state = State::Ready);
+        for i in waiting {
+            self.threads[i].state = State::Ready;
+            self.ready[i / 32] |= 1 << (i % 32);
+        }
         if whole {
             self.at_barrier = 0;
         }
@@ -335,23 +399,21 @@ impl<'a> Block<'a> {
     fn try_collective(&mut self, warp: usize, wanted: &Collective) {
         let base = warp * 32;
         let end = self.threads.len().min(base + 32);
-        // Most often not all lanes are here yet: first look at those that come last, in order or backwards.
-        let outer = [31 - wanted.mask.leading_zeros().min(31), wanted.mask.trailing_zeros().min(31)];
-        let runs = |lane: u32| self.threads.get(base + lane as usize).is_some_and(|t| matches!(t.state, State::Ready));
-        if outer.into_iter().any(runs) {
-            return;
-        }
         let (mut lanes, mut input, mut output) = (0u32, [ptr::null(); 32], [ptr::null_mut(); 32]);
         for (lane, thread) in self.threads[base..end].iter().enumerate().filter(|(l, _)| wanted.mask >> l & 1 == 1) {
-            match &thread.state {
+            match thread.state {
                 State::Done => {}
-                State::Collective(c)
-                    if (c.operation, c.mask, c.argument) == (wanted.operation, wanted.mask, wanted.argument) =>
-                {
+                State::Collective(theirs) => {
+                    // SAFETY: on the stack of a thread that waits.
+                    let theirs = unsafe { theirs.as_ref() };
+                    let of = |c: &Collective| (c.operation, c.mask, c.argument);
+                    if of(theirs) != of(wanted) {
+                        return;
+                    }
                     lanes |= 1 << lane;
-                    (input[lane], output[lane]) = (c.input, c.output);
+                    (input[lane], output[lane]) = (theirs.input, theirs.output);
                 }
-                _ => return,
+                State::Ready | State::Barrier { .. } => return,
             }
         }
         if wanted.operation >= LOAD_MATRIX && lanes != u32::MAX {
@@ -368,11 +430,16 @@ impl<'a> Block<'a> {
             let any = unsafe { *wanted.output.cast::<u32>() } != 0;
             *(if any { &mut self.traffic.votes_for } else { &mut self.traffic.votes_against }) += 1;
         }
-        let arrived = (0..32).filter(|l| lanes >> l & 1 == 1).map(|l| base + l);
         if let (SYNC, Some(detector)) = (wanted.operation, &mut self.detector) {
-            detector.synchronise(&arrived.clone().collect::<Vec<_>>());
+            let arrived: Vec<usize> = (0..32).filter(|l| lanes >> l & 1 == 1).map(|l| base + l).collect();
+            detector.synchronise(&arrived);
         }
-        arrived.for_each(|i| self.threads[i].state = State::Ready);
+        for (lane, thread) in self.threads[base..end].iter_mut().enumerate() {
+            if lanes >> lane & 1 == 1 {
+                thread.state = State::Ready;
+            }
+        }
+        self.ready[warp] |= lanes;
     }
 
     /// Releases the threads that wait for one that has now exited.
@@ -381,7 +448,8 @@ impl<'a> Block<'a> {
         let (base, end) = (thread / 32 * 32, self.threads.len().min(thread / 32 * 32 + 32));
         for i in base..end {
             if let State::Collective(collective) = self.threads[i].state {
-                self.try_collective(thread / 32, &collective);
+                // SAFETY: on the stack of a thread that waits.
+                self.try_collective(thread / 32, unsafe { collective.as_ref() });
             }
         }
     }
@@ -390,7 +458,7 @@ impl<'a> Block<'a> {
 impl Launch<'_> {
     fn spawn(&self) -> Thread {
         let stack = STACKS.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let stack = stack.unwrap_or_else(|| DefaultStack::new(STACK_BYTES).expect("the host has memory for stacks"));
+        let stack = stack.unwrap_or_else(Staggered::new);
         let range = stack.limit().get()..stack.base().get();
         let (call, arguments) = (self.kernel.call, self.arguments);
         let fiber = Coroutine::with_stack(stack, move |yielder: &Yielder<(), ()>, ()| {
@@ -399,7 +467,8 @@ impl Launch<'_> {
             unsafe { call(arguments) }
         });
         let (copies, group, site) = Default::default();
-        Thread { state: State::Ready, site, fiber: Some(fiber), yielder: ptr::null(), stack: range, copies, group }
+        let fiber = NonNull::from(Box::leak(Box::new(fiber)));
+        Thread { state: State::Ready, site, fiber, yielder: ptr::null(), stack: range, copies, group }
     }
 }
 
@@ -414,6 +483,7 @@ pub(crate) fn next(state: &mut u64) -> u64 {
 
 pub(crate) fn shuffle(items: &mut [usize], state: &mut u64) {
     for i in (1..items.len()).rev() {
-        items.swap(i, (next(state) % (i as u64 + 1)) as usize);
+        // As even as a remainder, without a division.
+        items.swap(i, (u128::from(next(state)) * (i as u128 + 1) >> 64) as usize);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
-use crate::block::{Block, Collective, State};
+use crate::block::{Block, Collective};
 use crate::detector::Kind;
 use crate::runtime::{Combine, Runtime};
 
@@ -32,7 +32,7 @@ extern "C" fn barrier(id: u32, threads: u32, site: usize) {
     if id > 15 || !threads.is_multiple_of(32) {
         Block::stop(&format!("barrier {id} of {threads} threads: there are 16, of whole warps"), site);
     }
-    Block::wait(State::Barrier { id, threads }, site);
+    Block::wait_at_barrier(id, threads, site);
 }
 
 extern "C" fn collective(
@@ -48,7 +48,7 @@ extern "C" fn collective(
     if mask >> lane & 1 == 0 {
         Block::stop(&format!("warp operation by lane {lane}, which is not in its mask {mask:#010x}"), site);
     }
-    Block::wait(State::Collective(Collective { operation, mask, argument, input, output, combine }), site);
+    Block::wait_in(&Collective { operation, mask, argument, input, output, combine }, site);
 }
 
 extern "C" fn access(address: usize, bytes: usize, kind: c_int, site: usize) {
