@@ -123,10 +123,29 @@ pub(crate) enum Finding {
     InFlight,
 }
 
+/// What the threads of the running block know of times.
 #[derive(Default)]
-pub(crate) struct Detector {
+struct Order {
     block: u32,
     clocks: Vec<Clock>,
+}
+
+impl Order {
+    /// Whether an access is ordered before what the thread does now.
+    fn has(&self, before: &Access, thread: usize) -> bool {
+        let (other, clock) = (usize::from(before.thread), &self.clocks[thread]);
+        before.time == 0
+            || if before.block == self.block {
+                other == thread || clock.here[other] >= before.time
+            } else {
+                clock.elsewhere.get(&before.block).is_some_and(|times| times[other] >= before.time)
+            }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Detector {
+    order: Order,
     /// The knowledge that releases have left, by the variable's address.
     released: HashMap<usize, BTreeMap<u32, Times>>,
     pub globals: BTreeMap<usize, Shadow>,
@@ -152,57 +171,48 @@ impl Detector {
     }
 
     pub fn start_block(&mut self, block: u32, threads: usize) {
-        self.block = block;
         let new = Clock { time: 1, here: Rc::new(vec![0; threads]), elsewhere: Rc::default() };
-        self.clocks = vec![new; threads];
+        self.order = Order { block, clocks: vec![new; threads] };
     }
 
     /// Orders what each of `threads` did before what each of them does from now on.
     pub fn synchronise(&mut self, threads: &[usize]) {
         let Some(&first) = threads.first() else { return };
-        let mut here = self.clocks[first].here.clone();
-        let mut elsewhere = self.clocks[first].elsewhere.clone();
+        let clocks = &mut self.order.clocks;
+        let mut here = clocks[first].here.clone();
+        let mut elsewhere = clocks[first].elsewhere.clone();
         for &t in threads {
-            join(&mut here, &self.clocks[t].here);
-            if !Rc::ptr_eq(&elsewhere, &self.clocks[t].elsewhere) {
+            join(&mut here, &clocks[t].here);
+            if !Rc::ptr_eq(&elsewhere, &clocks[t].elsewhere) {
                 let mut all = (*elsewhere).clone();
-                join_blocks(&mut all, &self.clocks[t].elsewhere);
+                join_blocks(&mut all, &clocks[t].elsewhere);
                 elsewhere = Rc::new(all);
             }
         }
         for &t in threads {
-            Rc::make_mut(&mut here)[t] = self.clocks[t].time;
+            Rc::make_mut(&mut here)[t] = clocks[t].time;
         }
         for &t in threads {
-            let time = self.clocks[t].time + 1;
-            self.clocks[t] = Clock { time, here: here.clone(), elsewhere: elsewhere.clone() };
+            let time = clocks[t].time + 1;
+            clocks[t] = Clock { time, here: here.clone(), elsewhere: elsewhere.clone() };
         }
     }
 
     fn release_and_acquire(&mut self, thread: usize, variable: usize) {
-        let clock = &mut self.clocks[thread];
+        let Order { block, clocks } = &mut self.order;
+        let clock = &mut clocks[thread];
         let released = self.released.entry(variable).or_default();
         let mut elsewhere = (*clock.elsewhere).clone();
         join_blocks(&mut elsewhere, released);
-        if let Some(here) = elsewhere.remove(&self.block) {
+        if let Some(here) = elsewhere.remove(block) {
             join(&mut clock.here, &here);
         }
         clock.elsewhere = Rc::new(elsewhere);
         let mut known = clock.here.clone();
         Rc::make_mut(&mut known)[thread] = clock.time;
         join_blocks(released, &clock.elsewhere);
-        released.entry(self.block).and_modify(|t| join(t, &known)).or_insert(known);
+        released.entry(*block).and_modify(|t| join(t, &known)).or_insert(known);
         clock.time += 1;
-    }
-
-    fn ordered(&self, before: &Access, thread: usize) -> bool {
-        let (other, clock) = (usize::from(before.thread), &self.clocks[thread]);
-        before.time == 0
-            || if before.block == self.block {
-                other == thread || clock.here[other] >= before.time
-            } else {
-                clock.elsewhere.get(&before.block).is_some_and(|times| times[other] >= before.time)
-            }
     }
 
     /// Remembers an access, and returns the first thing that is wrong with it. `shared`: the shadow of a shared array;
@@ -217,21 +227,17 @@ impl Detector {
         site: usize,
     ) -> Option<Finding> {
         let mut found = None;
-        let mut global = None;
+        let order = &self.order;
         let shadow = match shared {
             Some(shadow) => shadow,
-            None => {
-                // Taken out of the map while `self` is asked about clocks.
-                let shadow = std::mem::take(self.globals.get_mut(&start).expect("every buffer has a shadow"));
-                global.insert(shadow)
-            }
+            None => self.globals.get_mut(&start).expect("every buffer has a shadow"),
         };
         let now = Access {
             site,
-            block: self.block,
+            block: order.block,
             thread: thread as u16,
             atomic: kind.atomic(),
-            time: self.clocks[thread].time,
+            time: order.clocks[thread].time,
         };
         for (cell, written) in shadow.0[offset..].iter_mut().zip(written.iter_mut()) {
             if cell.pending && !kind.lands() {
@@ -242,7 +248,7 @@ impl Detector {
                 found = found.or(Some(Finding::Uninitialised));
                 *written = true;
             }
-            let races = |before: &Access| !(before.atomic && now.atomic || self.ordered(before, thread));
+            let races = |before: &Access| !(before.atomic && now.atomic || order.has(before, thread));
             if races(&cell.write) {
                 found = found.or(Some(Finding::Race(cell.write)));
             }
@@ -251,7 +257,7 @@ impl Detector {
                     found = found.or(Some(Finding::Race(*read)));
                 }
                 // The next plain access must be ordered behind the atomics of all threads, and not only the last one's.
-                if now.atomic && cell.write.atomic && !self.ordered(&cell.write, thread) {
+                if now.atomic && cell.write.atomic && !order.has(&cell.write, thread) {
                     cell.others.note(cell.write);
                 } else {
                     cell.others.clear();
@@ -265,14 +271,11 @@ impl Detector {
             if let Some(write) = atomics.iter().find(|other| other.atomic && races(other)) {
                 found = found.or(Some(Finding::Race(*write)));
             }
-            if cell.read.time == 0 || self.ordered(&cell.read, thread) {
+            if cell.read.time == 0 || order.has(&cell.read, thread) {
                 cell.read = now;
             } else {
                 cell.others.note(now);
             }
-        }
-        if let Some(shadow) = global {
-            self.globals.insert(start, shadow);
         }
         if kind.releases_and_acquires() {
             self.release_and_acquire(thread, start + offset);

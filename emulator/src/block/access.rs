@@ -96,7 +96,7 @@ impl Block<'_> {
         if let Some((offset, s)) = shared {
             let written = &mut s.region.written[offset..offset + bytes];
             found = detector.access(Some(&mut s.shadow), (s.region.start, offset), written, self.current, kind, site);
-            (at, place) = (offset, format_args!("a shared array of {} bytes", s.region.bytes).to_string());
+            (at, place) = (offset, Some(s.region.bytes));
         } else {
             let region = heap.range_mut(..=address).next_back().map(|(_, r)| r);
             let Some((offset, region)) = region.and_then(|r| Some((r.offset(address, bytes)?, r))) else {
@@ -108,10 +108,10 @@ impl Block<'_> {
             self.traffic.add(bytes, kind.writes());
             let written = &mut region.written[offset..offset + bytes];
             found = detector.access(None, (region.start, offset), written, self.current, kind, site);
-            (at, place) = (offset, String::new());
+            (at, place) = (offset, None);
         }
         let Some(found) = found else { return Ok(()) };
-        let place = if place.is_empty() { "a buffer".into() } else { place };
+        let place = place.map_or("a buffer".into(), |bytes| format!("a shared array of {bytes} bytes"));
         let other = if let Finding::Race(other) = &found { other.site } else { 0 };
         if !self.seen.insert((site, other)) {
             return Ok(());
