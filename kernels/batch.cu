@@ -97,17 +97,6 @@ KERNEL(batch_match, BATCH_THREADS, const Sides s) {
     s.own[i] = own < among.rows ? among.position[own] : NONE;
 }
 
-// What a row is multiplied by to be normalised, by a warp; 1 without normalisation. flat: whether its norm is below MIN_NORM.
-// T: the type of the caller's rows.
-template <class T> DEVICE float factor_of(const Batch& b, const T* x, bool& flat) {
-    flat = false;
-    if (!b.normalize) return 1.f;
-    float squares = 0;
-    for (u32 c = threadIdx.x % 32; c < b.dim; c += 32) squares += widen(x[c]) * widen(x[c]);
-    const float norm = sqrtf(group_sum<32>(squares));
-    flat = norm < float(TERCET_MIN_NORM);
-    return is_finite(norm) ? 1.f / (flat ? float(TERCET_MIN_NORM) : norm) : nan_value<float>();
-}
 template <class T> DEVICE float factor_of(const Batch& b, const T* x) {
     bool flat;
     return factor_of(b, x, flat);

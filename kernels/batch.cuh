@@ -110,6 +110,18 @@ struct Sides {
     DEVICE bool bad() const { return anchors.survey->any_bad() || (!itself && others.survey->any_bad()); }
 };
 
+// What a row is multiplied by to be normalised, by a warp; 1 without normalisation. flat: whether its norm is below MIN_NORM.
+// T: the type of the caller's rows.
+template <class T> DEVICE float factor_of(const Batch& b, const T* x, bool& flat) {
+    flat = false;
+    if (!b.normalize) return 1.f;
+    float squares = 0;
+    for (u32 c = threadIdx.x % 32; c < b.dim; c += 32) squares += widen(x[c]) * widen(x[c]);
+    const float norm = sqrtf(group_sum<32>(squares));
+    flat = norm < float(TERCET_MIN_NORM);
+    return is_finite(norm) ? 1.f / (flat ? float(TERCET_MIN_NORM) : norm) : nan_value<float>();
+}
+
 // The elements of a row from the caller's numbers, so that a difference of two is rounded once. A normalised row is
 // multiplied by its inverse norm first; the product must not fuse with the difference, or equal rows are apart.
 // T: the type of the caller's rows, float, f16 or bf16.

@@ -69,12 +69,9 @@ template <class T> DEVICE void widen_rows(const Args& args) {
 
 // What a row is multiplied by to be normalised, by a warp; negative: it is flat. 1 without normalisation.
 DEVICE float inverse_of(const Batch& b, const float* x) {
-    if (!b.normalize) return 1.f;
-    float squares = 0;
-    for (u32 c = threadIdx.x % 32; c < b.dim; c += 32) squares += x[c] * x[c];
-    const float norm = sqrtf(group_sum<32>(squares));
-    if (!is_finite(norm)) return nan_value<float>();
-    return norm < float(TERCET_MIN_NORM) ? -1.f / float(TERCET_MIN_NORM) : 1.f / norm;
+    bool flat;
+    const float factor = factor_of(b, x, flat);
+    return flat ? -factor : factor;
 }
 
 // A warp takes a row. Of x and y at e from each other x / |x| and y / |y| are at 2 e / (|x| + |y|) at most; rows below MIN_NORM

@@ -1,5 +1,5 @@
 """Times what others have of the losses mined in a batch, forward and backward: pytorch-metric-learning and
-sentence-transformers; and what one writes without them, in torch (eager and compiled) and in JAX.
+sentence-transformers, those of them that can be imported; and what one writes without them, in torch (eager and compiled) and in JAX.
 
     python benches/peers/mined.py [rows ...] [--json FILE] [--quick]
 
@@ -142,10 +142,22 @@ def peers(op, each, large, compiles):
         yield COMPILED, torch.compile(formulation(op, each))
     if large:
         return
-    if op != "batch_contrastive":
-        yield ST, sentence_transformers(op)
-    if op != "batch_semi_hard":
-        yield PML, pml(op)
+    for who, make, lacks in ((ST, sentence_transformers, "batch_contrastive"), (PML, pml, "batch_semi_hard")):
+        if op == lacks:
+            continue
+        try:
+            function = make(op)
+        except ImportError as missing:
+            print(f"{op}: {who} is left out: {missing}")
+            continue
+        yield who, function
+
+
+def version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
 
 
 def main():
@@ -160,7 +172,7 @@ def main():
         sizes = [(rows, 128, 8, ["f32"]) for rows in args.rows or [1024]]
     results = Results(args.json)
     names = [PML, ST, "torch"] + (["jax"] if args.jax else [])
-    print(f"{description()}; " + ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names))
+    print(f"{description()}; " + ", ".join(f"{name} {version(name)}" for name in names))
     torch._dynamo.config.cache_size_limit = 256
     for rows, dim, each, dtypes in sizes:
         y = labels(rows, each)

@@ -84,12 +84,11 @@ pub fn make(checkout: &Checkout, before: Option<&Path>) -> Result<()> {
     for old in wheels(&dir)? {
         fs::remove_file(&old).doing(format_args!("remove {}", checkout.show(&old)))?;
     }
-    let wheel = wheel::make(checkout, Some(ARCHITECTURE))?;
-    let name = wheel.file_name().ok_or_else(|| Error::failed("a wheel without a name"))?;
-    fs::copy(&wheel, dir.join(name)).doing("copy the wheel into .bundle")?;
+    // Not into target/wheels, where those are that fit every device.
+    let wheel = wheel::make_in(checkout, &dir, Some(ARCHITECTURE))?;
     let packed = dir.join("bin.tar.xz");
     pack(&dir, &packed)?;
-    report(&bin, &packed)?;
+    report(&bin, &[&packed, &wheel])?;
     fs::remove_dir_all(&bin).doing("remove .bundle/bin, which is packed")
 }
 
@@ -108,8 +107,8 @@ fn pack(dir: &Path, packed: &Path) -> Result<()> {
     check(tar.wait().doing("wait for tar")?)
 }
 
-/// Prints what lies in `bin`, and refuses a bundle that is too large.
-fn report(bin: &Path, packed: &Path) -> Result<()> {
+/// Prints what lies in `bin`, and refuses a bundle that is too large; `carried`: the files that are copied.
+fn report(bin: &Path, carried: &[&Path]) -> Result<()> {
     let mut sizes = Vec::new();
     for entry in fs::read_dir(bin).doing("read .bundle/bin")? {
         let entry = entry.doing("read .bundle/bin")?;
@@ -121,9 +120,10 @@ fn report(bin: &Path, packed: &Path) -> Result<()> {
         println!("{:8.1} MiB  {name}", mib(*size));
     }
     let total = sizes.iter().map(|(_, size)| size).sum::<u64>();
-    let carried = fs::metadata(packed).doing("look at .bundle/bin.tar.xz")?.len();
+    let sizes = carried.iter().map(|file| fs::metadata(file).map(|found| found.len()));
+    let carried = sizes.sum::<std::io::Result<u64>>().doing("look at the files of .bundle")?;
     println!(
-        "{:8.1} MiB, {:.1} packed, in .bundle; run it there with .bundle/run.sh (see `help`)",
+        "{:8.1} MiB, {:.1} packed and with the wheel, in .bundle; run it there with .bundle/run.sh (see `help`)",
         mib(total),
         mib(carried)
     );

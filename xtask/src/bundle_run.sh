@@ -7,9 +7,9 @@ usage() {
   cat <<'TXT'
 usage: .bundle/run.sh COMMAND
 
-  verify [SECONDS]   what a change of the kernels owes to a device, the most important first, all of it within SECONDS (570):
-                     instructions, tests, compute-sanitizer, the wheel's tests, benches beside those of another commit and of
-                     other libraries, a profile, records. What found no time is named
+  verify [SECONDS]   whether kernels are right on a device, the most important first, all of it within SECONDS (400): instructions and
+                     their rates, tests, compute-sanitizer, the wheel's tests, records. What found no time is named
+  measure [SECONDS]  how fast they are, within SECONDS (400): benches, those of another commit and of other libraries, a profile
   test [FILTER]      all tests; FILTER as libtest takes it
   bench [ARGS]       all benches, or those of `cargo bench -p tercet -- ARGS`; the table of target/bench.json
   sanitize [FILTER]  tests whose name contains FILTER ("cuda") under compute-sanitizer's four tools
@@ -22,7 +22,7 @@ Environment:
   LIMIT         seconds per program, 0 for no limit (0)
   PYTHON        the Python that has torch (python3)
 
-verify also takes the wheels in .bundle/peers, such as those of `pip download --no-deps -d .bundle/peers NAME`, and the bench of
+measure also takes the wheels in .bundle/peers, such as those of `pip download --no-deps -d .bundle/peers NAME`, and the bench of
 another commit, from `cargo xtask bundle --before DIR`.
 TXT
 }
@@ -38,11 +38,15 @@ logs=${OUT:-$bundle/logs}
 threads=${TEST_THREADS:-4}
 limit=${LIMIT:-0}
 python=${PYTHON:-python3}
+case $python in
+  /*) ;;
+  */*) python=$PWD/$python ;; # parts of this run elsewhere
+esac
 
 command=${1:-help}
 [ $# -gt 0 ] && shift
 case $command in
-  verify | test | bench | sanitize | train | encoders) ;;
+  verify | measure | test | bench | sanitize | train | encoders) ;;
   help | -h | --help)
     usage
     exit 0
@@ -60,7 +64,7 @@ case $command in
       exit 2
     fi
     ;;
-  verify | encoders)
+  verify | measure | encoders)
     if [[ $# -gt 0 && ! $1 =~ ^[1-9][0-9]*$ ]]; then
       echo "run.sh: $command takes a number of seconds, got: $1" >&2
       exit 2
@@ -276,7 +280,7 @@ run_sanitizer() {
   finish sanitize
 }
 
-# within NAME SECONDS: sets `limit` for a part of `verify`; if no time is left, notes that, and fails.
+# within NAME SECONDS: sets `limit` for a part of `verify` or `measure`; if no time is left, notes that, and fails.
 within() {
   local left=$((end - SECONDS))
   if [ "$left" -lt 3 ]; then
@@ -288,7 +292,7 @@ within() {
   echo "==== $1, $limit s at most; $left of $budget s are left"
 }
 
-# other NAME COMMAND...: a part of `verify` that is no test program; COMMAND keeps to `limit`.
+# other NAME COMMAND...: a part that is no test program; COMMAND keeps to `limit`.
 other() {
   local name=$1 start=$SECONDS status
   shift
@@ -327,13 +331,11 @@ peers() {
   local name=$1
   shift
   other "peers-$name" limited env PYTHONPATH="$bundle/peers/unpacked" "$python" "$root/benches/peers/$name.py" \
-    --quick --json "$logs/results.jsonl" "$@"
+    --json "$logs/results.jsonl" "$@"
 }
 
 run_verify() {
-  local budget=${1:-570} end=$((SECONDS + ${1:-570})) skip='' tool bench name arguments wheels ncu
-  bench=$(programs bench | head -n 1 | cut -f 1)
-  rm -f "$logs/results.jsonl" "$logs/before.jsonl"
+  local budget=${1:-400} end=$((SECONDS + ${1:-400})) skip='' tool
   within conformance 30 && matching conformance conformance::device 1
   within rates 30 && matching rates rates:: 1
   within cuda 200 && skip=$recorded matching cuda cuda "$threads"
@@ -347,26 +349,6 @@ run_verify() {
     fi
   done
   within wheel 60 && wheel_tests
-  within bench 60 && other bench in_package . "$bundle/bin/$bench" --bench on_device --quick --json "$logs/results.jsonl"
-  while IFS=$'\t' read -r name arguments <&3; do
-    # shellcheck disable=SC2086
-    within before 60 && other before in_package . "$bundle/bin/$name" --bench $arguments --quick --json "$logs/before.jsonl"
-  done 3< <(programs before)
-  wheels=$(find "$bundle/peers" -maxdepth 1 -name '*.whl' 2>/dev/null)
-  # shellcheck disable=SC2086
-  if [ -n "$wheels" ]; then unpacked "$bundle/peers/unpacked" $wheels || note peers FAILED "cannot be unpacked"; fi
-  within peers-mined 75 && peers mined
-  within peers-paired 30 && peers paired
-  within profile 60 && {
-    ncu=$(toolkit ncu)
-    if [ -n "$ncu" ]; then
-      other profile in_package . "$ncu" --set full --csv --page details --launch-count 24 \
-        --kernel-name 'regex:batch_(hard_(negatives|triangle)|semi_hard_choose|all_sweep|contrastive_sweep)_' \
-        "$bundle/bin/$bench" --bench on_device --profile
-    else
-      note profile "left out" "no ncu"
-    fi
-  }
   # Last: what is recorded has passed everything above. Devices differ, so a record is this device's own.
   if [ "$failed" = 0 ]; then
     within records 45 && {
@@ -378,6 +360,35 @@ run_verify() {
     note records "left out" "something has failed"
   fi
   finish verify
+}
+
+run_measure() {
+  local budget=${1:-400} end=$((SECONDS + ${1:-400})) bench name arguments wheels ncu
+  bench=$(programs bench | head -n 1 | cut -f 1)
+  rm -f "$logs/results.jsonl" "$logs/before.jsonl"
+  within bench 120 && other bench in_package . "$bundle/bin/$bench" --bench on_device --json "$logs/results.jsonl"
+  while IFS=$'\t' read -r name arguments <&3; do
+    # shellcheck disable=SC2086
+    within before 120 && other before in_package . "$bundle/bin/$name" --bench $arguments --json "$logs/before.jsonl"
+  done 3< <(programs before)
+  wheels=$(find "$bundle/peers" -maxdepth 1 -name '*.whl' 2>/dev/null)
+  # shellcheck disable=SC2086
+  if [ -n "$wheels" ]; then unpacked "$bundle/peers/unpacked" $wheels || note peers FAILED "cannot be unpacked"; fi
+  # The sizes whose ratios the README states.
+  within peers-mined 100 && peers mined 4096 8192 32768
+  within peers-jax 60 && peers mined --jax 4096 8192 32768
+  within peers-paired 45 && peers paired
+  within profile 60 && {
+    ncu=$(toolkit ncu)
+    if [ -n "$ncu" ]; then
+      other profile in_package . "$ncu" --set full --csv --page details --launch-count 24 \
+        --kernel-name 'regex:batch_(hard_(negatives|triangle)|semi_hard_choose|all_sweep|contrastive_sweep)_' \
+        "$bundle/bin/$bench" --bench on_device --profile
+    else
+      note profile "left out" "no ncu"
+    fi
+  }
+  finish measure
 }
 
 run_encoders() {
@@ -397,6 +408,7 @@ run_encoders() {
 
 case $command in
   verify) run_verify "$@" ;;
+  measure) run_measure "$@" ;;
   test) run_tests "$@" ;;
   bench) run_benches "$@" ;;
   sanitize) run_sanitizer "$@" ;;

@@ -49,7 +49,7 @@ impl Options {
 /// Makes and installs the wheel, and runs the peers' tests on it.
 pub fn run(checkout: &Checkout, options: &Options) -> Result<()> {
     let python = setup::python(checkout)?;
-    let installed = wheel::install(checkout, &wheel::make(checkout, None)?, &python)?;
+    let installed = wheel::install(checkout, &wheel::make(checkout)?, &python)?;
     // The caller's own PYTHONPATH is where the peers' dependencies may be.
     let others = crate::checkout::variable("PYTHONPATH").unwrap_or_default();
     let path = std::env::join_paths(std::iter::once(installed).chain(std::env::split_paths(&others)));

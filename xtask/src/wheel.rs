@@ -53,15 +53,21 @@ impl Options {
 
 /// Makes the wheel and, if asked to, tests it.
 pub fn run(checkout: &Checkout, options: &Options) -> Result<()> {
-    let wheel = make(checkout, None)?;
+    let wheel = make(checkout)?;
     if options.test {
         test(checkout, &wheel, options)?;
     }
     Ok(())
 }
 
-/// Makes the wheel; returns its path. `architectures`: the devices that it is for, where the environment does not say; `None`: all.
-pub fn make(checkout: &Checkout, architectures: Option<&str>) -> Result<PathBuf> {
+/// Makes the wheel in `target/wheels`; returns its path.
+pub fn make(checkout: &Checkout) -> Result<PathBuf> {
+    make_in(checkout, &checkout.root.join("target/wheels"), None)
+}
+
+/// Makes a wheel in a folder; returns its path. `architectures`: the devices that it is for, where the environment does not say;
+/// `None`: all.
+pub fn make_in(checkout: &Checkout, folder: &Path, architectures: Option<&str>) -> Result<PathBuf> {
     let start = Instant::now();
     let mut build = cargo(checkout, &["build", "--release", "-p", "tercet-python"]);
     if let Some(architectures) = architectures.filter(|_| crate::checkout::variable(ARCHITECTURES).is_none()) {
@@ -71,7 +77,7 @@ pub fn make(checkout: &Checkout, architectures: Option<&str>) -> Result<PathBuf>
     let library = target(checkout).join("release/libtercet_python.so");
     let mut pack = Command::new(setup::python(checkout)?);
     pack.arg(checkout.root.join("python/wheel.py"))
-        .args([&library, Path::new(env!("CARGO_PKG_VERSION")), &checkout.root.join("target/wheels")])
+        .args([&library, Path::new(env!("CARGO_PKG_VERSION")), folder])
         .stdout(Stdio::piped());
     let output = pack.spawn().doing("start python/wheel.py")?.wait_with_output().doing("wait for python/wheel.py")?;
     cargo::check(output.status)?;

@@ -180,8 +180,8 @@ done\nexec \"$@\"\n";
     ran.says(&["with: --test-threads=1 cuda", "| sanitize | pass, 12 tests passed |"]);
 }
 
-/// Everything that `verify` starts, as fakes.
-fn for_verify(tests: &[(&str, &str)]) -> Sandbox {
+/// A bundle with everything that `verify` and `measure` start, as fakes.
+fn with_everything(tests: &[(&str, &str)]) -> Sandbox {
     let sandbox = bundle(tests);
     gpu(&sandbox);
     let sanitizer = "#!/bin/sh\nwhile [ \"${1#-}\" != \"$1\" ]; do shift 2; done\nexec \"$@\"\n";
@@ -206,53 +206,57 @@ fn for_verify(tests: &[(&str, &str)]) -> Sandbox {
     sandbox
 }
 
+/// Fails unless each of these parts is noted as fine.
+fn all_are_fine(ran: &Outcome, parts: &[&str]) {
+    for part in parts {
+        let line = ran.out.lines().find(|line| line.starts_with(part) && line.contains(" ok "));
+        assert!(line.is_some(), "{part}: {}", ran.out);
+    }
+}
+
 #[test]
 fn verify_runs_every_part_and_ends_with_a_table() {
-    let sandbox = for_verify(&[("test-one", PASSES)]);
+    let sandbox = with_everything(&[("test-one", PASSES)]);
     let ran = script(&sandbox, &["verify"], &[]).succeeds();
     let ran = ran.says(&[
         "with: --test-threads=1 conformance::device",
         "with: --test-threads=4 cuda --skip cuda_computes_what_it_did",
         "with: --test-threads=1 cuda_computes_what_it_did",
-        "bench: --bench on_device --quick --json",
-        "mined.py --quick --json",
-        "paired.py --quick --json",
-        "profile: --set full",
         "---- verify on GPU A, commit abc",
     ]);
-    for part in [
-        "conformance",
-        "rates",
-        "cuda",
-        "regression",
-        "memcheck",
-        "racecheck",
-        "synccheck",
-        "initcheck",
-        "wheel",
-        "bench",
-    ]
-    .iter()
-    .chain(&["before", "peers-mined", "peers-paired", "profile", "records-conformance", "records"])
-    {
-        let line = ran.out.lines().find(|line| line.starts_with(part) && line.contains(" ok "));
-        assert!(line.is_some(), "{part}: {}", ran.out);
-    }
+    all_are_fine(
+        &ran,
+        &["conformance", "rates", "cuda", "regression", "memcheck", "racecheck", "synccheck", "initcheck"],
+    );
+    all_are_fine(&ran, &["wheel", "records-conformance", "records"]);
     assert!(ran.out.lines().last().is_some_and(|last| last.contains("| verify | pass, ")), "{}", ran.out);
+}
+
+#[test]
+fn measure_runs_every_part() {
+    let sandbox = with_everything(&[]);
+    let ran = script(&sandbox, &["measure"], &[]).succeeds();
+    let ran = ran.says(&[
+        "bench: --bench on_device --json",
+        "mined.py --json",
+        "--jax 4096 8192 32768",
+        "paired.py --json",
+        "profile: --set full",
+        "---- measure on GPU A, commit abc",
+    ]);
+    all_are_fine(&ran, &["bench", "before", "peers-mined", "peers-paired", "profile"]);
+    assert!(ran.out.lines().last() == Some("pass"), "{}", ran.out);
 }
 
 #[test]
 fn verify_names_what_found_no_time_and_what_failed_or_changed() {
     let slow = "#!/bin/sh\n[ \"$1\" = --list ] && { echo 'a: test'; exit; }\nsleep 5\n";
-    let sandbox = for_verify(&[("test-one", slow)]);
-    script(&sandbox, &["verify", "4"], &[]).fails(1).says(&[
-        "stopped after 4 s",
-        "left out the 4 s were over",
-        "14 parts left out",
-    ]);
+    let sandbox = with_everything(&[("test-one", slow)]);
+    let ran = script(&sandbox, &["verify", "4"], &[]).fails(1);
+    ran.says(&["stopped after 4 s", "left out the 4 s were over", "9 parts left out"]);
     let changes =
         PASSES.replace("echo \"with", "case \"$*\" in *--skip*) ;; *cuda_computes*) exit 101 ;; esac\necho \"with");
-    let sandbox = for_verify(&[("test-one", &changes)]);
+    let sandbox = with_everything(&[("test-one", &changes)]);
     script(&sandbox, &["verify"], &[]).fails(1).says(&["regression test-one", "changed  exit status 101", "1 changed"]);
     script(&sandbox, &["verify", "soon"], &[]).fails(2).says(&["verify takes a number of seconds, got: soon"]);
 }

@@ -255,7 +255,7 @@ fn bundle(sandbox: &Sandbox, size: &str, xz: &str) -> Outcome {
 #[test]
 fn bundle_collects_programs_and_says_what_it_was_made_from() {
     let sandbox = Sandbox::new();
-    bundle(&sandbox, "1K", "xz \"$@\"").succeeds().says(&["test-tests-it", "packed, in .bundle"]);
+    bundle(&sandbox, "1K", "xz \"$@\"").succeeds().says(&["test-tests-it", "packed and with the wheel, in .bundle"]);
     let list = sandbox.read("checkout/.bundle/list.tsv");
     assert_eq!(list, "test\ttest-tests-it\ttests\nbin\ttercet\t.\n");
     let about = "commit=unknown\ntargets='sm_90a'\nhashes_sm_90a='batch:11'\n";
@@ -267,6 +267,7 @@ fn bundle_collects_programs_and_says_what_it_was_made_from() {
         assert!(names.contains(&format!("bin/{program}\n")), "{program}: {names}");
     }
     assert!(!sandbox.exists("checkout/.bundle/bin"), "it would be carried too");
+    assert!(sandbox.exists("checkout/.bundle/tercet-0.1.0-py3-none-any.whl"));
     assert!(sandbox.read("checkout/.bundle/run.sh").starts_with("#!/usr/bin/env bash"));
     assert!(sandbox.read("cargo-environment").contains("TERCET_CUDA_ARCHS=90a\n"));
 }

@@ -16,6 +16,10 @@ PATH=/usr/bin:/bin
 sandbox="@SANDBOX@"
 echo "$*" >>"$sandbox/calls"
 case "$1 $2" in
+*/python/wheel.py*)
+  echo x >"$4/tercet-0.1.0-py3-none-any.whl"
+  echo "$4/tercet-0.1.0-py3-none-any.whl"
+  ;;
 "-c "*)
   echo "${FAKE_VERSION:-3.11.7}"
   echo 64
