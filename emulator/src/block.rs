@@ -484,6 +484,6 @@ pub(crate) fn next(state: &mut u64) -> u64 {
 pub(crate) fn shuffle(items: &mut [usize], state: &mut u64) {
     for i in (1..items.len()).rev() {
         // As even as a remainder, without a division.
-        items.swap(i, (u128::from(next(state)) * (i as u128 + 1) >> 64) as usize);
+        items.swap(i, ((u128::from(next(state)) * (i as u128 + 1)) >> 64) as usize);
     }
 }
