@@ -256,7 +256,9 @@ matching() {
     # Some starts are slow, as under the sanitizer: only programs that have such a test.
     if in_package "$folder" "$bundle/bin/$name" --list "$filter" 2>/dev/null | grep -q ': test$'; then
       found=1
-      tests "$label $name" "$log" "$folder" "$@" "$bundle/bin/$name" --test-threads="$count" "$filter" ${skip:+--skip "$skip"}
+      # What they print of a device, such as its rates, is to be in the log.
+      tests "$label $name" "$log" "$folder" "$@" "$bundle/bin/$name" --test-threads="$count" "$filter" --nocapture \
+        ${skip:+--skip "$skip"}
     fi
   done 3< <(programs test)
   [ $found = 1 ] || note "$label" FAILED "no test's name contains '$filter'"

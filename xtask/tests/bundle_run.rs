@@ -219,8 +219,9 @@ fn verify_runs_every_part_and_ends_with_a_table() {
     let sandbox = with_everything(&[("test-one", PASSES)]);
     let ran = script(&sandbox, &["verify"], &[]).succeeds();
     let ran = ran.says(&[
-        "with: --test-threads=1 conformance::device",
-        "with: --test-threads=4 cuda --skip cuda_computes_what_it_did",
+        "with: --test-threads=1 conformance::device --nocapture",
+        "with: --test-threads=1 rates:: --nocapture",
+        "with: --test-threads=4 cuda --nocapture --skip cuda_computes_what_it_did",
         "with: --test-threads=1 cuda_computes_what_it_did",
         "---- verify on GPU A, commit abc",
     ]);
