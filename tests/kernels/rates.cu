@@ -1,5 +1,6 @@
 // How many of one instruction a multiprocessor executes in a clock: the rates of report/src/work.rs, as a device has them. Each kernel
-// repeats one instruction, in chains that do not wait for each other, and writes the clocks that a block took. tests/it/rates.rs runs them.
+// repeats one instruction, in chains that do not wait for each other, and writes the clocks that a block took and how many a warp
+// executed. tests/it/rates.rs runs them.
 #include "platform.cuh"
 
 constexpr int THREADS = 512, CHAINS = 8, ROUNDS = 256;
@@ -8,19 +9,21 @@ constexpr u32 ALL = 0xffffffff;
 struct Args {
     const u32* in;  // 2^20 words, of which a kernel reads what it likes
     u32* out;       // a word of each thread, which nobody reads: so that no instruction is left out
-    u64* clocks;    // of each block
+    u64* clocks;    // of each block, and how many of the instruction each warp executed
     u64* words;     // a word of each thread
 };
 
-// Runs `round` of some state so often, and writes the clocks.
-template <class Round> DEVICE void timed(const Args& args, Round round) {
+// Runs `round`, which executes the instruction so many times, ROUNDS times, and writes the clocks.
+template <class Round> DEVICE void timed(const Args& args, u32 in_a_round, Round round) {
     __syncthreads();
     const i64 begin = clock64();
 #pragma unroll 1
     for (int i = 0; i < ROUNDS; ++i) round(i);
     __syncthreads();
     const i64 end = clock64();
-    if (threadIdx.x == 0) args.clocks[blockIdx.x] = u64(end - begin);
+    if (threadIdx.x > 0) return;
+    args.clocks[blockIdx.x * 2] = u64(end - begin);
+    args.clocks[blockIdx.x * 2 + 1] = in_a_round * ROUNDS;
 }
 
 DEVICE u32 place() { return blockIdx.x * THREADS + threadIdx.x; }
@@ -29,7 +32,7 @@ DEVICE u32 place() { return blockIdx.x * THREADS + threadIdx.x; }
 template <class Op> DEVICE void chains(const Args& args, Op op) {
     float x[CHAINS];
     for (int j = 0; j < CHAINS; ++j) x[j] = __uint_as_float(args.in[(place() * CHAINS + j) & 0xfffff]);
-    timed(args, [&](int) {
+    timed(args, CHAINS, [&](int) {
 #pragma unroll
         for (int j = 0; j < CHAINS; ++j) x[j] = op(x[j], x[(j + 1) % CHAINS], x[(j + 2) % CHAINS]);
     });
@@ -74,7 +77,7 @@ KERNEL(rate_product_f16, THREADS, const Args args) {
     for (int i = 0; i < 4; ++i) a[i] = args.in[threadIdx.x * 4 + i];
     for (int j = 0; j < CHAINS; ++j)
         for (int i = 0; i < 4; ++i) d[j][i] = 0;
-    timed(args, [&](int) {
+    timed(args, CHAINS, [&](int) {
 #pragma unroll
         for (int j = 0; j < CHAINS; ++j) mma_f16_m16n8k16(d[j], a, a[j % 4], a[(j + 1) % 4]);
     });
@@ -92,7 +95,7 @@ KERNEL(rate_load_matrix, THREADS, const Args args) {
         for (int k = 0; k < 4; ++k) rows[i].v[k] = args.in[i * 4 + k];
     const SharedAddress at = kept(shared_address(&rows[threadIdx.x % 32 * 9]));
     u32 mixed = 0;
-    timed(args, [&](int round) {
+    timed(args, CHAINS, [&](int round) {
 #pragma unroll
         for (int j = 0; j < CHAINS; ++j) {
             u32 r[4];
@@ -110,7 +113,7 @@ template <int SAME> DEVICE void shared_reads(const Args& args) {
     for (int i = threadIdx.x; i < 256; i += THREADS)
         for (int k = 0; k < 4; ++k) rows[i].v[k] = __uint_as_float(args.in[i * 4 + k]);
     float sum[4] = {};
-    timed(args, [&](int round) {
+    timed(args, CHAINS, [&](int round) {
 #pragma unroll
         for (int j = 0; j < CHAINS; ++j) {
             const Row row = rows[(threadIdx.x % 32 / SAME + (round + j) * (32 / SAME)) % 256];
@@ -124,7 +127,7 @@ KERNEL(rate_read_4_pieces, THREADS, const Args args) { shared_reads<8>(args); }
 
 // Minima of 64 bits in global memory, a place for each thread.
 KERNEL(rate_atomic_minimum, THREADS, const Args args) {
-    timed(args, [&](int round) { atomicMin(&args.words[place()], u64(ROUNDS - round)); });
+    timed(args, 1, [&](int round) { atomicMin(&args.words[place()], u64(ROUNDS - round)); });
 }
 
 // Copies of 16 bytes a thread to shared memory from 4 MiB that lie in the L2 cache.
@@ -132,7 +135,7 @@ KERNEL(rate_copy_16_bytes, THREADS, const Args args) {
     using Row = Pack<u32, 4>;
     SHARED(Row, rows, 2 * THREADS);
     u32 at = place() * 4;
-    timed(args, [&](int round) {
+    timed(args, 1, [&](int round) {
         copy_async16(&rows[round % 2 * THREADS + threadIdx.x], args.in + (at & 0xffffc), true);
         copy_async_commit();
         copy_async_wait<1>();

@@ -22,7 +22,7 @@ fn cuda_one_process_by_nccl() {
         return skipped(&format!("{error}: {TEST}"));
     }
     on_device(TEST, 1, "0", |group| {
-        of_dtype(Kind::Float, group);
+        of_dtype(Kind::Float, group, false);
         weights(group);
         nothing_waits(group);
     });
@@ -33,7 +33,7 @@ fn cuda_two_processes_share_a_device_by_gloo() {
     const TEST: &str = "cuda_two_processes_share_a_device_by_gloo";
     let Some(_alone) = alone(TEST) else { return };
     on_device(TEST, 2, "1", |group| {
-        of_dtype(Kind::Float, group);
+        of_dtype(Kind::Float, group, false);
         weights(group);
     });
 }

@@ -160,7 +160,7 @@ fn two_hosts() {
         let options = Options::from_env().unwrap();
         assert_eq!((options.local_size, options.size), (2, 4));
         let group = ProcessGroup::new(&options).unwrap();
-        of_dtype(Kind::Double, &group);
+        of_dtype(Kind::Double, &group, false);
         println!("\nall losses in process {}", group.rank());
         group.barrier().unwrap();
         return;
